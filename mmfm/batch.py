@@ -1,0 +1,55 @@
+"""What a step gets. For each modality only the items that exist, and `rows`: which sample each belongs to.
+
+A sample may lack any modality; a batch may hold none of one. `keep` is True where a value is real, everywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+NO_TEXT = -1
+
+
+class Tokens(NamedTuple):
+    """A padded sequence of vectors."""
+
+    x: Float[Tensor, "batch time width"]
+    keep: Bool[Tensor, "batch time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """The items of one modality, in rising order of `rows`.
+
+    x: images uint8 [n, channels, height, width]; audio float [n, samples] at the model's rate; text int64 [n, tokens],
+    ids of the tokenizer without marks. keep: [n, samples] or [n, tokens]; [n, 1] for images, which are never padded.
+    draws: uniform numbers in [0, 1) that decide this item's augmentation; None: no augmentation.
+    """
+
+    x: Tensor
+    keep: Bool[Tensor, "n time"]
+    rows: Int[Tensor, " n"]
+    draws: Float[Tensor, "n k"] | None = None
+
+    def to(self, device: torch.device) -> "Items":
+        draws = None if self.draws is None else self.draws.to(device)
+        return Items(x=self.x.to(device), keep=self.keep.to(device), rows=self.rows.to(device), draws=draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`size` samples. `same`: one number per sample, equal where the texts are equal, NO_TEXT where there is none."""
+
+    size: int
+    items: Mapping[str, Items]
+    same: Int[Tensor, " size"]
+    keys: tuple[str, ...] = field(default=())
+    texts: tuple[str | None, ...] = field(default=())
+
+    def to(self, device: torch.device) -> "Batch":
+        items = {name: item.to(device) for name, item in self.items.items()}
+        return replace(self, items=items, same=self.same.to(device))
