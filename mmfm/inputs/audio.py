@@ -1,0 +1,110 @@
+"""Sound: bytes of WAV, FLAC, OGG or MP3 at any rate -> mono float32 at the model's rate. libsndfile decodes.
+
+scipy's polyphase filter resamples: on clips of seconds it is far quicker than torchaudio's functional form.
+"""
+
+import functools
+import io
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float
+from scipy.signal import firwin, resample_poly
+from torch import Tensor
+
+from mmfm.config import UserError
+from mmfm.inputs import BadInput
+
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+RATES_HZ = (1_000, 384_000)
+PEAK = 65_536.0  # 16-bit integers stored as floats still pass; larger values overflow a power spectrum
+ZERO_CROSSINGS = 10  # of the filter, on either side
+STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write which cannot go back to correct them
+
+
+def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
+    """The mean of the channels, resampled to `rate_hz`; ceil(frames * rate_hz / own rate) samples.
+
+    Raises BadInput when `data` is no whole clip, lasts longer than `max_seconds` (by the header, before decoding), holds
+    no samples, or values that are not finite.
+    """
+    if not data:
+        raise BadInput("the sound is empty (0 bytes)")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_header(file, data, max_seconds)
+            own_hz, frames = file.samplerate, file.frames
+            wave = file.read(min(frames, math.ceil(max_seconds * own_hz)), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as why:
+        reason = " ".join(why.error_string.removeprefix("Error : ").split()).rstrip(".")
+        raise BadInput(f"no readable WAV, FLAC, OGG or MP3 sound ({reason}); it may be cut or damaged") from None
+    if len(wave) < frames:
+        raise BadInput(f"the sound is cut: {frames} samples announced, {len(wave)} there; copy it again")
+    _check_values(wave)
+    return torch.from_numpy(resample(wave.mean(axis=1), own_hz, rate_hz))
+
+
+def load_audio(path: str | Path, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
+    """`decode_audio` of a file of the user; every error names the file."""
+    try:
+        return decode_audio(Path(path).read_bytes(), rate_hz=rate_hz, max_seconds=max_seconds)
+    except BadInput as why:
+        raise BadInput(f"{path}: {why}") from None
+    except OSError as why:
+        raise UserError(f"{path}: {why.strerror}; give the path of a WAV, FLAC, OGG or MP3 file") from None
+
+
+def resample(wave: Float[np.ndarray, " n"], from_hz: int, to_hz: int) -> Float[np.ndarray, " m"]:
+    """Band-limited change of rate; m = ceil(n * to_hz / from_hz)."""
+    if from_hz == to_hz:
+        return np.ascontiguousarray(wave, dtype=np.float32)
+    common = math.gcd(from_hz, to_hz)
+    up, down = to_hz // common, from_hz // common
+    return resample_poly(wave, up, down, window=_low_pass(max(up, down))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _low_pass(ratio: int) -> Float[np.ndarray, " taps"]:
+    """The filter that resample_poly would design anew for each clip: a sinc under a Kaiser window."""
+    return firwin(2 * ZERO_CROSSINGS * ratio + 1, 1 / ratio, window=("kaiser", 5.0)).astype(np.float32)
+
+
+def _check_header(file: soundfile.SoundFile, data: bytes, max_seconds: float) -> None:
+    low, high = RATES_HZ
+    if file.format not in FORMATS:
+        raise BadInput(f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3")
+    if not low <= file.samplerate <= high:
+        raise BadInput(
+            f"the sound has {file.samplerate} samples per second, outside {low} to {high}; resample it first"
+        )
+    if file.frames > max_seconds * file.samplerate:
+        seconds = file.frames / file.samplerate
+        raise BadInput(f"the sound lasts {seconds:.2f} s, over max_seconds={max_seconds:g}; cut it or raise the limit")
+    if file.format in ("WAV", "WAVEX"):
+        _check_riff(data)
+    if file.frames == 0:
+        raise BadInput("the sound holds 0 samples; leave it out or record it again")
+
+
+def _check_riff(data: bytes) -> None:
+    """libsndfile reads a cut WAV to its end without a word, so the size of its data chunk is compared here."""
+    order, at = (">" if data[:4] == b"RIFX" else "<"), 12
+    while at + 8 <= len(data):
+        name, (size,) = data[at : at + 4], struct.unpack(order + "I", data[at + 4 : at + 8])
+        if name == b"data" and size not in STREAMED and at + 8 + size > len(data):
+            raise BadInput(
+                f"the WAV is cut: {size} bytes of sound announced, {len(data) - at - 8} there; copy it again"
+            )
+        if name == b"data":
+            return
+        at += 8 + size + size % 2
+
+
+def _check_values(wave: Float[np.ndarray, "frames channels"]) -> None:
+    peak = float(np.abs(wave).max())  # NaN where any value is
+    if not peak <= PEAK:
+        raise BadInput(f"the sound holds the value {peak:g}; samples must be finite numbers, usually within -1 and 1")

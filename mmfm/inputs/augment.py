@@ -1,0 +1,100 @@
+"""Random changes to training input as pure functions of (input, draws, settings): no state, no generator.
+
+Each item carries uniform numbers that depend on its position in the stream alone, so no worker, rank or restart can
+change what the model sees. Everything is batched and runs on the device.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mmfm.batch import Tokens
+from mmfm.config import Augment
+
+DRAWS = 64  # uniform numbers per item; the first eight are for the affine map or the spectrogram, the rest for the mesh
+MESH = (4, 6)  # control points of the elastic displacement, down and across
+
+
+def _spread(u: Tensor, size: float) -> Tensor:
+    """Uniform in [0, 1) -> uniform in [-size, size)."""
+    return (2 * u - 1) * size
+
+
+def _factor(u: Tensor, size: float) -> Tensor:
+    """Uniform in [0, 1) -> log-uniform in [1 / (1 + size), 1 + size)."""
+    return (1 + size) ** (2 * u - 1)
+
+
+def augment_images(
+    pixels: Float[Tensor, "n channels height width"], draws: Float[Tensor, "n k"], how: Augment
+) -> Float[Tensor, "n channels height width"]:
+    """Rotation, scale, shear, shift and a smooth elastic displacement in one resampling; then contrast.
+
+    Outside the picture is what its border is. Elastic distortions of handwriting: Simard et al., ICDAR 2003.
+    """
+    if not any((how.rotate_deg, how.scale, how.shear, how.shift, how.elastic, how.contrast)):
+        return pixels
+    height, width = pixels.shape[2:]
+    u, side = draws.to(pixels.dtype), min(height, width)
+    y, x = torch.meshgrid(_axis(height, pixels), _axis(width, pixels), indexing="ij")
+    angle = _spread(u[:, 0], how.rotate_deg * torch.pi / 180)[:, None, None]
+    x_scale, y_scale = (_factor(u[:, i], how.scale)[:, None, None] for i in (1, 2))
+    slant = _spread(u[:, 3], how.shear)[:, None, None]
+    x_shift, y_shift = (_spread(u[:, i], how.shift * side)[:, None, None] for i in (4, 5))
+    across = (angle.cos() * x - angle.sin() * y + slant * y) * x_scale + x_shift
+    down = (angle.sin() * x + angle.cos() * y) * y_scale + y_shift
+    points = _spread(u[:, 8 : 8 + 2 * MESH[0] * MESH[1]], how.elastic * side).view(len(u), 2, *MESH)
+    mesh = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
+    grid = torch.stack([(across + mesh[:, 0]) * 2 / width, (down + mesh[:, 1]) * 2 / height], dim=-1)
+    warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    gain = _factor(u[:, 6], how.contrast)[:, None, None, None]
+    return (((warped + 1) * gain) - 1).clamp(-1, 1)
+
+
+def _axis(size: int, like: Tensor) -> Tensor:
+    """Pixel centres, in pixels from the middle."""
+    return torch.arange(size, device=like.device, dtype=like.dtype) - (size - 1) / 2
+
+
+def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) -> Tokens:
+    """Speed, formants (VTLP, Jaitly and Hinton 2013), one masked run in time and one in frequency (SpecAugment, arXiv 1904.08779), noise."""
+    if not any((how.speed, how.formant, how.mask_frames, how.mask_bins, how.noise)):
+        return frames
+    u = draws.to(frames.x.dtype)
+    x, keep = _stretch(frames, _factor(u[:, 0], how.speed), _factor(u[:, 1], how.formant))
+    time, bins = torch.arange(x.shape[1], device=x.device), torch.arange(x.shape[2], device=x.device)
+    lengths = keep.sum(1)
+    hidden = (
+        _run(u[:, 2], u[:, 3], how.mask_frames, lengths, time)[:, :, None]
+        | _run(u[:, 4], u[:, 5], how.mask_bins, torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
+    )
+    x = x.masked_fill(hidden, 0.0)
+    # Box-Muller from draws would need as many numbers as cells; a hash of the cell's place and the item's draw is enough.
+    if how.noise:
+        seed = u[:, 6, None, None] * 1e4 + time[None, :, None] * 12.9898 + bins[None, None, :] * 78.233
+        x = x + how.noise * (2 * ((seed.sin() * 43758.5453).frac().abs()) - 1) * 1.732
+    return Tokens(x * keep.unsqueeze(-1), keep)
+
+
+def _stretch(frames: Tokens, speed: Float[Tensor, " n"], formant: Float[Tensor, " n"]) -> Tokens:
+    """Resample the spectrogram: `speed` > 1 is shorter, `formant` > 1 is a shorter vocal tract."""
+    count, bins = frames.x.shape[1:]
+    lengths = (frames.keep.sum(1) / speed).round().clamp(min=1).long()
+    longest = int(lengths.max())
+    at = torch.arange(longest, device=frames.x.device) * speed[:, None]
+    rows = torch.arange(bins, device=frames.x.device) / formant[:, None]
+    grid = torch.stack(
+        torch.broadcast_tensors(((rows + 0.5) * 2 / bins - 1)[:, None, :], ((at + 0.5) * 2 / count - 1)[:, :, None]),
+        dim=-1,
+    )
+    x = F.grid_sample(frames.x.unsqueeze(1), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    keep = torch.arange(longest, device=frames.x.device) < lengths[:, None]
+    return Tokens(x.squeeze(1), keep)
+
+
+def _run(u_length: Tensor, u_start: Tensor, longest: int, within: Tensor, places: Tensor) -> Bool[Tensor, "n places"]:
+    """A run of up to `longest` places, and of at most a third of what there is, somewhere inside."""
+    length = torch.minimum((u_length * (longest + 1)).floor(), within / 3)
+    start = (u_start * (within - length + 1)).floor()
+    return (places >= start[:, None]) & (places < (start + length)[:, None])

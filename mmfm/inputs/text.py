@@ -1,0 +1,93 @@
+"""Text <-> token ids, losslessly: every tokenizer made here works on UTF-8 bytes, so no string is unknown to it.
+
+"bytes" is the same machinery with no merges: 256 ids, each the value of a byte.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from mmfm.config import UserError, require
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Ids 0 to size - 1. Marks such as begin and end are no text: they belong to the vocabulary, not here."""
+
+    inner: tokenizers.Tokenizer
+
+    @property
+    def size(self) -> int:
+        return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of exactly this text. What looks like a special token in it is text too."""
+        whole = text.encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate, as JSON allows, becomes "?"
+        return self.inner.encode(whole, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of any ids at all: broken UTF-8 becomes U+FFFD, and ids that are none of ours are left out."""
+        size = self.size
+        return self.inner.decode([index for index in ids if 0 <= index < size], skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        """What `load_tokenizer` reads: a tokenizer.json of Hugging Face `tokenizers`."""
+        return self.inner.to_str(pretty=True)
+
+
+def load_tokenizer(spec: str | Path) -> Tokenizer:
+    """`"bytes"`, or the path of a tokenizer.json."""
+    if str(spec) == "bytes":
+        vocabulary = {character: byte for byte, character in enumerate(_characters())}
+        return _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+    try:
+        text = Path(spec).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as why:
+        reason = why.strerror if isinstance(why, OSError) else "it is not UTF-8"
+        raise UserError(f"tokenizer {str(spec)!r}: {reason}; give 'bytes' or the path of a tokenizer.json") from None
+    return parse_tokenizer(text, where=str(spec))
+
+
+def parse_tokenizer(text: str, where: str = "tokenizer.json") -> Tokenizer:
+    """The tokenizer that `to_json` wrote."""
+    try:
+        inner = tokenizers.Tokenizer.from_str(text)
+    except Exception as why:  # the Rust side raises bare Exception
+        raise UserError(f"{where} is no tokenizer.json ({' '.join(str(why).split())}); restore or rebuild it") from None
+    require(inner.get_vocab_size() > 0, f"{where} has an empty vocabulary; rebuild it")
+    return _plain(inner)
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte-pair merges learned from `texts`, never across words. The same texts give the same tokenizer."""
+    require(size >= 256, f"a tokenizer of {size} ids cannot hold the 256 bytes; ask for at least 256")
+    tokenizer = _byte_level(models.BPE())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
+    tokenizer.inner.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _byte_level(model: models.Model) -> Tokenizer:
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    return _plain(inner)
+
+
+def _plain(inner: tokenizers.Tokenizer) -> Tokenizer:
+    """Without what a foreign tokenizer.json may ask for: padding, truncation, special tokens recognised in text."""
+    inner.no_padding()
+    inner.no_truncation()
+    inner.encode_special_tokens = True
+    return Tokenizer(inner)
+
+
+def _characters() -> list[str]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2): its own, or one from 256 on."""
+    own = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in own else next(others)) for byte in range(256)]
