@@ -1,0 +1,178 @@
+"""The command line: parse first, import torch after. A mistake is one line and exit status 2; --debug shows the rest.
+
+Exit status: 0 done, 1 a fault of the program or the machine, 2 a mistake in the input, 130 interrupted, 141 no reader.
+"""
+
+import contextlib
+import difflib
+import errno
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import mmfm
+from mmfm.config import Run, UserError, require
+
+HELP = """\
+usage: mmfm COMMAND ...
+
+One model that reads and writes text, images and audio.
+
+  mmfm train CONFIG [--check] [--resume] [--force] [--optim.lr 3e-4 ...]
+  mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json]
+  mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT]
+  mmfm data numbers FOLDER
+  mmfm report RUN
+
+`mmfm COMMAND --help` lists the options of a command. --debug, anywhere, shows the traceback of an error.
+--version prints the version.
+"""
+
+WORDS = {
+    r"^Error parsing ": "",
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
+    r"could not convert string to float: (.*)": r"\1 is no number",
+    r"^Missing from ([\w ]+):": r"\1 needs",
+}  # tyro's and Python's words, and ours
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        run([word for word in words if word != "--debug"])
+        sys.stdout.flush()  # here a reader that has gone is noticed in time
+        return 0
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        return report(error)
+
+
+def run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+    elif words[0] == "--version":
+        print(f"mmfm {mmfm.__version__}")
+    else:
+        command(words)()
+
+
+def command(words: list[str]) -> Any:
+    """The command that the words ask for, ready to be called."""
+    from mmfm.commands import COMMANDS, Train
+
+    name, *rest = words
+    require(name in COMMANDS, f"there is no command {name!r}; there are {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
+    if COMMANDS[name] is not Train:
+        return parse(COMMANDS[name], rest, f"mmfm {name}")
+    from mmfm.check import read_run
+
+    if rest and rest[0] in ("-h", "--help"):
+        return parse(Train, rest, "mmfm train CONFIG", Train(run=Run(name="NAME")))
+    require(bool(rest) and not rest[0].startswith("-"), "mmfm train needs a configuration first: mmfm train CONFIG ...")
+    return parse(Train, rest[1:], f"mmfm train {rest[0]}", Train(run=read_run(rest[0])))
+
+
+def parse(kind: type, words: list[str], program: str, default: Any = None) -> Any:
+    """tyro's reading of the words, with its boxes of several lines turned into the house's one."""
+    import tyro
+
+    given = {} if default is None else {"default": default}
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
+    screen = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(screen):
+            value, unknown = tyro.cli(kind, prog=program, args=words, config=markers, return_unknown_args=True, **given)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        ours = next((error for error in causes(exit) if isinstance(error, UserError)), None)
+        raise ours or UserError(f"{sentence(screen.getvalue())}; see {program} --help") from exit
+    if unknown:
+        word, options = unknown[0], names(kind if default is None else default)
+        what = (
+            f"there is no option {word!r}{nearest(word, options)}" if word[0] == "-" else f"{word!r} is a word too many"
+        )
+        raise UserError(f"{what}; see {program} --help")
+    return value
+
+
+def names(owner: Any, prefix: str = "--") -> Iterator[str]:
+    """The options that tyro makes of a dataclass, or of an instance with all that it holds."""
+    for field in fields(owner):
+        name = prefix + field.name.replace("_", "-")
+        value = None if isinstance(owner, type) else getattr(owner, field.name)
+        parts = value if isinstance(value, tuple) else ()
+        if isinstance(value, Run):
+            yield from names(value)
+        elif is_dataclass(value):
+            yield from names(value, f"{name}.")
+        elif parts and is_dataclass(parts[0]):
+            for i, part in enumerate(parts):
+                yield from names(part, f"{name}.{i}.")
+        else:
+            yield name
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), list(known), n=3, cutoff=0.7)
+    return f"; the nearest are {', '.join(found)}" if found else ""
+
+
+def sentence(screen: str) -> str:
+    """What a box says above its first rule, without its deeper indented help, on one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", screen)
+    lines = [line.strip("│")[1:].rstrip() for line in plain.splitlines() if line.startswith("│")] or plain.splitlines()
+    rule = next((i for i, line in enumerate(lines) if line and not line.strip("─")), len(lines))
+    said = " ".join(" ".join(line for line in lines[:rule] if not line.startswith(" " * 8)).split())
+    for pattern, ours in WORDS.items():
+        said = re.sub(pattern, ours, said)
+    return said[:1].lower() + said[1:].rstrip(".")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def report(error: BaseException) -> int:
+    """Says in one line what went wrong, and returns the exit status."""
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # Lightning exits by SystemExit
+        return say("interrupted", 130)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else say(str(error.code), 1) if error.code else 0
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush would complain
+        return 141
+    if isinstance(error, UserError):
+        return say(str(error), 2)
+    if isinstance(error, OSError):
+        return say(trouble(error), 1)
+    return say(f"{type(error).__name__}: {error}; this is a fault of mmfm, --debug shows where", 1)
+
+
+def trouble(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"the disk is full{where}; free some space, then --resume continues from the last whole checkpoint"
+    return f"{error.strerror or error}{where}"
+
+
+def say(message: str, status: int) -> int:
+    """A worker process hands over an error as a whole traceback, of which only the last line is meant for people."""
+    last = message.strip().splitlines()[-1] if "Traceback (most recent call last)" in message else message
+    line = " ".join(re.sub(r"^[\w.]*(UserError|BadInput): ", "", last).split())
+    print(f"mmfm: {line}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

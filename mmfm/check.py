@@ -1,0 +1,185 @@
+"""What can be known of a run before torch is imported: its configuration, its samples, its folder.
+
+`mmfm train CONFIG --check` shows it and `mmfm train` refuses by it, so that a wrong path costs a second and not a
+minute. Standard library only.
+"""
+
+import dataclasses
+import runpy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfm.config import MODALITIES, Model, Run, Source, UserError, from_json, require
+from mmfm.data.shards import Shards, expand
+
+TARGETS = ("text",)  # images and audio need codes first
+
+
+def read_run(path: str | Path) -> Run:
+    """The run that a config file (Python: its `config()` is executed) or a saved run.json describes."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "run.json"
+    require(file.is_file(), f"no configuration at {path}; give a Python file with config() -> Run, or a saved run.json")
+    if file.suffix == ".json":
+        return from_json(file.read_text(encoding="utf-8"), str(file))
+    require(file.suffix == ".py", f"{path} is no configuration: it should end in .py or .json")
+    return _executed(file)
+
+
+def _executed(file: Path) -> Run:
+    try:
+        config = runpy.run_path(str(file)).get("config")
+        if not callable(config):
+            raise UserError(f"{file} has no function config(); it should define config() -> Run")
+        run = config()
+    except UserError:
+        raise
+    except Exception as why:  # whatever the user's code raises
+        raise UserError(f"{file} fails with {type(why).__name__}: {why}; --debug shows where") from why
+    if not isinstance(run, Run):
+        raise UserError(f"{file}: config() returned {type(run).__name__}, but should return mmfm.config.Run")
+    return run
+
+
+def task_parts(task: str) -> tuple[tuple[str, ...], str]:
+    """Sources and target of a generative task: "image,audio>text" gives (("image", "audio"), "text")."""
+    left, arrow, target = task.partition(">")
+    sources = tuple(left.split(",")) if left else ()
+    form = "write sources>target in quotes, such as 'image>text', 'image,audio>text' or '>text'"
+    require(arrow == ">", f"task {task!r} has no '>' and so no target; {form}")
+    for name in sources:
+        require(name in MODALITIES, f"task {task!r}: no modality called {name!r}; there are {', '.join(MODALITIES)}")
+    require(target in TARGETS, f"task {task!r}: cannot write {target!r}; targets are {', '.join(TARGETS)}; {form}")
+    require(len(set(sources)) == len(sources), f"task {task!r} names a source twice; name each once")
+    require(target not in sources, f"task {task!r} reads the very {target} that it should write; {form}")
+    return sources, target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A term of the loss: the sources that need a tower, and what a sample must hold to count."""
+
+    name: str
+    weight: float
+    sources: tuple[str, ...]
+    needs: frozenset[str]
+
+
+def objectives(run: Run) -> Iterator[Objective]:
+    for item in run.contrast:
+        yield Objective(name=item.name, weight=item.weight, sources=item.pair, needs=frozenset(item.pair))
+    for task in run.write:
+        sources, target = task_parts(task.task)
+        yield Objective(name=task.name, weight=task.weight, sources=sources, needs=frozenset((*sources, target)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What lies in the shards of one source: how many samples hold which modalities, of those that it provides."""
+
+    source: Source
+    shards: int
+    kinds: Counter[frozenset[str]]
+
+    @property
+    def samples(self) -> int:
+        return self.kinds.total()
+
+    def holding(self, needs: frozenset[str]) -> int:
+        """Samples that hold all of `needs`."""
+        return sum(count for kind, count in self.kinds.items() if needs <= kind)
+
+
+def look(source: Source) -> Found:
+    """Reads the headers of all shards. Raises UserError where a provided modality is in no sample."""
+    paths = expand(source.shards)
+    shards = Shards(paths)
+    provided = frozenset(source.provides)
+    kinds = Counter(frozenset(shards.modalities(i)) & provided for i in range(len(shards)))
+    found = Found(source=source, shards=len(paths), kinds=kinds)
+    for name in source.provides:
+        if not found.holding(frozenset((name,))):
+            raise UserError(f"none of {found.samples} samples of {source.shards} has {name}; remove it from `provides`")
+    return found
+
+
+def check(run: Run) -> list[Found]:
+    """What each training source holds. Raises UserError for the first thing without which the run could not train."""
+    wanted = list(objectives(run))
+    require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast` or `write`")
+    require(bool(run.data.train), f"run {run.name!r} has no training data; list sources in `data.train`")
+    for objective in wanted:
+        _check_towers(run.model, objective)
+    _check_tokenizer(run.model.tokenizer)
+    found = [look(source) for source in run.data.train]
+    for objective in wanted:
+        _check_samples(found, objective)
+    if run.data.val:
+        expand(run.data.val)
+    require(
+        bool(run.data.val) or not run.eval.every_steps,
+        f"eval.every_steps={run.eval.every_steps} needs samples to score: set data.val, or every_steps to 0",
+    )
+    return found
+
+
+def _check_towers(model: Model, objective: Objective) -> None:
+    for name in objective.sources:
+        present = getattr(model, name) is not None
+        require(present, f"{objective.name} reads {name}, but model.{name} is None; give the model a tower for it")
+
+
+def _check_tokenizer(spec: str) -> None:
+    holds = spec == "bytes" or Path(spec).is_file()
+    require(holds, f'model.tokenizer: there is no file {spec!r}; give a tokenizer.json, or "bytes"')
+
+
+def _check_samples(found: list[Found], objective: Objective) -> None:
+    names = " and ".join(sorted(objective.needs))
+    total = sum(item.samples for item in found)
+    require(
+        any(item.holding(objective.needs) for item in found),
+        f"{objective.name} needs samples that hold {names}, and none of {total} does; add a source, or drop it",
+    )
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; 0 where there is none."""
+    names = [path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def finished(run: Run, resume: bool) -> bool:
+    """Whether the run's folder already holds all of it. Raises UserError where training would destroy what is there."""
+    saved = run.folder / "run.json"
+    if not saved.exists():
+        return False
+    other = differing(run, read_run(saved))
+    require(
+        not other,
+        f"{run.folder} holds a run with another {other}; choose another --name, or --force to replace it",
+    )
+    step, steps = last_step(run.folder), run.optim.steps
+    require(
+        resume or step >= steps,
+        f"{run.folder} holds this run at step {step} of {steps}; --resume continues it, --force begins again",
+    )
+    return step >= steps
+
+
+def differing(run: Run, other: Run) -> str:
+    """The name of the first value, as on the command line, in which two runs differ; empty where they are equal."""
+    here, there = _flat(dataclasses.asdict(run)), _flat(dataclasses.asdict(other))
+    return next((name for name in here | there if here.get(name) != there.get(name)), "")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, tuple):
+        tree = {str(i): value for i, value in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}.{name}".lstrip(".")).items()}

@@ -1,0 +1,186 @@
+"""The commands: each is its options, as a dataclass, and what it does when called. Torch is imported by the call.
+
+What a field's docstring says is its line in `mmfm COMMAND --help`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mmfm.check import Found, check, finished, objectives, task_parts
+from mmfm.config import Run, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train the run that CONFIG describes: a Python file, whose config() is executed, or a saved run.json.
+
+    CONFIG comes first; the options after it change its values, such as --optim.lr 3e-4.
+    """
+
+    check: bool = False
+    """Read the configuration and the headers of the shards, say what would be trained, and stop."""
+    resume: bool = False
+    """Continue from the run's last checkpoint; a new run begins, a finished one is kept."""
+    force: bool = False
+    """Replace what the run's folder holds."""
+    run: Annotated[Run, tyro.conf.arg(name="")]
+
+    def __call__(self) -> None:
+        found = check(self.run)
+        if self.check:
+            show(self.run, found)
+            return
+        if not self.force and finished(self.run, self.resume):
+            print(f"{self.run.folder} is finished and kept; --force trains it again")
+            return
+        from mmfm.train import train
+
+        print(train(self.run, resume=self.resume, force=self.force))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a run on shards: zero-shot classes, retrieval, writing. Each --data is a split of its own."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart."""
+    data: tuple[str, ...]
+    """Folders of .tar shards, tars, globs or brace patterns."""
+    out: str = ""
+    """The file of the scores; RUN/results.json if empty."""
+    classes: str = ""
+    """A file with a class on each line; else classnames.txt beside the shards, else the distinct captions."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} for the class, averaged; else those of the run."""
+    batch: int = 0
+    """Samples at a time; 0: as in the run."""
+    limit: int = 0
+    """Score that many samples of each split, spread evenly; 0: all."""
+
+    def __call__(self) -> None:
+        from mmfm.evals.run import evaluate_run
+
+        evaluate_run(
+            self.run,
+            data=self.data,
+            out=self.out,
+            classes=self.classes,
+            templates=self.templates,
+            batch=self.batch,
+            limit=self.limit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Write the target of a task, such as 'image>text' or '>text'. Quote it: an unquoted > belongs to the shell."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart."""
+    task: tyro.conf.Positional[str]
+    """Sources > target."""
+    image: str = ""
+    """A .png, .jpg or .webp to read."""
+    audio: str = ""
+    """A .wav, .flac, .ogg or .mp3 to read."""
+    text: str = ""
+    """A text to read."""
+    max_tokens: int = 32
+    """Where to stop at the latest."""
+    temperature: float = 0.0
+    """0: always the likeliest token; 1: as the model believes."""
+    seed: int = 0
+    """Of the draws at a temperature above 0."""
+    n: int = 1
+    """How many to write, a line each."""
+
+    def __call__(self) -> None:
+        given = {name: value for name in ("image", "audio", "text") if (value := getattr(self, name))}
+        self._require(set(given))
+        import mmfm
+
+        model = mmfm.load(self.run)
+        for seed in range(self.seed, self.seed + self.n):
+            how = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed}
+            print(model.generate(self.task, **given, **how), flush=True)
+
+    def _require(self, given: set[str]) -> None:
+        sources = set(task_parts(self.task)[0])
+        for name in sorted(sources - given):
+            require(False, f"task {self.task!r} reads {name}, and none is given; add --{name}")
+        for name in sorted(given - sources):
+            require(False, f"task {self.task!r} does not read {name}; leave out --{name}, or name it in the task")
+        for name in sorted(given - {"text"}):
+            file = getattr(self, name)
+            require(Path(file).is_file(), f"--{name}: there is no file {file!r}; check the path")
+        require(self.max_tokens > 0, f"--max-tokens {self.max_tokens} must be greater than 0")
+        require(self.temperature >= 0, f"--temperature {self.temperature} must not be negative")
+        require(self.n > 0, f"--n {self.n} must be greater than 0")
+        require(
+            self.n == 1 or self.temperature > 0,
+            f"--n {self.n} would write one text {self.n} times; set --temperature",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Build a data set as WebDataset shards. `numbers`: written and spoken numbers, from what pip installed."""
+
+    name: tyro.conf.Positional[Literal["numbers"]]
+    """Which data set."""
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/numbers."""
+    seed: int = 0
+    """The same seed gives the same bytes."""
+
+    def __call__(self) -> None:
+        from mmfm.data import numbers
+
+        numbers.build(Path(self.folder), seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write RUN/report.html, one file that holds all it shows: curves, scores, pictures, sounds."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart."""
+
+    def __call__(self) -> None:
+        from mmfm.evals.report import write_report
+
+        print(write_report(Path(self.run)))
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "eval": Evaluate,
+    "generate": Generate,
+    "data": Data,
+    "report": Report,
+}
+
+
+def show(run: Run, found: list[Found]) -> None:
+    """The run at a glance, before it exists."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shares, batch = sum(source.share for source in run.data.train), run.data.batch
+    sources = Table("source", "shards", "samples", "provides", "in a batch", box=None, pad_edge=False)
+    for item in found:
+        share, provides = batch * item.source.share // shares, ", ".join(item.source.provides)
+        sources.add_row(item.source.shards, str(item.shards), f"{item.samples:,}", provides, f"{share} of {batch}")
+    goals = Table("objective", "weight", "samples that have it", box=None, pad_edge=False)
+    for goal in objectives(run):
+        goals.add_row(goal.name, f"{goal.weight:g}", f"{sum(item.holding(goal.needs) for item in found):,}")
+    samples = sum(item.samples for item in found)
+    drawn = (
+        f"{run.optim.steps:,} steps of {batch} samples: {run.optim.steps * batch / samples:.1f} times the {samples:,}"
+    )
+    console = Console(highlight=False)
+    for part in (sources, "", goals, "", drawn, f"writes to {run.folder}"):
+        console.print(part)
