@@ -3,8 +3,11 @@
 No rank, worker or restart can change what a position means. Letters: n samples of a source, k draws.
 """
 
+import functools
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,23 +35,28 @@ class Order:
         return source, self._sample(source, epoch, place)
 
     def _sample(self, source: int, epoch: int, place: int) -> int:
-        """Blocks in permuted order, each permuted inside; the last block may be short."""
-        n = self.sizes[source]
-        blocks = self._permutation(source, epoch, -1, -(-n // BLOCK))
-        ends = np.cumsum(np.minimum(n - blocks.astype(np.int64) * BLOCK, BLOCK))
-        slot = int(np.searchsorted(ends, place, side="right"))
-        block, length = int(blocks[slot]), int(np.diff(ends, prepend=0)[slot])
-        inside = self._permutation(source, epoch, block, length)
-        return block * BLOCK + int(inside[place - int(ends[slot]) + length])
+        """Blocks in permuted order, each permuted inside."""
+        blocks, ends = _blocks(self.seed, source, epoch, self.sizes[source])
+        slot = bisect_right(ends, place)
+        start = ends[slot - 1] if slot else 0
+        inside = self._permutation(source, epoch, blocks[slot], ends[slot] - start)
+        return blocks[slot] * BLOCK + int(inside[place - start])
 
     def _permutation(self, source: int, epoch: int, block: int, n: int) -> Int[np.ndarray, " n"]:
-        """Drawn once and kept while it is in use: two epochs of each source, their blocks and the order of these."""
+        """Drawn once and kept while it is in use: two epochs of each source meet in a batch, seldom more."""
         name = (source, epoch, block)
         if name not in self._recent:
-            if len(self._recent) >= 4 * len(self.sizes):
+            if len(self._recent) >= 3 * len(self.sizes):
                 self._recent.pop(next(iter(self._recent)))
             self._recent[name] = generator(self.seed, "order", *name).permutation(n).astype(np.int32)
         return self._recent[name]
+
+
+@functools.lru_cache(maxsize=256)
+def _blocks(seed: int, source: int, epoch: int, n: int) -> tuple[list[int], list[int]]:
+    """The order of this epoch's blocks, and where each ends in it; the last block of the source may be short."""
+    blocks = generator(seed, "blocks", source, epoch).permutation(-(-n // BLOCK)).tolist()
+    return blocks, list(accumulate(min(BLOCK, n - block * BLOCK) for block in blocks))
 
 
 def spread(shares: Sequence[int]) -> list[int]:

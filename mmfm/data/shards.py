@@ -1,23 +1,23 @@
-"""WebDataset tars, addressed instead of iterated: one pass over the headers, then any part of any sample is one `pread`.
+"""WebDataset tars, addressed instead of iterated: one pass over the headers, then each part of a sample is one `pread`.
 
-Python's `tarfile` takes a damaged header for the end of an archive, so a damaged shard only looks shorter. Here an
-archive is whole only if its end mark (two blocks of zeros) follows the last member. Standard library only.
+So any sample can come at any position of a stream. Standard library only: checking a run's data needs no torch.
 """
 
 import glob
 import json
 import os
 import re
-import tarfile
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError
+from mmfm.data.tar import members
 from mmfm.inputs import BadInput
 
 MODALITY = {
@@ -26,7 +26,6 @@ MODALITY = {
     "txt": "text",
 }
 EXTENSIONS = (*MODALITY, "json", "cls")  # all that is ever read; what else a shard holds is counted, not opened
-BLOCK = 512
 MAX_TEXT = 1 << 20  # bytes
 OPEN_FILES = 128
 FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
@@ -100,7 +99,7 @@ class Shards:
     def counts(self) -> list[int]:
         """Samples in each shard."""
         ends = [0, *self._shard_ends]
-        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        return [after - before for before, after in pairwise(ends)]
 
     def _shard(self, sample: int) -> int:
         if not 0 <= sample < len(self):
@@ -176,17 +175,17 @@ def text_of(sample: Sample) -> str | None:
 def index(path: Path, ignored: Counter[str]) -> dict[str, dict[str, tuple[int, int]]]:
     """{key: {extension: (offset, size)}} of one tar; what is not read is counted in `ignored`."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    for member in _members(path):
+    for member in members(path):
         key, extension = split_name(member.name)
-        if not key or extension not in EXTENSIONS or member.issparse() or not member.isreg():
-            ignored[extension if member.isreg() and not member.issparse() else "(no plain file)"] += 1
+        if not key or extension not in EXTENSIONS or not member.plain:
+            ignored[extension if member.plain else "(no plain file)"] += 1
             continue
         parts = samples.setdefault(key, {})
         kind = MODALITY.get(extension, extension)
         rival = next((name for name in parts if MODALITY.get(name, name) == kind), None)
         if rival is not None:
             raise UserError(f"{path}: {key} has both .{rival} and .{extension}; one {kind} per sample, remove one")
-        parts[extension] = (member.offset_data, member.size)
+        parts[extension] = (member.offset, member.size)
     if not samples:
         raise UserError(f"{path} has no sample with a part that can be read ({', '.join(EXTENSIONS)}); check the names")
     return samples
@@ -197,40 +196,6 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return (folder + slash + stem if stem else ""), extension.lower()
-
-
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """All members but folders, then proof that these were all."""
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                if tar.offset <= end:
-                    raise UserError(f"{path} is damaged at byte {member.offset}; copy or write it again")
-                end = tar.offset
-                tar.members.clear()  # tarfile would keep every header in memory
-                if not member.isdir():
-                    yield member
-    except (tarfile.TarError, EOFError) as why:
-        raise UserError(
-            f"{path} is no whole .tar: byte {end} on cannot be read ({why}); copy or write it again"
-        ) from None
-    except OSError as why:
-        raise UserError(f"{path}: {why.strerror}; {FORMS}") from None
-    _check_end(path, end)
-
-
-def _check_end(path: Path, end: int) -> None:
-    with path.open("rb") as file:
-        file.seek(end)
-        zeros = 0
-        while chunk := file.read(1 << 20):
-            if chunk.strip(b"\0"):
-                at = end + zeros
-                raise UserError(f"{path} is damaged at byte {at}: no member begins there; copy or write it again")
-            zeros += len(chunk)
-    if zeros < 2 * BLOCK:
-        raise UserError(f"{path} is cut at byte {end + zeros}: its end mark is missing; copy or write it again")
 
 
 def expand(spec: str) -> list[Path]:

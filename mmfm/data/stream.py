@@ -5,6 +5,8 @@ What a training batch holds depends on the run's plan and the batch's number alo
 
 import hashlib
 import json
+import signal
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +33,7 @@ PREFETCH = 4  # batches ready per worker
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One sample, decoded. `image` has the tower's size, `audio` its rate; None: the sample has none, or no tower reads it."""
+    """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it."""
 
     key: str
     image: UInt8[Tensor, "channels height width"] | None = None
@@ -61,7 +63,7 @@ def read_example(
 def collate(
     examples: Sequence[Example], tokenizer: Tokenizer, draws: Float[Tensor, "n modalities k"] | None = None
 ) -> Batch:
-    """Items in the order of `examples`, padded at the end to the longest. `draws` holds a row for each of MODALITIES."""
+    """Items in the order of `examples`, padded at the end to the longest. `draws` has a row for each of MODALITIES."""
     items = {}
     for at, name in enumerate(MODALITIES):
         rows = [row for row, example in enumerate(examples) if getattr(example, name) is not None]
@@ -116,7 +118,7 @@ def eval_batches(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Dataset):
-    """Batch number -> Batch, or the error that reading it gave: an error that crossed from a worker would be a traceback."""
+    """Batch number -> Batch, or the error of reading it: one raised in a worker would arrive as a traceback."""
 
     run: config.Run
     tokenizer: Tokenizer
@@ -174,7 +176,9 @@ class TrainStream:
 
     def _loader(self, numbers: range) -> DataLoader:
         workers = self.plan.run.data.workers
-        more = {"prefetch_factor": PREFETCH, "worker_init_fn": _one_thread} if workers else {}
+        more: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _no_interrupt} if workers else {}
+        if workers and sys.platform == "linux":
+            more["multiprocessing_context"] = "fork"  # shares the index; a fresh process would import torch first
         return DataLoader(self.plan, batch_size=None, sampler=numbers, num_workers=workers, **more)
 
     def fingerprint(self) -> str:
@@ -199,5 +203,6 @@ def open_source(source: config.Source) -> Shards:
     return shards
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)  # the ranks' processes fill the cores
+def _no_interrupt(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the main one should answer, and it ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

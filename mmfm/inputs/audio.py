@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import torch
 from jaxtyping import Float
-from scipy.signal import firwin, resample_poly
+from scipy.signal import resample_poly
 from torch import Tensor
 
 from mmfm.config import UserError
@@ -29,8 +29,8 @@ STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write which cannot
 def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
     """The mean of the channels, resampled to `rate_hz`; ceil(frames * rate_hz / own rate) samples.
 
-    Raises BadInput when `data` is no whole clip, lasts longer than `max_seconds` (by the header, before decoding), holds
-    no samples, or values that are not finite.
+    Raises BadInput when `data` is no whole clip, lasts longer than `max_seconds` (by its header, before decoding),
+    holds no samples, or holds values that are not finite.
     """
     if not data:
         raise BadInput("the sound is empty (0 bytes)")
@@ -45,7 +45,8 @@ def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tens
     if len(wave) < frames:
         raise BadInput(f"the sound is cut: {frames} samples announced, {len(wave)} there; copy it again")
     _check_values(wave)
-    return torch.from_numpy(resample(wave.mean(axis=1), own_hz, rate_hz))
+    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
+    return torch.from_numpy(resample(mono, own_hz, rate_hz))
 
 
 def load_audio(path: str | Path, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
@@ -69,8 +70,10 @@ def resample(wave: Float[np.ndarray, " n"], from_hz: int, to_hz: int) -> Float[n
 
 @functools.lru_cache(maxsize=16)
 def _low_pass(ratio: int) -> Float[np.ndarray, " taps"]:
-    """The filter that resample_poly would design anew for each clip: a sinc under a Kaiser window."""
-    return firwin(2 * ZERO_CROSSINGS * ratio + 1, 1 / ratio, window=("kaiser", 5.0)).astype(np.float32)
+    """The filter that resample_poly would design anew for each clip: a sinc under a Kaiser window, of sum 1."""
+    side = ZERO_CROSSINGS * ratio
+    taps = np.sinc(np.arange(-side, side + 1) / ratio) * np.kaiser(2 * side + 1, 5.0)
+    return (taps / taps.sum()).astype(np.float32)
 
 
 def _check_header(file: soundfile.SoundFile, data: bytes, max_seconds: float) -> None:
