@@ -39,6 +39,7 @@ class Vit:
     width_px: int = 224
     patch_px: int = 16
     channels: int = 3
+    stem: Literal["patch", "conv"] = "patch"  # "conv": two or more strided convolutions (arXiv 2106.14881)
     width: int = 384
     depth: int = 12
     heads: int = 6
@@ -48,6 +49,8 @@ class Vit:
         for side in (self.height_px, self.width_px):
             require(side % self.patch_px == 0, f"Vit: a side of {side} px is no multiple of patch_px={self.patch_px}")
         require(self.width % self.heads == 0, f"Vit: width={self.width} is no multiple of heads={self.heads}")
+        power = self.patch_px & (self.patch_px - 1) == 0 and self.patch_px > 1
+        require(self.stem == "patch" or power, f"Vit: a conv stem needs patch_px={self.patch_px} to be a power of 2")
 
     @property
     def tokens(self) -> int:
@@ -119,8 +122,13 @@ class Trunk:
     def __post_init__(self) -> None:
         _positive(self, "width", "depth", "heads", "kv_heads", "mlp_ratio")
         require(self.width % self.heads == 0, f"Trunk: width={self.width} is no multiple of heads={self.heads}")
-        require(self.width // self.heads % 2 == 0, f"Trunk: rotary positions need an even width per head, not {self.width // self.heads}")
-        require(self.heads % self.kv_heads == 0, f"Trunk: heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+        require(
+            self.width // self.heads % 2 == 0,
+            f"Trunk: rotary positions need an even width per head, not {self.width // self.heads}",
+        )
+        require(
+            self.heads % self.kv_heads == 0, f"Trunk: heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +252,10 @@ class Optim:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "lr", "clip_norm")
-        require(0 <= self.warmup_steps < self.steps, f"Optim.warmup_steps={self.warmup_steps} must be below steps={self.steps}")
+        require(
+            0 <= self.warmup_steps < self.steps,
+            f"Optim.warmup_steps={self.warmup_steps} must be below steps={self.steps}",
+        )
         require(0 <= self.lr_floor <= 1, f"Optim.lr_floor={self.lr_floor} must be between 0 and 1")
 
 

@@ -1,0 +1,220 @@
+"""Checkpoints as folders of safetensors and strict JSON: written whole or not at all, verified when read.
+
+    checkpoints/step-00000500/  model.safetensors  train.safetensors  train.json  run.json  tokenizer.json  manifest.json
+
+`manifest.json` holds size and CRC-32 of the others and is written last, in a temporary folder that is then renamed.
+Nothing is ever unpickled.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mmfm.config import Run, UserError, from_json, to_json
+from mmfm.inputs.text import Tokenizer, parse_tokenizer
+from mmfm.interface import Interface
+from mmfm.model import build
+
+Tree = Any
+MODEL, TRAIN, STATE, RUN, TOKENIZER, MANIFEST = (
+    "model.safetensors",
+    "train.safetensors",
+    "train.json",
+    "run.json",
+    "tokenizer.json",
+    "manifest.json",
+)
+
+
+def split(tree: Tree, path: str = "") -> tuple[Tree, dict[str, Tensor]]:
+    """A tree of dicts, lists, numbers, strings and tensors as JSON and named tensors; the inverse of `join`."""
+    if isinstance(tree, Tensor):
+        return {"tensor": path}, {path: tree.detach().cpu().contiguous()}
+    if isinstance(tree, Mapping):
+        parts = [(key, *split(value, f"{path}/{key}")) for key, value in tree.items()]
+        return {"map": [[key, value] for key, value, _ in parts]}, _merge([found for *_, found in parts])
+    if isinstance(tree, list | tuple):
+        pairs = [split(value, f"{path}/{i}") for i, value in enumerate(tree)]
+        return {"list": [value for value, _ in pairs]}, _merge([found for _, found in pairs])
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": tree}, {}
+    raise TypeError(f"{path}: a {type(tree).__name__} cannot be kept in a checkpoint")
+
+
+def join(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
+    ((kind, value),) = tree.items()
+    match kind:
+        case "tensor":
+            return tensors[value]
+        case "map":
+            return {key: join(part, tensors) for key, part in value}
+        case "list":
+            return [join(part, tensors) for part in value]
+        case _:
+            return value
+
+
+def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """All bytes on the disk, or an error."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """The new content or the old, never a part: temporary file beside it, then a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_file(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def folder_of(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def steps_of(run_folder: Path) -> list[int]:
+    """Steps that have a checkpoint folder, rising; whether they are whole is seen when they are read."""
+    names = [path.name for path in (run_folder / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d{8,})", name)))
+
+
+def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Mapping[str, Tensor], train: Tree) -> Path:
+    """Write one checkpoint. On failure what was written is removed, and the UserError names the last good one."""
+    final = folder_of(run_folder, step)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    tree, tensors = split(train)
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        files = {
+            MODEL: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
+            TRAIN: save_tensors(tensors),
+            STATE: json.dumps(tree, allow_nan=False).encode(),
+            RUN: to_json(run).encode(),
+            TOKENIZER: tokenizer.to_json().encode(),
+        }
+        for name, data in files.items():
+            write_file(temporary / name, data)
+        manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
+        write_file(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=2).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _sync_folder(final.parent)
+    except OSError as why:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _not_saved(why, final, run_folder) from why
+    return final
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _not_saved(why: OSError, final: Path, run_folder: Path) -> UserError:
+    kept = steps_of(run_folder)
+    last = f"the last good checkpoint is {folder_of(run_folder, kept[-1])}" if kept else "there is no earlier one"
+    remedy = "free some space" if why.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "mend that"
+    return UserError(f"could not save {final} ({why.strerror or why}); {last}; {remedy} and run again with --resume")
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints."""
+    for step in steps_of(run_folder)[:-keep]:
+        shutil.rmtree(folder_of(run_folder, step))
+
+
+def read_verified(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint. A cut, changed or missing one is a UserError that names it."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())["files"]
+        files = {name: (folder / name).read_bytes() for name in manifest}
+    except (OSError, ValueError, KeyError, TypeError) as why:
+        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
+    for name, data in files.items():
+        if {"bytes": len(data), "crc32": zlib.crc32(data)} != manifest[name]:
+            raise UserError(
+                f"{folder / name} is damaged: {len(data)} bytes where {manifest[name]['bytes']} were written, or changed ones; "
+                "choose another step or train again"
+            )
+    return files
+
+
+def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
+    """The newest checkpoint that verifies."""
+    problems = []
+    for step in reversed(steps_of(run_folder)):
+        try:
+            return step, read_verified(folder_of(run_folder, step))
+        except UserError as why:
+            problems.append(str(why))
+    if problems:
+        raise UserError(problems[0])
+    raise UserError(f"{run_folder} has no checkpoint; train it first, for example: mmfm train configs/quickstart.py")
+
+
+def load_train(files: Mapping[str, bytes]) -> Tree:
+    """What `save` was given as `train`."""
+    return join(json.loads(files[STATE]), load_tensors(files[TRAIN]))
+
+
+def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
+    """Weights into the module; another configuration's weights are a UserError that names the first difference."""
+    try:
+        found = load_tensors(files[MODEL])
+    except SafetensorError as why:
+        raise UserError(f"{where}/{MODEL} cannot be read ({why}); choose another step or train again") from None
+    wanted = model.state_dict()
+    for name in (*wanted, *found):
+        here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
+        if here != there:
+            raise UserError(
+                f"{where} is of another configuration: {name} has shape {there} there and {here} in this model; "
+                "use the run.json beside the weights"
+            )
+    model.load_state_dict(found, strict=True)
+
+
+def load_model(run: str | Path, step: int | None = None, device: str | torch.device = "cpu") -> Interface:
+    """The model of a run's folder, or of one checkpoint's, in evaluation mode."""
+    folder = Path(run)
+    if (folder / MANIFEST).is_file():
+        files, where = read_verified(folder), folder
+    else:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is no folder of a run; give one that mmfm train has written, such as runs/quickstart"
+            )
+        if step is None:
+            step, files = newest_whole(folder)
+        else:
+            files = read_verified(folder_of(folder, step))
+        where = folder_of(folder, step)
+    cfg = from_json(files[RUN].decode(), str(where / RUN))
+    tokenizer = parse_tokenizer(files[TOKENIZER].decode(), str(where / TOKENIZER))
+    core = build(cfg.model, tokenizer.size, cfg.contrast)
+    load_weights(files, core, str(where))
+    return Interface(core.to(device).eval(), cfg, tokenizer).eval()

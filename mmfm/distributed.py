@@ -1,0 +1,71 @@
+"""How ranks are joined: the only file that talks to torch.distributed.
+
+Losses take a `Ranks`. Alone it is the identity, so the single-process test is the whole truth. Joined, every rank
+enters every collective whatever it holds, an empty share included.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    rank: int
+    size: int
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows of all ranks, in the order of ranks; gradients flow back to their owners. Counts may differ."""
+        ...
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over ranks, without gradient."""
+        ...
+
+
+class Alone:
+    rank, size = 0, 1
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def total(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+class Joined:
+    """Ranks of a process group. It should not be the group of DDP: its all-reduces run at the same time as ours."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def gather(self, x: Tensor) -> Tensor:
+        counts = self._counts(len(x), x.device)
+        longest = max(max(counts), 1)  # a collective of zero rows would have no gradient to run
+        padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+        if x.is_floating_point():
+            parts = dist_nn.all_gather(padded, group=self.group)
+        else:
+            parts = [torch.empty_like(padded) for _ in counts]
+            dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def total(self, x: Tensor) -> Tensor:
+        out = x.detach().clone()
+        dist.all_reduce(out, group=self.group)
+        return out
+
+    def _counts(self, count: int, device: torch.device) -> list[int]:
+        parts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(parts, torch.tensor([count], device=device), group=self.group)
+        return [int(part) for part in parts]
+
+
+def joined_if_many() -> Ranks:
+    """The ranks of this run, over a process group of their own."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return Joined(dist.new_group())
+    return Alone()

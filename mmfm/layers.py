@@ -1,0 +1,139 @@
+"""The parts that every tower and the trunk are built from. Mathematics is pure; modules only hold parameters.
+
+Masks say where a key may be seen: True = seen. `keep` is True where a token is real.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+KeyMask = Bool[Tensor, "batch 1 #query key"]
+
+
+def key_mask(keep: Bool[Tensor, "batch time"]) -> KeyMask:
+    """Everything real is seen by everyone."""
+    return keep[:, None, None, :]
+
+
+def rotary(
+    positions: Int[Tensor, "batch time"], dim: int, base: float = 10_000.0
+) -> tuple[Float[Tensor, "batch 1 time half"], Float[Tensor, "batch 1 time half"]]:
+    """Cosine and sine of RoPE (arXiv 2104.09864, eq. 15), for the halves of a head of size `dim`."""
+    rates = base ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    angle = positions[:, None, :, None].float() * rates
+    return angle.cos(), angle.sin()
+
+
+def rotate(
+    x: Float[Tensor, "batch heads time dim"],
+    turn: tuple[Float[Tensor, "batch 1 time half"], Float[Tensor, "batch 1 time half"]],
+) -> Float[Tensor, "batch heads time dim"]:
+    """Turn each pair (x_i, x_{i + dim/2}) by the angle of its position (the half-split layout of Llama)."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a fused projection; fewer key heads than query heads is grouped-query attention."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = heads, kv_heads or heads, width // heads
+        self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.dim, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self, x, mask: KeyMask | None = None, turn=None, cache: "LayerCache | None" = None, causal: bool = False
+    ):
+        """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added."""
+        batch, time, width = x.shape
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = self.qkv(x).view(batch, time, -1, self.dim).transpose(1, 2).split(sizes, dim=1)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
+        )
+        return self.proj(out.transpose(1, 2).reshape(batch, time, width))
+
+
+class LayerCache:
+    """The keys and values of one layer so far."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Swiglu(nn.Module):
+    """Gated MLP with SiLU (arXiv 2002.05202), without biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. `norm`, `attention` and `mlp` are passed in; `dropout` acts on both branches."""
+
+    def __init__(self, norms: tuple[nn.Module, nn.Module], attn: Attention, mlp: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.norm2 = norms
+        self.attn, self.mlp, self.dropout = attn, mlp, nn.Dropout(dropout)
+
+    def forward(self, x, mask: KeyMask | None = None, turn=None, cache: LayerCache | None = None, causal: bool = False):
+        x = x + self.dropout(self.attn(self.norm1(x), mask, turn, cache, causal))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+def encoder_block(width: int, heads: int, dropout: float = 0.0) -> Block:
+    """The block of ViT, CLIP and BERT-like towers: LayerNorm, biases, GELU, four times as wide inside."""
+    norms = (nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6))
+    return Block(norms, Attention(width, heads), Mlp(width, 4 * width), dropout)
+
+
+def decoder_block(width: int, heads: int, kv_heads: int, hidden: int, dropout: float = 0.0) -> Block:
+    """The block of Llama: RMSNorm, no biases, SwiGLU, grouped-query attention."""
+    norms = (nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6))
+    return Block(norms, Attention(width, heads, kv_heads, bias=False), Swiglu(width, hidden), dropout)
+
+
+def positions_of(keep: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """0, 1, 2, ... over the real tokens only, so that padding moves nothing."""
+    return (keep.long().cumsum(1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module) -> None:
+    """Normal weights of deviation 0.02 in linear and embedding tables, zero biases; the rest keeps its own start."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

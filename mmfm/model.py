@@ -1,0 +1,111 @@
+"""Towers, connectors, one trunk, one vocabulary, heads. `build` is the only way from a configuration to a module.
+
+image -> tower -> connector -> [i i i i pool] --+
+                                                +-> trunk -> pool -> head -> embedding   (contrast)
+text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits             (write)
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.batch import Items, Tokens
+from mmfm.inputs.augment import augment_frames, augment_images
+from mmfm.layers import initialise
+from mmfm.losses import START
+from mmfm.towers.conformer import AudioConformer
+from mmfm.towers.text import TextTransformer
+from mmfm.towers.vit import VisionTransformer, normalise
+from mmfm.trunk import Segment, UnifiedTransformer
+from mmfm.vocabulary import Vocabulary
+
+
+class UnifiedModel(nn.Module):
+    """One model of all modalities. Its methods give the pieces of a pass; `tasks.read` puts them together."""
+
+    def __init__(
+        self,
+        towers: dict[str, nn.Module],
+        trunk: UnifiedTransformer,
+        vocabulary: Vocabulary,
+        embed_dim: int,
+        contrast: Sequence[config.Contrast] = (),
+        augment: config.Augment | None = None,
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
+        self.towers, self.trunk = nn.ModuleDict(towers), trunk
+        self.connectors = nn.ModuleDict({name: nn.Linear(int(t.width), trunk.width) for name, t in towers.items()})
+        self.pools = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(trunk.width)) for name in towers})
+        self.heads = nn.ModuleDict({name: nn.Linear(trunk.width, embed_dim, bias=False) for name in towers})
+        self.embedding = nn.Embedding(vocabulary.size, trunk.width)
+        start = {item.name: START[item.loss] for item in contrast}
+        self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[0]).log()) for k, v in start.items()})
+        self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def scale(self, pair: str) -> Float[Tensor, ""]:
+        """The learned inverse temperature of a pair, at most 100 (CLIP, arXiv 2103.00020, section 2.5)."""
+        return self.log_scales[pair].exp().clamp(max=100)
+
+    def tokens(self, modality: str, items: Items) -> Tokens:
+        """The tower's tokens for these items, augmented where they carry draws."""
+        tower = self.towers[modality]
+        if modality == "image":
+            pixels = normalise(items.x, self.dtype)
+            return tower(pixels if items.draws is None else augment_images(pixels, items.draws, self.augment))
+        if modality == "audio":
+            assert isinstance(tower, AudioConformer)
+            frames = tower.mel(items.x.to(self.dtype), items.keep)
+            return tower(frames if items.draws is None else augment_frames(frames, items.draws, self.augment))
+        return tower(items.x, items.keep)
+
+    def source(self, modality: str, items: Items) -> Segment:
+        """The source segment of these items: the tower's tokens in the trunk's width, and the pool token."""
+        x, keep = self.tokens(modality, items)
+        pool = self.pools[modality].expand(len(x), 1, -1)
+        return Segment(Tokens(torch.cat([self.connectors[modality](x), pool], 1), F.pad(keep, (0, 1), value=True)))
+
+    def target(self, shared: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"]) -> Segment:
+        """The target segment of these ids of the vocabulary."""
+        return Segment(Tokens(self.embedding(shared), keep), causal=True)
+
+    def head(self, modality: str, states: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch dim"]:
+        """The unit embedding at a source's pool token, its last place."""
+        return F.normalize(self.heads[modality](states[:, -1]).float(), dim=-1).to(self.dtype)
+
+    def logits(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocabulary"]:
+        """Scores over the whole vocabulary; the table of the input is that of the output."""
+        return F.linear(states, self.embedding.weight)
+
+
+def build(
+    cfg: config.Model,
+    text_size: int,
+    contrast: Sequence[config.Contrast] = (),
+    augment: config.Augment | None = None,
+) -> UnifiedModel:
+    """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
+    vocabulary = Vocabulary(text=text_size, image=cfg.image_codes, audio=cfg.audio_codes)
+    towers: dict[str, nn.Module] = {}
+    if cfg.image is not None:
+        towers["image"] = VisionTransformer(cfg.image, cfg.dropout)
+    if cfg.audio is not None:
+        towers["audio"] = AudioConformer(cfg.audio, cfg.dropout)
+    if cfg.text is not None:
+        towers["text"] = TextTransformer(cfg.text, text_size, cfg.dropout)
+    trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
+    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment)
+    initialise(model)
+    return model

@@ -1,0 +1,132 @@
+"""What Lightning needs: a thin module that asks the objectives and sums them, the data with its one integer of state,
+and a checkpoint plug-in that keeps Lightning's own state as safetensors and JSON.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from mmfm import checkpoint as checkpoints
+from mmfm.batch import Batch
+from mmfm.config import Run, UserError
+from mmfm.data.stream import TrainStream
+from mmfm.distributed import joined_if_many
+from mmfm.inputs.text import Tokenizer
+from mmfm.model import UnifiedModel
+from mmfm.objectives import Objectives
+from mmfm.optim import adamw, warm_cosine
+
+PREFIX = "objectives.model."
+MOST_BAD_STEPS = 10
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What the step's dropout is drawn from."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class JointModule(L.LightningModule):
+    def __init__(self, run: Run, model: UnifiedModel) -> None:
+        super().__init__()
+        self.run, self.objectives = run, Objectives(model, run)
+        self.bad_steps = 0
+        self.grad_norm = 0.0
+
+    def setup(self, stage: str) -> None:
+        self.objectives.ranks = joined_if_many()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.objectives(batch)
+
+    def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
+        torch.manual_seed(step_seed(self.run.seed, self.global_step, self.global_rank))
+        losses = self.objectives(batch)
+        return {"loss": self.objectives.total(losses), "losses": {k: v.detach() for k, v in losses.items()}}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optim = self.run.optim
+        optimizer = adamw(self.objectives, optim)
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: warm_cosine(step, warmup=optim.warmup_steps, total=optim.steps, floor=optim.lr_floor),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.clip_norm)
+        self.grad_norm = float(norm)
+        if np.isfinite(self.grad_norm):
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        for parameter in self.parameters():
+            parameter.grad = None
+        if self.bad_steps >= MOST_BAD_STEPS:
+            raise UserError(
+                f"the gradient was not finite {self.bad_steps} steps in a row, by step {self.global_step}; "
+                "lower optim.lr and run again with --resume, from the last good checkpoint"
+            )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+
+class StreamData(L.LightningDataModule):
+    """The training stream. Its state is one integer, and a fingerprint of what that integer counts."""
+
+    def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.run, self.tokenizer = run, tokenizer
+        self.stream: TrainStream | None = None
+        self.start = 0
+
+    def open(self) -> TrainStream:
+        if self.stream is None:
+            rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+            self.stream = TrainStream(self.run, self.tokenizer, rank=rank, world=world, start=self.start)
+        return self.stream
+
+    def train_dataloader(self) -> TrainStream:
+        return self.open()
+
+    def state_dict(self) -> dict[str, Any]:
+        stream = self.open()
+        return {"consumed": stream.consumed, "fingerprint": stream.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        stream = self.open()
+        if state_dict["fingerprint"] != stream.fingerprint():
+            raise UserError(
+                f"the shards, seed, shares or batch of {self.run.name} are not those it was trained on so far; "
+                "restore them, or start anew with --force"
+            )
+        stream.consumed = self.start = state_dict["consumed"]
+
+
+class FolderCheckpoints(CheckpointIO):
+    """Lightning asks for checkpoints; `mmfm.checkpoint` writes and verifies them."""
+
+    def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
+        self.run, self.tokenizer = run, tokenizer
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
+        weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+        checkpoints.save(self.run.folder, checkpoint["global_step"], self.run, self.tokenizer, weights, rest)
+        checkpoints.prune(self.run.folder, self.run.keep_checkpoints)
+
+    def load_checkpoint(self, path: str | Path, map_location: Callable | None = None, **_: Any) -> dict[str, Any]:
+        files = checkpoints.read_verified(Path(path))
+        state = checkpoints.load_train(files)
+        weights = checkpoints.load_tensors(files[checkpoints.MODEL])
+        return state | {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}}
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        raise NotImplementedError("old checkpoints are pruned when a new one is whole")

@@ -1,0 +1,84 @@
+"""The losses of one step, by name: one pass per task, and what each pass gives goes to contrast and to writing alike."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmfm.batch import Batch
+from mmfm.config import Contrast, Run, Write
+from mmfm.distributed import Alone, Ranks
+from mmfm.losses import CONTRAST, token_cross_entropy
+from mmfm.model import UnifiedModel
+from mmfm.tasks import PLANS, Reading, Task, check_towers, parse, read
+
+ALONE = Alone()
+Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
+
+
+class Objectives(nn.Module):
+    """`forward(batch)` gives each objective's share of its loss, unweighted; the shares of all ranks add up.
+
+    It owns the model, so that DistributedDataParallel sees every parameter through one forward.
+    """
+
+    def __init__(self, model: UnifiedModel, run: Run, ranks: Ranks = ALONE) -> None:
+        super().__init__()
+        self.model, self.ranks = model, ranks
+        self.contrast, self.write = run.contrast, run.write
+        self.weights = {item.name: item.weight for item in (*run.contrast, *run.write)}
+        self.plan = PLANS[run.passes]([item.pair for item in run.contrast], [parse(item.task) for item in run.write])
+        for task in self.plan:
+            check_towers(task, list(model.towers))
+
+    def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        readings = {task: read(self.model, task, batch) for task in self.plan}
+        with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
+            embedded = self._embedded(readings)
+            losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
+            return losses | {item.name: self._write(item, readings[parse(item.task)]) for item in self.write}
+
+    def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times.
+
+        The last term is zero: a rank whose share of the batch is empty still has a gradient to reduce.
+        """
+        share = sum(self.weights[name] * loss for name, loss in losses.items())
+        return share * self.ranks.size + 0 * self.model.trunk.norm.weight.sum()
+
+    def _embedded(self, readings: Mapping[Task, Reading | None]) -> dict[str, Embedded]:
+        """Embeddings by modality, from the first pass that read it as its only source."""
+        found: dict[str, Embedded] = {}
+        for task, reading in readings.items():
+            if len(task.sources) == 1 and task.sources[0] not in found:
+                found[task.sources[0]] = self._nothing() if reading is None else (reading.embedding, reading.rows)
+        return found
+
+    def _nothing(self) -> Embedded:
+        # A leaf that wants a gradient: the backward of the gather is a collective, and every rank must enter it.
+        z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
+        return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
+
+    def _contrast(self, item: Contrast, embedded: Mapping[str, Embedded], batch: Batch) -> Float[Tensor, ""]:
+        (a, a_rows), (b, b_rows) = (embedded[name] for name in item.pair)
+        a, b, rows = a[torch.isin(a_rows, b_rows)], b[torch.isin(b_rows, a_rows)], a_rows[torch.isin(a_rows, b_rows)]
+        same = identity(batch)[rows]
+        scale, bias = self.model.scale(item.name), self.model.biases[item.name]
+        return CONTRAST[item.loss](a, b, same, scale, bias, self.ranks)
+
+    def _write(self, item: Write, reading: Reading | None) -> Float[Tensor, ""]:
+        if reading is None:
+            states, labels = (
+                self.model.embedding.weight[:0],
+                torch.zeros(0, dtype=torch.int64, device=self.model.device),
+            )
+        else:
+            states, labels = reading.states, reading.labels
+        return token_cross_entropy(self.model.logits(states).float().to(self.model.dtype), labels, self.ranks)
+
+
+def identity(batch: Batch) -> Int[Tensor, " size"]:
+    """Equal where two samples carry the same text; a sample without text is like none but itself."""
+    own = -2 - torch.arange(batch.size, device=batch.same.device)
+    return torch.where(batch.same >= 0, batch.same, own)
