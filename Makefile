@@ -14,7 +14,7 @@ RUN := runs/quickstart
 quickstart: $(INSTALLED)
 	$(BIN)/mmfm data numbers $(NUMBERS)
 	$(BIN)/mmfm train configs/quickstart.py --resume
-	$(BIN)/mmfm eval $(RUN) --data $(NUMBERS)/val $(NUMBERS)/test $(NUMBERS)/test-unseen
+	$(BIN)/mmfm eval $(RUN)
 	@$(BIN)/mmfm report $(RUN)
 
 test: $(INSTALLED)

@@ -86,9 +86,10 @@ def parse(kind: type, words: list[str], program: str, default: Any = None) -> An
 
     given = {} if default is None else {"default": default}
     markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
-    screen = io.StringIO()
+    screen = io.StringIO()  # has no encoding: what is drawn there is plain, whatever the terminal
+    shown = sys.stdout if {"-h", "--help"} & set(words) else screen
     try:
-        with contextlib.redirect_stderr(screen):
+        with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(shown):
             value, unknown = tyro.cli(kind, prog=program, args=words, config=markers, return_unknown_args=True, **given)
     except SystemExit as exit:
         if not exit.code:
@@ -127,19 +128,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def sentence(screen: str) -> str:
-    """What a box says above its first rule, without its deeper indented help, on one line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", screen)
-    lines = [line.strip("│")[1:].rstrip() for line in plain.splitlines() if line.startswith("│")] or plain.splitlines()
-    rule = next((i for i, line in enumerate(lines) if line and not line.strip("─")), len(lines))
-    said = " ".join(" ".join(line for line in lines[:rule] if not line.startswith(" " * 8)).split())
+    """What a box says between its first two rules, without the deeper indented help, on one line."""
+    parts = re.split(r"^ *-{8,} *$", screen, flags=re.MULTILINE)
+    told = [line for line in parts[len(parts) > 1].splitlines() if not line.startswith(" " * 10)]
+    said = " ".join(" ".join(told).split())
     for pattern, ours in WORDS.items():
         said = re.sub(pattern, ours, said)
     return said[:1].lower() + said[1:].rstrip(".")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    """The error, what it was raised from, and so on."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

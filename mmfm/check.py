@@ -4,15 +4,13 @@
 minute. Standard library only.
 """
 
-import dataclasses
 import runpy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mmfm.config import MODALITIES, Model, Run, Source, UserError, from_json, require
+from mmfm.config import MODALITIES, Model, Run, Source, UserError, from_json, require, to_json
 from mmfm.data.shards import Shards, expand
 
 TARGETS = ("text",)  # images and audio need codes first
@@ -147,39 +145,9 @@ def _check_samples(found: list[Found], objective: Objective) -> None:
     )
 
 
-def last_step(folder: Path) -> int:
-    """The step of the newest checkpoint in a run's folder; 0 where there is none."""
-    names = [path.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def finished(run: Run, resume: bool) -> bool:
-    """Whether the run's folder already holds all of it. Raises UserError where training would destroy what is there."""
+def finished(run: Run) -> bool:
+    """Whether the run's folder holds just this run, trained to its last step."""
     saved = run.folder / "run.json"
-    if not saved.exists():
-        return False
-    other = differing(run, read_run(saved))
-    require(
-        not other,
-        f"{run.folder} holds a run with another {other}; choose another --name, or --force to replace it",
-    )
-    step, steps = last_step(run.folder), run.optim.steps
-    require(
-        resume or step >= steps,
-        f"{run.folder} holds this run at step {step} of {steps}; --resume continues it, --force begins again",
-    )
-    return step >= steps
-
-
-def differing(run: Run, other: Run) -> str:
-    """The name of the first value, as on the command line, in which two runs differ; empty where they are equal."""
-    here, there = _flat(dataclasses.asdict(run)), _flat(dataclasses.asdict(other))
-    return next((name for name in here | there if here.get(name) != there.get(name)), "")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, tuple):
-        tree = {str(i): value for i, value in enumerate(tree)}
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}.{name}".lstrip(".")).items()}
+    same = saved.is_file() and saved.read_text(encoding="utf-8") == to_json(run)
+    names = [path.name.removeprefix("step-") for path in run.folder.glob("checkpoints/step-*")]
+    return same and any(name.isdecimal() and int(name) >= run.optim.steps for name in names)

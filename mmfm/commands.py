@@ -23,9 +23,9 @@ class Train:
     check: bool = False
     """Read the configuration and the headers of the shards, say what would be trained, and stop."""
     resume: bool = False
-    """Continue from the run's last checkpoint; a new run begins, a finished one is kept."""
+    """Continue from the run's last checkpoint."""
     force: bool = False
-    """Replace what the run's folder holds."""
+    """Begin again, and replace what the run's folder holds."""
     run: Annotated[Run, tyro.conf.arg(name="")]
 
     def __call__(self) -> None:
@@ -33,8 +33,8 @@ class Train:
         if self.check:
             show(self.run, found)
             return
-        if not self.force and finished(self.run, self.resume):
-            print(f"{self.run.folder} is finished and kept; --force trains it again")
+        if finished(self.run) and not self.force:
+            print(f"{self.run.folder} is trained already and kept; --force trains it again")
             return
         from mmfm.train import train
 
@@ -43,35 +43,34 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a run on shards: zero-shot classes, retrieval, writing. Each --data is a split of its own."""
+    """Score a run on shards: zero-shot classes, retrieval, writing; each figure with its interval and chance level."""
 
     run: tyro.conf.Positional[str]
     """The run's folder, such as runs/quickstart."""
-    data: tuple[str, ...]
-    """Folders of .tar shards, tars, globs or brace patterns."""
+    data: tuple[str, ...] = ()
+    """SHARDS or NAME=SHARDS, a split each: folders, tars, globs, patterns; else the splits beside the run's own."""
     out: str = ""
-    """The file of the scores; RUN/results.json if empty."""
+    """The file of the scores; else RUN/results.json."""
     classes: str = ""
     """A file with a class on each line; else classnames.txt beside the shards, else the distinct captions."""
-    templates: tuple[str, ...] = ()
-    """Sentences with {} for the class, averaged; else those of the run."""
+    templates: str = ""
+    """A file with a sentence on each line, {} for the class; else templates.txt beside the shards, else the run's."""
     batch: int = 0
-    """Samples at a time; 0: as in the run."""
+    """Samples at a time; 0: as the run says."""
     limit: int = 0
     """Score that many samples of each split, spread evenly; 0: all."""
+    max_tokens: int = 0
+    """Where writing stops at the latest; 0: as the run says."""
+    bootstrap: int = 0
+    """Resamples behind each interval; 0: as the run says."""
+    step: int = 0
+    """Which checkpoint; 0: the last."""
 
     def __call__(self) -> None:
         from mmfm.evals.run import evaluate_run
 
-        evaluate_run(
-            self.run,
-            data=self.data,
-            out=self.out,
-            classes=self.classes,
-            templates=self.templates,
-            batch=self.batch,
-            limit=self.limit,
-        )
+        chosen = {name: value or None for name, value in vars(self).items() if name not in ("run", "data")}
+        evaluate_run(self.run, data=self.data, **chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ class Generate:
     """A .wav, .flac, .ogg or .mp3 to read."""
     text: str = ""
     """A text to read."""
-    max_tokens: int = 32
+    max_tokens: int = 64
     """Where to stop at the latest."""
     temperature: float = 0.0
     """0: always the likeliest token; 1: as the model believes."""

@@ -1,0 +1,160 @@
+"""A run is checked when it is built, and survives JSON exactly or not at all."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmfm.check import read_run
+from mmfm.config import (
+    Augment,
+    Conformer,
+    Contrast,
+    Data,
+    Eval,
+    Mel,
+    Model,
+    Optim,
+    Run,
+    Source,
+    TextTower,
+    Trunk,
+    UserError,
+    Vit,
+    Write,
+    from_json,
+    to_json,
+)
+
+ROOT = Path(__file__).parent.parent
+FULL = Run(
+    name="full",
+    seed=7,
+    model=Model(image=None, audio=Conformer(mel=Mel(high_hz=3_800.0)), tokenizer="a.json", dropout=0.1),
+    data=Data(
+        train=(Source(shards="a", provides=("audio", "text"), share=3), Source(shards="b", provides=())), batch=64
+    ),
+    contrast=(Contrast(pair=("audio", "text"), loss="sigmoid", weight=0.5),),
+    write=(Write(task="audio>text"), Write(task=">text", weight=0.1)),
+    passes="two",
+    optim=Optim(lr=1e-4, betas=(0.8, 0.9)),
+    eval=Eval(templates=("{}", "a sound of {}")),
+)
+RUNS = [FULL, Run(name="plain"), *map(read_run, sorted((ROOT / "configs").glob("*.py")))]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_json_gives_back_the_same_run(run: Run) -> None:
+    """Every value, `None` towers and nested tuples included, is equal after a round trip; so is the text."""
+    assert from_json(to_json(run)) == run
+    assert to_json(from_json(to_json(run))) == to_json(run)
+
+
+def test_json_holds_defaults_too() -> None:
+    """A default that changes later cannot change an old run: its value is in the file."""
+    assert json.loads(to_json(Run(name="plain")))["optim"]["lr"] == Optim().lr
+
+
+def edited(*path: str | int, value: Any = None, drop: bool = False) -> str:
+    """The JSON of FULL with one place changed."""
+    tree = json.loads(to_json(FULL))
+    *way, last = path
+    owner = tree
+    for name in way:
+        owner = owner[name]
+    if drop:
+        del owner[last]
+    else:
+        owner[last] = value
+    return json.dumps(tree)
+
+
+MISREAD = {
+    "unknown key": (
+        edited("optim", "momentum", value=0.9),
+        "run.json.optim: unknown key momentum; Optim has steps",
+    ),
+    "missing key": (edited("optim", "lr", drop=True), "run.json.optim: missing key lr of Optim"),
+    "text for a number": (edited("seed", value="7"), "run.json.seed: '7' should be of type int"),
+    "fraction for an int": (edited("seed", value=7.5), "run.json.seed: 7.5 should be of type int"),
+    "bool for an int": (edited("seed", value=True), "run.json.seed: True should be of type int"),
+    "number for a text": (edited("out", value=3), "run.json.out: 3 should be of type str"),
+    "null for required": (edited("name", value=None), "run.json.name: None should be of type str"),
+    "none of the literals": (edited("passes", value="three"), "run.json.passes: 'three' is none of 'one', 'two'"),
+    "object for a list": (edited("write", value={}), "run.json.write: {} should be a list"),
+    "list for an object": (
+        edited("optim", value=[]),
+        "run.json.optim: [] should be an object with the fields",
+    ),
+    "too many in a pair": (edited("optim", "betas", value=[1, 2, 3]), "run.json.optim.betas: [1, 2, 3] should have 2"),
+    "deep in a list": (edited("data", "train", 1, "share", value="x"), "run.json.data.train[1].share: 'x' should be"),
+    "not finite": (edited("optim", "lr", value=float("nan")), "run.json is not strict JSON (NaN is no JSON number)"),
+    "infinite": (
+        edited("optim", "lr").replace('"lr": null', '"lr": 1e999'),
+        "optim.lr: inf is no finite number",
+    ),
+    "cut": (to_json(FULL)[:99], "run.json is not strict JSON"),
+    "a class": (edited("model", "class_path", value="os.system"), "run.json.model: unknown key class_path"),
+    "breaks a rule": (edited("optim", "lr", value=-1.0), "Optim.lr=-1.0 must be greater than 0"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), MISREAD.values(), ids=MISREAD)
+def test_json_is_strict(text: str, words: str) -> None:
+    """What is not exactly a run is refused, in one line that names the place, the value and the rule."""
+    with pytest.raises(UserError) as caught:
+        from_json(text)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_stands_for_a_float() -> None:
+    """JSON writers drop the .0; the value is a float again after reading."""
+    lr = from_json(edited("optim", "lr", value=1)).optim.lr
+    assert lr == 1.0 and type(lr) is float
+
+
+BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "patch": (lambda: Vit(height_px=30), "30 px is no multiple of patch_px=16"),
+    "vit heads": (lambda: Vit(width=100), "width=100 is no multiple of heads=6"),
+    "vit zero": (lambda: Vit(depth=0), "Vit.depth=0 must be greater than 0"),
+    "gaps": (lambda: Mel(hop_ms=30.0), "hop_ms=30.0 leaves gaps: it must not exceed window_ms=25.0"),
+    "band": (lambda: Mel(rate_hz=8_000), "must be rising and end by half of rate_hz=8000"),
+    "falling band": (lambda: Mel(low_hz=400.0, high_hz=300.0), "the band 400.0-300.0 Hz must be rising"),
+    "kernel": (lambda: Conformer(kernel=4), "kernel=4 must be odd"),
+    "conformer heads": (lambda: Conformer(width=90), "width=90 is no multiple of heads=4"),
+    "text heads": (lambda: TextTower(width=100), "width=100 is no multiple of heads=6"),
+    "rotary": (lambda: Trunk(width=18, heads=6), "even width per head, not 3"),
+    "kv heads": (lambda: Trunk(kv_heads=4), "heads=6 is no multiple of kv_heads=4"),
+    "dropout": (lambda: Model(dropout=1.0), "Model.dropout=1.0 must be at least 0 and below 1"),
+    "codes": (lambda: Model(image_codes=-1), "must not be negative"),
+    "augment": (lambda: Augment(speed=-0.1), "Augment.speed=-0.1 must not be negative"),
+    "modality": (lambda: Source(shards="a", provides=("video",)), "names 'video'; modalities are image, audio, text"),
+    "share": (lambda: Source(shards="a", provides=(), share=0), "Source.share=0 must be greater than 0"),
+    "batch": (
+        lambda: replace(FULL.data, batch=6),
+        "Data.batch=6 must be a multiple of the sources' shares together (4)",
+    ),
+    "workers": (lambda: Data(workers=-1), "Data.workers=-1 must not be negative"),
+    "pair": (lambda: Contrast(pair=("image", "image")), "must name two modalities"),
+    "pair names": (lambda: Contrast(pair=("image", "smell")), "names 'smell'"),
+    "weight": (lambda: Write(task=">text", weight=-1.0), "Write.weight=-1.0 must not be negative"),
+    "warm-up": (lambda: Optim(steps=100), "Optim.warmup_steps=100 must be below steps=100"),
+    "floor": (lambda: Optim(lr_floor=2.0), "Optim.lr_floor=2.0 must be between 0 and 1"),
+    "template": (lambda: Eval(templates=("a photo",)), "'a photo' has no {} for the name of the class"),
+    "name": (lambda: Run(name="a/b"), "Run.name='a/b' must be a plain folder name"),
+    "no name": (lambda: Run(name=""), "Run.name='' must be a plain folder name"),
+    "twice": (lambda: replace(FULL, write=(Write(task=">text"),) * 2), "an objective is listed twice"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_configuration_checks_itself(make: Callable[[], Any], words: str) -> None:
+    """A value that breaks a rule is refused when it is built, by the line that says so."""
+    with pytest.raises(UserError) as caught:
+        make()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,126 @@
+"""The house keeps its order: which file may import which, and what no file may do."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = (
+    *("config", "batch", "distributed", "layers", "losses", "vocabulary", "inputs", "towers", "codecs", "trunk"),
+    *(
+        "model",
+        "tasks",
+        "objectives",
+        "generate",
+        "optim",
+        "data",
+        "check",
+        "interface",
+        "checkpoint",
+        "evals",
+        "adapt",
+        "module",
+    ),
+    *("train", "commands", "__main__"),
+)  # an import may only point to the left
+LIGHT = ("mmfm.config", "mmfm.check", "mmfm.evals.report")  # with all that they import: the standard library alone
+LIGHTNING = {"mmfm.module", "mmfm.train"}
+FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "importlib", "imp"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+TREES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "mmfm").rglob("*.py"))}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in TREES else str(node.module) for name in names)
+
+
+def ours(module: str) -> set[str]:
+    return {name for name in imported(TREES[module]) if name.split(".")[0] == "mmfm"}
+
+
+def rank(module: str) -> int:
+    return ORDER.index(module.split(".")[1])
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if name != "mmfm"])
+def test_imports_only_point_up(module: str) -> None:
+    """No file imports one that stands after it; the package itself, which opens on everything, is for the last two."""
+    for name in ours(module):
+        if name == "mmfm":
+            assert rank(module) >= ORDER.index("commands"), f"{module} imports mmfm itself"
+        else:
+            assert rank(name) <= rank(module), f"{module} imports {name}"
+
+
+def test_no_cycles() -> None:
+    """Files of one folder may import each other, but never in a circle."""
+    graph = {module: ours(module) - {"mmfm"} for module in TREES if module != "mmfm"}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_files_stay_light(module: str) -> None:
+    """What `--check` and `mmfm report` read needs nothing that pip installed."""
+    waiting, seen = [module], set()
+    while waiting:
+        seen.add(name := waiting.pop())
+        foreign = {other.split(".")[0] for other in imported(TREES[name])} - sys.stdlib_module_names - {"mmfm"}
+        assert not foreign, f"{name}, which {module} needs, imports {foreign}"
+        waiting += {other for other in ours(name) if other != "mmfm"} - seen
+
+
+def test_lightning_has_two_files() -> None:
+    """The Trainer can be replaced by changing two files."""
+    users = {
+        name for name, tree in TREES.items() if any("lightning" in other.split(".")[0] for other in imported(tree))
+    }
+    assert users <= LIGHTNING
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_nothing_dangerous(module: str) -> None:
+    """No pickle, no import by name, no shell, no evaluated strings, no weights that can execute."""
+    assert not {name.split(".")[0] for name in imported(TREES[module])} & FORBIDDEN
+    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
+        assert ast.unparse(call.func) not in {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load"}
+        for keyword in call.keywords:
+            assert keyword.arg not in {"shell", "trust_remote_code"}, ast.unparse(call)
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_a_module_opens_with_its_idea(module: str) -> None:
+    assert ast.get_docstring(TREES[module]), f"{module} has no docstring"
+
+
+def texts() -> Iterator[Path]:
+    """The files of the project that people read."""
+    for folder in ("mmfm", "tests", "tools", "configs", "experiments", ".ci"):
+        yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    yield from (ROOT / name for name in ("Makefile", "README.md", "pyproject.toml", ".pre-commit-config.yaml"))
+
+
+def test_no_machine_and_no_registry() -> None:
+    """The project runs anywhere: it names no folder of one machine and no host that packages come from."""
+    place = re.compile(r"(?<![\w.])/(?:home|root|tmp|usr(?!/bin/env)|Users|work|mnt|opt|var)/")
+    host = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|download\.pytorch\.org|conda\.anaconda")
+    for path in texts():
+        content = path.read_bytes().decode("utf-8", "ignore")
+        for found in (*place.findall(content), *host.findall(content)):
+            raise AssertionError(f"{path.relative_to(ROOT)} names {found}")
