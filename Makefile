@@ -13,7 +13,7 @@ RUN := runs/quickstart
 
 quickstart: $(INSTALLED)
 	$(BIN)/mmfm data numbers $(NUMBERS)
-	$(BIN)/mmfm train configs/quickstart.py --resume
+	$(BIN)/mmfm train configs/quickstart.py $(if $(wildcard $(RUN)/checkpoints/step-*),--resume)
 	$(BIN)/mmfm eval $(RUN)
 	@$(BIN)/mmfm report $(RUN)
 

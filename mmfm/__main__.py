@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if debug:
             traceback.print_exc()
-        return report(error)
+        return report(error, words[:1] == ["train"])
 
 
 def run(words: list[str]) -> None:
@@ -146,10 +146,10 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def report(error: BaseException) -> int:
+def report(error: BaseException, training: bool = False) -> int:
     """Says in one line what went wrong, and returns the exit status."""
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # Lightning exits by SystemExit
-        return say("interrupted", 130)
+        return say("interrupted" + training * "; --resume continues from the last checkpoint", 130)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else say(str(error.code), 1) if error.code else 0
     if isinstance(error, BrokenPipeError):

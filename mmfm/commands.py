@@ -53,8 +53,8 @@ class Evaluate:
     """The file of the scores; else RUN/results.json."""
     classes: str = ""
     """A file with a class on each line; else classnames.txt beside the shards, else the distinct captions."""
-    templates: str = ""
-    """A file with a sentence on each line, {} for the class; else templates.txt beside the shards, else the run's."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} for the class, or files of them; else templates.txt beside the shards, else the run's."""
     batch: int = 0
     """Samples at a time; 0: as the run says."""
     limit: int = 0
@@ -69,8 +69,8 @@ class Evaluate:
     def __call__(self) -> None:
         from mmfm.evals.run import evaluate_run
 
-        chosen = {name: value or None for name, value in vars(self).items() if name not in ("run", "data")}
-        evaluate_run(self.run, data=self.data, **chosen)
+        chosen = {name: value for name, value in vars(self).items() if value and name != "run"}
+        evaluate_run(self.run, **chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ WORKER = (
     '  File "stream.py", line 1, in read\nmmfm.inputs.BadInput: a.tar: 7 is cut; write it again'
 )
 FAULTS: dict[str, tuple[BaseException, int, str]] = {
-    "Ctrl-C": (KeyboardInterrupt(), 130, "mmfm: interrupted"),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "mmfm: interrupted; --resume continues"),
     "Ctrl-C in Lightning": (exit_by_interrupt(), 130, "mmfm: interrupted"),
     "exit": (SystemExit("stopped"), 1, "mmfm: stopped"),
     "full disk": (

@@ -1,0 +1,94 @@
+"""README.md says what is so: its figures are generated, its commands parse, its code builds, its map is complete."""
+
+import ast
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmfm.__main__ import command
+from mmfm.config import Run
+from mmfm.interface import Interface
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+TOOL = runpy.run_path(str(ROOT / "tools" / "readme.py"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_figures_are_generated() -> None:
+    """The table of scores is what tools/readme.py makes of the committed results; if not, run it."""
+    assert TOOL["generated"]() == README
+
+
+def row(split: str, task: str, metric: str, value: float) -> dict[str, Any]:
+    row = {"split": split, "task": task, "metric": metric, "value": value, "low": value - 0.01, "high": value + 0.01}
+    return {**row, "chance": 0.01, "n": 640}
+
+
+def test_a_planted_figure_stands_in_its_place() -> None:
+    """A value appears in the line of its task and metric, under its split, and other splits and metrics do not."""
+    rows = [
+        row("test", "audio>text", "wer", 0.125),
+        row("val", "audio>text", "wer", 0.5),
+        row("test", ">text", "x", 0.7),
+    ]
+    text = TOOL["render"](README, json.dumps(rows))
+    (line,) = [line for line in text.splitlines() if "0.125" in line]
+    assert [cell.strip() for cell in line.split("|")][2:6] == [
+        "`audio>text`",
+        "wer",
+        "0.125 (0.115 to 0.135), chance 0.01",
+        "-",
+    ]
+    assert "0.500" not in text and "0.700" not in text
+    assert TOOL["render"](text, json.dumps(rows)) == text
+
+
+def test_a_lost_marker_is_said() -> None:
+    """Without its markers the table would silently stay as it is."""
+    with pytest.raises(ValueError, match="should hold"):
+        TOOL["render"](README.replace(TOOL["END"], ""), None)
+
+
+COMMANDS = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("mmfm ")]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command shown is one that the program understands, with those options and that configuration."""
+    monkeypatch.chdir(ROOT)
+    assert callable(command(shlex.split(line)[1:]))
+
+
+def test_the_configuration_builds() -> None:
+    """The example for one's own shards is a whole configuration."""
+    (code,) = [block for block in blocks("python") if "def config" in block]
+    space: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), space)
+    assert isinstance(space["config"](), Run)
+
+
+def test_the_python_example_uses_what_there_is() -> None:
+    """Every method that the example calls on the model exists."""
+    (code,) = [block for block in blocks("python") if "mmfm.load" in block]
+    calls = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    methods = {f.attr for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f.value) == "model"}
+    assert len(methods) >= 4
+    assert all(hasattr(Interface, name) for name in methods), methods
+
+
+def test_the_map_is_complete() -> None:
+    """Each file or folder of the package stands in the map, and everything in the map exists."""
+    named = set(re.findall(r"^    (\w[\w/.]*)  ", README.partition("## The map")[2], re.MULTILINE))
+    there = {f"mmfm/{path.name}" for path in (ROOT / "mmfm").glob("[!_]*.py")}
+    there |= {f"mmfm/{path.parent.name}/" for path in (ROOT / "mmfm").glob("*/__init__.py")}
+    assert there <= named, there - named
+    assert all((ROOT / name).exists() for name in named), named

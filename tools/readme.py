@@ -1,0 +1,58 @@
+"""Writes the table of scores in README.md from experiments/000-quickstart/results.json, so that no figure is typed.
+
+.venv/bin/python tools/readme.py
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / "results.json"
+BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
+SPLITS = {"test": "numbers seen in training", "test-unseen": "the twenty never seen"}
+LINES = (
+    ("image->text", "acc@1", "a picture, named"),
+    ("audio->text", "acc@1", "a voice, named"),
+    ("image->audio", "R@1", "a picture, its sound found"),
+    ("audio->image", "R@1", "a sound, its picture found"),
+    ("image>text", "exact", "a picture, written out"),
+    ("audio>text", "exact", "a voice, written down"),
+    ("audio>text", "wer", "the same, word error rate (less is better)"),
+    (">text", "bits_per_byte", "captions predicted, bits per byte (less is better)"),
+)
+MISSING = "The table is made from `experiments/000-quickstart/results.json`, which is not there yet."
+
+
+def cell(row: Mapping[str, Any] | None) -> str:
+    """Value, interval and chance level; a dash where nothing was measured."""
+    if row is None:
+        return "-"
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}), chance {row['chance']:.3g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    found = {(row["split"], row["task"], row["metric"]): row for row in rows}
+    head = ["", "task", "metric", *SPLITS.values()]
+    lines = [head, ["---"] * len(head)]
+    for task, metric, words in LINES:
+        lines.append([words, f"`{task}`", metric, *(cell(found.get((split, task, metric))) for split in SPLITS)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(readme: str, results: str | None) -> str:
+    """The README with the table of `results`, the text of results.json; None: with the line that there is none."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"README.md should hold {BEGIN!r} and, after it, {END!r}")
+    return f"{before}{BEGIN}\n{MISSING if results is None else table(json.loads(results))}\n{END}{after}"
+
+
+def generated() -> str:
+    return render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
+
+
+if __name__ == "__main__":
+    README.write_text(generated(), "utf-8")
