@@ -1,0 +1,226 @@
+"""What a run's folder says: run.json, metrics.jsonl, results.json and results.details.json, read into plain values.
+
+Only run.json must be there. A line of metrics.jsonl that a crash cut short is counted and left out; steps that a
+resumed run went through again replace those before.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmfm.config import Run, UserError, from_json, require
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure. A value that is missing or not finite is None, so is an interval or a chance level."""
+
+    split: str
+    task: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    chance: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    modality: str
+    key: str
+    caption: str
+    src: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    item: Item
+    score: float | None
+    hit: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    task: str
+    query: Item
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    task: str
+    source: Item | None
+    reference: str
+    written: str
+    correct: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """`confusion`: for each task, (true class, predicted class, how often)."""
+
+    name: str
+    source: str
+    counts: dict[str, int]
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    confusion: dict[str, tuple[tuple[int, int, int], ...]]
+    retrievals: tuple[Retrieval, ...]
+    writings: tuple[Writing, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """`curves`: name -> (step, value) by rising step. `seconds`: over all starts of the run."""
+
+    curves: dict[str, tuple[tuple[int, float], ...]]
+    step: int
+    seconds: float
+    broken: int
+    resumed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    folder: Path
+    run: Run
+    log: Log | None
+    rows: tuple[Row, ...] | None
+    splits: tuple[Split, ...] | None
+
+
+def read_record(folder: Path) -> Record:
+    """Raises UserError if there is no run in `folder`, or if a file in it is not what its command writes."""
+    path = folder / "run.json"
+    require(folder.is_dir(), f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
+    require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
+    return Record(
+        folder=folder,
+        run=from_json(path.read_text(encoding="utf-8"), str(path)),
+        log=_read(folder / "metrics.jsonl", read_log),
+        rows=_read(folder / "results.json", lambda text: tuple(map(_row, json.loads(text)))),
+        splits=_read(folder / "results.details.json", lambda text: tuple(_splits(json.loads(text)["splits"]))),
+    )
+
+
+def _read(path: Path, parse: Callable[[str], Value]) -> Value | None:
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8", errors="replace"))
+    except (AttributeError, KeyError, TypeError, ValueError) as why:
+        problem = f"{type(why).__name__}: {why}"
+        raise UserError(f"{path} is not what mmfm wrote there ({problem}); remove it and make it again") from None
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for null, NaN and infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def read_log(text: str) -> Log:
+    """The lines of metrics.jsonl as curves; a line that is no JSON object with a whole `step` counts as broken."""
+    lines, seconds, previous, broken, resumed, reached = [], 0.0, 0.0, 0, 0, 0.0
+    for line in filter(None.__ne__, map(_line, text.splitlines())):
+        if "step" not in line:
+            broken += 1
+            continue
+        if "seconds" in line:  # a line of training; scores come without, and may lag behind
+            if line["step"] < reached:
+                resumed += 1
+                lines = [earlier for earlier in lines if earlier["step"] < line["step"]]
+            # The clock starts again with the run.
+            seconds += line["seconds"] - (previous if line["seconds"] >= previous else 0)
+            previous, reached = line["seconds"], line["step"]
+        lines.append(line)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name in line.keys() - {"step", "seconds"}:
+            curves.setdefault(name, []).append((int(line["step"]), line[name]))
+    last = int(max((line["step"] for line in lines), default=0))
+    ordered = {name: tuple(points) for name, points in sorted(curves.items())}
+    return Log(curves=ordered, step=last, seconds=seconds, broken=broken, resumed=resumed)
+
+
+def _line(text: str) -> dict[str, float] | None:
+    """The finite numbers of a line; {} if it cannot be read; None if it is empty."""
+    if not text.strip():
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    kept = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in kept.items() if math.isfinite(value)}
+
+
+def _row(row: dict[str, Any]) -> Row:
+    return Row(
+        split=str(row["split"]),
+        task=str(row["task"]),
+        metric=str(row["metric"]),
+        value=number(row["value"]),
+        low=number(row["low"]),
+        high=number(row["high"]),
+        chance=number(row["chance"]),
+        n=int(row["n"]),
+    )
+
+
+def _splits(splits: dict[str, dict[str, Any]]) -> list[Split]:
+    return [
+        Split(
+            name=name,
+            source=str(split.get("source", "")),
+            counts={key: int(count) for key, count in split.get("counts", {}).items()},
+            classes=tuple(map(str, split.get("classes", ()))),
+            templates=tuple(map(str, split.get("templates", ()))),
+            confusion={task: tuple(map(_cell, cells)) for task, cells in split.get("confusion", {}).items()},
+            retrievals=tuple(map(_retrieval, split.get("retrievals", ()))),
+            writings=tuple(map(_writing, split.get("writings", ()))),
+            left_out=tuple(map(str, split.get("left_out", ()))),
+        )
+        for name, split in splits.items()
+    ]
+
+
+def _cell(cell: list[int]) -> tuple[int, int, int]:
+    true, predicted, count = map(int, cell)
+    return true, predicted, count
+
+
+def _item(item: dict[str, Any]) -> Item:
+    return Item(
+        modality=str(item["modality"]),
+        key=str(item.get("key", "")),
+        caption=str(item.get("caption") or ""),
+        src=str(item.get("src") or ""),
+    )
+
+
+def _retrieval(retrieval: dict[str, Any]) -> Retrieval:
+    answers = [
+        Answer(item=_item(answer), score=number(answer.get("score")), hit=bool(answer["hit"]))
+        for answer in retrieval["answers"]
+    ]
+    return Retrieval(task=str(retrieval["task"]), query=_item(retrieval["query"]), answers=tuple(answers))
+
+
+def _writing(writing: dict[str, Any]) -> Writing:
+    source = writing.get("source")
+    return Writing(
+        task=str(writing["task"]),
+        source=_item(source) if source else None,
+        reference=str(writing["reference"]),
+        written=str(writing["written"]),
+        correct=bool(writing["correct"]),
+    )

@@ -1,0 +1,191 @@
+"""report.html: a run at a glance, in one file that needs no network. Standard library only.
+
+What was trained on what, how long, how good, where it fails; from run.json, metrics.jsonl, results.json and
+results.details.json. Whatever is missing is named, with the command that makes it. Only run.json is needed.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmfm.config import Run, UserError, to_json
+from mmfm.evals.page import charts, examples, overview, scores
+from mmfm.evals.page.markup import Html, join, tag
+from mmfm.evals.page.mistakes import MAP_NOTE, mistakes, worst
+from mmfm.evals.page.record import Log, Record, Split, read_record
+
+NAME = "report.html"
+HERE = Path(__file__).parent
+COUNTED = {
+    "samples": "samples",
+    "image": "images",
+    "audio": "sounds",
+    "text": "texts",
+    "without_class": "without a class",
+}
+SMALL_CHARTS = (
+    ("loss", "Total loss", charts.loss_axis),
+    ("lr", "Learning rate", charts.zero_axis),
+    ("grad_norm", "Gradient norm", charts.loss_axis),
+    ("samples_per_s", "Samples per second", charts.zero_axis),
+)
+SMOOTHED = frozenset({"loss", "grad_norm", "samples_per_s"})
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes report.html into the folder and returns its path. UserError: no run there, or no room to write."""
+    page = render(read_record(run_folder))
+    path, part = run_folder / NAME, run_folder / f"{NAME}.part"
+    try:
+        part.write_text(page, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as why:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({why.strerror}); free some space or change the folder's rights"
+        ) from None
+    return path
+
+
+def render(record: Record) -> Html:
+    """The page. Only the style and the script of this package may act in it: the policy names their hashes."""
+    style, script = (Html((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=f"{policy}; base-uri 'none'; form-action 'none'"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{record.run.name}: report"),
+        tag("style", style),
+    )
+    sections = _sections(record)
+    main = tag("main", *sections.values())
+    body = tag("body", _header(record, list(sections)), main, _footer(record), tag("script", script))
+    return join((Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _sections(record: Record) -> dict[str, Html]:
+    """Name of the link -> section, in the order of the page; only those that have something to say."""
+    splits = record.splits or ()
+    found: dict[str, list[Html | None]] = {
+        "Overview": [*_overview(record)],
+        "Training": [*_training(record.run, record.log)] if record.log else [],
+        "Scores": [*_scores(record)],
+        "Where it fails": [*_mistakes(splits)],
+        "Examples": [*_examples(splits)],
+        "Data": [_data(splits)] if splits else [],
+        "Settings": [*_settings(record)],
+    }
+    return {name: tag("section", tag("h2", name), *parts, id=_anchor(name)) for name, parts in found.items() if parts}
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _header(record: Record, names: Sequence[str]) -> Html:
+    links = (tag("li", tag("a", name, href=f"#{_anchor(name)}")) for name in names)
+    return tag(
+        "header",
+        tag("p", "mmfm report", class_="kicker"),
+        tag("h1", record.run.name),
+        tag("p", overview.summary(record), class_="summary"),
+        tag("nav", tag("ul", *links), aria_label="Sections"),
+    )
+
+
+def _overview(record: Record) -> Iterator[Html]:
+    if record.rows:
+        yield scores.tiles(record.run, record.rows)
+    yield from overview.notes(record)
+    yield tag(
+        "dl", *(tag("div", tag("dt", name), tag("dd", *said)) for name, said in overview.facts(record)), class_="facts"
+    )
+
+
+def _training(run: Run, log: Log) -> Iterator[Html]:
+    """Losses by objective, the scores during training, and what the optimiser did."""
+    names = [f"loss/{item.name}" for item in (*run.contrast, *run.write)]
+    names += [name for name in log.curves if name.startswith("loss/") and name not in names]
+    objectives = {name.removeprefix("loss/"): log.curves[name] for name in names if name in log.curves}
+    if objectives:
+        axis = charts.loss_axis(point for points in objectives.values() for point in points)
+        note = f"{'logarithmic; ' if axis.log else ''}bold: running mean, faint: every logged step"
+        yield charts.curves("Loss by objective", objectives, axis, note=note, height_px=300, smoothed=True)
+    wide, small = scores.during_training(log)
+    yield from wide
+    small += [
+        charts.curves(
+            title, {title: log.curves[name]}, axis(log.curves[name]), height_px=120, smoothed=name in SMOOTHED
+        )
+        for name, title, axis in SMALL_CHARTS
+        if name in log.curves
+    ]
+    if small:
+        yield tag("div", *small, class_="small-charts")
+
+
+def _scores(record: Record) -> Iterator[Html]:
+    if record.rows:
+        every = tag("summary", f"All {len(record.rows):,} figures as a table")
+        yield scores.score_charts(record.run, record.rows)
+        yield tag("details", every, scores.table(record.rows))
+
+
+def _mistakes(splits: Sequence[Split]) -> Iterator[Html]:
+    told = [figures for split in splits if (figures := mistakes(split, split is splits[0]))]
+    if told:
+        yield from (tag("p", sentence, class_="lead") for sentence in worst(splits[0]))
+        yield MAP_NOTE
+        yield from told
+
+
+def _examples(splits: Sequence[Split]) -> Iterator[Html]:
+    if groups := examples.examples(splits):
+        yield tag("p", examples.NOTE, class_="quiet")
+        yield tag(
+            "p", tag("label", tag("input", type="checkbox", id="failed-only"), " only what failed"), class_="choice"
+        )
+        yield from groups
+
+
+def _data(splits: Sequence[Split]) -> Html:
+    names = ["split", "read from", *COUNTED.values(), "classes", "templates"]
+    rows = [
+        tag(
+            "tr",
+            tag("th", split.name, scope="row"),
+            tag("td", tag("code", split.source)),
+            *(
+                tag("td", f"{split.counts[name]:,}" if name in split.counts else "–", class_="number")
+                for name in COUNTED
+            ),
+            tag("td", f"{len(split.classes):,}", class_="number"),
+            tag("td", join((tag("q", template) for template in split.templates), " ")),
+        )
+        for split in splits
+    ]
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
+    left_out = [tag("li", f"{split.name}: {line}") for split in splits for line in split.left_out]
+    told = tag("ul", *left_out, class_="left-out") if left_out else None
+    return join((tag("div", tag("table", head, tag("tbody", *rows), class_="plain"), class_="scroll"), told))
+
+
+def _settings(record: Record) -> Iterator[Html]:
+    yield tag("p", "Run again, from the project's folder:")
+    yield tag("pre", tag("code", "\n".join(overview.commands(record))))
+    yield tag("details", tag("summary", "run.json in full"), tag("pre", tag("code", to_json(record.run))))
+
+
+def _footer(record: Record) -> Html:
+    return tag(
+        "footer", tag("p", f"Made by mmfm report from the files of {record.folder}. It loads nothing from anywhere.")
+    )
