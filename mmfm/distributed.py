@@ -4,7 +4,7 @@ Losses take a `Ranks`. Alone it is the identity, so the single-process test is t
 enters every collective whatever it holds, an empty share included.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
+@runtime_checkable
 class Ranks(Protocol):
     rank: int
     size: int

@@ -74,9 +74,6 @@ class JointModule(L.LightningModule):
                 "lower optim.lr and run again with --resume, from the last good checkpoint"
             )
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
-
 
 class StreamData(L.LightningDataModule):
     """The training stream. Its state is one integer, and a fingerprint of what that integer counts."""
@@ -95,6 +92,9 @@ class StreamData(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainStream:
         return self.open()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         stream = self.open()

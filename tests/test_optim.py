@@ -1,0 +1,63 @@
+"""Parameter groups, the schedule at its corners, and AdamW against its definition."""
+
+import pytest
+import torch
+from toys import toy_model
+
+from mmfm.config import Optim
+from mmfm.optim import adamw, parameter_groups, warm_cosine
+
+
+def test_every_parameter_is_in_one_group_and_only_matrices_decay():
+    """A partition; temperatures, pools, norms, biases, tables and positions do not decay, linear and conv weights do."""
+    model = toy_model()
+    decays, rest = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decays | rest == set(names) and not decays & rest
+    assert all(name.endswith("weight") for name in map(names.get, decays))
+    still = {names[i] for i in rest}
+    for name in (
+        "log_scales.image-text",
+        "pools.image",
+        "embedding.weight",
+        "towers.image.position",
+        "trunk.norm.weight",
+    ):
+        assert name in still
+    assert {"heads.text.weight", "towers.image.stem.0.weight"} <= {names[i] for i in decays}
+
+
+def test_what_is_frozen_is_in_no_group():
+    model = toy_model()
+    model.towers["image"].requires_grad_(False)
+    chosen = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    assert not chosen & {id(p) for p in model.towers["image"].parameters()}
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 1 / 11), (9, 10 / 11), (10, 1.0), (55, 0.55), (100, 0.1), (500, 0.1)])
+def test_the_schedule_at_its_corners(step, factor):
+    """Rises over ten steps, is half-way between peak and floor in the middle, and stays at the floor."""
+    assert warm_cosine(step, warmup=10, total=100, floor=0.1) == pytest.approx(factor)
+
+
+def test_adamw_follows_algorithm_2():
+    """Three steps on one matrix and one vector equal AdamW as published (arXiv 1711.05101), written out here."""
+    layer = torch.nn.Linear(3, 2).double()
+    optim = Optim(steps=10, warmup_steps=0, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = adamw(layer, optim)
+    values = {"weight": layer.weight.detach().clone(), "bias": layer.bias.detach().clone()}
+    first, second = ({name: torch.zeros_like(value) for name, value in values.items()} for _ in range(2))
+    for step in range(1, 4):
+        x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        layer(x).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            gradient = parameter.grad
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.98 * second[name] + 0.02 * gradient**2
+            decay = 0.1 if name == "weight" else 0.0
+            moment = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.98**step)).sqrt() + 1e-8)
+            values[name] = values[name] * (1 - 0.01 * decay) - 0.01 * moment
+        optimizer.step()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.detach(), values[name])

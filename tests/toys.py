@@ -1,0 +1,84 @@
+"""Small models and batches that several tests share."""
+
+import torch
+from torch import Tensor
+
+from mmfm.batch import Batch, Items
+from mmfm.config import Conformer, Contrast, Mel, Model, Run, TextTower, Trunk, Vit, Write
+from mmfm.model import UnifiedModel, build
+from mmfm.objectives import identity
+
+TEXT_IDS = 20
+PAIRS = (Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"), loss="sigmoid"))
+WRITES = (Write(task="image>text"), Write(task="audio>text", weight=0.5), Write(task=">text"))
+
+
+def toy_config(**changes: object) -> Model:
+    parts = {
+        "image": Vit(height_px=8, width_px=16, patch_px=4, channels=1, stem="conv", width=16, depth=1, heads=2),
+        "audio": Conformer(mel=Mel(bins=16), width=16, depth=1, heads=2, kernel=5),
+        "text": TextTower(width=16, depth=1, heads=2),
+        "trunk": Trunk(width=16, depth=2, heads=4, kv_heads=2),
+        "embed_dim": 8,
+    }
+    return Model(**(parts | changes))
+
+
+def toy_model(seed: int = 0, contrast: tuple[Contrast, ...] = PAIRS, **changes: object) -> UnifiedModel:
+    """In float64, with every parameter away from its neutral start, so that nothing hides behind a zero or a one."""
+    torch.manual_seed(seed)
+    model = build(toy_config(**changes), TEXT_IDS, contrast).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "scales" not in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def toy_run(**changes: object) -> Run:
+    parts = {"name": "toy", "model": toy_config(), "contrast": PAIRS, "write": WRITES}
+    return Run(**(parts | changes))
+
+
+def toy_batch(size: int = 6, seed: int = 0, repeats: bool = False) -> Batch:
+    """Rows 0, 3, .. have an image and a text; 1, 4, .. a sound and a text; 2, 5, .. all three; the last has no text."""
+    draw = torch.Generator().manual_seed(seed)
+    image = torch.tensor([row for row in range(size) if row % 3 != 1])
+    audio = torch.tensor([row for row in range(size) if row % 3 != 0])
+    text = torch.arange(size - 1)
+    waves = torch.randn(len(audio), 2_400, generator=draw, dtype=torch.float64)
+    same = torch.arange(size) // 2 if repeats else torch.arange(size)
+    lengths = 1 + torch.randint(0, 5, (len(text),), generator=draw)
+    lengths[0] = 5
+    items = {
+        "image": Items(
+            x=torch.randint(0, 256, (len(image), 1, 8, 16), generator=draw, dtype=torch.uint8),
+            keep=torch.ones(len(image), 1, dtype=torch.bool),
+            rows=image,
+        ),
+        "audio": padded(waves, 2_400 - 311 * torch.arange(len(audio)) % 1_500, audio),
+        "text": padded(torch.randint(0, TEXT_IDS, (len(text), 5), generator=draw), lengths, text),
+    }
+    return Batch(size=size, items=items, same=torch.where(torch.arange(size) < size - 1, same, -1))
+
+
+def padded(x: Tensor, lengths: Tensor, rows: Tensor) -> Items:
+    """Items with padding that is not zero, since nothing may depend on it being so."""
+    keep = torch.arange(x.shape[1]) < lengths[:, None]
+    return Items(x=x, keep=keep, rows=rows)
+
+
+def pick(batch: Batch, rows: list[int]) -> Batch:
+    """The batch of these samples alone, in this order; a modality that none of them has is gone."""
+    items = {}
+    for name, item in batch.items.items():
+        place = {row: i for i, row in enumerate(item.rows.tolist())}
+        chosen = [place[row] for row in rows if row in place]
+        if not chosen:
+            continue
+        new_rows = torch.tensor([i for i, row in enumerate(rows) if row in place])
+        keep = item.keep[chosen]
+        longest = int(keep.sum(1).max())
+        x = item.x[chosen]
+        items[name] = Items(x=x if name == "image" else x[:, :longest], keep=keep[:, :longest], rows=new_rows)
+    return Batch(size=len(rows), items=items, same=identity(batch)[rows])
