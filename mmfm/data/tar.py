@@ -66,7 +66,8 @@ def _members(path: Path, file: int) -> Iterator[Member]:
 
 def _header(path: Path, block: bytes, at: int) -> _Header:
     try:
-        size, whole = _number(block[124:136]), len(block) == BLOCK and _sums_up(block)
+        whole = len(block) == BLOCK and _sums_up(block)
+        size = _number(block[124:136]) if whole else 0
     except ValueError:
         size, whole = 0, False
     if not whole:

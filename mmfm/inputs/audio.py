@@ -6,7 +6,6 @@ scipy's polyphase filter resamples: on clips of seconds it is far quicker than t
 import functools
 import io
 import math
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,13 @@ from torch import Tensor
 
 from mmfm.config import UserError
 from mmfm.inputs import BadInput
+from mmfm.inputs.containers import check_mp3, check_ogg, check_wav
 
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 RATES_HZ = (1_000, 384_000)
+MAX_CHANNELS = 32
 PEAK = 65_536.0  # 16-bit integers stored as floats still pass; larger values overflow a power spectrum
 ZERO_CROSSINGS = 10  # of the filter, on either side
-STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write which cannot go back to correct them
 
 
 def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
@@ -36,13 +36,14 @@ def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tens
         raise BadInput("the sound is empty (0 bytes)")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file, data, max_seconds)
+            _check_header(file, max_seconds)
+            exact = _check_whole(file, data)
+            wave = file.read(file.frames, dtype="float32", always_2d=True)
             own_hz, frames = file.samplerate, file.frames
-            wave = file.read(min(frames, math.ceil(max_seconds * own_hz)), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as why:
         reason = " ".join(why.error_string.removeprefix("Error : ").split()).rstrip(".")
         raise BadInput(f"no readable WAV, FLAC, OGG or MP3 sound ({reason}); it may be cut or damaged") from None
-    if len(wave) < frames:
+    if len(wave) < frames and (exact or len(wave) == 0):
         raise BadInput(f"the sound is cut: {frames} samples announced, {len(wave)} there; copy it again")
     _check_values(wave)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
@@ -76,35 +77,31 @@ def _low_pass(ratio: int) -> Float[np.ndarray, " taps"]:
     return (taps / taps.sum()).astype(np.float32)
 
 
-def _check_header(file: soundfile.SoundFile, data: bytes, max_seconds: float) -> None:
+def _check_header(file: soundfile.SoundFile, max_seconds: float) -> None:
     low, high = RATES_HZ
     if file.format not in FORMATS:
         raise BadInput(f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3")
     if not low <= file.samplerate <= high:
-        raise BadInput(
-            f"the sound has {file.samplerate} samples per second, outside {low} to {high}; resample it first"
-        )
+        raise BadInput(f"the sound has {file.samplerate} samples a second, outside {low} to {high}; resample it first")
+    if file.channels > MAX_CHANNELS:
+        raise BadInput(f"the sound has {file.channels} channels, over {MAX_CHANNELS}; mix it down first")
     if file.frames > max_seconds * file.samplerate:
         seconds = file.frames / file.samplerate
         raise BadInput(f"the sound lasts {seconds:.2f} s, over max_seconds={max_seconds:g}; cut it or raise the limit")
+
+
+def _check_whole(file: soundfile.SoundFile, data: bytes) -> bool:
+    """Whether `file.frames` is exact; an MP3 that does not state its length has it estimated."""
+    exact = True
     if file.format in ("WAV", "WAVEX"):
-        _check_riff(data)
+        check_wav(data)
+    if file.format == "OGG":
+        check_ogg(data)
+    if file.format == "MP3":
+        exact = check_mp3(data, file.samplerate)
     if file.frames == 0:
         raise BadInput("the sound holds 0 samples; leave it out or record it again")
-
-
-def _check_riff(data: bytes) -> None:
-    """libsndfile reads a cut WAV to its end without a word, so the size of its data chunk is compared here."""
-    order, at = (">" if data[:4] == b"RIFX" else "<"), 12
-    while at + 8 <= len(data):
-        name, (size,) = data[at : at + 4], struct.unpack(order + "I", data[at + 4 : at + 8])
-        if name == b"data" and size not in STREAMED and at + 8 + size > len(data):
-            raise BadInput(
-                f"the WAV is cut: {size} bytes of sound announced, {len(data) - at - 8} there; copy it again"
-            )
-        if name == b"data":
-            return
-        at += 8 + size + size % 2
+    return exact
 
 
 def _check_values(wave: Float[np.ndarray, "frames channels"]) -> None:

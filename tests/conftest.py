@@ -1,0 +1,74 @@
+"""Every annotation of mmfm is checked while the tests run (jaxtyping's shapes, beartype's types); torch has one thread.
+
+The fixtures make small files of real formats: they are functions, so that a test states what it writes.
+"""
+
+import io
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jaxtyping
+
+jaxtyping.install_import_hook("mmfm", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+torch.set_num_threads(1)
+
+Samples = Mapping[str, Mapping[str, bytes]]
+
+
+@pytest.fixture(scope="session")
+def write_shard() -> Callable[..., Path]:
+    """write_shard(path, {key: {extension: bytes}}) writes a tar, as Python's `tarfile` does, and returns its path."""
+
+    def write(path: Path, samples: Samples, layout: int = tarfile.USTAR_FORMAT) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w", format=layout) as tar:
+            for key, parts in samples.items():
+                for extension, data in parts.items():
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def encode_image() -> Callable[..., bytes]:
+    """encode_image(pixels uint8 [height, width] or [height, width, channels], "PNG" | "JPEG" | "WEBP")."""
+
+    def encode(pixels: np.ndarray, layout: str = "PNG", **options: object) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, layout, **options)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def encode_audio() -> Callable[..., bytes]:
+    """encode_audio(wave float [samples] or [samples, channels], rate_hz, "WAV" | "FLAC" | "OGG" | "MP3")."""
+
+    def encode(wave: np.ndarray, rate_hz: int = 16_000, layout: str = "WAV", subtype: str | None = None) -> bytes:
+        file = io.BytesIO()
+        soundfile.write(file, wave, rate_hz, format=layout, subtype=subtype)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def sine() -> Callable[..., np.ndarray]:
+    """sine(hz, seconds, rate_hz): float32 samples, half of full scale."""
+
+    def wave(hz: float, seconds: float = 1.0, rate_hz: int = 16_000) -> np.ndarray:
+        return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+    return wave

@@ -1,0 +1,310 @@
+"""The order is a bijection per epoch, the stream a function of position: ranks, workers and restarts change nothing."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mmfm.batch import NO_TEXT, Batch
+from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, UserError, Vit
+from mmfm.data import order
+from mmfm.data.shards import Shards, expand
+from mmfm.data.stream import DRAWS, TrainStream, collate, eval_batches, read_example, text_hash
+from mmfm.inputs import BadInput
+from mmfm.inputs.audio import decode_audio
+from mmfm.inputs.text import load_tokenizer
+
+BYTES = load_tokenizer("bytes")
+MODEL = Model(
+    image=Vit(height_px=8, width_px=16, patch_px=8, channels=1, width=32, heads=2),
+    audio=Conformer(mel=Mel(rate_hz=16_000)),
+)
+PICTURES, CLIPS = 11, 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_shard, encode_image, encode_audio, sine):
+    """Two sources of coprime sizes: 11 pictures in two shards, 7 clips of different lengths; all with texts."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    pixels = random.integers(0, 256, (PICTURES, 8, 16), dtype=np.uint8)
+    pictures = {f"i{n}": {"png": encode_image(pixels[n]), "txt": f"picture {n}".encode()} for n in range(PICTURES)}
+    clips = {
+        f"a{n}": {
+            "flac": encode_audio(sine(200 + 50 * n, 0.02 * (n + 1)), layout="FLAC"),
+            "txt": f"clip {n % 3}".encode(),
+        }
+        for n in range(CLIPS)
+    }
+    write_shard(root / "image-0.tar", dict(list(pictures.items())[:6]))
+    write_shard(root / "image-1.tar", dict(list(pictures.items())[6:]))
+    write_shard(root / "audio-0.tar", clips)
+    return root
+
+
+def run_on(folder, *, workers=0, batch=12, shares=(2, 1), steps=9, seed=0):
+    sources = (
+        Source(shards=f"{folder}/image-*.tar", provides=("image", "text"), share=shares[0]),
+        Source(shards=f"{folder}/audio-0.tar", provides=("audio", "text"), share=shares[1]),
+    )
+    data = Data(train=sources, batch=batch, workers=workers)
+    return Run(name="t", seed=seed, model=MODEL, data=data, optim=Optim(steps=steps, warmup_steps=1))
+
+
+def stream(run, rank=0, world=1, start=0):
+    return TrainStream(run, BYTES, rank=rank, world=world, start=start)
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    """Every field, every tensor, to the bit."""
+    if (a.size, a.keys, a.texts, set(a.items)) != (b.size, b.keys, b.texts, set(b.items)):
+        return False
+    tensors = [(a.same, b.same)]
+    for name in a.items:
+        tensors += [
+            (getattr(a.items[name], field), getattr(b.items[name], field)) for field in ("x", "keep", "rows", "draws")
+        ]
+    return all(x is y is None or (x.dtype == y.dtype and torch.equal(x, y)) for x, y in tensors)
+
+
+# The order
+
+
+@pytest.mark.parametrize(("sizes", "shares"), [((11, 7), (2, 1)), ((1, 5, 30), (1, 3, 4)), ((40,), (1,))])
+def test_each_epoch_of_each_source_is_a_permutation(sizes, shares):
+    """However positions interleave, every source gives each of its samples once per epoch, in a new order each time."""
+    seen = [[] for _ in sizes]
+    plan = order.Order(3, sizes, shares)
+    for position in range(sum(shares) * 4 * max(sizes)):
+        source, sample = plan(position)
+        seen[source].append(sample)
+    for size, samples in zip(sizes, seen, strict=True):
+        epochs = [samples[start : start + size] for start in range(0, len(samples) - size + 1, size)]
+        assert len(epochs) >= 1 and all(sorted(epoch) == list(range(size)) for epoch in epochs)
+        assert size < 11 or len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_large_sources_are_shuffled_by_blocks(monkeypatch):
+    """With blocks of 8, 29 samples are still a permutation per epoch, the short block too, and blocks change places."""
+    monkeypatch.setattr(order, "BLOCK", 8)
+    order._blocks.cache_clear()
+    plan = order.Order(0, [29], [1])
+    epochs = [[plan(position)[1] for position in range(29 * e, 29 * (e + 1))] for e in range(12)]
+    order._blocks.cache_clear()
+    assert all(sorted(epoch) == list(range(29)) for epoch in epochs)
+    assert len({epoch[0] // 8 for epoch in epochs}) > 2 and len({tuple(epoch) for epoch in epochs}) == 12
+
+
+def test_any_position_at_once():
+    """A position has the same answer asked for alone, in another sequence or of a new object: nothing is replayed."""
+    sizes, shares = (10**9, 37), (1, 1)
+    walked = {position: order.Order(5, sizes, shares)(position) for position in (10**12 + 1, 0, 10**9, 7)}
+    plan = order.Order(5, sizes, shares)
+    assert all(plan(position) == walked[position] for position in sorted(walked))
+    assert all(0 <= sample < sizes[source] for source, sample in walked.values())
+
+
+@pytest.mark.parametrize("shares", [(1, 1), (3, 1), (5, 3, 2), (1, 1, 6)])
+def test_shares_are_exact_in_every_period_and_spread_within(shares):
+    """Every run of sum(shares) positions holds exactly the shares, and no prefix strays by more than one sample."""
+    turns = order.spread(shares)
+    assert [turns.count(source) for source in range(len(shares))] == list(shares)
+    for length in range(len(turns)):
+        for source, share in enumerate(shares):
+            assert abs(turns[:length].count(source) - length * share / len(turns)) <= 1
+
+
+def test_seeds_give_different_orders_and_draws():
+    """Another seed, another order; draws are uniform, differ between positions, and are the same when asked again."""
+    first, second = (tuple(order.Order(seed, [100], [1])(p)[1] for p in range(100)) for seed in (0, 1))
+    assert first != second and first != tuple(range(100))
+    table = np.stack([order.draws(0, position, 64) for position in range(500)])
+    assert np.array_equal(table[17], order.draws(0, 17, 64)) and table.dtype == np.float32
+    assert len(np.unique(table)) > 0.99 * table.size and table.min() >= 0 and table.max() < 1
+    assert abs(table.mean() - 0.5) < 0.01 and abs(np.corrcoef(table[:-1].ravel(), table[1:].ravel())[0, 1]) < 0.02
+
+
+# The training stream
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_read_the_order(folder, world):
+    """The ranks' batches, side by side, are the one global batch, and its shares hold in each rank's part."""
+    run = run_on(folder)
+    whole = [batch.keys for batch in stream(run)]
+    parts = [list(stream(run, rank, world)) for rank in range(world)]
+    assert [sum((part[step].keys for part in parts), ()) for step in range(len(whole))] == whole
+    for batch in (batch for part in parts for batch in part):
+        kinds = Counter(key[0] for key in batch.keys)
+        assert batch.size == 12 // world and abs(kinds["i"] - 2 * batch.size / 3) <= 1
+    counts = Counter(key for keys in whole for key in keys)
+    images = [count for key, count in counts.items() if key[0] == "i"]
+    assert sum(images) == 9 * 8 and max(images) - min(images) <= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(folder, workers):
+    """One or two processes give the batches of none, in the same order, to the bit, draws included."""
+    with_workers = list(stream(run_on(folder, workers=workers)))
+    assert all(map(equal, with_workers, stream(run_on(folder)))) and len(with_workers) == 9
+
+
+@pytest.mark.parametrize(("workers", "start"), [(0, 4), (2, 4), (0, 9), (1, 8)])
+def test_resumed_equals_uninterrupted(folder, workers, start):
+    """From batch k on, a new stream gives what the old one would have given; epochs of both sources end in between."""
+    whole = list(stream(run_on(folder)))
+    resumed = stream(run_on(folder, workers=workers), start=start)
+    rest = list(resumed)
+    assert len(rest) == 9 - start and all(map(equal, rest, whole[start:])) and resumed.consumed == 9
+
+
+def test_consumed_counts_what_was_handed_out(folder):
+    """It is read when iteration begins, not when the iterator is made, and prefetched batches do not count."""
+    run = run_on(folder, workers=1)
+    ours = stream(run)
+    iterator = iter(ours)
+    ours.consumed = 3
+    batches = [next(iterator), next(iterator)]
+    assert ours.consumed == 5 and len(ours) == 9
+    assert [batch.keys for batch in batches] == [batch.keys for batch in stream(run)][3:5]
+
+
+def test_draws_belong_to_position_and_modality(folder):
+    """64 numbers per item, equal for no two items of an epoch nor for the same sample in two epochs."""
+    rows = torch.cat([items.draws for batch in stream(run_on(folder)) for items in batch.items.values()])
+    assert rows.shape[1] == DRAWS and len(torch.unique(rows, dim=0)) == len(rows)
+
+
+def test_fingerprint_tells_plans_apart(folder, tmp_path, write_shard):
+    """Equal for a moved folder, another rank, other workers; different for all that changes what a batch means."""
+    run = run_on(folder)
+    same = [stream(run), stream(run, 1, 2), stream(run_on(folder, workers=2)), stream(run_on(folder, steps=99))]
+    for name in ("image-0.tar", "image-1.tar", "audio-0.tar"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    same.append(stream(run_on(tmp_path)))
+    write_shard(tmp_path / "image-1.tar", {"other": Shards([folder / "image-1.tar"])[0].parts})
+    other = [run_on(folder, seed=1), run_on(folder, batch=24), run_on(folder, shares=(1, 1)), run_on(tmp_path)]
+    prints = [plan.fingerprint() for plan in [*same, *map(stream, other)]]
+    assert len(set(prints[:5])) == 1 and len(set(prints)) == 5
+
+
+# Batches
+
+
+def test_padded_collation_equals_single(folder):
+    """Each item of a batch, cut to what it keeps, is the item alone; what is kept comes first and padding is zero."""
+    shards = Shards(expand(str(folder)))
+    examples = [read_example(sample, MODEL, 9.0) for sample in shards]
+    batch = collate(examples, BYTES)
+    for name, items in batch.items.items():
+        for at, row in enumerate(items.rows.tolist()):
+            alone = collate([examples[row]], BYTES).items[name]
+            length = int(items.keep[at].sum())
+            assert items.keep[at, :length].all() and alone.keep.all()
+            assert torch.equal(items.x[at] if name == "image" else items.x[at, :length], alone.x[0])
+            assert name == "image" or not items.x[at, length:].any()
+
+
+def test_batch_carries_only_what_exists(folder):
+    """Rows rise and name the samples that have the modality; a modality that none has is left out."""
+    shards = Shards(expand(str(folder)))
+    mixed = [read_example(shards[i], MODEL, 9.0) for i in (0, CLIPS, 1, CLIPS + 1)]
+    batch = collate([*mixed, replace(mixed[0], text=None)], BYTES)
+    rows = {name: items.rows.tolist() for name, items in batch.items.items()}
+    assert rows == {"audio": [0, 2, 4], "image": [1, 3], "text": [0, 1, 2, 3]}
+    assert set(collate(mixed[1::2], BYTES).items) == {"image", "text"}
+    assert batch.keys == ("a0", "i0", "a1", "i1", "a0") and batch.texts[4] is None and batch.same[4] == NO_TEXT
+    assert [batch.items["text"].x[i, : len(t)].tolist() for i, t in enumerate(batch.texts[:4])] == [
+        list(text.encode()) for text in batch.texts[:4]
+    ]
+
+
+def test_same_marks_equal_texts(folder):
+    """Samples share a number exactly when they share a text; it fits 63 bits, so no text is NO_TEXT."""
+    (batch,) = eval_batches(str(folder), MODEL, BYTES, 99)
+    for i in range(batch.size):
+        for j in range(batch.size):
+            assert (batch.same[i] == batch.same[j]) == (batch.texts[i] == batch.texts[j])
+    assert min(text_hash(str(i)) for i in range(1_000)) >= 0 > text_hash(None)
+
+
+def test_evaluation_reads_each_sample_once_in_order(folder):
+    """All 18, over three shards, whatever the batch; a limit takes the first ones."""
+    keys = [sample.key for sample in Shards(expand(str(folder)))]
+    for size in (1, 5, 18, 50):
+        assert [key for batch in eval_batches(str(folder), MODEL, BYTES, size) for key in batch.keys] == keys
+    limited = list(eval_batches(str(folder), MODEL, BYTES, 5, limit=8))
+    assert [batch.size for batch in limited] == [5, 3] and limited[1].items["audio"].draws is None
+
+
+def test_what_no_tower_reads_is_not_decoded(folder, tmp_path, write_shard):
+    """Without an audio tower, rubbish in .flac does no harm; `provides` hides a modality that the shards do have."""
+    write_shard(tmp_path / "t.tar", {"a": {"flac": b"rubbish", "png": b"rubbish", "txt": b"x"}})
+    (sample,) = Shards([tmp_path / "t.tar"])
+    blind = replace(MODEL, audio=None, image=None)
+    assert set(collate([read_example(sample, blind, 9.0)], BYTES).items) == {"text"}
+    assert read_example(sample, MODEL, 9.0, wanted=("text",)).text == "x"
+    with pytest.raises(BadInput, match=r"t.tar: a: no readable PNG"):
+        read_example(sample, MODEL, 9.0)
+
+
+def test_any_size_and_rate_becomes_the_towers(tmp_path, write_shard, encode_image, encode_audio, sine):
+    """A colour JPEG of another shape and an 8 kHz stereo OGG arrive as the model's grey 8 x 16 and 16 kHz mono."""
+    wave = np.stack([sine(440.0, 0.5, 8_000)] * 2, axis=1)
+    picture = encode_image(np.full((50, 30, 3), 77, np.uint8), "JPEG")
+    write_shard(tmp_path / "t.tar", {"a": {"jpg": picture, "ogg": encode_audio(wave, 8_000, "OGG")}})
+    (batch,) = eval_batches(str(tmp_path), MODEL, BYTES, 4)
+    assert batch.items["image"].x.shape == (1, 1, 8, 16) and (batch.items["image"].x.int() - 77).abs().max() <= 1
+    assert batch.items["audio"].x.shape == (1, 8_000) and batch.texts == (None,)
+    data = Shards([tmp_path / "t.tar"])[0].parts["ogg"]
+    assert torch.equal(batch.items["audio"].x[0], decode_audio(data, rate_hz=16_000, max_seconds=1.0))
+
+
+# Failure
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_sample_stops_training_in_one_line(tmp_path, write_shard, encode_image, workers):
+    """A damaged picture is an error that names shard and key: no traceback of a worker, and no silent skip."""
+    good = encode_image(np.zeros((8, 16), np.uint8))
+    write_shard(tmp_path / "t.tar", {"a": {"png": good, "txt": b"x"}, "b": {"png": good[:-30], "txt": b"y"}})
+    source = Source(shards=str(tmp_path), provides=("image", "text"))
+    run = Run(name="t", model=MODEL, data=Data(train=(source,), batch=2, workers=workers))
+    with pytest.raises(BadInput, match=r"t.tar: b: no readable PNG, JPEG or WebP image") as error:
+        list(stream(run))
+    assert "\n" not in str(error.value)
+
+
+def test_source_without_what_it_provides(folder):
+    """A declared modality that a sample lacks is refused at the start, by shard and key."""
+    source = Source(shards=str(folder), provides=("image", "text"))
+    run = Run(name="t", model=MODEL, data=Data(train=(source,), batch=2))
+    with pytest.raises(UserError, match=r"audio-0.tar: a0 has no image, which its source provides") as error:
+        stream(run)
+    assert "\n" not in str(error.value)
+
+
+def test_plans_that_cannot_be_followed(folder):
+    """No source, ranks that do not divide the batch, and shards that are not there."""
+    with pytest.raises(UserError, match=r"Data\.train is empty"):
+        stream(Run(name="t"))
+    with pytest.raises(UserError, match="batch=12 is no multiple of the 5 ranks"):
+        stream(run_on(folder), 0, 5)
+    with pytest.raises(UserError, match="there is no"):
+        stream(run_on(folder / "none"))
+
+
+def test_too_long_clip_names_the_rule(folder):
+    """max_seconds holds in evaluation too, and the message says how to raise it."""
+    with pytest.raises(BadInput, match=r"a5: the sound lasts 0.12 s, over max_seconds=0.1; cut it or raise the limit"):
+        list(eval_batches(str(folder), MODEL, BYTES, 4, max_seconds=0.1))
+
+
+def test_modalities_have_their_own_draws(folder):
+    """A picture and a clip of one sample do not share the numbers that change them."""
+    shards = Shards(expand(str(folder)))
+    both = replace(read_example(shards[0], MODEL, 9.0), image=torch.zeros(1, 8, 16, dtype=torch.uint8))
+    table = torch.from_numpy(order.draws(0, 0, len(MODALITIES) * DRAWS)).view(1, len(MODALITIES), DRAWS)
+    items = collate([both], BYTES, table).items
+    assert torch.equal(items["image"].draws, table[:, 0]) and torch.equal(items["audio"].draws, table[:, 1])
