@@ -161,6 +161,8 @@ class Augment:
     shift: float = 0.0  # as a fraction of the shorter side
     elastic: float = 0.0  # smooth random displacement, as a fraction of the shorter side
     contrast: float = 0.0
+    cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
+    hide_tokens: float = 0.0  # probability that a token of a text, read or to be continued, is masked
     speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
     formant: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
     mask_frames: int = 0  # longest masked run of 10 ms frames (SpecAugment)
@@ -170,6 +172,8 @@ class Augment:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             require(value >= 0, f"Augment.{name}={value} must not be negative")
+        for name in ("cutout", "hide_tokens"):
+            require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

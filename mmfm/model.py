@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Items, Tokens
-from mmfm.inputs.augment import augment_frames, augment_images
+from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
 from mmfm.layers import initialise
 from mmfm.losses import START
 from mmfm.towers.conformer import AudioConformer
@@ -69,7 +69,9 @@ class UnifiedModel(nn.Module):
             assert isinstance(tower, AudioConformer)
             frames = tower.mel(items.x.to(self.dtype), items.keep)
             return tower(frames if items.draws is None else augment_frames(frames, items.draws, self.augment))
-        return tower(items.x, items.keep)
+        assert isinstance(tower, TextTransformer)
+        draws = None if items.draws is None else items.draws[:, : DRAWS // 2]
+        return tower(items.x if draws is None else hide_tokens(items.x, draws, self.augment, tower.hidden), items.keep)
 
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items: the tower's tokens in the trunk's width, and the pool token."""

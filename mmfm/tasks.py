@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch, Items
-from mmfm.config import MODALITIES, UserError, require
+from mmfm.config import MODALITIES, Augment, UserError, require
+from mmfm.inputs.augment import DRAWS, hide_tokens
 from mmfm.model import UnifiedModel
 from mmfm.trunk import Segment
 from mmfm.vocabulary import Vocabulary
@@ -88,7 +89,7 @@ def read(model: UnifiedModel, task: Task, batch: Batch) -> Reading | None:
     segments = [model.source(name, select(batch.items[name], rows)) for name in task.sources]
     if task.target is None:
         return _only_read(model, task, rows, model.trunk(segments)[0])
-    begun, keep, labels = target_ids(batch, task.target, rows, model.vocabulary)
+    begun, keep, labels = target_ids(batch, task.target, rows, model.vocabulary, model.augment)
     states = model.trunk([*segments, model.target(begun, keep)])
     owners = rows[:, None].expand_as(keep)[keep]
     embedding = model.head(task.sources[0], states[0]) if task.sources else _nothing(model, model.embed_dim)
@@ -128,9 +129,12 @@ def select(items: Items, rows: Int[Tensor, " n"]) -> Items:
 
 
 def target_ids(
-    batch: Batch, modality: str, rows: Int[Tensor, " n"], vocabulary: Vocabulary
+    batch: Batch, modality: str, rows: Int[Tensor, " n"], vocabulary: Vocabulary, augment: Augment
 ) -> tuple[Int[Tensor, "n time"], Bool[Tensor, "n time"], Int[Tensor, "n time"]]:
-    """Input ids (begin, t1, .., tn), which of them are real, and labels (t1, .., tn, end). Rows without: nothing real."""
+    """Input ids (begin, t1, .., tn), which of them are real, and labels (t1, .., tn, end). Rows without: nothing real.
+
+    In training some inputs may be masked, never labels: what follows must then be read from the sources.
+    """
     items = batch.items.get(modality)
     if items is None:
         none = torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)
@@ -139,7 +143,8 @@ def target_ids(
     has = items.rows[place] == rows
     ids, lengths = vocabulary.shared(modality, items.x[place]), items.keep[place].sum(1)
     steps = torch.arange(ids.shape[1] + 1, device=rows.device)
-    begun = F.pad(ids, (1, 0), value=vocabulary.begin(modality))
+    seen = ids if items.draws is None else hide_tokens(ids, items.draws[place, DRAWS // 2 :], augment, vocabulary.hidden)
+    begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     return begun, (steps <= lengths[:, None]) & has[:, None], labels
 

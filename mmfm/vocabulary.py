@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-MARKS = ("pad", "end", "begin text", "begin image", "begin audio")
+MARKS = ("pad", "hidden", "end", "begin text", "begin image", "begin audio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,11 @@ class Vocabulary:
     @property
     def pad(self) -> int:
         return MARKS.index("pad")
+
+    @property
+    def hidden(self) -> int:
+        """What stands where a token of the input was masked."""
+        return MARKS.index("hidden")
 
     @property
     def end(self) -> int:

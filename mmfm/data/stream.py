@@ -24,10 +24,10 @@ from mmfm.data import order
 from mmfm.data.shards import MODALITY, Sample, Shards, expand, meta_of, text_of
 from mmfm.inputs import BadInput
 from mmfm.inputs.audio import decode_audio
+from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.image import decode_image, resize
 from mmfm.inputs.text import Tokenizer
 
-DRAWS = 64  # uniform numbers per item: what its augmentation may use
 PREFETCH = 4  # batches ready per worker
 
 

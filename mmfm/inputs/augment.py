@@ -6,13 +6,13 @@ change what the model sees. Everything is batched and runs on the device.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.batch import Tokens
 from mmfm.config import Augment
 
-DRAWS = 64  # uniform numbers per item; the first eight are for the affine map or the spectrogram, the rest for the mesh
+DRAWS = 64  # uniform numbers per item: eight for the affine map, 48 for the mesh, the last four for the blanked rectangle
 MESH = (4, 6)  # control points of the elastic displacement, down and across
 
 
@@ -29,12 +29,19 @@ def _factor(u: Tensor, size: float) -> Tensor:
 def augment_images(
     pixels: Float[Tensor, "n channels height width"], draws: Float[Tensor, "n k"], how: Augment
 ) -> Float[Tensor, "n channels height width"]:
-    """Rotation, scale, shear, shift and a smooth elastic displacement in one resampling; then contrast.
+    """Rotation, scale, shear, shift and a smooth elastic displacement in one resampling; contrast; a blanked rectangle.
 
-    Outside the picture is what its border is. Elastic distortions of handwriting: Simard et al., ICDAR 2003.
+    Outside the picture is what its border is. Elastic distortions of handwriting: Simard et al., ICDAR 2003. Cutout:
+    arXiv 1708.04552; blank is the darkest value.
     """
-    if not any((how.rotate_deg, how.scale, how.shear, how.shift, how.elastic, how.contrast)):
-        return pixels
+    if any((how.rotate_deg, how.scale, how.shear, how.shift, how.elastic, how.contrast)):
+        pixels = _warp(pixels, draws, how)
+    return _cut_out(pixels, draws[:, -4:], how.cutout) if how.cutout else pixels
+
+
+def _warp(
+    pixels: Float[Tensor, "n channels height width"], draws: Float[Tensor, "n k"], how: Augment
+) -> Float[Tensor, "n channels height width"]:
     height, width = pixels.shape[2:]
     u, side = draws.to(pixels.dtype), min(height, width)
     y, x = torch.meshgrid(_axis(height, pixels), _axis(width, pixels), indexing="ij")
@@ -50,6 +57,22 @@ def augment_images(
     warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     gain = _factor(u[:, 6], how.contrast)[:, None, None, None]
     return (((warped + 1) * gain) - 1).clamp(-1, 1)
+
+
+def _cut_out(
+    pixels: Float[Tensor, "n channels height width"], u: Float[Tensor, "n 4"], longest: float
+) -> Float[Tensor, "n channels height width"]:
+    sides = []
+    for i, size in ((0, pixels.shape[2]), (2, pixels.shape[3])):
+        places, within = torch.arange(size, device=u.device), torch.full((len(u),), size, device=u.device)
+        sides.append(_run(u[:, i], u[:, i + 1], longest * size, within, places))
+    return pixels.masked_fill((sides[0][:, :, None] & sides[1][:, None, :])[:, None], -1.0)
+
+
+def hide_tokens(ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], how: Augment, mask: int) -> Int[Tensor, "n time"]:
+    """Each token is masked with the same chance; the k draws of an item repeat if its text is longer."""
+    place = torch.arange(ids.shape[1], device=ids.device) % draws.shape[1]
+    return ids.masked_fill(draws[:, place] < how.hide_tokens, mask)
 
 
 def _axis(size: int, like: Tensor) -> Tensor:
@@ -93,8 +116,8 @@ def _stretch(frames: Tokens, speed: Float[Tensor, " n"], formant: Float[Tensor, 
     return Tokens(x.squeeze(1), keep)
 
 
-def _run(u_length: Tensor, u_start: Tensor, longest: int, within: Tensor, places: Tensor) -> Bool[Tensor, "n places"]:
-    """A run of up to `longest` places, and of at most a third of what there is, somewhere inside."""
-    length = torch.minimum((u_length * (longest + 1)).floor(), within / 3)
+def _run(u_length: Tensor, u_start: Tensor, longest: float, within: Tensor, places: Tensor) -> Bool[Tensor, "n places"]:
+    """A run of up to `longest` places, and of at most half of what there is, somewhere inside."""
+    length = torch.minimum((u_length * (longest + 1)).floor(), within / 2)
     start = (u_start * (within - length + 1)).floor()
     return (places >= start[:, None]) & (places < (start + length)[:, None])

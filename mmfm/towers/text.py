@@ -14,7 +14,8 @@ class TextTransformer(nn.Module):
     def __init__(self, cfg: config.TextTower, vocabulary: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.width, self.head_dim = cfg.width, cfg.width // cfg.heads
-        self.embedding = nn.Embedding(vocabulary, cfg.width)
+        self.hidden = vocabulary  # one more row: what a masked token is
+        self.embedding = nn.Embedding(vocabulary + 1, cfg.width)
         self.blocks = nn.ModuleList(encoder_block(cfg.width, cfg.heads, dropout) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
 
