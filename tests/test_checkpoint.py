@@ -1,0 +1,149 @@
+"""Checkpoints: what is written is what is read, or one line says why not, and the last good one stays."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toys import PAIRS, toy_config, toy_run
+
+from mmfm import checkpoint
+from mmfm.config import UserError
+from mmfm.inputs.text import load_tokenizer
+from mmfm.model import build
+
+TOKENIZER = load_tokenizer("bytes")
+
+
+def small_model(**changes):
+    torch.manual_seed(0)
+    return build(toy_config(**changes), TOKENIZER.size, PAIRS)
+
+
+def saved(folder: Path, step: int = 5, train=None) -> Path:
+    return checkpoint.save(folder, step, toy_run(), TOKENIZER, small_model().state_dict(), train or {"global_step": step})
+
+
+def test_a_model_comes_back_bit_by_bit(tmp_path):
+    """Weights, configuration and tokenizer, from the folder of the run and from that of the checkpoint."""
+    folder = saved(tmp_path)
+    for where in (tmp_path, folder):
+        model = checkpoint.load_model(where)
+        torch.testing.assert_close(dict(model.core.state_dict()), dict(small_model().state_dict()), rtol=0, atol=0)
+        assert model.run == toy_run() and model.tokenizer.encode("é") == TOKENIZER.encode("é") and not model.training
+
+
+def test_any_training_state_comes_back():
+    """Nested dicts with integer keys, lists, None and tensors of every kind survive JSON and safetensors."""
+    tree = {
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "flag": None}],
+        "loops": {"epoch": {"done": True, "n": 2**40}, "empty": {}, "list": []},
+        "bf16": torch.ones(2, dtype=torch.bfloat16),
+    }
+    json_tree, tensors = checkpoint.split(tree)
+    back = checkpoint.join(json.loads(json.dumps(json_tree)), tensors)
+    torch.testing.assert_close(back, tree, rtol=0, atol=0)
+    assert list(back["optimizer_states"][0]["state"]) == [0]
+
+
+def test_an_object_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"/callbacks/x: a PosixPath cannot be kept"):
+        checkpoint.split({"callbacks": {"x": Path("a")}})
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train.json", "run.json", "tokenizer.json"])
+def test_a_cut_file_is_named(tmp_path, name):
+    """One byte less: refused before anything is built from it."""
+    path = saved(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{name} is damaged: \d+ bytes where \d+ were written.*another step"):
+        checkpoint.load_model(tmp_path)
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    path = saved(tmp_path) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load_model(tmp_path)
+
+
+def test_the_newest_whole_one_is_chosen(tmp_path):
+    """A damaged step 9 does not hide step 5; asked for by number, it is refused."""
+    saved(tmp_path, 5)
+    (saved(tmp_path, 9) / "model.safetensors").write_bytes(b"")
+    assert checkpoint.newest_whole(tmp_path)[0] == 5
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load_model(tmp_path, step=9)
+
+
+def test_weights_of_another_configuration_are_refused_with_the_difference(tmp_path):
+    """The first tensor that differs is named with both shapes."""
+    folder = saved(tmp_path)
+    files = checkpoint.read_verified(folder)
+    with pytest.raises(UserError, match=r"another configuration: heads.image.weight has shape \(8, 16\) there and \(4, 16\)"):
+        checkpoint.load_weights(files, small_model(embed_dim=4), str(folder))
+
+
+@pytest.mark.parametrize("where", ["nowhere", "empty"])
+def test_no_run_there_says_what_to_do(tmp_path, where):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"(is no folder of a run|has no checkpoint); .*mmfm train"):
+        checkpoint.load_model(tmp_path / where)
+
+
+@pytest.mark.parametrize("failing", [0, 3, 5])
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, failing):
+    """The disk fills at any of the files: one line with what is kept, no rubbish left, the old one loads."""
+    saved(tmp_path, 5)
+    calls = iter(range(100))
+    whole = checkpoint.write_file
+
+    def filling(path: Path, data: bytes) -> None:
+        if next(calls) == failing:
+            path.write_bytes(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_file", filling)
+    with pytest.raises(UserError, match=r"No space left.*last good checkpoint is .*step-00000005; free some space"):
+        saved(tmp_path, 9)
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005"]
+    assert checkpoint.newest_whole(tmp_path)[0] == 5
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    for step in (1, 2, 3, 10):
+        saved(tmp_path, step)
+    checkpoint.prune(tmp_path, 2)
+    assert checkpoint.steps_of(tmp_path) == [3, 10]
+
+
+def test_nothing_is_unpickled(tmp_path):
+    """A checkpoint folder holds safetensors and JSON only, and a pickle in place of either is refused unread."""
+    folder = saved(tmp_path)
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (marker.touch, ())
+
+    files = dict(checkpoint.read_verified(folder))
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    files[checkpoint.MODEL] = (tmp_path / "evil.pt").read_bytes()
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_weights(files, small_model(), "here")
+    assert not marker.exists()
+
+
+def test_a_run_with_an_unknown_key_is_refused(tmp_path):
+    """The run.json of a newer mmfm is not half understood."""
+    text = checkpoint.to_json(replace(toy_run(), name="x")).replace('"seed"', '"sead"')
+    with pytest.raises(UserError, match="unknown key sead"):
+        checkpoint.from_json(text)
