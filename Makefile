@@ -27,7 +27,7 @@ test: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-			echo "$$python: installing into .venv"; \
+			echo "$$python: installing into .venv; this takes some minutes"; \
 			$$python -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' && touch $@; \
 			exit $$?; \
 		fi; \

@@ -1,9 +1,9 @@
-"""The numbers data set: image-text and audio-text samples, never image with audio, and all that can be learnt from them.
+"""The numbers data set: pictures with text and voices with text, never a picture with a voice, both objectives at once.
 
     mmfm data numbers data/numbers
     mmfm train configs/quickstart.py
 
-Cost: minutes on two CPU cores. Expected scores: the table in README.md, made from experiments/000-quickstart/results.json.
+Cost: minutes on two CPU cores. Expected scores: the table in README.md (experiments/000-quickstart/results.json).
 """
 
 from mmfm.config import (

@@ -3,6 +3,7 @@
 What a field's docstring says is its line in `mmfm COMMAND --help`.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +39,9 @@ class Train:
             return
         from mmfm.train import train
 
-        print(train(self.run, resume=self.resume, force=self.force))
+        folder = train(self.run, resume=self.resume, force=self.force)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # with several ranks each is a process that comes by here
+            print(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
