@@ -8,7 +8,7 @@ const element = (name, properties = {}, ...children) => {
 };
 
 for (const figure of document.querySelectorAll("[data-chart]")) {
-  const { x, y, log, series } = JSON.parse(figure.dataset.chart);
+  const { last, series } = JSON.parse(figure.dataset.chart);
   const plot = figure.querySelector(".plot");
   const cross = element("div", { className: "cross", hidden: true });
   const told = element("div", { className: "told-box", hidden: true });
@@ -23,12 +23,12 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
   const nearest = (points, step) => points.reduce((best, point) => Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best);
   const show = (index) => {
     at = Math.max(0, Math.min(steps.length - 1, index));
-    const share = (steps[at] - x[0]) / (x[1] - x[0]);
+    const share = steps[at] / last;
     cross.hidden = told.hidden = false;
     cross.style.left = `${100 * share}%`;
     const rows = series.map(([name, points], i) => {
       const mark = element("i", { className: `c${i % 6}` });
-      return element("div", {}, ...(series.length > 1 ? [mark] : []), element("span", { textContent: name }), element("b", { textContent: nearest(points, steps[at])[2] }));
+      return element("div", {}, ...(series.length > 1 ? [mark] : []), element("span", { textContent: name }), element("b", { textContent: nearest(points, steps[at])[1] }));
     });
     told.replaceChildren(element("div", {}, element("span", { textContent: `step ${steps[at].toLocaleString("en")}` })), ...rows);
     const room = 14, width = told.offsetWidth, left = share * plot.offsetWidth;
@@ -37,7 +37,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
   const hide = () => { cross.hidden = told.hidden = true; };
   const moved = (event) => {
     const box = plot.getBoundingClientRect();
-    const step = x[0] + (x[1] - x[0]) * (event.clientX - box.left) / box.width;
+    const step = last * (event.clientX - box.left) / box.width;
     show(steps.indexOf(steps.reduce((best, other) => Math.abs(other - step) < Math.abs(best - step) ? other : best)));
   };
   plot.addEventListener("pointermove", moved);

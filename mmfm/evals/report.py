@@ -31,6 +31,7 @@ SMALL_CHARTS = (
     ("grad_norm", "Gradient norm", charts.loss_axis),
     ("samples_per_s", "Samples per second", charts.zero_axis),
 )
+SHOWN_TEMPLATES = 6
 SMOOTHED = frozenset({"loss", "grad_norm", "samples_per_s"})
 
 
@@ -169,7 +170,7 @@ def _data(splits: Sequence[Split]) -> Html:
                 for name in COUNTED
             ),
             tag("td", f"{len(split.classes):,}", class_="number"),
-            tag("td", join((tag("q", template) for template in split.templates), " ")),
+            tag("td", *_templates(split.templates)),
         )
         for split in splits
     ]
@@ -177,6 +178,13 @@ def _data(splits: Sequence[Split]) -> Html:
     left_out = [tag("li", f"{split.name}: {line}") for split in splits for line in split.left_out]
     told = tag("ul", *left_out, class_="left-out") if left_out else None
     return join((tag("div", tag("table", head, tag("tbody", *rows), class_="plain"), class_="scroll"), told))
+
+
+def _templates(templates: Sequence[str]) -> Iterator[object]:
+    for template in templates[:SHOWN_TEMPLATES]:
+        yield from (tag("q", template), " ")
+    if len(templates) > SHOWN_TEMPLATES:
+        yield f"and {len(templates) - SHOWN_TEMPLATES:,} more"
 
 
 def _settings(record: Record) -> Iterator[Html]:

@@ -6,7 +6,7 @@ Colours are classes of page.css (light and dark); what a colour says is also sai
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +16,8 @@ Number = int | float
 Point = tuple[Number, Number]
 COLOURS = 6  # of page.css; a seventh curve starts again, dashed
 DRAWN_POINTS, READ_POINTS = 1_200, 240  # per curve: in the drawing, and in the read-out
-LABEL_PX = 16
+MOST_REACH = 50  # points to either side of a running mean
+LABEL_PX = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +29,13 @@ class Axis:
     log: bool = False
     ticks: tuple[float, ...] = ()
 
-    def percent(self, value: float) -> float:
+    def percent(self, value: Number) -> float:
         scale = math.log if self.log else float
         low, high = scale(self.low), scale(self.high)
         return 100 * (scale(min(max(value, self.low), self.high)) - low) / (high - low)
 
 
-def linear_axis(low: float, high: float, count: int = 5) -> Axis:
+def linear_axis(low: Number, high: Number, count: int = 5) -> Axis:
     """From the last round number below `low` to the first above `high`, with about `count` round steps."""
     if high <= low:
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
@@ -45,7 +46,7 @@ def linear_axis(low: float, high: float, count: int = 5) -> Axis:
     return Axis(low=first * step, high=last * step, ticks=tuple(i * step for i in range(first, last + 1)))
 
 
-def log_axis(low: float, high: float) -> Axis:
+def log_axis(low: Number, high: Number) -> Axis:
     """Ticks at 1, 2 and 5 times the powers of ten, or at the powers alone when many. Needs 0 < low <= high."""
     low, high = low / 1.08, high * 1.08
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -68,12 +69,11 @@ def zero_axis(points: Iterable[Point]) -> Axis:
 
 def smooth(points: Sequence[Point], share: float = 0.05) -> list[Point]:
     """A centred mean over `share` of the points, of those that there are at both ends; so that nothing lags."""
-    reach, total, means = max(1, round(len(points) * share / 2)), [0.0], []
-    for _, value in points:
-        total.append(total[-1] + value)
+    reach = min(MOST_REACH, max(1, round(len(points) * share / 2)))
+    values, means = [value for _, value in points], []
     for i, (step, _) in enumerate(points):
-        start, end = max(0, i - reach), min(len(points), i + reach + 1)
-        means.append((step, (total[end] - total[start]) / (end - start)))
+        window = values[max(0, i - reach) : i + reach + 1]
+        means.append((step, sum(window) / len(window)))
     return means
 
 
@@ -89,7 +89,7 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     return sorted(kept)
 
 
-def round_figure(value: float, digits: int = 3) -> str:
+def round_figure(value: Number, digits: int = 3) -> str:
     """`digits` significant digits, thousands with commas, without needless zeros: 12,000; 0.0314; 2e-05."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "–"
@@ -103,53 +103,54 @@ def round_figure(value: float, digits: int = 3) -> str:
 
 def curves(
     title: str,
-    series: dict[str, Sequence[Point]],
+    series: Mapping[str, Sequence[Point]],
     axis: Axis,
     *,
     note: str = "",
     height_px: int = 260,
     smoothed: bool = False,
-    show: Callable[[float], str] = round_figure,
+    show: Callable[[Number], str] = round_figure,
 ) -> Html:
     """Lines over steps, named at their right ends. `smoothed`: a bold running mean over faint raw values."""
-    steps = [step for points in series.values() for step, _ in points]
-    last = max(1, *steps)
-    across = Axis(low=0, high=last, ticks=tuple(t for t in linear_axis(0, last).ticks if t <= last))
+    last = max(1, *(step for points in series.values() for step, _ in points))
+    across = Axis(low=0.0, high=float(last), ticks=tuple(t for t in linear_axis(0.0, float(last)).ticks if t <= last))
     bold = {name: smooth(points) if smoothed else list(points) for name, points in series.items()}
-    faint = [_path(series[name], across, axis, f"raw {colour(i)}") for i, name in enumerate(series) if smoothed]
-    lines = [_path(points, across, axis, f"curve {colour(i)}") for i, points in enumerate(bold.values())]
-    alone = [_dot(points[0], across, axis, colour(i)) for i, points in enumerate(bold.values()) if len(points) == 1]
-    stretched = tag(
-        "svg", *faint, *lines, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%"
-    )
-    spoken = "; ".join(f"{name} from {show(p[0][1])} to {show(p[-1][1])}" for name, p in bold.items())
+    several = len(series) > 1
     drawing = tag(
         "svg",
         *_grid(across, axis, show),
-        stretched,
-        *alone,
-        *(_ends(bold, axis, height_px, show) if len(series) > 1 else ()),
+        _lines(series if smoothed else {}, bold, across, axis),
+        *(_dot(p[0], across, axis, colour(i)) for i, p in enumerate(bold.values()) if len(p) == 1),
+        *(_ends(bold, across, axis, height_px, show) if several else ()),
         role="img",
-        aria_label=f"{title}, by step up to {max(steps):,.0f}: {spoken}.",
+        aria_label=_spoken(title, bold, last, show),
         class_="curves",
         width="100%",
         height=height_px,
     )
-    data = {
-        "x": [across.low, across.high],
-        "y": [axis.low, axis.high],
-        "log": axis.log,
-        "series": [[name, [[x, y, show(y)] for x, y in thin(points, READ_POINTS)]] for name, points in bold.items()],
-    }
+    read = [[name, [[x, show(y)] for x, y in thin(points, READ_POINTS)]] for name, points in bold.items()]
     legend = tag("ul", *(tag("li", swatch(i), name) for i, name in enumerate(series)), class_="legend")
     return tag(
         "figure",
         tag("figcaption", tag("b", title), tag("span", note, class_="quiet") if note else None),
-        legend if len(series) > 1 else None,
-        tag("div", drawing, class_="plot" if len(series) > 1 else "plot single"),
+        legend if several else None,
+        tag("div", drawing, class_="plot" if several else "plot single"),
         class_="chart",
-        data_chart=json.dumps(data, separators=(",", ":")),
+        data_chart=json.dumps({"last": last, "series": read}, separators=(",", ":")),
     )
+
+
+def _spoken(title: str, bold: Mapping[str, Sequence[Point]], last: Number, show: Callable[[Number], str]) -> str:
+    ends = "; ".join(f"{name} from {show(p[0][1])} to {show(p[-1][1])}" for name, p in bold.items())
+    return f"{title}, by step up to {last:,.0f}: {ends}."
+
+
+def _lines(faint: Mapping[str, Sequence[Point]], bold: Mapping[str, Sequence[Point]], across: Axis, axis: Axis) -> Html:
+    """Paths in a square of 100 that is stretched over the drawing; the strokes are not."""
+    raw = [_path(points, across, axis, f"raw {colour(i)}") for i, points in enumerate(faint.values())]
+    lines = [_path(points, across, axis, f"curve {colour(i)}") for i, points in enumerate(bold.values())]
+    stretch = {"viewBox": "0 0 100 100", "preserveAspectRatio": "none", "width": "100%", "height": "100%"}
+    return tag("svg", *raw, *lines, **stretch)
 
 
 def colour(index: int) -> str:
@@ -176,7 +177,7 @@ def at(percent: float) -> str:
     return f"{percent:.2f}%"
 
 
-def _grid(across: Axis, axis: Axis, show: Callable[[float], str]) -> Iterable[Html]:
+def _grid(across: Axis, axis: Axis, show: Callable[[Number], str]) -> Iterable[Html]:
     for value in axis.ticks:
         y = at(100 - axis.percent(value))
         yield tag("line", x1=0, x2="100%", y1=y, y2=y, class_="grid")
@@ -186,13 +187,15 @@ def _grid(across: Axis, axis: Axis, show: Callable[[float], str]) -> Iterable[Ht
     yield tag("line", x1=0, x2="100%", y1="100%", y2="100%", class_="base")
 
 
-def _ends(bold: dict[str, list[Point]], axis: Axis, height_px: int, show: Callable[[float], str]) -> Iterable[Html]:
+def _ends(
+    bold: Mapping[str, Sequence[Point]], across: Axis, axis: Axis, height_px: int, show: Callable[[Number], str]
+) -> Iterable[Html]:
     """The names at the curves' ends, moved apart where they would overlap."""
     wanted = [height_px * (1 - axis.percent(points[-1][1]) / 100) for points in bold.values()]
-    for i, (y, name) in enumerate(zip(spread(wanted, LABEL_PX, height_px), bold, strict=True)):
-        mark = tag("line", x1="100%", x2="100%", y1=wanted[i], y2=wanted[i], class_=f"end {colour(i)}")
-        value = tag("tspan", f" {show(bold[name][-1][1])}", class_="value")
-        yield mark
+    for i, (y, name) in enumerate(zip(spread(wanted, LABEL_PX, float(height_px)), bold, strict=True)):
+        step, value = bold[name][-1]
+        yield tag("circle", cx=at(across.percent(step)), cy=f"{wanted[i]:.1f}", r=3.5, class_=f"dot {colour(i)}")
+        value = tag("tspan", f" {show(value)}", class_="value")
         yield tag("text", name, value, x="100%", y=f"{y:.1f}", dx=12, dy=4, class_=f"name {colour(i)}")
 
 
@@ -239,7 +242,7 @@ def key(mark: int) -> Html:
     return tag("svg", shape(mark), class_="key", viewBox="-8 -8 16 16", aria_hidden="true")
 
 
-def axis_labels(axis: Axis, show: Callable[[float], str]) -> Html:
+def axis_labels(axis: Axis, show: Callable[[Number], str]) -> Html:
     """The foot of a dot chart; every second label gives way on a narrow screen."""
     ends = {0: " first", len(axis.ticks) - 1: " last"}
     texts = [

@@ -4,55 +4,46 @@ import base64
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mmfm.evals.page.charts import at
 from mmfm.evals.page.markup import Html, tag
 
+Cell = tuple[int, int, int]  # true class, predicted class, how often
 MOST_CELLS = 4_000  # as SVG, each with its tooltip; beyond, it is a picture
 
 
-def heat_map(
-    cells: Sequence[tuple[int, int, int]], rows: Sequence[int], classes: Sequence[str], columns: int, label: str
-) -> Html:
+def heat_map(cells: Sequence[Cell], rows: Sequence[int], classes: Sequence[str], columns: int, label: str) -> Html:
     """How often each true class (a row, from `rows`) was read as each class: right in one colour, wrong in another.
 
     Strength is the share of the row, as a square root, so that a single mistake can be seen.
     """
     place = {true: i for i, true in enumerate(rows)}
-    totals = dict.fromkeys(rows, 0)
-    for true, _, count in cells:
-        totals[true] += count
-    if len(cells) > MOST_CELLS:
-        drawn = [_heat_picture(cells, place, totals, columns)]
-    else:
-        drawn = [
-            tag(
-                "rect",
-                tag(
-                    "title",
-                    f"{class_name(classes, true)} read as {class_name(classes, seen)}: {count} of {totals[true]}",
-                ),
-                x=seen,
-                y=place[true],
-                width=1,
-                height=1,
-                fill_opacity=f"{math.sqrt(count / totals[true]):.2f}",
-                class_="right" if true == seen else "wrong",
-            )
-            for true, seen, count in cells
-        ]
+    shares = _shares(cells)
+    few = len(cells) <= MOST_CELLS
+    drawn = [_cell(cell, shares[cell], place, classes) for cell in cells] if few else [_picture(shares, place, columns)]
     frame = tag("rect", width="100%", height="100%", class_="ground")
-    stretched = {
-        "viewBox": f"0 0 {columns} {len(rows)}",
-        "preserveAspectRatio": "none",
-        "width": "100%",
-        "height": "100%",
-    }
+    stretch = {"preserveAspectRatio": "none", "width": "100%", "height": "100%"}
     height = min(440, max(14 * len(rows), 120)) if len(rows) < columns / 2 else 440
     labels = [*_row_labels([class_name(classes, i) for i in rows], height), *_column_labels(classes, columns)]
-    parts = (frame, tag("svg", *drawn, **stretched), *labels)
+    parts = (frame, tag("svg", *drawn, viewBox=f"0 0 {columns} {len(rows)}", **stretch), *labels)
     return tag("div", tag("svg", *parts, width="100%", height=height, role="img", aria_label=label), class_="heat")
+
+
+def _shares(cells: Sequence[Cell]) -> dict[Cell, tuple[int, float]]:
+    """For each cell the total of its row, and its strength."""
+    totals: Counter[int] = Counter()
+    for true, _, count in cells:
+        totals[true] += count
+    return {cell: (totals[cell[0]], math.sqrt(cell[2] / totals[cell[0]])) for cell in cells}
+
+
+def _cell(cell: Cell, share: tuple[int, float], place: dict[int, int], classes: Sequence[str]) -> Html:
+    (true, seen, count), (total, strength) = cell, share
+    words = f"{class_name(classes, true)} read as {class_name(classes, seen)}: {count:,} of {total:,}"
+    square = {"x": seen, "y": place[true], "width": 1, "height": 1, "fill_opacity": f"{strength:.2f}"}
+    return tag("rect", tag("title", words), **square, class_="right" if true == seen else "wrong")
 
 
 def class_name(classes: Sequence[str], index: int) -> str:
@@ -63,7 +54,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 14 else name[:13] + "…"
 
 
-def _row_labels(names: Sequence[str], height_px: float) -> Iterable[Html]:
+def _row_labels(names: Sequence[str], height_px: int) -> Iterable[Html]:
     every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 10**9) if height_px / len(names) * n >= 12)
     for i in range(0, len(names), every):
         yield tag("text", _short(names[i]), x=0, y=at(100 * (i + 0.5) / len(names)), dx=-6, dy=4, class_="tick y")
@@ -77,33 +68,23 @@ def _column_labels(classes: Sequence[str], columns: int) -> Iterable[Html]:
         yield tag("svg", text, x=at(100 * (i + 0.5) / columns), y="100%", overflow="visible")
 
 
-def _heat_picture(
-    cells: Iterable[tuple[int, int, int]], place: dict[int, int], totals: dict[int, int], columns: int
-) -> Html:
+def _picture(shares: dict[Cell, tuple[int, float]], place: dict[int, int], columns: int) -> Html:
     pixels = [bytearray(columns) for _ in place]
-    for true, seen, count in cells:
-        strength = max(1, round(127 * math.sqrt(count / totals[true])))
-        pixels[place[true]][seen] = strength if true == seen else 128 + strength
-    return tag(
-        "image", href=png_uri(pixels), width=columns, height=len(pixels), preserveAspectRatio="none", class_="pixelated"
-    )
+    for (true, seen, _), (_, strength) in shares.items():
+        pixels[place[true]][seen] = max(1, round(127 * strength)) + (0 if true == seen else 128)
+    size = {"width": columns, "height": len(pixels), "preserveAspectRatio": "none"}
+    return tag("image", href=png_uri(pixels), **size, class_="pixelated")
 
 
 def png_uri(rows: Sequence[bytes | bytearray]) -> str:
     """A PNG of palette indices: 0 clear, 1 to 127 rising strength of the right colour, 129 to 255 of the wrong one."""
     right, wrong = bytes((0x00, 0x72, 0xB2)), bytes((0xD5, 0x5E, 0x00))
     clear = bytes(min(255, 2 * (i % 128)) for i in range(256))
-    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 3, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 3, 0, 0, 0)  # eight bits, by palette
     body = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows), 9)
-    chunks = (
-        (b"IHDR", header),
-        (b"PLTE", right * 128 + wrong * 128),
-        (b"tRNS", clear),
-        (b"IDAT", body),
-        (b"IEND", b""),
-    )
+    parts = {b"IHDR": header, b"PLTE": right * 128 + wrong * 128, b"tRNS": clear, b"IDAT": body, b"IEND": b""}
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
+        for kind, content in parts.items()
     )
     return "data:image/png;base64," + base64.b64encode(data).decode()

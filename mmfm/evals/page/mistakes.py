@@ -5,12 +5,12 @@ The first split is open, and what it shows is also said in a sentence.
 
 from collections.abc import Sequence
 
-from mmfm.evals.page.heatmap import class_name, heat_map
+from mmfm.evals.page.heatmap import Cell, class_name, heat_map
 from mmfm.evals.page.markup import Html, tag
 from mmfm.evals.page.record import Split
 from mmfm.evals.page.scores import shown
 
-Cells = Sequence[tuple[int, int, int]]
+Cells = Sequence[Cell]
 LISTED = 8  # confusions; and hardest classes
 MOST_CLASSES = 2_000  # of a heat map
 MAP_NOTE = tag(

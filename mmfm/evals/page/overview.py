@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from mmfm.config import Run
+from mmfm.config import Conformer, Run, TextTower, Trunk, Vit
 from mmfm.evals.page import scores
 from mmfm.evals.page.charts import round_figure
 from mmfm.evals.page.markup import Html, tag
@@ -49,7 +49,7 @@ def summary(record: Record) -> str:
 def _achievements(record: Record) -> str:
     if not record.rows:
         return "It has not been evaluated yet."
-    split, clauses = scores.main_split(record.rows), []
+    split, clauses = scores.splits_of(record.rows)[0], []
     for task, metric, words in CLAUSES:
         for row in scores.find(record.rows, task, metric, split):
             apart = ", though the two never met in training" if scores.never_met(record.run, task) else ""
@@ -89,7 +89,7 @@ def _model(run: Run) -> Iterator[str]:
     yield f"trunk: transformer, {_size(model.trunk)}; embeddings of {model.embed_dim}"
 
 
-def _size(part: object) -> str:
+def _size(part: Vit | Conformer | TextTower | Trunk) -> str:
     return f"{part.depth} layers of {part.width}"
 
 
@@ -131,6 +131,9 @@ def notes(record: Record) -> Iterator[Html]:
         if log.broken:
             lines = "One line" if log.broken == 1 else f"{log.broken:,} lines"
             yield _note(f"{lines} of metrics.jsonl cannot be read, as after a crash, and the curves go without.")
+        if log.lost:
+            named = ", ".join(f"{name} ({count:,})" for name, count in log.lost.items())
+            yield _note(f"Values that were not finite are missing from the curves: {named}.")
     if record.rows is None or record.splits is None:
         names = [
             n for n, there in (("results.json", record.rows), ("results.details.json", record.splits)) if there is None

@@ -6,6 +6,7 @@ resumed run went through again replace those before.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any, TypeVar
 from mmfm.config import Run, UserError, from_json, require
 
 Value = TypeVar("Value")
+
+
+def headline_first(split: str) -> tuple[bool, bool]:
+    """A key for sorting: "test", of which the headline speaks, then other tests, then the rest as they come."""
+    return split != "test", not split.startswith("test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +84,17 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """`curves`: name -> (step, value) by rising step. `seconds`: over all starts of the run."""
+    """`curves`: name -> (step, value) by rising step. `seconds`: over all starts of the run.
+
+    `broken`: lines that cannot be read; `resumed`: times that training went back; `lost`: name -> values not finite.
+    """
 
     curves: dict[str, tuple[tuple[int, float], ...]]
     step: int
     seconds: float
     broken: int
     resumed: int
+    lost: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +138,7 @@ def number(value: Any) -> float | None:
 def read_log(text: str) -> Log:
     """The lines of metrics.jsonl as curves; a line that is no JSON object with a whole `step` counts as broken."""
     lines, seconds, previous, broken, resumed, reached = [], 0.0, 0.0, 0, 0, 0.0
-    for line in filter(None.__ne__, map(_line, text.splitlines())):
+    for line in map(_line, filter(str.strip, text.splitlines())):
         if "step" not in line:
             broken += 1
             continue
@@ -141,29 +151,37 @@ def read_log(text: str) -> Log:
             previous, reached = line["seconds"], line["step"]
         lines.append(line)
     curves: dict[str, list[tuple[int, float]]] = {}
+    lost: Counter[str] = Counter()
     for line in lines:
         for name in line.keys() - {"step", "seconds"}:
-            curves.setdefault(name, []).append((int(line["step"]), line[name]))
+            if math.isfinite(line[name]):
+                curves.setdefault(name, []).append((int(line["step"]), line[name]))
+            else:
+                lost[name] += 1
     last = int(max((line["step"] for line in lines), default=0))
     ordered = {name: tuple(points) for name, points in sorted(curves.items())}
-    return Log(curves=ordered, step=last, seconds=seconds, broken=broken, resumed=resumed)
+    return Log(
+        curves=ordered, step=last, seconds=seconds, broken=broken, resumed=resumed, lost=dict(sorted(lost.items()))
+    )
 
 
-def _line(text: str) -> dict[str, float] | None:
-    """The finite numbers of a line; {} if it cannot be read; None if it is empty."""
-    if not text.strip():
-        return None
+def _line(text: str) -> dict[str, float]:
+    """The numbers of a line, null as nan; {} if it cannot be read or is of no step."""
     try:
         values = json.loads(text)
     except ValueError:
         return {}
     if not isinstance(values, dict):
         return {}
-    kept = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    return {name: float(value) for name, value in kept.items() if math.isfinite(value)}
+    kept = {name: float("nan" if value is None else value) for name, value in values.items() if _numeric(value)}
+    return kept if all(math.isfinite(kept.get(name, 0.0)) for name in ("step", "seconds")) else {}
 
 
-def _row(row: dict[str, Any]) -> Row:
+def _numeric(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _row(row: Any) -> Row:
     return Row(
         split=str(row["split"]),
         task=str(row["task"]),
@@ -176,7 +194,8 @@ def _row(row: dict[str, Any]) -> Row:
     )
 
 
-def _splits(splits: dict[str, dict[str, Any]]) -> list[Split]:
+def _splits(splits: Any) -> list[Split]:
+    """In the order of the page."""
     return [
         Split(
             name=name,
@@ -189,16 +208,16 @@ def _splits(splits: dict[str, dict[str, Any]]) -> list[Split]:
             writings=tuple(map(_writing, split.get("writings", ()))),
             left_out=tuple(map(str, split.get("left_out", ()))),
         )
-        for name, split in splits.items()
+        for name, split in sorted(splits.items(), key=lambda item: headline_first(item[0]))
     ]
 
 
-def _cell(cell: list[int]) -> tuple[int, int, int]:
+def _cell(cell: Any) -> tuple[int, int, int]:
     true, predicted, count = map(int, cell)
     return true, predicted, count
 
 
-def _item(item: dict[str, Any]) -> Item:
+def _item(item: Any) -> Item:
     return Item(
         modality=str(item["modality"]),
         key=str(item.get("key", "")),
@@ -207,7 +226,7 @@ def _item(item: dict[str, Any]) -> Item:
     )
 
 
-def _retrieval(retrieval: dict[str, Any]) -> Retrieval:
+def _retrieval(retrieval: Any) -> Retrieval:
     answers = [
         Answer(item=_item(answer), score=number(answer.get("score")), hit=bool(answer["hit"]))
         for answer in retrieval["answers"]
@@ -215,7 +234,7 @@ def _retrieval(retrieval: dict[str, Any]) -> Retrieval:
     return Retrieval(task=str(retrieval["task"]), query=_item(retrieval["query"]), answers=tuple(answers))
 
 
-def _writing(writing: dict[str, Any]) -> Writing:
+def _writing(writing: Any) -> Writing:
     source = writing.get("source")
     return Writing(
         task=str(writing["task"]),

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
 
 from mmfm.config import Run
 from mmfm.evals.page import charts
 from mmfm.evals.page.charts import Axis, linear_axis
 from mmfm.evals.page.markup import Html, join, tag
-from mmfm.evals.page.record import Log, Row
+from mmfm.evals.page.record import Log, Row, headline_first
 
 KEY_FIGURES = (
     ("image->text", "acc@1", "images named"),
@@ -81,13 +82,8 @@ def find(rows: Sequence[Row], task: str, metric: str, split: str | None = None) 
 
 
 def splits_of(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.split for row in rows))
-
-
-def main_split(rows: Sequence[Row]) -> str:
-    """The split that the headline speaks of: "test" where there is one, else the first."""
-    names = splits_of(rows)
-    return "test" if "test" in names else names[0]
+    """Their names in the order of the page; the headline speaks of the first."""
+    return sorted(dict.fromkeys(row.split for row in rows), key=headline_first)
 
 
 def never_met(run: Run, task: str) -> bool:
@@ -108,8 +104,7 @@ def axis_of(rows: Iterable[Row]) -> Axis:
 
 def tiles(run: Run, rows: Sequence[Row]) -> Html:
     """The key figures: large for the main split, smaller for the others."""
-    main = main_split(rows)
-    order = sorted(splits_of(rows), key=lambda name: name != main)
+    order = splits_of(rows)
     chosen = [(find(rows, task, metric), words) for task, metric, words in KEY_FIGURES]
     if not any(found for found, _ in chosen):
         names = dict.fromkeys((row.task, row.metric) for row in rows)
@@ -195,7 +190,7 @@ def _panel(task: str, rows: Sequence[Row], marks: dict[str, int], apart: bool) -
 
 
 def _metric(metric: str, rows: Sequence[Row], marks: dict[str, int], shared: Axis) -> Html:
-    same = [row for row in rows if row.metric == metric]
+    same = sorted((row for row in rows if row.metric == metric), key=lambda row: marks[row.split])
     axis = shared if is_share(metric) else axis_of(same)
     scale = "" if axis is shared else f"; drawn from {axis.low:g} to {axis.high:g}"
     meaning = tag("span", MEANINGS.get(plain(metric), "") + scale, class_="quiet")
@@ -252,13 +247,12 @@ def _percent(value: int | float) -> str:
 
 def table(rows: Sequence[Row]) -> Html:
     """Every row as it stands in results.json, sortable by its headings."""
-    names = ("split", "task", "metric", "value", "low", "high", "chance", "n")
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
-    body = tag("tbody", *(tag("tr", *(_cell(getattr(row, name)) for name in names)) for row in rows))
+    head = tag("thead", tag("tr", *(tag("th", part.name, scope="col") for part in fields(Row))))
+    body = tag("tbody", *(tag("tr", *map(_cell, astuple(row))) for row in rows))
     return tag("div", tag("table", head, body, class_="plain sortable"), class_="scroll")
 
 
-def _cell(value: str | float | None) -> Html:
+def _cell(value: str | int | float | None) -> Html:
     if value is None:
         return tag("td", "–", class_="number")
     if isinstance(value, str):
