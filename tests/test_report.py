@@ -187,6 +187,19 @@ def test_value_interval_and_chance_are_drawn_in_their_places(tmp_path: Path) -> 
     assert bits.one("b").text == "2.50"
 
 
+def test_the_headline_split_comes_first_everywhere(tmp_path: Path) -> None:
+    """`test`, then other tests, then the rest, in tiles, charts, confusions and examples, whatever the files' order."""
+    names = ["dev", "test-b", "test"]
+    confused = {name: split(confusion={"image->text": [[0, 1, 2]]}, retrievals=[retrieval("")]) for name in names}
+    page = page_of(make(tmp_path, rows=[row(name, "image->text", "acc@1", 0.5) for name in names], splits=confused))
+    ordered = ["test", "test-b", "dev"]
+    assert [lane.all("span")[0].text for lane in page.one("ul", "tiles").all("div", "split")] == ordered
+    assert [line.one("th").text for line in page.one("table", "dots").all("tr") if line.all(kind="track")] == ordered
+    opened = [(d.one("summary").text, "open" in d.attributes) for d in page.all("details") if "image" in d.text]
+    assert ordered * 2 == [re.findall(r"test-b|test|dev", text)[0] for text, _ in opened[1:7]]
+    assert [is_open for _, is_open in opened[1:7]] == [True, False, False] * 2
+
+
 def test_a_pair_that_never_met_is_called_so(tmp_path: Path) -> None:
     """image->audio is emergent here; with an objective for the pair, or a source that provides both, it is not."""
     page = page_of(make(tmp_path, rows=ROWS))
