@@ -57,7 +57,6 @@ def build(
     `images_per_number` and `clips_per_number` are of train; val and test have `eval_per_number` of each, and
     test-unseen three times as many. All is made in a folder beside it, NAME.partial, which takes its name when whole.
     """
-    folder = folder.resolve()
     images, clips, evals = images_per_number, clips_per_number, eval_per_number
     wanted = {"images_per_number": images, "clips_per_number": clips, "eval_per_number": evals}
     for what, value in wanted.items():
@@ -66,12 +65,13 @@ def build(
     if _complete(folder, wanted):
         print(f"{folder} is complete already; nothing to do")
         return
-    partial = folder.with_name(f"{folder.name}.partial")
+    target = folder.resolve()
+    partial = target.with_name(f"{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _build(partial, wanted, progress)
-        partial.rename(folder)
+        partial.rename(target)
     except OSError as why:
         remedy = "make room or grant access there, or choose another folder"
         raise UserError(f"cannot write {folder}: {why.strerror or why}; {remedy}") from why
