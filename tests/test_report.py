@@ -465,7 +465,7 @@ def test_confusions_are_counted_and_placed(tmp_path: Path) -> None:
     wrong = {(r.attributes["x"], r.attributes["y"]): r for r in figure.all("rect", "wrong")}
     assert set(wrong) == {("0", "1"), ("1", "2")}  # column: read as; row: true
     assert wrong["1", "2"].one("title").text == "nine read as seven: 3 of 4"
-    assert float(wrong["1", "2"].attributes["fill-opacity"] or "") == pytest.approx(math.sqrt(3 / 4), abs=0.005)
+    assert float(wrong["1", "2"].attributes["fill-opacity"] or "") == pytest.approx(0.75 ** (1 / 3), abs=0.005)
     confused, hard = ([[c.text for c in r.all("td")] for r in t.one("tbody").all("tr")] for t in figure.all("table"))
     assert confused == [["nine", "seven", "3 of 4"], ["seven", "one", "1 of 10"]]
     assert hard == [["nine", "1 of 4"], ["seven", "9 of 10"]]
@@ -496,7 +496,7 @@ def test_a_full_matrix_becomes_a_picture_that_reads_back() -> None:
     drawn = heatmap.heat_map(cells, range(70), [], 70, "map")
     (uri,) = re.findall(r'href="([^"]+)"', drawn)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA"))
-    strength = np.sqrt(counts / counts.sum(1, keepdims=True))
+    strength = np.cbrt(counts / counts.sum(1, keepdims=True))
     np.testing.assert_allclose(pixels[..., 3] / 255, strength, atol=0.01)
     assert (pixels[0, 0, 2] > pixels[0, 0, 0]) and (pixels[0, 1, 0] > pixels[0, 1, 2])  # right is blue, wrong is orange
 

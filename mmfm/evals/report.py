@@ -123,13 +123,10 @@ def _training(run: Run, log: Log) -> Iterator[Html]:
         yield charts.curves("Loss by objective", objectives, axis, note=note, height_px=300, smoothed=True)
     wide, small = scores.during_training(log)
     yield from wide
-    small += [
-        charts.curves(
-            title, {title: log.curves[name]}, axis(log.curves[name]), height_px=120, smoothed=name in SMOOTHED
-        )
-        for name, title, axis in SMALL_CHARTS
-        if name in log.curves
-    ]
+    scales = [(name, f"Scale of {name.removeprefix('scale/')}") for name in log.curves if name.startswith("scale/")]
+    for name, title, axis in (*SMALL_CHARTS, *((name, title, charts.zero_axis) for name, title in scales)):
+        if points := log.curves.get(name):
+            small.append(charts.curves(title, {title: points}, axis(points), height_px=120, smoothed=name in SMOOTHED))
     if small:
         yield tag("div", *small, class_="small-charts")
 

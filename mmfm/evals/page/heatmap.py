@@ -1,7 +1,6 @@
 """A confusion matrix as a heat map, with a tooltip on every cell; a very full one becomes a PNG, made here by hand."""
 
 import base64
-import math
 import struct
 import zlib
 from collections import Counter
@@ -17,7 +16,7 @@ MOST_CELLS = 4_000  # as SVG, each with its tooltip; beyond, it is a picture
 def heat_map(cells: Sequence[Cell], rows: Sequence[int], classes: Sequence[str], columns: int, label: str) -> Html:
     """How often each true class (a row, from `rows`) was read as each class: right in one colour, wrong in another.
 
-    Strength is the share of the row, as a square root, so that a single mistake can be seen.
+    Strength is the share of the row, as a cube root, so that a single mistake can be seen.
     """
     place = {true: i for i, true in enumerate(rows)}
     shares = _shares(cells)
@@ -36,7 +35,7 @@ def _shares(cells: Sequence[Cell]) -> dict[Cell, tuple[int, float]]:
     totals: Counter[int] = Counter()
     for true, _, count in cells:
         totals[true] += count
-    return {cell: (totals[cell[0]], math.sqrt(cell[2] / totals[cell[0]])) for cell in cells}
+    return {cell: (totals[cell[0]], (cell[2] / totals[cell[0]]) ** (1 / 3)) for cell in cells}
 
 
 def _cell(cell: Cell, share: tuple[int, float], place: dict[int, int], classes: Sequence[str]) -> Html:
