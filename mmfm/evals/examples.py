@@ -1,0 +1,149 @@
+"""What a person looks at: some retrievals and writings of each task, hits and misses, with their pictures and sounds.
+
+The choice is deterministic: half misses, half hits, each spread evenly over the split; where there are too few of one,
+more of the other. Pictures are the sample's own bytes, or a smaller JPEG where these are large; sounds are what the
+model hears, as WAV, their first seconds.
+"""
+
+import base64
+import io
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from mmfm.data.shards import MODALITY
+from mmfm.data.stream import read_example
+from mmfm.evals.retrieval import Retrieved, Side
+from mmfm.evals.split import Evaluable, Split, spread
+from mmfm.evals.writing import correct, reference
+from mmfm.inputs.image import decode_image, resize
+from mmfm.tasks import parse
+
+SHOWN = 12  # of each task
+ANSWERS = {"image": 5, "audio": 3, "text": 5}  # sounds weigh most
+PICTURE_BYTES = 64_000
+PICTURE_PX = 320
+SOUND_SECONDS = 4.0
+
+
+def pick(good: Bool[np.ndarray, " n"], count: int) -> list[int]:
+    """At most `count` places, in rising order."""
+    right, wrong = np.flatnonzero(good), np.flatnonzero(~good)
+    misses = min(len(wrong), max(count // 2, count - len(right)))
+    groups = ((wrong, misses), (right, min(len(right), count - misses)))
+    return sorted(int(group[place]) for group, most in groups for place in spread(len(group), most))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """The items of one split, ready to be shown. Each picture and sound is made once."""
+
+    split: Split
+    model: Evaluable
+    max_seconds: float
+    made: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def retrievals(self, found: Retrieved) -> list[dict[str, Any]]:
+        """The queries that were picked, each with its best answers."""
+        places = np.array(pick(found.found.above + found.found.tied - found.found.right == 0, SHOWN), int)
+        if len(places) == 0:
+            return []
+        scores, relevant = found.scores(places), found.relevant(places)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : ANSWERS[found.gallery.modality]]
+        return [
+            {
+                "task": found.task,
+                "query": self.item(found.query, int(found.asked[place])),
+                "answers": [
+                    {
+                        **self.item(found.gallery, int(answer)),
+                        "score": float(scores[row, answer]),
+                        "hit": bool(relevant[row, answer]),
+                    }
+                    for answer in best[row]
+                ],
+            }
+            for row, place in enumerate(places)
+        ]
+
+    def writings(self, task: str) -> list[dict[str, Any]]:
+        items = self.split.written[task]
+        good = correct(self.split, items)
+        return [
+            {
+                "task": task,
+                "source": self.sample(parse(task).sources[0], items[place].row),
+                "reference": reference(self.split, items[place]),
+                "written": items[place].text,
+                "correct": bool(good[place]),
+            }
+            for place in pick(good, SHOWN)
+        ]
+
+    def item(self, side: Side, place: int) -> dict[str, str]:
+        row = int(side.rows[place])
+        if side.modality == "text":
+            return {"modality": "text", "key": "", "caption": self.split.captions[row], "src": ""}
+        return self.sample(side.modality, row)
+
+    def sample(self, modality: str, row: int) -> dict[str, str]:
+        if (modality, row) not in self.made:
+            self.made[modality, row] = self.source(modality, row)
+        caption, src = self.split.texts[row] or "", self.made[modality, row]
+        return {"modality": modality, "key": self.split.keys[row], "caption": caption, "src": src}
+
+    def source(self, modality: str, row: int) -> str:
+        """A data: URI; empty for text."""
+        sample = self.split.shards[self.split.places[row]]
+        if modality == "image":
+            kind, data = next((kind, data) for kind, data in sample.parts.items() if MODALITY.get(kind) == "image")
+            return picture_uri(kind, data)
+        if modality == "audio" and self.model.config.audio is not None:
+            heard = read_example(sample, self.model.config, self.max_seconds, wanted=("audio",)).audio
+            assert heard is not None
+            return sound_uri(heard, self.model.config.audio.mel.rate_hz)
+        return ""
+
+
+def picture_uri(kind: str, data: bytes) -> str:
+    """The bytes as they are if they are few; else a JPEG of the same proportions, PICTURE_PX on its longer side."""
+    if len(data) <= PICTURE_BYTES:
+        return data_uri(f"image/{'jpeg' if kind == 'jpg' else kind}", data)
+    image = decode_image(data)
+    factor = min(1.0, PICTURE_PX / max(image.shape[1:]))
+    small = resize(image, max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor)))
+    out = io.BytesIO()
+    Image.fromarray(small.permute(1, 2, 0).numpy()).save(out, "JPEG", quality=85)
+    return data_uri("image/jpeg", out.getvalue())
+
+
+def sound_uri(samples: Float[Tensor, " samples"], rate_hz: int) -> str:
+    """16-bit WAV of the first SOUND_SECONDS."""
+    whole = (samples[: int(SOUND_SECONDS * rate_hz)].clamp(-1, 1) * 32_767).round().to(torch.int16)
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes(whole.numpy().astype("<i2").tobytes())
+    return data_uri("audio/wav", out.getvalue())
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def show(split: Split, model: Evaluable, retrieved: Sequence[Retrieved], max_seconds: float) -> dict[str, Any]:
+    """The retrievals and writings of all tasks, as results.details.json holds them."""
+    gallery = Gallery(split=split, model=model, max_seconds=max_seconds)
+    return {
+        "retrievals": [shown for found in retrieved for shown in gallery.retrievals(found)],
+        "writings": [shown for task in split.written for shown in gallery.writings(task)],
+    }

@@ -1,0 +1,187 @@
+"""Figures from items: what is counted, what chance would give, and how far the sample may mislead. Pure numpy.
+
+A `Figure` keeps a statistic of the items that it is made of, so that its value and its bootstrap interval come from
+one definition: the statistic takes rows of item numbers (resamples) and gives one number per row.
+
+Ties are broken at random, in expectation: an item tied with others counts with the probability that a random order puts
+it first. So a model whose scores are all equal gets exactly the chance level, whatever the order of the data.
+
+The chance level of writing is what silence would score: exact match 0, word and character error rate 1. That of bits
+per byte is 8, every byte equally likely.
+"""
+
+import math
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Real
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # item numbers [resamples, n] -> [resamples]
+
+DRAWS_AT_ONCE = 2_000_000  # bounds the memory of a bootstrap to a few tens of megabytes
+
+
+class Bootstrap(NamedTuple):
+    """How intervals are drawn. One seed for all figures: two figures over the same items are resampled alike."""
+
+    resamples: int = 1_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One metric of one task over n items, with the value that guessing would have."""
+
+    task: str
+    metric: str
+    statistic: Statistic
+    n: int
+    chance: float
+
+    @property
+    def value(self) -> float:
+        return float(self.statistic(np.arange(self.n)[None])[0])
+
+    def interval(self, bootstrap: Bootstrap) -> tuple[float, float]:
+        return interval(self.statistic, self.n, bootstrap)
+
+
+def interval(statistic: Statistic, n: int, bootstrap: Bootstrap) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval over items (Efron 1979); resamples without a value are left out."""
+    generator = np.random.Generator(np.random.Philox(bootstrap.seed))
+    chunk = max(1, DRAWS_AT_ONCE // n)
+    sizes = [min(chunk, bootstrap.resamples - done) for done in range(0, bootstrap.resamples, chunk)]
+    values = np.concatenate([statistic(generator.integers(0, n, size=(size, n), dtype=np.int32)) for size in sizes])
+    low, high = np.nanquantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean(values: Real[np.ndarray, " n"]) -> Statistic:
+    return lambda index: values[index].mean(1)
+
+
+def median(values: Real[np.ndarray, " n"]) -> Statistic:
+    return lambda index: np.median(values[index], axis=1)
+
+
+def ratio(numerator: Real[np.ndarray, " n"], denominator: Real[np.ndarray, " n"]) -> Statistic:
+    """Sum over sum, both of the same items; nan where the denominators sum to zero."""
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        over, under = numerator[index].sum(1), denominator[index].sum(1)
+        return np.divide(over, under, out=np.full(len(index), np.nan), where=under > 0)
+
+    return statistic
+
+
+def mean_per_class(hits: Real[np.ndarray, " n"], classes: Int[np.ndarray, " n"]) -> Statistic:
+    """Mean over the classes that occur of the share of their items that were hit: balanced accuracy."""
+    count = int(classes.max()) + 1
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        cells = (np.arange(len(index))[:, None] * count + classes[index]).ravel()
+        totals = np.bincount(cells, minlength=len(index) * count).reshape(-1, count)
+        right = np.bincount(cells, weights=hits[index].ravel(), minlength=len(index) * count).reshape(-1, count)
+        recalls = np.divide(right, totals, out=np.zeros(right.shape), where=totals > 0)
+        return recalls.sum(1) / (totals > 0).sum(1)
+
+    return statistic
+
+
+class Ranks(NamedTuple):
+    """For each query, where its best relevant item stands among the scored items."""
+
+    above: Int[np.ndarray, " n"]  # items that score strictly better; none of them is relevant
+    tied: Int[np.ndarray, " n"]  # items with exactly its score, itself included
+    right: Int[np.ndarray, " n"]  # those of `tied` that are relevant
+    relevant: Int[np.ndarray, " n"]  # relevant items in all
+
+
+def ranks(scores: Float[np.ndarray, "n items"], relevant: Bool[np.ndarray, "n items"]) -> Ranks:
+    """Every query needs at least one relevant item, and every score must be finite."""
+    assert relevant.any(1).all() and np.isfinite(scores).all()
+    best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
+    tied = scores == best
+    return Ranks((scores > best).sum(1), tied.sum(1), (tied & relevant).sum(1), relevant.sum(1))
+
+
+def joined(parts: Sequence[Ranks]) -> Ranks:
+    return Ranks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def hits(found: Ranks, k: int) -> Float[np.ndarray, " n"]:
+    """1 where a relevant item is among the k best, 0 where none is, between where ties decide."""
+    return hit_probability(found.tied, found.right, k - found.above)
+
+
+def expected_ranks(found: Ranks) -> Float[np.ndarray, " n"]:
+    """The rank of the best relevant item, from 1; among ties the mean over their orders."""
+    return found.above + (found.tied + 1) / (found.right + 1)
+
+
+def hit_probability(
+    items: Int[np.ndarray, " n"], relevant: Int[np.ndarray, " n"], draws: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """The probability that `draws` of `items`, without replacement, hold a relevant one: 1 - C(n-r, k) / C(n, k)."""
+    miss = np.ones(len(items))
+    for drawn in range(min(int(draws.max()), int(items.max()))):
+        factor = np.clip(items - relevant - drawn, 0, None) / np.maximum(items - drawn, 1)
+        miss *= np.where(drawn < draws, factor, 1.0)
+    return 1 - miss
+
+
+def chance_recall(relevant: Int[np.ndarray, " n"], items: int, k: int) -> float:
+    """Recall at k of a random order, where query i has relevant[i] of the items."""
+    return float(hit_probability(np.full(len(relevant), items), relevant, np.full(len(relevant), k)).mean())
+
+
+def chance_median_rank(relevant: Int[np.ndarray, " n"], items: int) -> float:
+    """The smallest k at which a random order has found at least half of the queries' first relevant items."""
+    kinds, counts = np.unique(relevant, return_counts=True)
+    miss, k = np.ones(len(kinds)), 0
+    while counts @ miss > len(relevant) / 2:
+        miss *= np.clip(items - kinds - k, 0, None) / (items - k)
+        k += 1
+    return float(k)
+
+
+def normalised(text: str) -> str:
+    """The rule for comparing texts: NFC, case folded, white space collapsed, and one final full stop taken off."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).removesuffix(".").rstrip()
+
+
+def edit_distance(reference: Sequence[str], written: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions from one to the other (Levenshtein)."""
+    if reference == written:
+        return 0
+    numbers = {symbol: number for number, symbol in enumerate(dict.fromkeys((*reference, *written)))}
+    target, steps = np.array([numbers[symbol] for symbol in written], int), np.arange(len(written) + 1)
+    row = steps
+    for symbol in reference:
+        changed = np.concatenate([[row[0] + 1], np.minimum(row[1:] + 1, row[:-1] + (target != numbers[symbol]))])
+        row = np.minimum.accumulate(changed - steps) + steps  # insertions: from the cheapest place to the left
+    return int(row[-1])
+
+
+def words(text: str) -> list[str]:
+    return normalised(text).split()
+
+
+def characters(text: str) -> list[str]:
+    return list(normalised(text))
+
+
+def error_rate(
+    references: Sequence[str], written: Sequence[str], split: Callable[[str], list[str]]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Edits and reference length of each pair, in what `split` gives (words for WER, characters for CER)."""
+    pairs = [(split(a), split(b)) for a, b in zip(references, written, strict=True)]
+    return np.array([edit_distance(a, b) for a, b in pairs], int), np.array([len(a) for a, _ in pairs], int)
+
+
+def bits_per_byte(nats: Float[np.ndarray, " n"], texts: Sequence[str]) -> Statistic:
+    """Total nats over total UTF-8 bytes, in bits. Comparable across tokenizers; the end mark's nats count too."""
+    return ratio(nats / math.log(2), np.array([len(text.encode()) for text in texts], int))

@@ -1,0 +1,116 @@
+"""Retrieval both ways between any two modalities, also between two that no sample has together.
+
+An item of the gallery is relevant to a query if both carry the same text, or come from one sample. Text is on neither
+side a sample's own: its gallery and its queries are the distinct texts of the split. A query that has no relevant item
+in the gallery cannot be answered; it is left out and counted.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmfm.evals.metrics import (
+    Figure,
+    Ranks,
+    chance_median_rank,
+    chance_recall,
+    expected_ranks,
+    hits,
+    joined,
+    mean,
+    median,
+    ranks,
+)
+from mmfm.evals.split import Evaluable, Split, encode_texts, slices
+
+QUERIES_AT_ONCE = 256
+RECALL_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Items to ask with or to choose from. `groups`: equal numbers are relevant to each other.
+
+    `rows`: the sample of each item, or for text the place of the caption among the split's distinct captions.
+    """
+
+    modality: str
+    x: Float[Tensor, "n d"]
+    groups: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """One direction. `asked`: the queries that have an answer in the gallery; only they are ranked."""
+
+    query: Side
+    gallery: Side
+    asked: Int[np.ndarray, " asked"]
+    found: Ranks
+
+    @property
+    def left_out(self) -> int:
+        return len(self.query) - len(self.asked)
+
+    @property
+    def task(self) -> str:
+        return f"{self.query.modality}->{self.gallery.modality}"
+
+    def scores(self, places: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n gallery"]:
+        """Similarity of these queries, by their place in `asked`, to everything in the gallery."""
+        return (self.query.x[self.asked[places]] @ self.gallery.x.T).numpy()
+
+    def relevant(self, places: Int[np.ndarray, " n"]) -> np.ndarray:
+        return self.query.groups[self.asked[places], None] == self.gallery.groups
+
+    def figures(self) -> list[Figure]:
+        items, relevant = len(self.gallery), self.found.relevant
+        recalls = [(f"R@{k}", mean(hits(self.found, k)), chance_recall(relevant, items, k)) for k in RECALL_AT]
+        middle = ("median_rank", median(expected_ranks(self.found)), chance_median_rank(relevant, items))
+        return [
+            Figure(task=self.task, metric=metric, statistic=statistic, n=len(self.asked), chance=chance)
+            for metric, statistic, chance in (*recalls, middle)
+        ]
+
+
+def sides_of(split: Split, model: Evaluable) -> list[Side]:
+    """The sides that this split has, in the order image, audio, text."""
+    captions = {caption: number for number, caption in enumerate(split.captions)}
+    alone = len(captions) + np.arange(len(split))  # a sample without a text is relevant to itself only
+    groups = np.array([alone[row] if text is None else captions[text] for row, text in enumerate(split.texts)], int)
+    sides = [
+        Side(
+            modality=name,
+            x=split.vectors[name].x,
+            groups=groups[split.vectors[name].rows],
+            rows=split.vectors[name].rows,
+        )
+        for name in ("image", "audio")
+        if name in split.vectors
+    ]
+    if captions and "text" in model.modalities:
+        places = np.arange(len(captions))
+        sides.append(Side(modality="text", x=encode_texts(model, list(captions)), groups=places, rows=places))
+    return sides
+
+
+def retrieve(query: Side, gallery: Side) -> Retrieved:
+    """Rank the gallery for each query that has an answer in it."""
+    asked = np.flatnonzero(np.isin(query.groups, gallery.groups))
+    nobody = np.empty(0, int)
+    pair = Retrieved(query=query, gallery=gallery, asked=asked, found=Ranks(*[nobody] * 4))
+    places = [np.arange(len(asked))[part] for part in slices(len(asked), QUERIES_AT_ONCE)]
+    parts = [ranks(pair.scores(some), pair.relevant(some)) for some in places]
+    return replace(pair, found=joined(parts)) if parts else pair
+
+
+def retrieve_all(split: Split, model: Evaluable) -> list[Retrieved]:
+    """Every direction between two different sides, also those where no query has an answer."""
+    return [retrieve(query, gallery) for query, gallery in permutations(sides_of(split, model), 2)]

@@ -1,0 +1,307 @@
+"""The evaluation of a run: every split through the same functions, whose figures become results.json.
+
+`results.json` is tidy: a list of rows {"split", "task", "metric", "value", "low", "high", "chance", "n"}. Beside it,
+`results.details.json` holds what the report shows: counts, classes, confusions, and a gallery. Training asks
+`scores_during_training`, which leaves out what is slow and computes the rest by the same code.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from mmfm.checkpoint import load_model, replace_file
+from mmfm.config import Run, UserError, from_json, require
+from mmfm.data.shards import expand
+from mmfm.evals.examples import show
+from mmfm.evals.metrics import Bootstrap, Figure
+from mmfm.evals.retrieval import Retrieved, retrieve_all
+from mmfm.evals.split import Evaluable, Split, at_rest, read_split
+from mmfm.evals.table import print_split
+from mmfm.evals.writing import writing_figures
+from mmfm.evals.zeroshot import (
+    NONE,
+    Classes,
+    Classified,
+    class_of_samples,
+    class_vectors,
+    classify,
+    find_classes,
+    find_templates,
+    given_templates,
+    read_lines,
+)
+
+SPLITS = ("val", "test", "test-unseen")
+SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact")
+BOOTSTRAP = Bootstrap()
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What may be chosen. `classes` is a file; it and `templates`, unless given, are looked for beside the shards."""
+
+    classes: Path | None = None
+    templates: tuple[str, ...] = ()
+    default_templates: tuple[str, ...] = ("{}",)
+    batch: int = 64
+    max_seconds: float = 30.0
+    max_tokens: int = 32
+    bootstrap: Bootstrap = BOOTSTRAP
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"batch": self.batch, "max_tokens": self.max_tokens, "bootstrap": self.bootstrap.resamples}
+        for name, value in {**counts, "limit": 1 if self.limit is None else self.limit}.items():
+            require(value > 0, f"{name}={value} must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Rows of results.json for one split, and its entry in results.details.json."""
+
+    rows: list[dict[str, Any]]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """A split with all that was computed of it, before intervals."""
+
+    split: Split
+    classes: Classes
+    templates: tuple[str, ...]
+    owned: np.ndarray
+    classified: dict[str, Classified]
+    retrieved: list[Retrieved]
+
+    def figures(self) -> list[Figure]:
+        classes = [figure for found in self.classified.values() for figure in found.figures]
+        pairs = [figure for found in self.retrieved if len(found.asked) for figure in found.figures()]
+        return [*classes, *pairs, *writing_figures(self.split)]
+
+
+def evaluate(
+    model: Evaluable, spec: str, *, split: str, how: How, watch: Callable[[list[slice]], Iterable[slice]] = iter
+) -> Scores:
+    """All figures of one split, with intervals, and its gallery. Raises UserError where the data cannot be used."""
+    with at_rest(model):
+        scored = _score(model, spec, split, how, with_nats=True, watch=watch)
+        rows = [_row(split, figure, how.bootstrap) for figure in scored.figures()]
+        shown = show(scored.split, model, scored.retrieved, how.max_seconds)
+    counts = {**scored.split.counts(), "without_class": int((scored.owned == NONE).sum())}
+    details = {
+        "source": spec,
+        "counts": counts,
+        "classes": list(scored.classes.names),
+        "templates": list(scored.templates),
+        "confusion": {f"{name}->text": found.confusion for name, found in scored.classified.items()},
+        **shown,
+        "left_out": left_out(scored, model),
+    }
+    return Scores(rows=rows, details=details)
+
+
+def scores_during_training(model: Evaluable, spec: str, *, run: Run) -> dict[str, float]:
+    """acc@1, R@1 and exact match over `eval.samples` samples of the shards, as "image->text/acc@1"."""
+    with at_rest(model):
+        scored = _score(model, spec, "val", how_of(run, limit=run.eval.samples), with_nats=False)
+        chosen = [figure for figure in scored.figures() if figure.metric in SCORES_DURING_TRAINING]
+        return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}
+
+
+def how_of(run: Run, **changes: Any) -> How:
+    """The run's own settings, but for those `changes` that say something (not None, not empty, not 0)."""
+    chosen = {name: value for name, value in changes.items() if value}
+    chosen["bootstrap"] = Bootstrap(resamples=chosen.get("bootstrap", run.eval.bootstrap))
+    own = {"batch": run.eval.batch, "max_tokens": run.eval.max_tokens, "max_seconds": run.data.max_seconds}
+    return How(**{"default_templates": run.eval.templates, **own, **chosen})
+
+
+def _score(
+    model: Evaluable,
+    spec: str,
+    name: str,
+    how: How,
+    *,
+    with_nats: bool,
+    watch: Callable[[list[slice]], Iterable[slice]] = iter,
+) -> _Scored:
+    templates = find_templates(spec, how.templates, how.default_templates)
+    split = read_split(
+        model,
+        spec,
+        name=name,
+        batch=how.batch,
+        max_seconds=how.max_seconds,
+        max_tokens=how.max_tokens,
+        limit=how.limit,
+        with_nats=with_nats,
+        watch=watch,
+    )
+    classes = find_classes(split.captions, spec, how.classes)
+    owned = class_of_samples(split, classes)
+    classified: dict[str, Classified] = {}
+    if "text" in model.modalities and (owned != NONE).any():
+        head = class_vectors(model, classes.names, templates)
+        found = {modality: classify(split, modality, owned, head) for modality in ("image", "audio")}
+        classified = {modality: result for modality, result in found.items() if result is not None}
+    retrieved = retrieve_all(split, model)
+    return _Scored(
+        split=split, classes=classes, templates=templates, owned=owned, classified=classified, retrieved=retrieved
+    )
+
+
+def _row(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
+    low, high = figure.interval(bootstrap)
+    return {
+        "split": split,
+        "task": figure.task,
+        "metric": figure.metric,
+        "value": figure.value,
+        "low": low,
+        "high": high,
+        "chance": round(figure.chance, 9),
+        "n": figure.n,
+    }
+
+
+def left_out(scored: _Scored, model: Evaluable) -> list[str]:
+    """One line for each thing that the figures do not cover."""
+    split, total, lines = scored.split, len(scored.split), []
+    if total < len(split.shards):
+        lines.append(f"{total} of {len(split.shards)} samples were read, evenly spread (the limit)")
+    if split.unread:
+        lines.append(f"{split.unread} of {total} samples have nothing that the model reads")
+    if split.shards.ignored:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
+        lines.append(f"files that are not read: {kinds}")
+    if "text" not in model.modalities:
+        lines.append("no classification: the model has no tower for text")
+    elif not scored.classes.names:
+        lines.append("no classification: there is no classnames.txt, no --classes and no text to take names from")
+    elif without := int((scored.owned == NONE).sum()):
+        lines.append(f"{without} of {total} samples have none of the {len(scored.classes.names)} classes")
+    without_text = total - split.counts()["text"]
+    if without_text:
+        lines.append(f"{without_text} of {total} samples have no text")
+    for found in scored.retrieved:
+        if found.left_out:
+            lines.append(
+                f"{found.task}: {found.left_out} of {len(found.query)} queries have no relevant answer to find"
+            )
+    return lines
+
+
+def evaluate_run(
+    run_folder: str | Path,
+    *,
+    data: Sequence[str] = (),
+    out: str | Path | None = None,
+    classes: str | Path | None = None,
+    templates: Sequence[str] = (),
+    batch: int | None = None,
+    max_tokens: int | None = None,
+    bootstrap: int | None = None,
+    limit: int | None = None,
+    step: int | None = None,
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate a saved run on each SPEC or NAME=SPEC of `data` and write results.json and results.details.json.
+
+    Without `data`: the splits beside the run's validation data. What is None, empty or 0 is as the run was configured.
+    `templates`: sentences with {} for the class's name, or files with one a line.
+    """
+    folder, console = Path(run_folder), console or Console()
+    run = read_run(folder)
+    splits = named_splits(data or default_splits(run))
+    how = how_of(
+        run,
+        classes=Path(classes) if classes else None,
+        templates=given_templates([templates] if isinstance(templates, str) else templates),
+        batch=batch,
+        max_tokens=max_tokens,
+        bootstrap=bootstrap,
+        limit=limit,
+    )
+    if how.classes is not None:
+        read_lines(how.classes, "class")  # so that a mistake is told before the work
+    results = check_place(Path(out) if out else folder / "results.json")
+    model, scores = load_model(folder, step), {}
+    for name, spec in splits.items():
+        scores[name] = evaluate(model, spec, split=name, how=how, watch=_progress(name, console))
+    return _finish(scores, splits, results, console)
+
+
+def _finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, console: Console) -> list[dict[str, Any]]:
+    """Write and print."""
+    rows = [row for score in scores.values() for row in score.rows]
+    lines = [f"{name}: {line}" for name, score in scores.items() for line in score.details["left_out"]]
+    require(bool(rows), f"nothing can be scored in {', '.join(splits.values())}: {'; '.join(lines)}")
+    details = {"splits": {name: score.details for name, score in scores.items()}}
+    write_json(out.with_name(f"{out.stem}.details.json"), details)
+    write_json(out, rows)
+    for name, score in scores.items():
+        print_split(name, score.rows, score.details, console)
+    console.print(f"wrote {out}", soft_wrap=True, highlight=False, markup=False)
+    return rows
+
+
+def _progress(name: str, console: Console) -> Callable[[list[slice]], Iterable[slice]]:
+    return lambda batches: track(batches, name, console=console, transient=True, disable=not console.is_terminal)
+
+
+def read_run(folder: Path) -> Run:
+    path = folder / "run.json"
+    require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
+    return from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def default_splits(run: Run) -> list[str]:
+    """The val, test and test-unseen folders beside the run's validation data, else that data."""
+    require(bool(run.data.val), f"run {run.name!r} has no validation data; say what to evaluate: --data SHARDS")
+    folder = Path(run.data.val)
+    beside = [str(folder.parent / name) for name in SPLITS if (folder.parent / name).is_dir()]
+    return beside if folder.is_dir() and beside else [run.data.val]
+
+
+def named_splits(data: Sequence[str]) -> dict[str, str]:
+    """Name -> shards. A name is given as NAME=SHARDS, or else is that of the folder of the shards."""
+    splits: dict[str, str] = {}
+    for item in data:
+        name, sign, spec = item.partition("=")
+        if not sign or "/" in name or not name:
+            name, spec = expand(item)[0].resolve().parent.name, item
+        require(
+            name not in splits, f"two splits are called {name!r}: {splits.get(name)} and {spec}; name one NAME={spec}"
+        )
+        splits[name] = spec
+    return splits
+
+
+def check_place(path: Path) -> Path:
+    """The same path, if a file can be put there: told before the work, not after."""
+    require(
+        not path.is_dir(), f"--out {path} is a folder; give the name of a file in it, such as {path / 'results.json'}"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise UserError(f"cannot make {path.parent}: {why.strerror}; choose another place by --out") from None
+    require(os.access(path.parent, os.W_OK), f"cannot write in {path.parent}; choose another place by --out")
+    return path
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Whole or not at all."""
+    data = json.dumps(tree, indent=1, allow_nan=False).encode()
+    try:
+        replace_file(path, data)
+    except OSError as why:
+        raise UserError(f"cannot write {path}: {why.strerror}; free some space or choose a place by --out") from None

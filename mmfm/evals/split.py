@@ -1,0 +1,264 @@
+"""One pass of a model over a split: everything that the scores need, so that no sample is read or encoded twice.
+
+A split is any shards. A sample may have any of image, audio, text; samples that have nothing that the model reads are
+counted. With a limit, the samples are spread evenly over the shards, which may hold one modality each.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmfm.batch import Batch
+from mmfm.config import MODALITIES, Model, require
+from mmfm.data.shards import Sample, Shards, expand
+from mmfm.data.stream import Example, collate, read_example
+from mmfm.tasks import Task, parse
+
+TEXTS_AT_ONCE = 256
+
+
+@runtime_checkable
+class Evaluable(Protocol):
+    """What evaluation asks of a model, which is also a torch Module. Embeddings are unit vectors."""
+
+    embed_dim: int
+    modalities: tuple[str, ...]
+    tasks: tuple[str, ...]
+    tokenizer: Any
+    config: Model
+    training: bool
+
+    def embed(self, batch: Batch) -> dict[str, Float[Tensor, "n d"]]: ...
+    def encode_text(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "n d"]: ...
+    def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]: ...
+    def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]: ...
+    def parameters(self) -> Iterator[Tensor]: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+@contextmanager
+def at_rest(model: Evaluable) -> Iterator[None]:
+    """Without gradients and dropout; the mode is put back. Not inference_mode: training cannot use what it caches."""
+    training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+class Vectors(NamedTuple):
+    """Unit vectors of one modality and the samples that they belong to."""
+
+    x: Float[Tensor, "n d"]
+    rows: Int[np.ndarray, " n"]
+
+
+class Written(NamedTuple):
+    """What the model wrote for a sample that has a text of its own to compare with."""
+
+    row: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A split as the model sees it. Rows count the samples that were read; `places` are their places in `shards`."""
+
+    name: str
+    source: str
+    shards: Shards
+    places: tuple[int, ...]
+    keys: tuple[str, ...]
+    texts: tuple[str | None, ...]
+    labels: tuple[tuple[Any, Any], ...]  # of each sample: its .cls and its json "label", None where it has none
+    vectors: dict[str, Vectors]
+    written: dict[str, list[Written]]
+    nats: dict[str, Float[np.ndarray, " samples"]]  # nan where a sample lacks a source or the target
+    unread: int  # samples with nothing that the model reads
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def captions(self) -> list[str]:
+        """The distinct texts, in the order of their first sample."""
+        return list(dict.fromkeys(text for text in self.texts if text is not None))
+
+    def counts(self) -> dict[str, int]:
+        found = {name: len(self.vectors[name].rows) if name in self.vectors else 0 for name in ("image", "audio")}
+        return {"samples": len(self), **found, "text": sum(text is not None for text in self.texts)}
+
+
+def writing_tasks(model: Evaluable) -> list[str]:
+    """The tasks whose target is text; there is no score for others yet."""
+    return [task for task in model.tasks if parse(task).target == "text"]
+
+
+def reads(model: Evaluable) -> set[str]:
+    """The modalities that the model takes as a source or as a target."""
+    return {*model.modalities, *(name for task in model.tasks if (name := parse(task).target) is not None)}
+
+
+def device_of(model: Evaluable) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def encode_texts(model: Evaluable, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    """Unit vectors on the CPU, a few hundred texts at a time."""
+    parts = [
+        model.encode_text(list(texts[part]), normalize=True).float().cpu() for part in slices(len(texts), TEXTS_AT_ONCE)
+    ]
+    return finite(torch.cat(parts), "text") if parts else torch.empty(0, model.embed_dim)
+
+
+def slices(total: int, size: int) -> list[slice]:
+    """0 ... total-1 in runs of `size`; the last may be shorter."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def spread(total: int, limit: int | None) -> tuple[int, ...]:
+    """At most `limit` of the places 0 ... total-1: one from each of `limit` equal runs, always the same ones.
+
+    Where in its run a place lies is drawn: a fixed stride could miss classes of data where these take turns.
+    """
+    count = total if limit is None else min(limit, total)
+    ends = np.arange(count + 1) * total // max(count, 1)
+    drawn = np.random.Generator(np.random.Philox(0)).random(count)
+    return tuple((ends[:-1] + (drawn * np.diff(ends)).astype(int)).tolist())
+
+
+def finite(x: Tensor, what: str) -> Tensor:
+    require(bool(x.isfinite().all()), f"{what}: the model gives numbers that are not finite; evaluate an earlier step")
+    return x
+
+
+def read_split(
+    model: Evaluable,
+    spec: str,
+    *,
+    name: str,
+    batch: int,
+    max_seconds: float,
+    max_tokens: int,
+    limit: int | None = None,
+    with_nats: bool = True,
+    watch: Callable[[list[slice]], Iterable[slice]] = iter,
+) -> Split:
+    """Read every sample once and put all questions to the model, which must be `at_rest`. `watch` sees the batches go.
+
+    Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
+    """
+    shards = Shards(expand(spec))
+    places = spread(len(shards), limit)
+    parts = [
+        _ask(model, [shards[place] for place in places[part]], max_seconds, max_tokens, with_nats)
+        for part in watch(slices(len(places), batch))
+    ]
+    split = _joined(parts, name=name, source=spec, shards=shards, places=places)
+    able = ", ".join(name for name in MODALITIES if name in reads(model))
+    require(split.unread < len(split), f"{spec}: none of its {len(split)} samples has what this model reads ({able})")
+    return split
+
+
+class _Known(NamedTuple):
+    """What is kept of a sample besides what the model says about it."""
+
+    key: str
+    text: str | None
+    labels: tuple[Any, Any]
+
+
+class _Part(NamedTuple):
+    """What a batch gave; rows count from the batch's first sample."""
+
+    known: list[_Known]
+    vectors: dict[str, Vectors]
+    written: dict[str, list[Written]]
+    nats: dict[str, Float[np.ndarray, " size"]]
+    unread: int
+
+
+def _ask(model: Evaluable, samples: list[Sample], max_seconds: float, max_tokens: int, with_nats: bool) -> _Part:
+    examples = [read_example(sample, model.config, max_seconds) for sample in samples]
+    batch = collate(examples, model.tokenizer).to(device_of(model))
+    held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
+    able = {task: _able(parse(task), held) for task in writing_tasks(model)}
+    return _Part(
+        known=[_known(sample, example) for sample, example in zip(samples, examples, strict=True)],
+        vectors=_embed(model, batch),
+        written={
+            task: _write(model, task, batch, rows, max_tokens) for task, rows in able.items() if parse(task).sources
+        },
+        nats={task: _nats(model, task, batch, rows) for task, rows in able.items() if with_nats},
+        unread=batch.size - len(set().union(*held.values())),
+    )
+
+
+def _known(sample: Sample, example: Example) -> _Known:
+    mark = sample.parts.get("cls")
+    whole = mark is None or mark.strip().isdigit()
+    require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
+    return _Known(example.key, example.text, (None if mark is None else int(mark), example.meta.get("label")))
+
+
+def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
+    """Of pictures and sounds; texts are encoded later, each distinct one once."""
+    seen = {name: items for name, items in batch.items.items() if name != "text" and name in model.modalities}
+    given = model.embed(replace(batch, items=seen)) if seen else {}
+    return {name: Vectors(finite(x.float().cpu(), name), seen[name].rows.cpu().numpy()) for name, x in given.items()}
+
+
+def _able(task: Task, held: dict[str, set[int]]) -> set[int]:
+    """The rows that have all the sources of the task, and its target."""
+    return set.intersection(*(held.get(name, set()) for name in (*task.sources, str(task.target))))
+
+
+def _write(model: Evaluable, task: str, batch: Batch, able: set[int], max_tokens: int) -> list[Written]:
+    rows, texts = model.write(task, batch, max_tokens) if able else ([], [])
+    return [Written(row, text) for row, text in zip(rows, texts, strict=True) if row in able]
+
+
+def _nats(model: Evaluable, task: str, batch: Batch, able: set[int]) -> Float[np.ndarray, " size"]:
+    nats = np.full(batch.size, np.nan)
+    if able:
+        rows = sorted(able)
+        nats[rows] = finite(model.nats(task, batch).double().cpu()[rows], task).numpy()
+    return nats
+
+
+def _joined(parts: Sequence[_Part], *, name: str, source: str, shards: Shards, places: tuple[int, ...]) -> Split:
+    starts = [0, *accumulate(len(part.known) for part in parts)]
+    both = list(zip(starts, parts, strict=False))
+    heard = [modality for modality in MODALITIES if any(modality in part.vectors for part in parts)]
+    known = [one for part in parts for one in part.known]
+    return Split(
+        name=name,
+        source=source,
+        shards=shards,
+        places=places,
+        keys=tuple(one.key for one in known),
+        texts=tuple(one.text for one in known),
+        labels=tuple(one.labels for one in known),
+        vectors={modality: _vectors(modality, both) for modality in heard},
+        written={task: _shifted(task, both) for task in (parts[0].written if parts else {})},
+        nats={task: np.concatenate([part.nats[task] for part in parts]) for task in (parts[0].nats if parts else {})},
+        unread=sum(part.unread for part in parts),
+    )
+
+
+def _vectors(modality: str, parts: Sequence[tuple[int, _Part]]) -> Vectors:
+    own = [(start, part.vectors[modality]) for start, part in parts if modality in part.vectors]
+    return Vectors(torch.cat([vectors.x for _, vectors in own]), np.concatenate([s + v.rows for s, v in own]))
+
+
+def _shifted(task: str, parts: Sequence[tuple[int, _Part]]) -> list[Written]:
+    return [Written(start + item.row, item.text) for start, part in parts for item in part.written[task]]

@@ -1,0 +1,71 @@
+"""Scores of what a model writes: exact match, word and character error rate, and bits per byte of the true text.
+
+Written text and reference are compared after `metrics.normalised`; error rates are of the whole split: all edits over
+all reference words or characters. Bits per byte are of the text as it is, with nothing normalised.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mmfm.evals.metrics import (
+    Figure,
+    bits_per_byte,
+    characters,
+    error_rate,
+    mean,
+    normalised,
+    ratio,
+    words,
+)
+from mmfm.evals.split import Split, Written
+
+ERROR_RATES: dict[str, Callable[[str], list[str]]] = {"wer": words, "cer": characters}
+
+
+def reference(split: Split, item: Written) -> str:
+    text = split.texts[item.row]
+    assert text is not None
+    return text
+
+
+def correct(split: Split, items: Sequence[Written]) -> np.ndarray:
+    """True where the written text is the reference, normalised."""
+    return np.array([normalised(item.text) == normalised(reference(split, item)) for item in items], bool)
+
+
+def exact_match(split: Split, task: str) -> list[Figure]:
+    items = split.written.get(task, [])
+    if not items:
+        return []
+    return [
+        Figure(task=task, metric="exact", statistic=mean(correct(split, items).astype(float)), n=len(items), chance=0.0)
+    ]
+
+
+def error_rates(split: Split, task: str) -> list[Figure]:
+    """WER and CER, where the references have a word at all."""
+    items = split.written.get(task, [])
+    figures = []
+    for metric, cut in ERROR_RATES.items():
+        edits, lengths = error_rate([reference(split, item) for item in items], [item.text for item in items], cut)
+        if lengths.sum() > 0:
+            figures.append(Figure(task=task, metric=metric, statistic=ratio(edits, lengths), n=len(items), chance=1.0))
+    return figures
+
+
+def likelihood(split: Split, task: str) -> list[Figure]:
+    """Bits per byte over the samples that have the sources and a text."""
+    nats = split.nats.get(task, np.empty(0))
+    rows = np.flatnonzero(~np.isnan(nats))
+    if len(rows) == 0:
+        return []
+    statistic = bits_per_byte(nats[rows], [split.texts[row] or "" for row in rows])
+    return [Figure(task=task, metric="bits_per_byte", statistic=statistic, n=len(rows), chance=8.0)]
+
+
+def writing_figures(split: Split) -> list[Figure]:
+    """All figures of all writing tasks, task by task."""
+    tasks = list(dict.fromkeys((*split.written, *split.nats)))
+    parts = [(exact_match(split, task), error_rates(split, task), likelihood(split, task)) for task in tasks]
+    return [figure for part in parts for figures in part for figure in figures]

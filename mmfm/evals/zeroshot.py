@@ -1,0 +1,164 @@
+"""Zero-shot classification: an image or a sound is of the class whose prompts lie nearest in the shared space.
+
+The head of a class is the mean of its prompts' unit vectors, scaled back to length one (CLIP, arXiv 2103.00020, 3.1.4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmfm.config import UserError, require
+from mmfm.data.shards import expand
+from mmfm.evals.metrics import (
+    Figure,
+    Ranks,
+    Statistic,
+    chance_recall,
+    hits,
+    joined,
+    mean,
+    mean_per_class,
+    normalised,
+    ranks,
+)
+from mmfm.evals.split import Evaluable, Split, encode_texts, slices
+
+ROWS_AT_ONCE = 512
+CLASSES_AT_ONCE = 256
+NONE = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The names to choose from. `listed`: they come from a file, so that a number can mean a place in it."""
+
+    names: tuple[str, ...]
+    listed: bool
+    where: str
+
+
+def find_classes(split_captions: Sequence[str], spec: str, file: Path | None) -> Classes:
+    """Those of `file`; else of classnames.txt beside the shards; else the distinct captions, sorted."""
+    found = [file] if file is not None else _beside(spec, "classnames.txt")
+    if not found:
+        return Classes(names=tuple(sorted(set(split_captions))), listed=False, where="the distinct captions")
+    lists = [read_lines(path, "class") for path in found]
+    require(
+        all(names == lists[0] for names in lists),
+        f"{found[0]} and {found[-1]} list different classes; choose one by --classes FILE",
+    )
+    return Classes(names=lists[0], listed=True, where=str(found[0]))
+
+
+def find_templates(spec: str, given: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+    """Prompts with {} for the name: those given; else of templates.txt beside the shards; else `default`."""
+    return given or given_templates([str(path) for path in _beside(spec, "templates.txt")[:1]]) or default
+
+
+def given_templates(items: Sequence[str]) -> tuple[str, ...]:
+    """Each item is a template, or without {} the path of a file with one template a line."""
+    found = [(item, (item,) if "{}" in item else read_lines(Path(item), "template")) for item in items]
+    for where, templates in found:
+        for template in templates:
+            require("{}" in template, f"{where}: the template {template!r} has no {{}} for the class's name; add it")
+    return tuple(template for _, templates in found for template in templates)
+
+
+def read_lines(path: Path, what: str) -> tuple[str, ...]:
+    """The lines of a text file that are not blank, without the white space around them."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as why:
+        raise UserError(f"{path}: {why.strerror or why}; give a text file with one {what} a line") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no UTF-8 text; give a text file with one {what} a line") from None
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    require(bool(lines), f"{path} is empty; give a text file with one {what} a line")
+    return lines
+
+
+def _beside(spec: str, name: str) -> list[Path]:
+    """The files of this name in the folders of the shards."""
+    folders = dict.fromkeys(shard.parent for shard in expand(spec))
+    return [folder / name for folder in folders if (folder / name).is_file()]
+
+
+def class_of_samples(split: Split, classes: Classes) -> Int[np.ndarray, " samples"]:
+    """The class of each sample, NONE where it has none. In this order: its .cls, its json "label", its text.
+
+    A number in .cls or "label" is a place in the listed classes, from 0; "label" and text may name a class, and are
+    compared like written texts.
+    """
+    places = {normalised(name): place for place, name in reversed(list(enumerate(classes.names)))}
+
+    def place_of(row: int) -> int:
+        number = next((found for mark in split.labels[row] if (found := _number(mark)) is not None), None)
+        if number is not None and classes.listed:
+            return _listed(number, classes, split.keys[row])
+        names = [mark for mark in (split.labels[row][1], split.texts[row]) if isinstance(mark, str)]
+        return next((places[normalised(name)] for name in names if normalised(name) in places), NONE)
+
+    return np.array([place_of(row) for row in range(len(split))], int)
+
+
+def _number(mark: Any) -> int | None:
+    return mark if isinstance(mark, int) and not isinstance(mark, bool) else None
+
+
+def _listed(number: int, classes: Classes, key: str) -> int:
+    count = len(classes.names)
+    rule = f"none of the {count} of {classes.where} (0 to {count - 1}); give the right list by --classes FILE"
+    require(0 <= number < count, f"sample {key}: class {number} is {rule}")
+    return number
+
+
+def class_vectors(model: Evaluable, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "classes d"]:
+    """One unit vector per class: the mean over its prompts' unit vectors, scaled back to length one."""
+    heads = []
+    for part in slices(len(names), CLASSES_AT_ONCE):
+        prompts = [template.replace("{}", name) for name in names[part] for template in templates]
+        x = encode_texts(model, prompts)
+        heads.append(F.normalize(x.view(-1, len(templates), x.shape[1]).mean(1), dim=-1))
+    return torch.cat(heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """What one modality gave: figures, and how often each true class was taken for each other."""
+
+    figures: list[Figure]
+    confusion: list[list[int]]  # [true, predicted, count]
+
+
+def classify(
+    split: Split, modality: str, owned: Int[np.ndarray, " samples"], head: Float[Tensor, "classes d"]
+) -> Classified | None:
+    """acc@1, acc@5 and mean per class of the samples of this modality that have a class; None where there are none."""
+    vectors = split.vectors.get(modality)
+    chosen = np.flatnonzero(owned[vectors.rows] != NONE) if vectors is not None else np.empty(0, int)
+    if vectors is None or len(chosen) == 0:
+        return None
+    truth = owned[vectors.rows[chosen]]
+    found, guesses = [], []
+    for some in slices(len(chosen), ROWS_AT_ONCE):
+        scores = (vectors.x[chosen[some]] @ head.T).numpy()
+        found.append(ranks(scores, truth[some, None] == np.arange(len(head))))
+        guesses.append(scores.argmax(1))
+    pairs, counts = np.unique(np.stack([truth, np.concatenate(guesses)], 1), axis=0, return_counts=True)
+    confusion = np.concatenate([pairs, counts[:, None]], 1).tolist()
+    return Classified(figures=_figures(f"{modality}->text", joined(found), truth, len(head)), confusion=confusion)
+
+
+def _figures(task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int) -> list[Figure]:
+    def figure(metric: str, statistic: Statistic, chance: float) -> Figure:
+        return Figure(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance)
+
+    accuracy = [figure(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
+    return [*accuracy, figure("mean_per_class", mean_per_class(hits(found, 1), truth), 1 / classes)]
