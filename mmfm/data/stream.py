@@ -143,8 +143,9 @@ class Plan(Dataset):
 
     def _example(self, source: int, sample: int) -> Example:
         wanted = self.run.data.train[source].provides
-        shards = self.sources[source]
-        return read_example(shards[sample], self.run.model, self.run.data.max_seconds, wanted)
+        names = {name for name, modality in MODALITY.items() if modality in wanted} | {"json"}
+        parts = self.sources[source].read(sample, names)
+        return read_example(parts, self.run.model, self.run.data.max_seconds, wanted)
 
 
 class TrainStream:
