@@ -68,7 +68,7 @@ def zero_axis(points: Iterable[Point]) -> Axis:
 
 
 def smooth(points: Sequence[Point], share: float = 0.05) -> list[Point]:
-    """A centred mean over `share` of the points, of those that there are at both ends: nothing lags; few points stay."""
+    """A centred mean over `share` of the points, fewer at both ends: nothing lags, and few points stay."""
     reach = min(MOST_REACH, round(len(points) * share / 2))
     values, means = [value for _, value in points], []
     for i, (step, _) in enumerate(points):
