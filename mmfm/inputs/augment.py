@@ -81,7 +81,10 @@ def _axis(size: int, like: Tensor) -> Tensor:
 
 
 def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) -> Tokens:
-    """Speed, formants (VTLP, Jaitly and Hinton 2013), one masked run in time and one in frequency (SpecAugment, arXiv 1904.08779), noise."""
+    """Speed and formants (VTLP, Jaitly and Hinton 2013), a masked run in time and one in frequency, noise.
+
+    Masks as in SpecAugment (arXiv 1904.08779); a masked cell is the clip's mean.
+    """
     if not any((how.speed, how.formant, how.mask_frames, how.mask_bins, how.noise)):
         return frames
     u = draws.to(frames.x.dtype)
@@ -89,8 +92,8 @@ def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) ->
     time, bins = torch.arange(x.shape[1], device=x.device), torch.arange(x.shape[2], device=x.device)
     lengths = keep.sum(1)
     hidden = (
-        _run(u[:, 2], u[:, 3], how.mask_frames, lengths, time)[:, :, None]
-        | _run(u[:, 4], u[:, 5], how.mask_bins, torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
+        _run(u[:, 2], u[:, 3], float(how.mask_frames), lengths, time)[:, :, None]
+        | _run(u[:, 4], u[:, 5], float(how.mask_bins), torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
     )
     x = x.masked_fill(hidden, 0.0)
     # Box-Muller from draws would need as many numbers as cells; a hash of the cell's place and the item's draw is enough.
