@@ -5,15 +5,13 @@ minute. Standard library only.
 """
 
 import runpy
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import MODALITIES, Model, Run, Source, UserError, from_json, require, to_json
+from mmfm.config import Model, Run, Source, UserError, from_json, require, to_json
 from mmfm.data.shards import Shards, expand
-
-TARGETS = ("text",)  # images and audio need codes first
+from mmfm.grammar import parse_writing
 
 
 def read_run(path: str | Path) -> Run:
@@ -43,20 +41,6 @@ def _executed(file: Path) -> Run:
     return run
 
 
-def task_parts(task: str) -> tuple[tuple[str, ...], str]:
-    """Sources and target of a generative task: "image,audio>text" gives (("image", "audio"), "text")."""
-    left, arrow, target = task.partition(">")
-    sources = tuple(left.split(",")) if left else ()
-    form = "write sources>target in quotes, such as 'image>text', 'image,audio>text' or '>text'"
-    require(arrow == ">", f"task {task!r} has no '>' and so no target; {form}")
-    for name in sources:
-        require(name in MODALITIES, f"task {task!r}: no modality called {name!r}; there are {', '.join(MODALITIES)}")
-    require(target in TARGETS, f"task {task!r}: cannot write {target!r}; targets are {', '.join(TARGETS)}; {form}")
-    require(len(set(sources)) == len(sources), f"task {task!r} names a source twice; name each once")
-    require(target not in sources, f"task {task!r} reads the very {target} that it should write; {form}")
-    return sources, target
-
-
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A term of the loss: the sources that need a tower, and what a sample must hold to count."""
@@ -70,39 +54,33 @@ class Objective:
 def objectives(run: Run) -> Iterator[Objective]:
     for item in run.contrast:
         yield Objective(name=item.name, weight=item.weight, sources=item.pair, needs=frozenset(item.pair))
-    for task in run.write:
-        sources, target = task_parts(task.task)
-        yield Objective(name=task.name, weight=task.weight, sources=sources, needs=frozenset((*sources, target)))
+    for item in run.write:
+        task = parse_writing(item.task)
+        needs = frozenset((*task.sources, str(task.target)))
+        yield Objective(name=item.name, weight=item.weight, sources=task.sources, needs=needs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What lies in the shards of one source: how many samples hold which modalities, of those that it provides."""
+    """What lies in the shards of one source, every sample of which holds what the source provides."""
 
     source: Source
     shards: int
-    kinds: Counter[frozenset[str]]
-
-    @property
-    def samples(self) -> int:
-        return self.kinds.total()
+    samples: int
 
     def holding(self, needs: frozenset[str]) -> int:
         """Samples that hold all of `needs`."""
-        return sum(count for kind, count in self.kinds.items() if needs <= kind)
+        return self.samples if needs <= set(self.source.provides) else 0
 
 
 def look(source: Source) -> Found:
-    """Reads the headers of all shards. Raises UserError where a provided modality is in no sample."""
+    """Reads the headers of all shards. Raises UserError at a sample that lacks what the source says it provides."""
     paths = expand(source.shards)
-    shards = Shards(paths)
-    provided = frozenset(source.provides)
-    kinds = Counter(frozenset(shards.modalities(i)) & provided for i in range(len(shards)))
-    found = Found(source=source, shards=len(paths), kinds=kinds)
-    for name in source.provides:
-        if not found.holding(frozenset((name,))):
-            raise UserError(f"none of {found.samples} samples of {source.shards} has {name}; remove it from `provides`")
-    return found
+    shards, provided = Shards(paths), set(source.provides)
+    for sample in range(len(shards)):
+        for name in provided - shards.modalities(sample):
+            raise UserError(f"{shards.where(sample)} has no {name}, which its source provides; add it or drop {name!r}")
+    return Found(source=source, shards=len(paths), samples=len(shards))
 
 
 def check(run: Run) -> list[Found]:

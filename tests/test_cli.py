@@ -48,7 +48,7 @@ def shard(path: Path, *samples: str) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """The configuration of a small run, beside its shards."""
-    shard(tmp_path / "image.tar", "png txt", "jpg txt", "png")
+    shard(tmp_path / "image.tar", "png txt", "jpg txt json", "webp txt")
     shard(tmp_path / "audio.tar", "flac txt", "wav txt")
     path = tmp_path / "small.py"
     path.write_text(CONFIG.format(folder=str(tmp_path)))
@@ -82,10 +82,10 @@ def test_help_and_check_need_no_torch(config: Path) -> None:
 
 
 def test_check_shows_what_would_be_trained(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Samples are counted per source and per objective: a picture without a text does not count for image-text."""
+    """Samples are counted per source and per objective, from the headers alone, and nothing is written."""
     assert main(["train", str(config), "--check"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["image-text", "1", "2"] in rows
+    assert ["image-text", "1", "3"] in rows
     assert ["audio>text", "1", "2"] in rows
     assert any(row[1:3] == ["1", "3"] and row[-3:] == ["2", "of", "8"] for row in rows if row)
     assert not (config.parent / "runs").exists()
@@ -320,7 +320,10 @@ RUN = Run(name="r", data=Data(train=(SOUND,)), write=(Write(task="audio>text"),)
             replace(RUN, contrast=(Contrast(pair=("image", "text")),)),
             "image-text needs samples that hold image and text",
         ),
-        (replace(RUN, data=Data(train=(replace(SOUND, provides=("audio", "image")),))), "none of 2 samples of"),
+        (
+            replace(RUN, data=Data(train=(replace(SOUND, provides=("audio", "image")),))),
+            "audio.tar: 000 has no image, which its source provides",
+        ),
         (replace(RUN, data=replace(RUN.data, val="nowhere")), "'nowhere'"),
         (replace(RUN, eval=Eval(every_steps=1)), "set data.val, or every_steps to 0"),
     ],
