@@ -1,6 +1,6 @@
 """Checkpoints as folders of safetensors and strict JSON: written whole or not at all, verified when read.
 
-    checkpoints/step-00000500/  model.safetensors  train.safetensors  train.json  run.json  tokenizer.json  manifest.json
+    checkpoints/step-00000500/model.safetensors  train.safetensors  train.json  run.json  tokenizer.json  manifest.json
 
 `manifest.json` holds size and CRC-32 of the others and is written last, in a temporary folder that is then renamed.
 Nothing is ever unpickled.
@@ -157,8 +157,8 @@ def read_verified(folder: Path) -> dict[str, bytes]:
     for name, data in files.items():
         if {"bytes": len(data), "crc32": zlib.crc32(data)} != manifest[name]:
             raise UserError(
-                f"{folder / name} is damaged: {len(data)} bytes where {manifest[name]['bytes']} were written, or changed ones; "
-                "choose another step or train again"
+                f"{folder / name} is damaged: {len(data)} bytes where {manifest[name]['bytes']} were written, "
+                "or not the same ones; choose another step or train again"
             )
     return files
 

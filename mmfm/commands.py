@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmfm.check import Found, check, finished, objectives, task_parts
+from mmfm.check import Found, check, finished, objectives
 from mmfm.config import Run, require
+from mmfm.grammar import parse_writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class Generate:
             print(model.generate(self.task, **given, **how), flush=True)
 
     def _require(self, given: set[str]) -> None:
-        sources = set(task_parts(self.task)[0])
+        sources = set(parse_writing(self.task).sources)
         for name in sorted(sources - given):
             require(False, f"task {self.task!r} reads {name}, and none is given; add --{name}")
         for name in sorted(given - sources):

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch, Tokens
+from mmfm.grammar import Task
 from mmfm.model import UnifiedModel
-from mmfm.tasks import Task, rows_with, select
+from mmfm.tasks import rows_with, select
 from mmfm.trunk import Segment
 
 Choose = Callable[[Float[Tensor, "n vocabulary"]], Int[Tensor, " n"]]

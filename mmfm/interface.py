@@ -20,11 +20,12 @@ from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
 from mmfm.data.stream import Example, collate
 from mmfm.generate import greedy, sampled, write
+from mmfm.grammar import Task, parse_writing
 from mmfm.inputs.audio import load_audio
 from mmfm.inputs.image import decode_image, load_image, resize
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel
-from mmfm.tasks import Task, parse, read
+from mmfm.tasks import read
 
 Picture = str | Path | Image.Image
 
@@ -157,8 +158,7 @@ class Interface(nn.Module):
         return out
 
     def _task(self, text: str) -> Task:
-        task = parse(text)
-        require(task.target is not None, f"task {text!r} only reads; to write, name a target, as in image>text")
+        task = parse_writing(text)
         require(
             text in self.tasks,
             f"this model was not trained on {text!r}; it writes {', '.join(self.tasks) or 'nothing'}",

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from mmfm.batch import Batch
 from mmfm.config import Contrast, Run, Write
 from mmfm.distributed import Alone, Ranks
+from mmfm.grammar import Task, parse, parse_writing
 from mmfm.losses import CONTRAST, token_cross_entropy
 from mmfm.model import UnifiedModel
-from mmfm.tasks import PLANS, Reading, Task, check_towers, parse, read
+from mmfm.tasks import PLANS, Reading, check_towers, read
 
 ALONE = Alone()
 Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
@@ -28,7 +29,9 @@ class Objectives(nn.Module):
         self.model, self.ranks = model, ranks
         self.contrast, self.write = run.contrast, run.write
         self.weights = {item.name: item.weight for item in (*run.contrast, *run.write)}
-        self.plan = PLANS[run.passes]([item.pair for item in run.contrast], [parse(item.task) for item in run.write])
+        self.plan = PLANS[run.passes](
+            [item.pair for item in run.contrast], [parse_writing(item.task) for item in run.write]
+        )
         for task in self.plan:
             check_towers(task, list(model.towers))
 

@@ -13,38 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch, Items
-from mmfm.config import MODALITIES, Augment, UserError, require
+from mmfm.config import MODALITIES, Augment, UserError
+from mmfm.grammar import Task
 from mmfm.inputs.augment import DRAWS, hide_tokens
 from mmfm.model import UnifiedModel
-from mmfm.trunk import Segment
 from mmfm.vocabulary import Vocabulary
-
-TARGETS = ("text",)  # images and audio need codes first
-
-
-class Task(NamedTuple):
-    """What is read and what is written; `target` None: only read."""
-
-    sources: tuple[str, ...]
-    target: str | None
-
-    def __str__(self) -> str:
-        return ",".join(self.sources) + ("" if self.target is None else f">{self.target}")
-
-
-def parse(text: str) -> Task:
-    """ "image,audio>text" as a task. Errors name what is wrong."""
-    left, arrow, right = text.partition(">")
-    sources = tuple(left.split(",")) if left else ()
-    for name in sources:
-        require(name in MODALITIES, f"task {text!r}: no modality called {name!r}; there are {', '.join(MODALITIES)}")
-    if not arrow:
-        require(bool(sources), f"task {text!r} reads nothing and writes nothing; write for example image>text")
-        return Task(sources, None)
-    require(right in TARGETS, f"task {text!r}: cannot write {right!r}; targets are {', '.join(TARGETS)}")
-    require(len(set(sources)) == len(sources), f"task {text!r} names a source twice")
-    require(right not in sources, f"task {text!r} would read the very {right} it is to write; a sample has one {right}")
-    return Task(sources, right)
 
 
 class Reading(NamedTuple):
@@ -143,7 +116,9 @@ def target_ids(
     has = items.rows[place] == rows
     ids, lengths = vocabulary.shared(modality, items.x[place]), items.keep[place].sum(1)
     steps = torch.arange(ids.shape[1] + 1, device=rows.device)
-    seen = ids if items.draws is None else hide_tokens(ids, items.draws[place, DRAWS // 2 :], augment, vocabulary.hidden)
+    seen = (
+        ids if items.draws is None else hide_tokens(ids, items.draws[place, DRAWS // 2 :], augment, vocabulary.hidden)
+    )
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     return begun, (steps <= lengths[:, None]) & has[:, None], labels

@@ -24,7 +24,9 @@ def small_model(**changes):
 
 
 def saved(folder: Path, step: int = 5, train=None) -> Path:
-    return checkpoint.save(folder, step, toy_run(), TOKENIZER, small_model().state_dict(), train or {"global_step": step})
+    return checkpoint.save(
+        folder, step, toy_run(), TOKENIZER, small_model().state_dict(), train or {"global_step": step}
+    )
 
 
 def test_a_model_comes_back_bit_by_bit(tmp_path):
@@ -85,7 +87,9 @@ def test_weights_of_another_configuration_are_refused_with_the_difference(tmp_pa
     """The first tensor that differs is named with both shapes."""
     folder = saved(tmp_path)
     files = checkpoint.read_verified(folder)
-    with pytest.raises(UserError, match=r"another configuration: heads.image.weight has shape \(8, 16\) there and \(4, 16\)"):
+    with pytest.raises(
+        UserError, match=r"another configuration: heads.image.weight has shape \(8, 16\) there and \(4, 16\)"
+    ):
         checkpoint.load_weights(files, small_model(embed_dim=4), str(folder))
 
 

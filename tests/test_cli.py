@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 import mmfm
-from mmfm import tasks
 from mmfm.__main__ import main, names, sentence
-from mmfm.check import check, read_run, task_parts
+from mmfm.check import check, read_run
 from mmfm.commands import Train
 from mmfm.config import Contrast, Data, Eval, Model, Run, Source, UserError, Write, to_json
 
@@ -283,24 +282,6 @@ def test_nobody_reads(config: Path) -> None:
     assert child.stderr.read() == b""
     child.stderr.close()
     assert child.wait() == 128 + signal.SIGPIPE
-
-
-@pytest.mark.parametrize(
-    "task",
-    [">text", "image>text", "image,audio>text", "image", "text>text", "image>", ">audio", "image>video", "a>text"],
-)
-def test_one_grammar(task: str) -> None:
-    """What --check takes for a task is what training takes, with the same sources and target."""
-
-    def answer(parse: Callable[[str], Any]) -> Any:
-        try:
-            return parse(task)
-        except UserError:
-            return None
-
-    found = answer(tasks.parse)
-    writes = found is not None and found.target is not None
-    assert answer(task_parts) == ((found.sources, found.target) if writes else None)
 
 
 SOUND = Source(shards="audio.tar", provides=("audio", "text"))

@@ -6,7 +6,8 @@ from toys import TEXT_IDS, pick, toy_batch, toy_model
 
 from mmfm.batch import Batch, Tokens
 from mmfm.generate import sampled, write
-from mmfm.tasks import parse, select
+from mmfm.grammar import parse
+from mmfm.tasks import select
 from mmfm.trunk import Segment
 
 

@@ -87,7 +87,11 @@ def test_nats_are_those_of_the_chain_rule(model):
     nats = model.nats(">text", batch)
     assert nats.isnan().tolist() == [False, True, False]
     vocabulary = model.core.vocabulary
-    ids = [vocabulary.begin("text"), *(vocabulary.span("text").start + i for i in TOKENIZER.encode("xyz")), vocabulary.end]
+    ids = [
+        vocabulary.begin("text"),
+        *(vocabulary.span("text").start + i for i in TOKENIZER.encode("xyz")),
+        vocabulary.end,
+    ]
     total = 0.0
     for stop in range(1, len(ids)):
         target = model.core.target(torch.tensor([ids[:stop]]), torch.ones(1, stop, dtype=torch.bool))
@@ -103,7 +107,7 @@ def test_nats_are_those_of_the_chain_rule(model):
         ("image>sound", {}, "cannot write 'sound'; targets are text"),
         ("video>text", {}, "no modality called 'video'; there are image, audio, text"),
         ("image,audio>text", {}, "this model was not trained on 'image,audio>text'; it writes image>text"),
-        ("image", {}, "only reads; to write, name a target"),
+        ("image", {}, "task 'image' has no '>' and so no target"),
         ("image>text", {"image": "nowhere.png"}, "nowhere.png: No such file"),
     ],
 )

@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    *("config", "batch", "distributed", "layers", "losses", "vocabulary", "inputs", "towers", "codecs", "trunk"),
+    *(
+        "config",
+        "grammar",
+        "batch",
+        "distributed",
+        "layers",
+        "losses",
+        "vocabulary",
+        "inputs",
+        "towers",
+        "codecs",
+        "trunk",
+    ),
     *(
         "model",
         "tasks",
@@ -28,7 +40,12 @@ ORDER = (
     ),
     *("train", "commands", "__main__"),
 )  # an import may only point to the left
-LIGHT = ("mmfm.config", "mmfm.check", "mmfm.evals.report")  # with all that they import: the standard library alone
+LIGHT = (
+    "mmfm.config",
+    "mmfm.grammar",
+    "mmfm.check",
+    "mmfm.evals.report",
+)  # with all that they import: the standard library alone
 LIGHTNING = {"mmfm.module", "mmfm.train"}
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "importlib", "imp"}
 

@@ -5,7 +5,8 @@ import torch
 from toys import TEXT_IDS, padded, pick, toy_batch, toy_model
 
 from mmfm.batch import Batch, Items
-from mmfm.tasks import parse, read
+from mmfm.grammar import parse
+from mmfm.tasks import read
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

@@ -23,8 +23,8 @@ from mmfm.data.stream import read_example
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
 from mmfm.evals.writing import correct, reference
+from mmfm.grammar import parse
 from mmfm.inputs.image import decode_image, resize
-from mmfm.tasks import parse
 
 SHOWN = 12  # of each task
 ANSWERS = {"image": 5, "audio": 3, "text": 5}  # sounds weigh most

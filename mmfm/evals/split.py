@@ -19,7 +19,7 @@ from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, require
 from mmfm.data.shards import Sample, Shards, expand
 from mmfm.data.stream import Example, collate, read_example
-from mmfm.tasks import Task, parse
+from mmfm.grammar import Task, parse
 
 TEXTS_AT_ONCE = 256
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from mmfm.batch import Tokens
 from mmfm.config import Augment
 
-DRAWS = 64  # uniform numbers per item: eight for the affine map, 48 for the mesh, the last four for the blanked rectangle
+DRAWS = (
+    64  # uniform numbers per item: eight for the affine map, 48 for the mesh, the last four for the blanked rectangle
+)
 MESH = (4, 6)  # control points of the elastic displacement, down and across
 
 
@@ -69,7 +71,9 @@ def _cut_out(
     return pixels.masked_fill((sides[0][:, :, None] & sides[1][:, None, :])[:, None], -1.0)
 
 
-def hide_tokens(ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], how: Augment, mask: int) -> Int[Tensor, "n time"]:
+def hide_tokens(
+    ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], how: Augment, mask: int
+) -> Int[Tensor, "n time"]:
     """Each token is masked with the same chance; the k draws of an item repeat if its text is longer."""
     place = torch.arange(ids.shape[1], device=ids.device) % draws.shape[1]
     return ids.masked_fill(draws[:, place] < how.hide_tokens, mask)
