@@ -1,7 +1,7 @@
 """A trained model as people and other tools use it: encode, write, score.
 
-`encode_image`, `encode_text`, `logit_scale`, `tokenize` and `transform` follow open_clip's protocol, so that tools which drive a CLIP
-model drive this one. Paths, pictures and strings are taken too.
+`encode_image`, `encode_text`, `logit_scale`, `tokenize` and `transform` follow open_clip's protocol, so that tools which
+drive a CLIP model drive this one. Paths, pictures and strings are taken too.
 """
 
 import io

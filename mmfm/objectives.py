@@ -1,4 +1,4 @@
-"""The losses of one step, by name: one pass per task, and what each pass gives goes to contrast and to writing alike."""
+"""The losses of one step, by name: one pass per task, and what each gives goes to contrast and to writing alike."""
 
 from collections.abc import Mapping
 

@@ -100,7 +100,7 @@ def _same_configuration(before: Run, now: Run) -> None:
         if name not in FREE and old[name] != new[name]:
             at = _first_difference(old[name], new[name], name)
             raise UserError(
-                f"{now.folder} was trained with another configuration: {at}; restore it, or use --force or another --name"
+                f"{now.folder} was trained with another configuration: {at}; restore it, --force, or choose another --name"
             )
 
 
@@ -250,7 +250,7 @@ class Stop(L.Callback):
 
 
 class Bar(L.Callback):
-    """One line: steps, steps/s, samples/s, the losses by name and the time left; plain lines where there is no terminal."""
+    """One line: steps, steps/s, samples/s, the losses by name, time left; plain lines where there is no terminal."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.progress, self.task = run, None, None

@@ -9,7 +9,7 @@ from mmfm.optim import adamw, parameter_groups, warm_cosine
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay():
-    """A partition; temperatures, pools, norms, biases, tables and positions do not decay, linear and conv weights do."""
+    """A partition; temperatures, pools, norms, biases, tables and positions do not decay, other weights do."""
     model = toy_model()
     decays, rest = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.1))
     names = {id(p): name for name, p in model.named_parameters()}

@@ -100,7 +100,7 @@ def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) ->
         | _run(u[:, 4], u[:, 5], float(how.mask_bins), torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
     )
     x = x.masked_fill(hidden, 0.0)
-    # Box-Muller from draws would need as many numbers as cells; a hash of the cell's place and the item's draw is enough.
+    # Noise of its own for each cell would need as many draws; a hash of the cell's place and one draw is enough.
     if how.noise:
         seed = u[:, 6, None, None] * 1e4 + time[None, :, None] * 12.9898 + bins[None, None, :] * 78.233
         x = x + how.noise * (2 * ((seed.sin() * 43758.5453).frac().abs()) - 1) * 1.732

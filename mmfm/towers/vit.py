@@ -1,5 +1,7 @@
 """A vision transformer: patches or a convolutional stem, learned positions, pre-norm blocks."""
 
+import itertools
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ def conv_stem(channels: int, width: int, patch_px: int) -> nn.Module:
     sizes = [width // 2 ** (halvings - i) for i in range(halvings + 1)]
     # One group: a norm of the sample's own, where a batch norm would tie the samples and the ranks together.
     layers: list[nn.Module] = [nn.Conv2d(channels, sizes[0], 3, padding=1), nn.GroupNorm(1, sizes[0]), nn.GELU()]
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
     return nn.Sequential(*layers, nn.Conv2d(width, width, 1))
 
