@@ -1,7 +1,7 @@
 """A trained model as people and other tools use it: encode, write, score.
 
-`encode_image`, `encode_text`, `logit_scale`, `tokenize` and `transform` follow open_clip's protocol, so that tools which
-drive a CLIP model drive this one. Paths, pictures and strings are taken too.
+`encode_image`, `encode_text`, `logit_scale`, `tokenize` and `transform` follow open_clip's protocol, so that what
+drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
 import io
@@ -110,13 +110,9 @@ class Interface(nn.Module):
         wanted = self._task(task)
         given = {name for name, value in (("image", image), ("audio", audio), ("text", text)) if value is not None}
         missing, spare = set(wanted.sources) - given, given - set(wanted.sources)
-        require(
-            not missing,
-            f"task {task} reads {' and '.join(sorted(missing))}, which was not given; add {' '.join(f'--{name}' for name in sorted(missing))}",
-        )
-        require(
-            not spare, f"task {task} does not read {' and '.join(sorted(spare))}; leave it out or choose another task"
-        )
+        flags = " ".join(f"--{name}" for name in sorted(missing))
+        require(not missing, f"task {task} reads {' and '.join(sorted(missing))}, which was not given; add {flags}")
+        require(not spare, f"task {task} does not read {' and '.join(sorted(spare))}; leave it out")
         example = Example(
             key="input",
             image=None if image is None else self.transform(image),

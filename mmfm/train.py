@@ -100,7 +100,7 @@ def _same_configuration(before: Run, now: Run) -> None:
         if name not in FREE and old[name] != new[name]:
             at = _first_difference(old[name], new[name], name)
             raise UserError(
-                f"{now.folder} was trained with another configuration: {at}; restore it, --force, or choose another --name"
+                f"{now.folder} was trained with another configuration: {at}; restore it, --force, or use another --name"
             )
 
 

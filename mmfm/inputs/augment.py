@@ -112,7 +112,8 @@ def _stretch(frames: Tokens, speed: Float[Tensor, " n"], formant: Float[Tensor, 
     count, bins = frames.x.shape[1:]
     lengths = (frames.keep.sum(1) / speed).round().clamp(min=1).long()
     longest = int(lengths.max())
-    at = torch.arange(longest, device=frames.x.device) * speed[:, None]
+    last = frames.keep.sum(1, keepdim=True) - 1  # of the clip: what lies behind it is padding
+    at = torch.minimum(torch.arange(longest, device=frames.x.device) * speed[:, None], last)
     rows = torch.arange(bins, device=frames.x.device) / formant[:, None]
     grid = torch.stack(
         torch.broadcast_tensors(((rows + 0.5) * 2 / bins - 1)[:, None, :], ((at + 0.5) * 2 / count - 1)[:, :, None]),
