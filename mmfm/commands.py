@@ -3,7 +3,6 @@
 What a field's docstring says is its line in `mmfm COMMAND --help`.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,7 +40,9 @@ class Train:
         from mmfm.train import train
 
         folder = train(self.run, resume=self.resume, force=self.force)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # with several ranks each is a process that comes by here
+        from mmfm.distributed import first_process
+
+        if first_process():  # with several ranks each is a process that comes by here
             print(folder)
 
 

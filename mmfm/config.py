@@ -162,7 +162,8 @@ class Augment:
     elastic: float = 0.0  # smooth random displacement, as a fraction of the shorter side
     contrast: float = 0.0
     cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
-    hide_tokens: float = 0.0  # probability that a token of a text, read or to be continued, is masked
+    hide_source_tokens: float = 0.0  # probability that a token of a text that is read is masked
+    hide_target_tokens: float = 0.0  # and of one that is to be continued, so that the sources must be read
     speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
     formant: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
     mask_frames: int = 0  # longest masked run of 10 ms frames (SpecAugment)
@@ -172,7 +173,7 @@ class Augment:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             require(value >= 0, f"Augment.{name}={value} must not be negative")
-        for name in ("cutout", "hide_tokens"):
+        for name in ("cutout", "hide_source_tokens", "hide_target_tokens"):
             require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
 
 
@@ -345,7 +346,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
-    require(type(value) is kind, f"{where}: {value!r} should be of type {kind.__name__}")
+    require(type(value) is kind, f"{where}: {value!r} should be of type {getattr(kind, '__name__', kind)}")
     require(kind is not float or math.isfinite(value), f"{where}: {value!r} is no finite number")
     return value
 

@@ -4,11 +4,11 @@ Losses take a `Ranks`. Alone it is the identity, so the single-process test is t
 enters every collective whatever it holds, an empty share included.
 """
 
+import os
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
@@ -36,6 +36,23 @@ class Alone:
         return x.detach()
 
 
+class Gathered(torch.autograd.Function):
+    """All ranks' tensors of one shape, stacked. Backward sums what every rank asks of each."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total, group=ctx.group)
+        return total[dist.get_rank(ctx.group)], None
+
+
 class Joined:
     """Ranks of a process group. It should not be the group of DDP: its all-reduces run at the same time as ours."""
 
@@ -47,11 +64,7 @@ class Joined:
         counts = self._counts(len(x), x.device)
         longest = max(max(counts), 1)  # a collective of zero rows would have no gradient to run
         padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
-        if x.is_floating_point():
-            parts = dist_nn.all_gather(padded, group=self.group)
-        else:
-            parts = [torch.empty_like(padded) for _ in counts]
-            dist.all_gather(parts, padded, group=self.group)
+        parts = Gathered.apply(padded, self.group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def total(self, x: Tensor) -> Tensor:
@@ -68,5 +81,12 @@ class Joined:
 def joined_if_many() -> Ranks:
     """The ranks of this run, over a process group of their own."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return Joined(dist.new_group())
+        group = dist.new_group()
+        assert isinstance(group, dist.ProcessGroup)
+        return Joined(group)
     return Alone()
+
+
+def first_process() -> bool:
+    """Whether this is the process that people started, and not one that Lightning started beside it."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

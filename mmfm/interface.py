@@ -8,7 +8,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -80,7 +79,7 @@ class Interface(nn.Module):
             return self._encode(
                 "audio", waves, torch.ones_like(waves, dtype=torch.bool) if keep is None else keep, normalize
             )
-        clips = [torch.as_tensor(self._load_audio(path)) for path in waves]
+        clips = [self._load_audio(path) for path in waves]
         x = nn.utils.rnn.pad_sequence(clips, batch_first=True)
         lengths = torch.tensor([len(clip) for clip in clips])
         return self._encode("audio", x, torch.arange(x.shape[1]) < lengths[:, None], normalize)
@@ -167,7 +166,7 @@ class Interface(nn.Module):
             raise UserError(f"this model has no {modality} tower; it reads {', '.join(self.modalities)}")
         return tower
 
-    def _load_audio(self, path: str | Path) -> np.ndarray | Tensor:
+    def _load_audio(self, path: str | Path) -> Tensor:
         return load_audio(path, rate_hz=self._tower("audio").mel.rate_hz, max_seconds=self.run.data.max_seconds)
 
     def _encode(self, modality: str, x: Tensor, keep: Tensor, normalize: bool) -> Float[Tensor, "n d"]:

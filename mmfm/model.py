@@ -23,13 +23,15 @@ from mmfm.towers.vit import VisionTransformer, normalise
 from mmfm.trunk import Segment, UnifiedTransformer
 from mmfm.vocabulary import Vocabulary
 
+Tower = VisionTransformer | AudioConformer | TextTransformer
+
 
 class UnifiedModel(nn.Module):
     """One model of all modalities. Its methods give the pieces of a pass; `tasks.read` puts them together."""
 
     def __init__(
         self,
-        towers: dict[str, nn.Module],
+        towers: dict[str, Tower],
         trunk: UnifiedTransformer,
         vocabulary: Vocabulary,
         embed_dim: int,
@@ -39,8 +41,10 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
         self.towers, self.trunk = nn.ModuleDict(towers), trunk
-        self.connectors = nn.ModuleDict({name: nn.Linear(int(t.width), trunk.width) for name, t in towers.items()})
-        self.pools = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(trunk.width)) for name in towers})
+        self.connectors = nn.ModuleDict({name: nn.Linear(t.width, trunk.width) for name, t in towers.items()})
+        self.pools = nn.ParameterDict(
+            {name: nn.Parameter(trunk.width**-0.5 * torch.randn(trunk.width)) for name in towers}
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(trunk.width, embed_dim, bias=False) for name in towers})
         self.embedding = nn.Embedding(vocabulary.size, trunk.width)
         start = {item.name: START[item.loss] for item in contrast}
@@ -70,8 +74,10 @@ class UnifiedModel(nn.Module):
             frames = tower.mel(items.x.to(self.dtype), items.keep)
             return tower(frames if items.draws is None else augment_frames(frames, items.draws, self.augment))
         assert isinstance(tower, TextTransformer)
-        draws = None if items.draws is None else items.draws[:, : DRAWS // 2]
-        return tower(items.x if draws is None else hide_tokens(items.x, draws, self.augment, tower.hidden), items.keep)
+        ids, chance = items.x, self.augment.hide_source_tokens
+        if items.draws is not None and chance:
+            ids = hide_tokens(ids, items.draws[:, : DRAWS // 2], chance, tower.hidden)
+        return tower(ids, items.keep)
 
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items: the tower's tokens in the trunk's width, and the pool token."""
@@ -100,7 +106,7 @@ def build(
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
     vocabulary = Vocabulary(text=text_size, image=cfg.image_codes, audio=cfg.audio_codes)
-    towers: dict[str, nn.Module] = {}
+    towers: dict[str, Tower] = {}
     if cfg.image is not None:
         towers["image"] = VisionTransformer(cfg.image, cfg.dropout)
     if cfg.audio is not None:

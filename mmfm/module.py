@@ -2,7 +2,6 @@
 and a checkpoint plug-in that keeps Lightning's own state as safetensors and JSON.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from mmfm import checkpoint as checkpoints
@@ -49,14 +49,14 @@ class JointModule(L.LightningModule):
         losses = self.objectives(batch)
         return {"loss": self.objectives.total(losses), "losses": {k: v.detach() for k, v in losses.items()}}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optim = self.run.optim
         optimizer = adamw(self.objectives, optim)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: warm_cosine(step, warmup=optim.warmup_steps, total=optim.steps, floor=optim.lr_floor),
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run."""
@@ -122,7 +122,9 @@ class FolderCheckpoints(CheckpointIO):
         checkpoints.save(self.run.folder, checkpoint["global_step"], self.run, self.tokenizer, weights, rest)
         checkpoints.prune(self.run.folder, self.run.keep_checkpoints)
 
-    def load_checkpoint(self, path: str | Path, map_location: Callable | None = None, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         files = checkpoints.read_verified(Path(path))
         state = checkpoints.load_train(files)
         weights = checkpoints.load_tensors(files[checkpoints.MODEL])

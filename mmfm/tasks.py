@@ -116,9 +116,9 @@ def target_ids(
     has = items.rows[place] == rows
     ids, lengths = vocabulary.shared(modality, items.x[place]), items.keep[place].sum(1)
     steps = torch.arange(ids.shape[1] + 1, device=rows.device)
-    seen = (
-        ids if items.draws is None else hide_tokens(ids, items.draws[place, DRAWS // 2 :], augment, vocabulary.hidden)
-    )
+    seen, chance = ids, augment.hide_target_tokens
+    if items.draws is not None and chance:
+        seen = hide_tokens(ids, items.draws[place, DRAWS // 2 :], chance, vocabulary.hidden)
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     return begun, (steps <= lengths[:, None]) & has[:, None], labels

@@ -5,11 +5,13 @@ runs/NAME/run.json  metrics.jsonl  tensorboard/  checkpoints/step-N/
 
 import json
 import logging
+import math
 import signal
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -17,17 +19,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from mmfm.checkpoint import folder_of, newest_whole, replace_file, steps_of
 from mmfm.config import Run, UserError, from_json, require, to_json
+from mmfm.distributed import first_process
 from mmfm.evals.run import scores_during_training
 from mmfm.inputs.text import Tokenizer, load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
 
-LOG_EVERY_STEPS = 10
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+LOG_EVERY_STEPS, PRINT_EVERY_STEPS = 10, 100
+PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 console = Console(stderr=True)
 
 
@@ -46,8 +50,9 @@ def train(run: Run, *, resume: bool = False, force: bool = False) -> Path:
     data.open()  # what is wrong with the data is said before anything is written
     run.folder.mkdir(parents=True, exist_ok=True)
     replace_file(run.folder / "run.json", to_json(run).encode())
-    stop = Stop()
-    trainer = _trainer(run, tokenizer, [Journal(run), Scores(run, tokenizer), stop, Saves(run), Bar(run)])
+    journal, stop = Journal(run), Stop()
+    callbacks = [journal, Scores(run, tokenizer), stop, Saves(run), Bar(run, journal)]
+    trainer = _trainer(run, tokenizer, callbacks)
     trainer.fit(module, data, ckpt_path=None if start is None else str(folder_of(run.folder, start)), weights_only=True)
     if stop.asked:
         raise KeyboardInterrupt
@@ -59,6 +64,8 @@ def _prepare(run: Run, resume: bool, force: bool) -> int | None:
     folder = run.folder
     if force or not steps_of(folder):
         require(not resume or force, f"{folder} has no checkpoint to resume; leave --resume out")
+        if not first_process():
+            return None  # the first has cleared the folder before it started this one
         for old in ("metrics.jsonl", "results.json", "results.details.json", "report.html"):
             (folder / old).unlink(missing_ok=True)
         for step in steps_of(folder):
@@ -119,7 +126,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
-def _trainer(run: Run, tokenizer: Tokenizer, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(run: Run, tokenizer: Tokenizer, callbacks: Sequence[L.Callback]) -> L.Trainer:
     cpu = run.accelerator == "cpu" or not torch.cuda.is_available()
     # A rank may hold no sample of a modality, so some parameters have no gradient there.
     ddp = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo" if cpu else "nccl")
@@ -134,102 +141,101 @@ def _trainer(run: Run, tokenizer: Tokenizer, callbacks: list[L.Callback]) -> L.T
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=LOG_EVERY_STEPS,
+        log_every_n_steps=min(LOG_EVERY_STEPS, run.optim.steps),
         logger=TensorBoardLogger(save_dir=run.folder, name="", version="tensorboard"),
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         plugins=[FolderCheckpoints(run, tokenizer)],
         use_distributed_sampler=False,
     )
 
 
-class Journal(L.Callback):
+class AfterStep(L.Callback):
+    """A callback that acts when a step is done, with the types that this project knows."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, JointModule)
+        self.after_step(trainer, pl_module, outputs["losses"])
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+class Journal(AfterStep):
     """Every objective by name, the rate and the speed: into metrics.jsonl and TensorBoard, from the first rank."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.line = run, {}
-        self.began = self.last = time.monotonic()
-        self.last_step = 0
+        self.run = run
+        self.line: dict[str, float] = {}
+        self.began = self.since = time.monotonic()
+        self.since_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.began = self.last = time.monotonic()
-        self.last_step = trainer.global_step
+        self.began = self.since = time.monotonic()
+        self.since_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.since_step:  # saving and scoring are not part of the pace
+            self.since = time.monotonic()
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
         step = trainer.global_step
         if step % LOG_EVERY_STEPS and step != self.run.optim.steps:
             return
-        losses = {name: float(pl_module.objectives.ranks.total(loss)) for name, loss in outputs["losses"].items()}
-        now = time.monotonic()
-        pace = (step - self.last_step) / max(now - self.last, 1e-9)
-        weights = pl_module.objectives.weights
+        objectives, now = module.objectives, time.monotonic()
+        totals = {name: float(objectives.ranks.total(loss)) for name, loss in losses.items()}
+        pace = (step - self.since_step) / max(now - self.since, 1e-9)
         self.line = {
-            "loss": sum(weights[name] * loss for name, loss in losses.items()),
-            **{f"loss/{name}": loss for name, loss in losses.items()},
-            **{
-                f"scale/{name}": float(pl_module.objectives.model.scale(name).detach())
-                for name in pl_module.objectives.model.log_scales
-            },
+            "loss": sum(objectives.weights[name] * loss for name, loss in totals.items()),
+            **{f"loss/{name}": loss for name, loss in totals.items()},
+            **{f"scale/{name}": float(objectives.model.scale(name).detach()) for name in objectives.model.log_scales},
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "grad_norm": pl_module.grad_norm,
+            "grad_norm": module.grad_norm,
             "steps_per_s": pace,
             "samples_per_s": pace * self.run.data.batch,
         }
-        self.last, self.last_step = now, step
+        self.since, self.since_step = now, step
         record(trainer, self.run, {"step": step, "seconds": round(now - self.began, 3), **self.line})
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.last_step:  # saving and scoring are not part of the pace
-            self.last = time.monotonic()
 
 
 def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
     """One line of metrics.jsonl. Values that are not finite are left out of it: JSON has no word for them."""
     if not trainer.is_global_zero:
         return
-    clean = {key: value for key, value in line.items() if not isinstance(value, float) or abs(value) < float("inf")}
+    clean = {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(clean, allow_nan=False) + "\n")
     if trainer.logger is not None:
         trainer.logger.log_metrics({key: value for key, value in clean.items() if key != "step"}, step=line["step"])
 
 
-class Scores(L.Callback):
+class Scores(AfterStep):
     """Zero-shot scores on validation shards while training, by the functions of `mmfm eval`."""
 
     def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
         self.run, self.tokenizer = run, tokenizer
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
         every, step = self.run.eval.every_steps, trainer.global_step
         if not every or not self.run.data.val or step % every or not trainer.is_global_zero:
             return
-        core = pl_module.objectives.model
+        core = module.objectives.model
         core.eval()
-        model = Interface(core, self.run, self.tokenizer)
-        scores = scores_during_training(model, self.run.data.val, run=self.run)
+        scores = scores_during_training(Interface(core, self.run, self.tokenizer), self.run.data.val, run=self.run)
         core.train()
         record(trainer, self.run, {"step": step} | {f"score/val/{name}": value for name, value in scores.items()})
 
 
-class Saves(L.Callback):
-    """A checkpoint every so many steps and at the end."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        step = trainer.global_step
-        if step % self.run.save_every_steps == 0 or step == self.run.optim.steps or trainer.should_stop:
-            trainer.save_checkpoint(folder_of(self.run.folder, step))
-
-
-class Stop(L.Callback):
+class Stop(AfterStep):
     """Ctrl-C or SIGTERM: finish the step, save, stop. A second one stops at once."""
 
     def __init__(self) -> None:
         self.asked, self.before = False, {}
 
-    def on_train_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name in (signal.SIGINT, signal.SIGTERM):
             self.before[name] = signal.signal(name, self._ask)
 
@@ -237,64 +243,60 @@ class Stop(L.Callback):
         self.asked = True
         signal.signal(number, self.before[number])
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if pl_module.objectives.ranks.size > 1 and trainer.global_step % LOG_EVERY_STEPS:
-            return  # ranks agree only now and then: it costs a collective
-        asked = pl_module.objectives.ranks.total(torch.tensor(float(self.asked), device=pl_module.device))
-        if float(asked) > 0:
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        ranks = module.objectives.ranks
+        if ranks.size > 1 and trainer.global_step % LOG_EVERY_STEPS:
+            return  # to agree costs a collective, so ranks do it only now and then
+        if float(ranks.total(torch.tensor(float(self.asked), device=module.device))) > 0:
             self.asked = trainer.should_stop = True
 
-    def on_train_end(self, trainer, pl_module) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for name, handler in self.before.items():
             signal.signal(name, handler)
 
 
-class Bar(L.Callback):
-    """One line: steps, steps/s, samples/s, the losses by name, time left; plain lines where there is no terminal."""
+class Saves(AfterStep):
+    """A checkpoint every so many steps, at the end, and when stopped."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.progress, self.task = run, None, None
+        self.run = run
 
-    def on_train_start(self, trainer, pl_module) -> None:
-        if not trainer.is_global_zero:
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, TextColumn("{task.fields[losses]}"), console=console, transient=True)
-        self.task = self.progress.add_task(
-            self.run.name, total=self.run.optim.steps, completed=trainer.global_step, losses=""
-        )
-        if console.is_terminal:
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        step = trainer.global_step
+        if step % self.run.save_every_steps == 0 or step == self.run.optim.steps or trainer.should_stop:
+            trainer.save_checkpoint(folder_of(self.run.folder, step))
+
+
+class Bar(AfterStep):
+    """One line: steps, steps/s, samples/s, the losses by name, time left; plain lines where there is no terminal."""
+
+    def __init__(self, run: Run, journal: Journal) -> None:
+        self.run, self.journal = run, journal
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        losses = TextColumn("{task.fields[losses]}")
+        self.progress = Progress(*columns, TimeRemainingColumn(), losses, console=console, transient=True)
+        self.task = self.progress.add_task(run.name, total=run.optim.steps, losses="")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.progress.reset(self.task, completed=trainer.global_step)
+        if console.is_terminal and trainer.is_global_zero:
             self.progress.start()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self.progress is None or self.task is None:
-            return
-        step = trainer.global_step
-        line = next(callback.line for callback in trainer.callbacks if isinstance(callback, Journal))
-        text = describe(line)
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        step, text = trainer.global_step, describe(self.journal.line)
         self.progress.update(self.task, completed=step, losses=text)
-        if not console.is_terminal and step % 100 == 0:
+        if step % PRINT_EVERY_STEPS == 0 and not console.is_terminal and trainer.is_global_zero:
             left = self.progress.tasks[0].time_remaining
-            console.print(
-                f"step {step}/{self.run.optim.steps}  {text}" + ("" if left is None else f"  {left:.0f} s left"),
-                soft_wrap=True,
-            )
+            left_text = "" if left is None else f"  {left:.0f} s left"
+            console.print(f"step {step}/{self.run.optim.steps}  {text}{left_text}", soft_wrap=True, highlight=False)
 
-    def on_train_end(self, trainer, pl_module) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.progress.stop()
 
 
-def describe(line: dict[str, float]) -> str:
+def describe(line: Mapping[str, float]) -> str:
     """The journal's newest line in words."""
     if not line:
         return ""
-    losses = "  ".join(
-        f"{key.removeprefix('loss/')} {value:.3f}" for key, value in line.items() if key.startswith("loss/")
-    )
-    return f"{line['steps_per_s']:.2f} steps/s  {line['samples_per_s']:.0f} samples/s  {losses}"
+    losses = [f"{key.removeprefix('loss/')} {value:.3f}" for key, value in line.items() if key.startswith("loss/")]
+    return "  ".join((f"{line['steps_per_s']:.2f} steps/s", f"{line['samples_per_s']:.0f} samples/s", *losses))

@@ -72,11 +72,11 @@ def _cut_out(
 
 
 def hide_tokens(
-    ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], how: Augment, mask: int
+    ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], chance: float, mask: int
 ) -> Int[Tensor, "n time"]:
-    """Each token is masked with the same chance; the k draws of an item repeat if its text is longer."""
+    """Each token is masked with this chance; the k draws of an item repeat if its text is longer."""
     place = torch.arange(ids.shape[1], device=ids.device) % draws.shape[1]
-    return ids.masked_fill(draws[:, place] < how.hide_tokens, mask)
+    return ids.masked_fill(draws[:, place] < chance, mask)
 
 
 def _axis(size: int, like: Tensor) -> Tensor:

@@ -28,8 +28,7 @@ class LogMel(nn.Module):
         banks = AF.melscale_fbanks(
             self.fft_size // 2 + 1, cfg.low_hz, cfg.high_hz, cfg.bins, cfg.rate_hz, norm=None, mel_scale="htk"
         )
-        self.register_buffer("banks", banks)
-        self.register_buffer("window", torch.hann_window(self.window_samples))
+        self.banks, self.window = nn.Buffer(banks), nn.Buffer(torch.hann_window(self.window_samples))
 
     def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
         """One frame per started hop, its window centred on the hop's first sample; silence before and after."""

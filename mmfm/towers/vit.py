@@ -37,7 +37,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.width = cfg.width
         self.stem = STEMS[cfg.stem](cfg.channels, cfg.width, cfg.patch_px)
-        self.position = nn.Parameter(0.02 * torch.randn(cfg.tokens, cfg.width))
+        self.position = nn.Parameter(cfg.width**-0.5 * torch.randn(cfg.tokens, cfg.width))
         self.blocks = nn.ModuleList(encoder_block(cfg.width, cfg.heads, dropout) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
 

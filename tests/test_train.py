@@ -1,0 +1,181 @@
+"""Whole runs at toy size: they learn, resume to the bit, stop when asked, and never lose what was trained."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import toy_config
+
+import mmfm
+from mmfm import checkpoint, train
+from mmfm.config import Augment, Contrast, Data, Eval, Optim, Run, Source, UserError, Write, from_json
+
+NAMES = ("zero", "one", "two", "three")
+TONES_HZ = (300, 700, 1_500, 3_000)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, write_shard, encode_image, encode_audio, sine) -> Path:
+    """Four things: a bright quarter of a picture, or a tone, and the name; never a picture with a tone."""
+    folder, draw = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    pictures, tones = {}, {}
+    for i in range(64):
+        pixels = draw.integers(0, 60, (8, 16), dtype=np.uint8)
+        pixels[:, 4 * (i % 4) : 4 * (i % 4) + 4] += 150
+        wave = sine(TONES_HZ[i % 4], 0.1) + 0.02 * draw.standard_normal(1_600)
+        name = NAMES[i % 4].encode()
+        pictures[f"{i:03d}"] = {"png": encode_image(pixels), "txt": name}
+        tones[f"{i:03d}"] = {"wav": encode_audio(wave.astype(np.float32)), "txt": name}
+    write_shard(folder / "image.tar", pictures)
+    write_shard(folder / "audio.tar", tones)
+    return folder
+
+
+@pytest.fixture
+def run(shards, tmp_path) -> Run:
+    return Run(
+        name="toy",
+        out=str(tmp_path),
+        model=toy_config(dropout=0.1),
+        data=Data(
+            train=(
+                Source(shards=str(shards / "image.tar"), provides=("image", "text")),
+                Source(shards=str(shards / "audio.tar"), provides=("audio", "text")),
+            ),
+            val=str(shards),
+            batch=16,
+            workers=0,
+            augment=Augment(shift=0.1, speed=0.1, mask_frames=3, hide_source_tokens=0.1, hide_target_tokens=0.1),
+        ),
+        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
+        write=(Write(task="image>text"), Write(task="audio>text"), Write(task=">text")),
+        optim=Optim(steps=20, lr=3e-3, warmup_steps=5),
+        eval=Eval(every_steps=0, samples=64),
+        save_every_steps=10,
+        keep_checkpoints=5,
+        accelerator="cpu",
+    )
+
+
+def lines(run: Run) -> list[dict]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Run, step: int) -> dict[str, torch.Tensor]:
+    return dict(mmfm.load(str(run.folder), step).core.state_dict())
+
+
+def test_it_learns_what_was_planted(run):
+    """After 150 steps pictures and tones, which never met, find each other through their names; both are written."""
+    run = replace(run, optim=replace(run.optim, steps=150), eval=replace(run.eval, every_steps=150))
+    train.train(run)
+    last = lines(run)[-1]
+    chance = 0.25
+    for score in ("image->text/acc@1", "audio->text/acc@1", "image->audio/R@1", "image>text/exact", "audio>text/exact"):
+        assert last[f"score/val/{score}"] > 3 * chance, score
+    model = mmfm.load(str(run.folder))
+    assert model.run == run == from_json((run.folder / "run.json").read_text())
+
+
+def test_every_objective_is_logged_by_name(run):
+    """metrics.jsonl holds each loss, their weighted sum, the rate, the gradient's norm and the speed."""
+    run = replace(run, write=(Write(task="image>text", weight=0.5),))
+    train.train(run)
+    first, last = lines(run)
+    assert first["step"] == 10 and last["step"] == 20
+    names = ("image-text", "audio-text", "image>text")
+    assert {f"loss/{name}" for name in names} == {key for key in last if key.startswith("loss/")}
+    parts = [last[f"loss/{name}"] for name in names]
+    assert last["loss"] == pytest.approx(parts[0] + parts[1] + 0.5 * parts[2])
+    assert last["grad_norm"] > 0 and last["samples_per_s"] == pytest.approx(16 * last["steps_per_s"])
+    assert any((run.folder / "tensorboard").iterdir())
+
+
+def test_resumed_is_uninterrupted(run):
+    """Stopped at step 10 by a signal and resumed: weights at step 20 equal those of a run that never stopped, bit by
+    bit, dropout and augmentation included."""
+    whole = replace(run, name="whole")
+    train.train(whole)
+
+    class Interrupt(train.Saves):
+        def after_step(self, trainer, *rest) -> None:
+            super().after_step(trainer, *rest)
+            if trainer.global_step == 9:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "Saves", Interrupt)
+        train.train(run)
+    assert checkpoint.steps_of(run.folder)[-1] < 20
+    with pytest.raises(UserError, match=r"holds a run stopped at step .*add --resume to continue it or --force"):
+        train.train(run)
+    train.train(run, resume=True)
+    torch.testing.assert_close(weights(run, 20), weights(whole, 20), rtol=0, atol=0)
+
+
+def test_a_finished_run_is_kept(run, capfd):
+    """A second start trains nothing and changes nothing; --force starts anew."""
+    train.train(run)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    train.train(run)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    train.train(run, force=True)
+    assert len(lines(run)) == 2
+
+
+def test_a_resume_with_another_configuration_names_the_difference(run):
+    train.train(run)
+    other = replace(run, optim=replace(run.optim, lr=1e-4))
+    with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.003 and is 0.0001 now"):
+        train.train(other, resume=True)
+
+
+def test_a_resume_on_other_data_is_refused(run, shards, tmp_path):
+    """The same paths with other shards behind them: the stream's place would mean other samples."""
+    for name in ("image.tar", "audio.tar"):
+        (tmp_path / name).write_bytes((shards / name).read_bytes())
+    sources = tuple(replace(s, shards=str(tmp_path / Path(s.shards).name)) for s in run.data.train)
+    run = replace(run, data=replace(run.data, train=sources), optim=replace(run.optim, steps=20))
+    train.train(run)
+    checkpoint.shutil.rmtree(checkpoint.folder_of(run.folder, 20))
+    (tmp_path / "image.tar").write_bytes((shards / "audio.tar").read_bytes())
+    with pytest.raises(UserError, match=r"has no image, which its source provides|are not those it was trained on"):
+        train.train(run, resume=True)
+
+
+def test_gradients_that_are_not_finite_change_nothing_and_then_stop(run, monkeypatch):
+    """With every loss nan the weights stay as they were, and after ten steps the run stops with the remedy."""
+    from mmfm.objectives import Objectives
+
+    total = Objectives.total
+    monkeypatch.setattr(Objectives, "total", lambda self, losses: total(self, losses) * float("nan"))
+    with pytest.raises(UserError, match=r"not finite 10 steps in a row.*lower optim.lr"):
+        train.train(run)
+
+
+def test_the_seed_decides_everything(run):
+    """Two runs of one seed end in the same weights; another seed does not."""
+    runs = [replace(run, name=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    for one in runs:
+        train.train(one)
+    a, b, c = (weights(one, 20)["embedding.weight"] for one in runs)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_bf16_follows_fp32(run):
+    """The bf16 option trains: losses stay within a tenth of those in fp32 after twenty steps."""
+    other = replace(run, name="bf16", optim=replace(run.optim, precision="bf16"))
+    for one in (run, other):
+        train.train(one)
+    assert lines(other)[-1]["loss"] == pytest.approx(lines(run)[-1]["loss"], rel=0.1)
+
+
+def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(run, tmp_path):
+    source = replace(run.data.train[0], shards=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        train.train(replace(run, data=replace(run.data, train=(source,))))
+    assert not run.folder.exists()
