@@ -123,7 +123,8 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: StreamData keeps its place
 
 
 def _trainer(run: Run, tokenizer: Tokenizer, callbacks: Sequence[L.Callback]) -> L.Trainer:
