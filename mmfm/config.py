@@ -197,12 +197,14 @@ class Data:
     val: str = ""  # shards scored during training; empty: none
     batch: int = 128  # samples per step, over all ranks
     workers: int = 1  # loader processes per rank
+    cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         _positive(self, "batch", "max_seconds")
         require(self.workers >= 0, f"Data.workers={self.workers} must not be negative")
+        require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
         total = sum(source.share for source in self.train)
         require(
             not self.train or self.batch % total == 0,

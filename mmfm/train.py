@@ -90,6 +90,7 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
+# What may change between starts: it moves no weight.
 FREE = {
     "out",
     "threads",
@@ -98,11 +99,15 @@ FREE = {
     "save_every_steps",
     "keep_checkpoints",
     "eval",
-}  # may change between starts
+    "workers",
+    "cache_mb",
+}
 
 
 def _same_configuration(before: Run, now: Run) -> None:
     old, new = (json.loads(to_json(run)) for run in (before, now))
+    for tree in (old, new):
+        tree["data"] = {name: value for name, value in tree["data"].items() if name not in FREE}
     for name in old:
         if name not in FREE and old[name] != new[name]:
             at = _first_difference(old[name], new[name], name)
@@ -124,7 +129,9 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is: StreamData keeps its place
+    warnings.filterwarnings(
+        "ignore", message=".*your dataloader is not resumable.*"
+    )  # it is: StreamData keeps its place
 
 
 def _trainer(run: Run, tokenizer: Tokenizer, callbacks: Sequence[L.Callback]) -> L.Trainer:

@@ -150,6 +150,16 @@ def test_workers_change_nothing(folder, workers):
     assert all(map(equal, with_workers, stream(run_on(folder)))) and len(with_workers) == 9
 
 
+@pytest.mark.parametrize("limit_bytes", [0, 3_000, 1 << 20])
+def test_what_is_kept_decoded_changes_nothing(folder, limit_bytes):
+    """Nothing, some or all samples from memory: the same batches; and no more is kept than was allowed."""
+    one = stream(run_on(folder))
+    cache = one.plan.cache
+    cache.left_bytes = limit_bytes
+    assert all(map(equal, one, stream(run_on(folder))))
+    assert cache.left_bytes >= 0 and bool(cache.found) == (limit_bytes > 0)
+
+
 @pytest.mark.parametrize(("workers", "start"), [(0, 4), (2, 4), (0, 9), (1, 8)])
 def test_resumed_equals_uninterrupted(folder, workers, start):
     """From batch k on, a new stream gives what the old one would have given; epochs of both sources end in between."""

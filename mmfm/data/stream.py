@@ -116,6 +116,21 @@ def eval_batches(
         yield collate([read_example(shards[i], model, max_seconds) for i in chosen], tokenizer)
 
 
+class Cache:
+    """Decoded samples by place, until `limit_mb` is reached; then what is there stays and nothing more is kept."""
+
+    def __init__(self, limit_mb: int) -> None:
+        self.left_bytes = limit_mb * 2**20
+        self.found: dict[tuple[int, int], Example] = {}
+
+    def keep(self, place: tuple[int, int], example: Example) -> Example:
+        size = 1_000 + sum(x.numel() * x.element_size() for x in (example.image, example.audio) if x is not None)
+        if size <= self.left_bytes:
+            self.left_bytes -= size
+            self.found[place] = example
+        return example
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan(Dataset):
     """Batch number -> Batch, or the error of reading it: one raised in a worker would arrive as a traceback."""
@@ -126,6 +141,7 @@ class Plan(Dataset):
     order: order.Order
     rank: int
     world: int
+    cache: "Cache"
 
     def __getitem__(self, number: int) -> Batch | UserError:
         mine = self.run.data.batch // self.world
@@ -142,6 +158,10 @@ class Plan(Dataset):
         return collate(examples, self.tokenizer, torch.from_numpy(numbers).view(-1, len(MODALITIES), DRAWS))
 
     def _example(self, source: int, sample: int) -> Example:
+        found = self.cache.found.get((source, sample))
+        return found or self.cache.keep((source, sample), self._read(source, sample))
+
+    def _read(self, source: int, sample: int) -> Example:
         wanted = self.run.data.train[source].provides
         names = {name for name, modality in MODALITY.items() if modality in wanted} | {"json"}
         parts = self.sources[source].read(sample, names)
@@ -162,7 +182,8 @@ class TrainStream:
         sources = tuple(open_source(source) for source in data.train)
         shares = tuple(source.share for source in data.train)
         plan = order.Order(run.seed, [len(shards) for shards in sources], shares)
-        self.plan = Plan(run=run, tokenizer=tokenizer, sources=sources, order=plan, rank=rank, world=world)
+        parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": plan, "rank": rank, "world": world}
+        self.plan = Plan(**parts, cache=Cache(data.cache_mb))
         self.consumed = start
 
     def __len__(self) -> int:
