@@ -1,0 +1,175 @@
+"""Runs the arms of an experiment over several seeds and writes its results.json, figure and table.
+
+    .venv/bin/python tools/experiment.py experiments/001-one-pass one.py two.py
+    .venv/bin/python tools/experiment.py experiments/002-joint-or-single ../001-one-pass/one.py contrast.py writing.py
+
+Each arm is a config file; each run is `mmfm train` and `mmfm eval`, in a process of its own, and is kept: a second
+start only runs what is missing. Seeds of all arms go side by side, `--jobs` at a time, so that a busy machine is busy
+for all alike; cost is CPU time, of the training process and its loader.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RUNS = Path("runs") / "experiments"
+COLUMNS = (
+    ("image->text", "acc@1"),
+    ("audio->text", "acc@1"),
+    ("image->audio", "R@1"),
+    ("audio->image", "R@1"),
+    ("image>text", "exact"),
+    ("audio>text", "exact"),
+)
+SPLITS = ("test", "test-unseen")
+BEGIN, END = "<!-- results: written by tools/experiment.py -->", "<!-- end of results -->"
+
+
+def run_one(config: Path, seed: int) -> dict[str, Any]:
+    """Train and score one seed of one arm, unless that was done; its rows and its cost."""
+    arm, folder = config.stem, RUNS / f"{config.stem}-{seed}"
+    cost = folder / "cost.json"
+    if not cost.exists():
+        command = [sys.executable, "-m", "mmfm", "train", str(config), "--name", folder.name, "--out", str(RUNS)]
+        began = time.monotonic()
+        seconds = cpu_seconds([*command, "--seed", str(seed), "--force"])
+        cost.write_text(json.dumps({"cpu_seconds": seconds, "wall_seconds": time.monotonic() - began}))
+    if not (folder / "results.json").exists():
+        cpu_seconds(
+            [sys.executable, "-m", "mmfm", "eval", str(folder), "--data", *(f"data/numbers/{name}" for name in SPLITS)]
+        )
+    return {
+        "arm": arm,
+        "seed": seed,
+        **json.loads(cost.read_text()),
+        "rows": [row for row in json.loads((folder / "results.json").read_text()) if row["split"] in SPLITS],
+    }
+
+
+def cpu_seconds(command: Sequence[str]) -> float:
+    """User and system time of a command and its children."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def setting(command: Sequence[str]) -> dict[str, Any]:
+    """What a reader needs to judge and repeat the figures."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    return {
+        "command": " ".join(command),
+        "commit": commit.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "lightning", "torchaudio", "espeakng-loader")},
+        "hardware": f"{os.cpu_count()} cores of {processor()}, no GPU",
+    }
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def value(run: dict[str, Any], split: str, task: str, metric: str) -> float | None:
+    found = (row["value"] for row in run["rows"] if (row["split"], row["task"], row["metric"]) == (split, task, metric))
+    return next(found, None)
+
+
+def measured(runs: Iterable[dict[str, Any]], split: str, task: str, metric: str) -> list[float]:
+    return [found for run in runs if (found := value(run, split, task, metric)) is not None]
+
+
+def cell(values: Sequence[float], digits: int = 3) -> str:
+    """Mean over seeds, and each of them."""
+    if not values:
+        return "-"
+    each = " ".join(f"{number:.{digits}f}".removeprefix("0") for number in values)
+    return f"{statistics.mean(values):.{digits}f} ({each})"
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """A line for each arm and split: mean over seeds, then every seed. Cost is relative to the first arm, by seed."""
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    lines = [["numbers", "arm", *(f"`{task}` {metric}" for task, metric in COLUMNS), "CPU time"]]
+    lines.append(["---"] * len(lines[0]))
+    first = {run["seed"]: run["cpu_seconds"] for run in runs if run["arm"] == arms[0]}
+    for split, words in zip(SPLITS, ("seen", "never seen"), strict=True):
+        for arm in arms:
+            of_arm = [run for run in runs if run["arm"] == arm]
+            cost = [run["cpu_seconds"] / first[run["seed"]] for run in of_arm]
+            cells = [cell(measured(of_arm, split, task, metric)) for task, metric in COLUMNS]
+            lines.append([words, arm, *cells, cell(cost, 2)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(runs: list[dict[str, Any]], path: Path) -> None:
+    """Every seed a dot, the mean a bar; seen numbers above, never-seen ones below."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "mmfm", "font.size": 9})
+    import matplotlib.pyplot as plt
+
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    drawing, rows = plt.subplots(2, 1, figsize=(8, 5), sharex=True, layout="constrained")
+    for axis, split, words in zip(rows, SPLITS, ("seen numbers", "never-seen numbers"), strict=True):
+        for place, arm in enumerate(arms):
+            for column, (task, metric) in enumerate(COLUMNS):
+                found = measured([run for run in runs if run["arm"] == arm], split, task, metric)
+                x = column + 0.22 * (place - (len(arms) - 1) / 2)
+                label = arm if column == 0 or (column == 4 and arm == "writing") else None
+                if found:
+                    axis.scatter([x] * len(found), found, s=16, color=f"C{place}", label=label)
+                    axis.hlines(statistics.mean(found), x - 0.09, x + 0.09, color=f"C{place}")
+        axis.set(ylim=(0, 1), ylabel=words)
+        axis.grid(axis="y", alpha=0.3)
+    handles, labels = rows[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    rows[0].legend(unique.values(), unique.keys(), loc="lower left")
+    rows[1].set_xticks(range(len(COLUMNS)), [f"{task}\n{metric}" for task, metric in COLUMNS])
+    drawing.savefig(path, metadata={"Date": None})
+
+
+def render(readme: str, results: str) -> str:
+    """The README with the table that belongs to the text of results.json."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table(json.loads(results)['runs'])}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("arms", nargs="+", help="config files, relative to the folder; the first is compared with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    chosen = parser.parse_args()
+    configs = [(chosen.folder / arm).resolve().relative_to(ROOT) for arm in chosen.arms]
+    work = [(config, seed) for seed in chosen.seeds for config in configs]
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        runs = list(pool.map(lambda one: run_one(*one), work))
+    command = ["tools/experiment.py", str(chosen.folder), *chosen.arms]
+    results = json.dumps({**setting(command), "runs": runs}, indent=1) + "\n"
+    (chosen.folder / "results.json").write_text(results)
+    figure(runs, chosen.folder / "figure.svg")
+    readme = chosen.folder / "README.md"
+    readme.write_text(render(readme.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
