@@ -353,10 +353,20 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+_PLAIN = (int, float, str, bool, type(None))
+
+
+def _offer(kind: Any, names: list[str]) -> list[str]:
+    """Each name, with the value it would have by default, as for a file of an older version."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    told = {name: json.dumps(value) for name, value in defaults.items() if isinstance(value, _PLAIN)}
+    return [f"{name} (by default {told[name]})" if name in told else name for name in names]
+
+
 def _dataclass(kind: type, value: Any, where: str) -> Any:
     require(isinstance(value, dict), f"{where}: {value!r} should be an object with the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
     require(not unknown, f"{where}: unknown key {', '.join(unknown)}; {kind.__name__} has {', '.join(hints)}")
-    require(not missing, f"{where}: missing key {', '.join(missing)} of {kind.__name__}")
+    require(not missing, f"{where}: missing key of {kind.__name__}; add {', '.join(_offer(kind, missing))}")
     return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints})

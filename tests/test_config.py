@@ -77,7 +77,10 @@ MISREAD = {
         edited("optim", "momentum", value=0.9),
         "run.json.optim: unknown key momentum; Optim has steps",
     ),
-    "missing key": (edited("optim", "lr", drop=True), "run.json.optim: missing key lr of Optim"),
+    "missing key": (
+        edited("optim", "lr", drop=True),
+        "run.json.optim: missing key of Optim; add lr (by default 0.001)",
+    ),
     "text for a number": (edited("seed", value="7"), "run.json.seed: '7' should be of type int"),
     "fraction for an int": (edited("seed", value=7.5), "run.json.seed: 7.5 should be of type int"),
     "bool for an int": (edited("seed", value=True), "run.json.seed: True should be of type int"),

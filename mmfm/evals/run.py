@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -233,6 +234,7 @@ def evaluate_run(
     if how.classes is not None:
         read_lines(how.classes, "class")  # so that a mistake is told before the work
     results = check_place(Path(out) if out else folder / "results.json")
+    torch.set_num_threads(run.threads)
     model, scores = load_model(folder, step), {}
     for name, spec in splits.items():
         scores[name] = evaluate(model, spec, split=name, how=how, watch=_progress(name, console))
