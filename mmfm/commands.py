@@ -53,7 +53,7 @@ class Evaluate:
     run: tyro.conf.Positional[str]
     """The run's folder, such as runs/quickstart."""
     data: tuple[str, ...] = ()
-    """SHARDS or NAME=SHARDS, a split each: folders, tars, globs, patterns; else the splits beside the run's own."""
+    """SHARDS, NAME=SHARDS, or SHARDS+MORE to search among MORE too; else the splits beside the run's own."""
     out: str = ""
     """The file of the scores; else RUN/results.json."""
     classes: str = ""

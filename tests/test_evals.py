@@ -30,7 +30,7 @@ from mmfm.evals import run as runs
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.run import How, evaluate, evaluate_run, named_splits, scores_during_training
-from mmfm.evals.split import at_rest, encode_texts, spread
+from mmfm.evals.split import asked_and_more, at_rest, encode_texts, spread
 from mmfm.evals.table import print_split
 from mmfm.evals.zeroshot import class_vectors
 from mmfm.inputs.text import load_tokenizer
@@ -245,6 +245,36 @@ def test_retrieval_between_what_never_met(tmp_path: Path) -> None:
     assert "image->audio: 1 of 3 queries have no relevant answer to find" in scores.details["left_out"]
     tasks = {row["task"] for row in scores.rows}
     assert tasks == {f"{a}->{b}" for a in ("image", "audio", "text") for b in ("image", "audio", "text") if a != b}
+
+
+def test_a_wider_gallery_is_chosen_from_and_asks_nothing(tmp_path: Path) -> None:
+    """B holds a sound nearer to A's picture than A's own: only where B is added does A's picture miss. Everything that
+    is counted, classified or written is A's alone, and chance knows of the larger gallery."""
+    own = shard(tmp_path / "a" / "x.tar", {"p": {"image": 1, "txt": "cat"}, "s": {"audio": 2, "txt": "cat"}})
+    more = shard(tmp_path / "b" / "x.tar", {"q": {"audio": 3, "txt": "dog"}, "r": {"image": 4, "txt": "dog"}})
+    vectors = {("image", "p"): axis(0), ("audio", "s"): axis(1, 0), ("audio", "q"): axis(0, 1), ("image", "r"): axis(2)}
+    model = Planted(vectors, NAMED, {"p": "cat"}, ("image>text",))
+    alone = evaluate(model, own, split="a", how=QUICK)
+    wider = evaluate(model, f"{own}+{more}", split="a", how=QUICK)
+    for score, hit, chance in ((alone, 1.0, 1.0), (wider, 0.0, 0.5)):
+        assert found(score.rows, "image->audio", "R@1") == hit and found(score.rows, "image->audio", "R@1", "n") == 1
+        assert found(score.rows, "image->audio", "R@1", "chance") == chance
+        assert found(score.rows, "image>text", "exact") == 1 and found(score.rows, "image>text", "exact", "n") == 1
+        assert found(score.rows, "text->image", "R@1", "n") == 1
+        assert {name: score.details["counts"][name] for name in ("samples", "image", "audio")} == {
+            "samples": 2,
+            "image": 1,
+            "audio": 1,
+        }
+    assert "2 more samples only widen the galleries of retrieval" in wider.details["left_out"]
+    assert [entry["query"]["key"] for entry in wider.details["retrievals"] if entry["task"] == "image->audio"] == ["p"]
+
+
+def test_a_plus_in_a_name_is_a_name(tmp_path: Path) -> None:
+    """A folder that is called a+b is that folder."""
+    odd = shard(tmp_path / "a+b" / "x.tar", {"p": {"image": 1, "txt": "cat"}})
+    assert asked_and_more(odd) == (odd, "")
+    assert named_splits([odd]) == {"a+b": odd}
 
 
 def test_text_is_asked_once(tmp_path: Path) -> None:
@@ -488,3 +518,13 @@ def test_the_table_fits(tmp_path: Path) -> None:
     scores, said = evaluate(model, spec, split="pets", how=QUICK), io.StringIO()
     print_split("pets", scores.rows, scores.details, Console(file=said, width=80))
     assert "0.600" in said.getvalue() and "5 samples" in said.getvalue() and "…" not in said.getvalue()
+
+
+def test_what_training_never_met_is_looked_for_among_all(tmp_path: Path) -> None:
+    """By default test-unseen has to be found among test's items too; the name of the split stays."""
+    for name in ("val", "test", "test-unseen"):
+        shard(tmp_path / name / "x.tar", {"p": {"image": 1, "txt": "cat"}})
+    run = config.Run(name="r", data=config.Data(val=str(tmp_path / "val")))
+    specs = runs.default_splits(run)
+    assert specs[-1] == f"{tmp_path}/test-unseen+{tmp_path}/test"
+    assert list(named_splits(specs)) == ["val", "test", "test-unseen"]

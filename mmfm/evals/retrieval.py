@@ -2,14 +2,14 @@
 
 An item of the gallery is relevant to a query if both carry the same text, or come from one sample. Text is on neither
 side a sample's own: its gallery and its queries are the distinct texts of the split. A query that has no relevant item
-in the gallery cannot be answered; it is left out and counted.
+in the gallery cannot be answered; it is left out and counted. What only widens a split's galleries never asks.
 """
 
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.evals.metrics import (
@@ -41,6 +41,7 @@ class Side:
     x: Float[Tensor, "n d"]
     groups: Int[np.ndarray, " n"]
     rows: Int[np.ndarray, " n"]
+    asks: Bool[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +58,7 @@ class Retrieved:
 
     @property
     def left_out(self) -> int:
-        return len(self.query) - len(self.asked)
+        return int(self.query.asks.sum()) - len(self.asked)
 
     @property
     def task(self) -> str:
@@ -83,27 +84,31 @@ class Retrieved:
 def sides_of(split: Split, model: Evaluable) -> list[Side]:
     """The sides that this split has, in the order image, audio, text."""
     captions = {caption: number for number, caption in enumerate(split.captions)}
-    alone = len(captions) + np.arange(len(split))  # a sample without a text is relevant to itself only
+    alone = len(captions) + np.arange(len(split.keys))  # a sample without a text is relevant to itself only
     groups = np.array([alone[row] if text is None else captions[text] for row, text in enumerate(split.texts)], int)
+    own = {text for text in split.texts[: len(split)] if text is not None}
     sides = [
         Side(
             modality=name,
             x=split.vectors[name].x,
             groups=groups[split.vectors[name].rows],
             rows=split.vectors[name].rows,
+            asks=split.vectors[name].rows < len(split),
         )
         for name in ("image", "audio")
         if name in split.vectors
     ]
     if captions and "text" in model.modalities:
         places = np.arange(len(captions))
-        sides.append(Side(modality="text", x=encode_texts(model, list(captions)), groups=places, rows=places))
+        asks = np.array([caption in own for caption in captions])
+        x = encode_texts(model, list(captions))
+        sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks))
     return sides
 
 
 def retrieve(query: Side, gallery: Side) -> Retrieved:
     """Rank the gallery for each query that has an answer in it."""
-    asked = np.flatnonzero(np.isin(query.groups, gallery.groups))
+    asked = np.flatnonzero(np.isin(query.groups, gallery.groups) & query.asks)
     nobody = np.empty(0, int)
     pair = Retrieved(query=query, gallery=gallery, asked=asked, found=Ranks(*[nobody] * 4))
     places = [np.arange(len(asked))[part] for part in slices(len(asked), QUERIES_AT_ONCE)]

@@ -23,7 +23,7 @@ from mmfm.data.shards import expand
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
-from mmfm.evals.split import Evaluable, Split, at_rest, read_split
+from mmfm.evals.split import Evaluable, Split, asked_and_more, at_rest, read_split
 from mmfm.evals.table import print_split
 from mmfm.evals.writing import writing_figures
 from mmfm.evals.zeroshot import (
@@ -96,7 +96,7 @@ def evaluate(
         scored = _score(model, spec, split, how, with_nats=True, watch=watch)
         rows = [_row(split, figure, how.bootstrap) for figure in scored.figures()]
         shown = show(scored.split, model, scored.retrieved, how.max_seconds)
-    counts = {**scored.split.counts(), "without_class": int((scored.owned == NONE).sum())}
+    counts = {**scored.split.counts(), "without_class": int((scored.owned[: len(scored.split)] == NONE).sum())}
     details = {
         "source": spec,
         "counts": counts,
@@ -176,8 +176,11 @@ def _row(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
 def left_out(scored: _Scored, model: Evaluable) -> list[str]:
     """One line for each thing that the figures do not cover."""
     split, total, lines = scored.split, len(scored.split), []
-    if total < len(split.shards):
-        lines.append(f"{total} of {len(split.shards)} samples were read, evenly spread (the limit)")
+    available = len(split.shards) - (len(split.keys) - total)
+    if total < available:
+        lines.append(f"{total} of {available} samples were read, evenly spread (the limit)")
+    if len(split.keys) > total:
+        lines.append(f"{len(split.keys) - total} more samples only widen the galleries of retrieval")
     if split.unread:
         lines.append(f"{split.unread} of {total} samples have nothing that the model reads")
     if split.shards.ignored:
@@ -187,7 +190,7 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
         lines.append("no classification: the model has no tower for text")
     elif not scored.classes.names:
         lines.append("no classification: there is no classnames.txt, no --classes and no text to take names from")
-    elif without := int((scored.owned == NONE).sum()):
+    elif without := int((scored.owned[:total] == NONE).sum()):
         lines.append(f"{without} of {total} samples have none of the {len(scored.classes.names)} classes")
     without_text = total - split.counts()["text"]
     if without_text:
@@ -266,11 +269,16 @@ def read_run(folder: Path) -> Run:
 
 
 def default_splits(run: Run) -> list[str]:
-    """The val, test and test-unseen folders beside the run's validation data, else that data."""
+    """The val, test and test-unseen folders beside the run's validation data, else that data.
+
+    What training never met is looked for among all: the galleries of test-unseen hold those of test too.
+    """
     require(bool(run.data.val), f"run {run.name!r} has no validation data; say what to evaluate: --data SHARDS")
     folder = Path(run.data.val)
-    beside = [str(folder.parent / name) for name in SPLITS if (folder.parent / name).is_dir()]
-    return beside if folder.is_dir() and beside else [run.data.val]
+    beside = [folder.parent / name for name in SPLITS if (folder.parent / name).is_dir()]
+    wider = {path: f"{path}+{path.parent / 'test'}" for path in beside if path.name == "test-unseen"}
+    specs = [wider[path] if path in wider and path.parent / "test" in beside else str(path) for path in beside]
+    return specs if folder.is_dir() and specs else [run.data.val]
 
 
 def named_splits(data: Sequence[str]) -> dict[str, str]:
@@ -279,7 +287,7 @@ def named_splits(data: Sequence[str]) -> dict[str, str]:
     for item in data:
         name, sign, spec = item.partition("=")
         if not sign or "/" in name or not name:
-            name, spec = expand(item)[0].resolve().parent.name, item
+            name, spec = expand(asked_and_more(item)[0])[0].resolve().parent.name, item
         require(
             name not in splits, f"two splits are called {name!r}: {splits.get(name)} and {spec}; name one NAME={spec}"
         )

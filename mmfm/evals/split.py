@@ -2,12 +2,16 @@
 
 A split is any shards. A sample may have any of image, audio, text; samples that have nothing that the model reads are
 counted. With a limit, the samples are spread evenly over the shards, which may hold one modality each.
+
+"A+B" is the split A, whose retrieval also has to choose among the pictures, sounds and texts of B; B asks nothing. So
+classes that training never met can be looked for among all.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,9 +88,10 @@ class Split:
     written: dict[str, list[Written]]
     nats: dict[str, Float[np.ndarray, " samples"]]  # nan where a sample lacks a source or the target
     unread: int  # samples with nothing that the model reads
+    own: int  # rows from here on only widen the galleries
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self.own
 
     @property
     def captions(self) -> list[str]:
@@ -94,8 +99,9 @@ class Split:
         return list(dict.fromkeys(text for text in self.texts if text is not None))
 
     def counts(self) -> dict[str, int]:
-        found = {name: len(self.vectors[name].rows) if name in self.vectors else 0 for name in ("image", "audio")}
-        return {"samples": len(self), **found, "text": sum(text is not None for text in self.texts)}
+        rows = {name: self.vectors[name].rows if name in self.vectors else np.empty(0, int) for name in MODALITIES[:2]}
+        found = {name: int((of_name < self.own).sum()) for name, of_name in rows.items()}
+        return {"samples": len(self), **found, "text": sum(text is not None for text in self.texts[: self.own])}
 
 
 def writing_tasks(model: Evaluable) -> list[str]:
@@ -141,6 +147,12 @@ def finite(x: Tensor, what: str) -> Tensor:
     return x
 
 
+def asked_and_more(spec: str) -> tuple[str, str]:
+    """ "A+B" as A and B; a path that exists as it is has no B, whatever its name."""
+    asking, _, more = (spec, "", "") if Path(spec).exists() else spec.partition("+")
+    return asking, more
+
+
 def read_split(
     model: Evaluable,
     spec: str,
@@ -157,13 +169,17 @@ def read_split(
 
     Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
     """
-    shards = Shards(expand(spec))
-    places = spread(len(shards), limit)
+    asking, more = asked_and_more(spec)
+    total = len(Shards(expand(asking)))
+    shards = Shards([*expand(asking), *(expand(more) if more else [])])
+    places = (*spread(total, limit), *range(total, len(shards)))
+    own = len(places) - (len(shards) - total)
+    runs = [*slices(own, batch), *(slice(r.start + own, r.stop + own) for r in slices(len(shards) - total, batch))]
     parts = [
-        _ask(model, [shards[place] for place in places[part]], max_seconds, max_tokens, with_nats)
-        for part in watch(slices(len(places), batch))
+        _ask(model, [shards[place] for place in places[part]], max_seconds, max_tokens, with_nats, part.start < own)
+        for part in watch(runs)
     ]
-    split = _joined(parts, name=name, source=spec, shards=shards, places=places)
+    split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
     able = ", ".join(name for name in MODALITIES if name in reads(model))
     require(split.unread < len(split), f"{spec}: none of its {len(split)} samples has what this model reads ({able})")
     return split
@@ -187,11 +203,14 @@ class _Part(NamedTuple):
     unread: int
 
 
-def _ask(model: Evaluable, samples: list[Sample], max_seconds: float, max_tokens: int, with_nats: bool) -> _Part:
+def _ask(
+    model: Evaluable, samples: list[Sample], max_seconds: float, max_tokens: int, with_nats: bool, asking: bool
+) -> _Part:
+    """All that the model says about these samples; of those that only widen the galleries, where they lie."""
     examples = [read_example(sample, model.config, max_seconds) for sample in samples]
     batch = collate(examples, model.tokenizer).to(device_of(model))
     held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
-    able = {task: _able(parse(task), held) for task in writing_tasks(model)}
+    able = {task: _able(parse(task), held) if asking else set() for task in writing_tasks(model)}
     return _Part(
         known=[_known(sample, example) for sample, example in zip(samples, examples, strict=True)],
         vectors=_embed(model, batch),
@@ -199,7 +218,7 @@ def _ask(model: Evaluable, samples: list[Sample], max_seconds: float, max_tokens
             task: _write(model, task, batch, rows, max_tokens) for task, rows in able.items() if parse(task).sources
         },
         nats={task: _nats(model, task, batch, rows) for task, rows in able.items() if with_nats},
-        unread=batch.size - len(set().union(*held.values())),
+        unread=batch.size - len(set().union(*held.values())) if asking else 0,
     )
 
 
@@ -235,7 +254,9 @@ def _nats(model: Evaluable, task: str, batch: Batch, able: set[int]) -> Float[np
     return nats
 
 
-def _joined(parts: Sequence[_Part], *, name: str, source: str, shards: Shards, places: tuple[int, ...]) -> Split:
+def _joined(
+    parts: Sequence[_Part], *, name: str, source: str, shards: Shards, places: tuple[int, ...], own: int
+) -> Split:
     starts = [0, *accumulate(len(part.known) for part in parts)]
     both = list(zip(starts, parts, strict=False))
     heard = [modality for modality in MODALITIES if any(modality in part.vectors for part in parts)]
@@ -252,6 +273,7 @@ def _joined(parts: Sequence[_Part], *, name: str, source: str, shards: Shards, p
         written={task: _shifted(task, both) for task in (parts[0].written if parts else {})},
         nats={task: np.concatenate([part.nats[task] for part in parts]) for task in (parts[0].nats if parts else {})},
         unread=sum(part.unread for part in parts),
+        own=own,
     )
 
 

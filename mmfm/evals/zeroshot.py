@@ -28,7 +28,7 @@ from mmfm.evals.metrics import (
     normalised,
     ranks,
 )
-from mmfm.evals.split import Evaluable, Split, encode_texts, slices
+from mmfm.evals.split import Evaluable, Split, asked_and_more, encode_texts, slices
 
 ROWS_AT_ONCE = 512
 CLASSES_AT_ONCE = 256
@@ -86,7 +86,7 @@ def read_lines(path: Path, what: str) -> tuple[str, ...]:
 
 def _beside(spec: str, name: str) -> list[Path]:
     """The files of this name in the folders of the shards."""
-    folders = dict.fromkeys(shard.parent for shard in expand(spec))
+    folders = dict.fromkeys(shard.parent for shard in expand(asked_and_more(spec)[0]))
     return [folder / name for folder in folders if (folder / name).is_file()]
 
 
@@ -105,7 +105,7 @@ def class_of_samples(split: Split, classes: Classes) -> Int[np.ndarray, " sample
         names = [mark for mark in (split.labels[row][1], split.texts[row]) if isinstance(mark, str)]
         return next((places[normalised(name)] for name in names if normalised(name) in places), NONE)
 
-    return np.array([place_of(row) for row in range(len(split))], int)
+    return np.array([place_of(row) for row in range(len(split.keys))], int)
 
 
 def _number(mark: Any) -> int | None:
@@ -142,7 +142,8 @@ def classify(
 ) -> Classified | None:
     """acc@1, acc@5 and mean per class of the samples of this modality that have a class; None where there are none."""
     vectors = split.vectors.get(modality)
-    chosen = np.flatnonzero(owned[vectors.rows] != NONE) if vectors is not None else np.empty(0, int)
+    asked = (owned[vectors.rows] != NONE) & (vectors.rows < len(split)) if vectors is not None else np.empty(0, bool)
+    chosen = np.flatnonzero(asked)
     if vectors is None or len(chosen) == 0:
         return None
     truth = owned[vectors.rows[chosen]]
