@@ -33,6 +33,7 @@ COLUMNS = (
     ("audio>text", "exact"),
 )
 SPLITS = ("test", "test-unseen")
+DATA = ("data/numbers/test", "data/numbers/test-unseen+data/numbers/test")
 BEGIN, END = "<!-- results: written by tools/experiment.py -->", "<!-- end of results -->"
 
 
@@ -46,9 +47,7 @@ def run_one(config: Path, seed: int) -> dict[str, Any]:
         seconds = cpu_seconds([*command, "--seed", str(seed), "--force"])
         cost.write_text(json.dumps({"cpu_seconds": seconds, "wall_seconds": time.monotonic() - began}))
     if not (folder / "results.json").exists():
-        cpu_seconds(
-            [sys.executable, "-m", "mmfm", "eval", str(folder), "--data", *(f"data/numbers/{name}" for name in SPLITS)]
-        )
+        cpu_seconds([sys.executable, "-m", "mmfm", "eval", str(folder), "--data", *DATA])
     return {
         "arm": arm,
         "seed": seed,
