@@ -28,6 +28,25 @@ def test_figures_are_generated() -> None:
     assert TOOL["generated"]() == README
 
 
+def test_the_quickstarts_experiment_is_generated() -> None:
+    """Both tables of experiments/000-quickstart: the scores, and what was tried before."""
+    assert TOOL["generated_experiment"]() == TOOL["EXPERIMENT"].read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "experiments").glob("*/results.json")), ids=lambda path: path.parent.name
+)
+def test_an_experiments_table_is_generated(folder: Path) -> None:
+    """What stands in an experiment's README is what tools/experiment.py makes of its results."""
+    if folder.parent.name.startswith("000"):
+        folder = folder.with_name("results.json")
+        assert TOOL["RESULTS"] == folder
+        return
+    tool = runpy.run_path(str(ROOT / "tools" / "experiment.py"))
+    page = folder.with_name("README.md").read_text("utf-8")
+    assert tool["render"](page, folder.read_text("utf-8")) == page
+
+
 def row(split: str, task: str, metric: str, value: float) -> dict[str, Any]:
     row = {"split": split, "task": task, "metric": metric, "value": value, "low": value - 0.01, "high": value + 0.01}
     return {**row, "chance": 0.01, "n": 640}

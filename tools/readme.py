@@ -1,4 +1,4 @@
-"""Writes the table of scores in README.md from experiments/000-quickstart/results.json, so that no figure is typed.
+"""Writes the tables of README.md and of experiments/000-quickstart from their JSON, so that no figure is typed.
 
 .venv/bin/python tools/readme.py
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / "results.json"
+EXPERIMENT = RESULTS.with_name("README.md")
 BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
 SPLITS = {"test": "numbers seen in training", "test-unseen": "the twenty never seen"}
 LINES = (
@@ -54,5 +55,30 @@ def generated() -> str:
     return render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
 
 
+def tuning_table(text: str) -> str:
+    """What tuning.json tells: a line for each run, seen and never-seen numbers in one cell."""
+    runs = json.loads(text)["runs"]
+    tasks = list(runs[0]["val"])
+    lines = [["run", "change", "steps", *(f"`{task.replace('/', '` ')}" for task in tasks)]]
+    lines.append(["---"] * len(lines[0]))
+    for run in runs:
+        cells = [f"{run['val'][task]:.3f}, {run['val-unseen'][task]:.3f}" for task in tasks]
+        lines.append([run["name"], run["change"], str(run["steps"]), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def between(page: str, begin: str, end: str, content: str) -> str:
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+
+
+def generated_experiment() -> str:
+    """experiments/000-quickstart/README.md with both of its tables."""
+    page = render(EXPERIMENT.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
+    content = tuning_table(EXPERIMENT.with_name("tuning.json").read_text("utf-8"))
+    return between(page, "<!-- tuning: written by tools/readme.py -->", "<!-- end of tuning -->", content)
+
+
 if __name__ == "__main__":
     README.write_text(generated(), "utf-8")
+    EXPERIMENT.write_text(generated_experiment(), "utf-8")
