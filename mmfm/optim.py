@@ -1,7 +1,6 @@
 """Which parameters decay, and how fast the learning rate is at a step."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -34,7 +33,3 @@ def warm_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
         return (step + 1) / (warmup + 1)
     done = min(1.0, (step - warmup) / max(total - warmup, 1))
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
-
-
-def gradients(model: nn.Module) -> Iterator[torch.Tensor]:
-    return (p.grad for p in model.parameters() if p.grad is not None)

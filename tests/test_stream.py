@@ -11,7 +11,7 @@ from mmfm.batch import NO_TEXT, Batch
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, UserError, Vit
 from mmfm.data import order
 from mmfm.data.shards import Shards, expand
-from mmfm.data.stream import DRAWS, TrainStream, collate, eval_batches, read_example, text_hash
+from mmfm.data.stream import DRAWS, TrainStream, collate, read_example, text_hash
 from mmfm.inputs import BadInput
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.text import load_tokenizer
@@ -54,6 +54,12 @@ def run_on(folder, *, workers=0, batch=12, shares=(2, 1), steps=9, seed=0):
 
 def stream(run, rank=0, world=1, start=0):
     return TrainStream(run, BYTES, rank=rank, world=world, start=start)
+
+
+def whole(folder, max_seconds=30.0):
+    """All samples of a folder as one batch."""
+    shards = Shards(expand(str(folder)))
+    return collate([read_example(shards[i], MODEL, max_seconds) for i in range(len(shards))], BYTES)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -232,20 +238,11 @@ def test_batch_carries_only_what_exists(folder):
 
 def test_same_marks_equal_texts(folder):
     """Samples share a number exactly when they share a text; it fits 63 bits, so no text is NO_TEXT."""
-    (batch,) = eval_batches(str(folder), MODEL, BYTES, 99)
+    batch = whole(folder)
     for i in range(batch.size):
         for j in range(batch.size):
             assert (batch.same[i] == batch.same[j]) == (batch.texts[i] == batch.texts[j])
     assert min(text_hash(str(i)) for i in range(1_000)) >= 0 > text_hash(None)
-
-
-def test_evaluation_reads_each_sample_once_in_order(folder):
-    """All 18, over three shards, whatever the batch; a limit takes the first ones."""
-    keys = [sample.key for sample in Shards(expand(str(folder)))]
-    for size in (1, 5, 18, 50):
-        assert [key for batch in eval_batches(str(folder), MODEL, BYTES, size) for key in batch.keys] == keys
-    limited = list(eval_batches(str(folder), MODEL, BYTES, 5, limit=8))
-    assert [batch.size for batch in limited] == [5, 3] and limited[1].items["audio"].draws is None
 
 
 def test_what_no_tower_reads_is_not_decoded(folder, tmp_path, write_shard):
@@ -264,7 +261,7 @@ def test_any_size_and_rate_becomes_the_towers(tmp_path, write_shard, encode_imag
     wave = np.stack([sine(440.0, 0.5, 8_000)] * 2, axis=1)
     picture = encode_image(np.full((50, 30, 3), 77, np.uint8), "JPEG")
     write_shard(tmp_path / "t.tar", {"a": {"jpg": picture, "ogg": encode_audio(wave, 8_000, "OGG")}})
-    (batch,) = eval_batches(str(tmp_path), MODEL, BYTES, 4)
+    batch = whole(tmp_path)
     assert batch.items["image"].x.shape == (1, 1, 8, 16) and (batch.items["image"].x.int() - 77).abs().max() <= 1
     assert batch.items["audio"].x.shape == (1, 8_000) and batch.texts == (None,)
     data = Shards([tmp_path / "t.tar"])[0].parts["ogg"]
@@ -308,7 +305,7 @@ def test_plans_that_cannot_be_followed(folder):
 def test_too_long_clip_names_the_rule(folder):
     """max_seconds holds in evaluation too, and the message says how to raise it."""
     with pytest.raises(BadInput, match=r"a5: the sound lasts 0.12 s, over max_seconds=0.1; cut it or raise the limit"):
-        list(eval_batches(str(folder), MODEL, BYTES, 4, max_seconds=0.1))
+        whole(folder, max_seconds=0.1)
 
 
 def test_modalities_have_their_own_draws(folder):

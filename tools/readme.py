@@ -11,6 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / "results.json"
 EXPERIMENT = RESULTS.with_name("README.md")
+BENCH = ROOT / "tools" / "bench_step.json"
 BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
 SPLITS = {"test": "numbers seen in training", "test-unseen": "the twenty never seen"}
 LINES = (
@@ -52,7 +53,27 @@ def render(readme: str, results: str | None) -> str:
 
 
 def generated() -> str:
-    return render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
+    """README.md with its two tables."""
+    page = render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
+    content = speed_table(json.loads(BENCH.read_text("utf-8")))
+    return between(page, "<!-- speed: written by tools/readme.py -->", "<!-- end of speed -->", content)
+
+
+def speed_table(bench: Mapping[str, Any]) -> str:
+    """What tools/bench_step.json tells, and on what it was measured."""
+    lines = [["precision", "clock", "samples/s over open_clip's", "of the matmul peak", "open_clip's"], ["---"] * 5]
+    for row in bench["rows"]:
+        cells = [
+            f"{row[name]['value']:.2f} ({row[name]['low']:.2f} to {row[name]['high']:.2f})"
+            for name in ("ratio", "of_peak", "of_peak_open_clip")
+        ]
+        lines.append([row["precision"], row["clock"], *cells])
+    machine = bench["hardware"]
+    threads = bench["rows"][0]["threads"]
+    said = (
+        f"{machine['cpu']}, {threads} thread, torch {bench['torch']}, open_clip {bench['open_clip']}, {bench['date']}"
+    )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\nMeasured on {said}."
 
 
 def tuning_table(text: str) -> str:

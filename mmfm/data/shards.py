@@ -135,11 +135,6 @@ def modalities(extensions: Collection[str]) -> set[str]:
     return {MODALITY[extension] for extension in extensions if extension in MODALITY}
 
 
-def presence(shards: Shards) -> Counter[str]:
-    """How many samples have each modality."""
-    return Counter(name for sample in range(len(shards)) for name in shards.modalities(sample))
-
-
 def meta_of(sample: Sample) -> dict[str, Any]:
     """The object in the sample's .json; empty where there is none. Raises BadInput for anything but an object."""
     if "json" not in sample.parts:

@@ -1,4 +1,4 @@
-"""Samples to batches. Training reads an endless, resumable order; evaluation reads every sample once.
+"""Samples to batches: examples, how they are put together, and the endless, resumable order that training reads.
 
 What a training batch holds depends on the run's plan and the batch's number alone, whatever the ranks and workers.
 """
@@ -98,22 +98,6 @@ def _padded(values: list[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(value) for value in values])
     keep = torch.arange(int(lengths.max())) < lengths[:, None]
     return torch.nn.utils.rnn.pad_sequence(values, batch_first=True), keep
-
-
-def eval_batches(
-    spec: str,
-    model: config.Model,
-    tokenizer: Tokenizer,
-    batch: int,
-    limit: int | None = None,
-    max_seconds: float = 30.0,
-) -> Iterator[Batch]:
-    """Every sample of the shards once, in order; the first `limit` of them. The last batch may be smaller."""
-    shards = Shards(expand(spec))
-    stop = len(shards) if limit is None else min(limit, len(shards))
-    for start in range(0, stop, batch):
-        chosen = range(start, min(start + batch, stop))
-        yield collate([read_example(shards[i], model, max_seconds) for i in chosen], tokenizer)
 
 
 class Cache:
