@@ -9,7 +9,11 @@ from mmfm.model import UnifiedModel, build
 from mmfm.objectives import identity
 
 TEXT_IDS = 20
-PAIRS = (Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"), loss="sigmoid"))
+PAIRS = (
+    Contrast(pair=("image", "text")),
+    Contrast(pair=("audio", "text"), loss="sigmoid"),
+    Contrast(pair=("image", "audio"), weight=0.5),  # of samples that may have no text to be the same
+)
 WRITES = (Write(task="image>text"), Write(task="audio>text", weight=0.5), Write(task=">text"))
 
 
