@@ -91,7 +91,7 @@ def test_tree_has_each_beginning_once() -> None:
 
 
 def test_bf16_stays_near(reference: open_clip.CLIP, model: Clip) -> None:
-    """Under autocast to bf16 the loss is as near to the exact one as open_clip's own."""
+    """Under autocast to bf16 the loss is no further from the exact one than open_clip's; every gradient is finite."""
     ids = marked(ROWS)
     exact = loss_of(model, ids)
     with torch.autocast("cpu", torch.bfloat16):
@@ -99,8 +99,7 @@ def test_bf16_stays_near(reference: open_clip.CLIP, model: Clip) -> None:
         image, text = model.float().encode_image(pixels(5).float(), True), model.encode_text(ids, True)
         loss = softmax_contrast(image, text, torch.arange(5), model.logit_scale.exp())
     loss.backward()
-    print(loss - exact, theirs - exact)
-    assert abs(loss - exact) < 0.05
+    assert abs(loss - exact) <= max(abs(theirs - exact), 0.02)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
