@@ -29,7 +29,6 @@ from mmfm.data.numbers_plan import (
     PHRASES,
     PITCHES,
     RATES_WPM,
-    UNSEEN,
     VARIANTS_LEFT_OUT,
     Clip,
     Picture,
@@ -110,7 +109,7 @@ def _build(folder: Path, wanted: dict[str, int], progress: bool) -> None:
     manifest = {
         "arguments": wanted,
         "made_with": {"espeak-ng": espeak.version(), "scikit-learn": sklearn.__version__},
-        "unseen": list(UNSEEN),
+        "unseen": list(_unseen(plans)),
         "splits": {made.split.name: _about(made) for made in plans},
         "files": {path.relative_to(folder).as_posix(): _print_of(path) for path in sorted(folder.rglob("*.*"))},
     }
@@ -227,7 +226,7 @@ Every digit at either place, every tens word and every units word is in training
 
 {voices}
 
-Left out as hardly speech: {left_out}. The accents of val are those of training; test has its own.
+Left out as hardly speech: {left_out}.
 
 ## Licences
 
@@ -239,6 +238,11 @@ Left out as hardly speech: {left_out}. The accents of val are those of training;
   derived work is not settled, and this file does not settle it. The clips were made on the machine that built this
   folder, where using them needs no further permission; settle the question before you pass them on.
 """
+
+
+def _unseen(plans: Sequence[Plan]) -> tuple[int, ...]:
+    """The numbers of test-unseen, as they were planned."""
+    return next(made.split.numbers for made in plans if made.split.name == "test-unseen")
 
 
 def _readme(plans: Sequence[Plan]) -> str:
@@ -255,7 +259,7 @@ def _readme(plans: Sequence[Plan]) -> str:
     return README.format(
         rows="\n".join(rows),
         voices="\n".join(voices),
-        unseen=", ".join(map(name, UNSEEN)),
+        unseen=", ".join(map(name, _unseen(plans))),
         espeak=espeak.version(),
         rates="{} to {}".format(*RATES_WPM),
         pitches="{} to {}".format(*PITCHES),
