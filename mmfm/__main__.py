@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import mmfm
 from mmfm.config import Run, UserError, require
@@ -107,10 +107,13 @@ def parse(kind: type, words: list[str], program: str, default: Any = None) -> An
 
 def names(owner: Any, prefix: str = "--") -> Iterator[str]:
     """The options that tyro makes of a dataclass, or of an instance with all that it holds."""
+    kinds = get_type_hints(owner if isinstance(owner, type) else type(owner))
     for field in fields(owner):
         name = prefix + field.name.replace("_", "-")
         value = None if isinstance(owner, type) else getattr(owner, field.name)
         parts = value if isinstance(value, tuple) else ()
+        if value == () and is_dataclass(get_args(kinds[field.name])[0]):
+            continue  # tyro cannot add to a list of these
         if isinstance(value, Run):
             yield from names(value)
         elif is_dataclass(value):
@@ -172,7 +175,7 @@ def trouble(error: OSError) -> str:
 def say(message: str, status: int) -> int:
     """A worker process hands over an error as a whole traceback, of which only the last line is meant for people."""
     last = message.strip().splitlines()[-1] if "Traceback (most recent call last)" in message else message
-    line = " ".join(re.sub(r"^[\w.]*(UserError|BadInput): ", "", last).split())
+    line = " ".join(re.sub(r"^[\w.]*(UserError|BadSample): ", "", last).split())
     print(f"mmfm: {line}", file=sys.stderr)
     return status
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import Model, Run, Source, UserError, from_json, require, to_json
+from mmfm.config import Model, Run, Source, UserError, require
 from mmfm.data.shards import Shards, expand
 from mmfm.grammar import parse_writing
+from mmfm.strict import from_json, to_json
 
 
 def read_run(path: str | Path) -> Run:

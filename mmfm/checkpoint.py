@@ -22,10 +22,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Run, UserError, from_json, to_json
+from mmfm.config import Run, UserError
 from mmfm.inputs.text import Tokenizer, parse_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
+from mmfm.strict import from_json, to_json
 
 Tree = Any
 MODEL, TRAIN, STATE, RUN, TOKENIZER, MANIFEST = (

@@ -1,14 +1,9 @@
-"""What a run is: frozen dataclasses, checked when built, and strict JSON in and out. Standard library only.
+"""What a run is: frozen dataclasses, checked when built. Standard library only.
 
-A reference run is a Python file in `configs/` whose `config()` returns a `Run`; a saved run is `run.json`, which names
-no class and no module, so that reading it can execute nothing.
+A reference run is a Python file in `configs/` whose `config()` returns a `Run`; a saved run is `run.json`, which
+`strict` reads and writes.
 """
 
-import dataclasses
-import json
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +32,7 @@ class Vit:
 
     height_px: int = 224
     width_px: int = 224
+    fit: Literal["stretch", "crop"] = "stretch"  # "crop": the middle of the picture, as much as has the right shape
     patch_px: int = 16
     channels: int = 3
     stem: Literal["patch", "conv"] = "patch"  # "conv": two or more strided convolutions (arXiv 2106.14881)
@@ -161,6 +157,10 @@ class Augment:
     shift: float = 0.0  # as a fraction of the shorter side
     elastic: float = 0.0  # smooth random displacement, as a fraction of the shorter side
     contrast: float = 0.0
+    crop: float = (
+        0.0  # 0.1: a random part of 0.9 to 1 of the picture's area, 3:4 to 4:3 as wide as high (torchvision's)
+    )
+    mirror: bool = False  # left and right are exchanged, half of the time
     cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
     hide_source_tokens: float = 0.0  # probability that a token of a text that is read is masked
     hide_target_tokens: float = 0.0  # and of one that is to be continued, so that the sources must be read
@@ -173,22 +173,53 @@ class Augment:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             require(value >= 0, f"Augment.{name}={value} must not be negative")
-        for name in ("cutout", "hide_source_tokens", "hide_target_tokens"):
+        for name in ("crop", "cutout", "hide_source_tokens", "hide_target_tokens"):
             require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Shards that provide the same modalities. `share` of every batch comes from here."""
+class Text:
+    """Where a source's text may lie, and how often this place is drawn among those that a sample has."""
 
-    shards: str  # a folder, a tar, or a pattern such as data/train/image-{000000..000007}.tar
+    field: str  # "txt", or the path of a value in the .json: "caption", "captions.fr", "captions.*" for any in there
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "weight")
+        require(bool(self.field), 'Text.field is empty; name "txt" or a field of the .json, such as "captions.fr"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Shards that provide the same modalities. Of every sum-of-shares samples (or batches), `share` come from here."""
+
+    shards: str  # a folder, a tar, a pattern such as data/train/image-{000000..000007}.tar, or the same as a URL
     provides: tuple[str, ...]
     share: int = 1
+    name: str = ""  # in logs and reports; empty: `shards`
+    texts: tuple[Text, ...] = ()  # empty: the .txt, else "caption" or "text" of the .json
 
     def __post_init__(self) -> None:
         _positive(self, "share")
         for name in self.provides:
             require(name in MODALITIES, f"Source.provides names {name!r}; modalities are {', '.join(MODALITIES)}")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where shards with a URL are kept on this machine while they are in use."""
+
+    folder: str = "~/.cache/mmfm/shards"
+    limit_gb: float = 50.0  # the least recently used shards are removed beyond it
+    tries: int = 5  # at one request, before an error of the network stops the run
+    timeout_s: float = 30.0  # without a byte
+
+    def __post_init__(self) -> None:
+        _positive(self, "limit_gb", "tries", "timeout_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,18 +227,30 @@ class Data:
     train: tuple[Source, ...] = ()
     val: str = ""  # shards scored during training; empty: none
     batch: int = 128  # samples per step, over all ranks
+    unit: Literal["sample", "batch"] = "sample"  # "batch": all samples of a step come from one source
+    shuffle: int = 65_536  # samples shuffled together, out of as many shards as hold them
+    balance: bool = False  # deal the samples of a step to ranks by length, so that none waits for the longest
     workers: int = 1  # loader processes per rank
     cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
+    crop_seconds: float = 0.0  # of a longer clip only this much is read, a random part in training; 0: all of it
+    exact_decode: bool = False  # JPEG in full, then reduced; else decoded at the nearest larger eighth, which is faster
+    most_bad: float = 0.01  # of a source's last 10,000 samples may be unreadable; above it the run stops
+    store: Store = field(default_factory=Store)
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        _positive(self, "batch", "max_seconds")
+        _positive(self, "batch", "shuffle", "max_seconds")
         require(self.workers >= 0, f"Data.workers={self.workers} must not be negative")
         require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
+        require(self.crop_seconds >= 0, f"Data.crop_seconds={self.crop_seconds} must not be negative")
+        require(0 <= self.most_bad <= 1, f"Data.most_bad={self.most_bad} is a fraction: between 0 and 1")
+        labels = [source.label for source in self.train]
+        twice = next((label for label in labels if labels.count(label) > 1), "")
+        require(not twice, f"Data.train: two sources are called {twice!r}; give each a name of its own")
         total = sum(source.share for source in self.train)
         require(
-            not self.train or self.batch % total == 0,
+            not self.train or self.unit == "batch" or self.batch % total == 0,
             f"Data.batch={self.batch} must be a multiple of the sources' shares together ({total})",
         )
 
@@ -294,13 +337,20 @@ class Run:
     eval: Eval = field(default_factory=Eval)
     out: str = "runs"
     save_every_steps: int = 500
-    keep_checkpoints: int = 2
+    save_every_minutes: float = 0.0  # and whenever so much time has passed; 0: by steps alone
+    keep_checkpoints: int = 2  # the newest
+    keep_every_steps: int = 0  # and for ever those at multiples of this; 0: none
     threads: int = 1  # of torch, per rank
     devices: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
 
     def __post_init__(self) -> None:
         _positive(self, "save_every_steps", "keep_checkpoints", "threads", "devices")
+        require(self.save_every_minutes >= 0, f"Run.save_every_minutes={self.save_every_minutes} must not be negative")
+        require(
+            self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0,
+            f"Run.keep_every_steps={self.keep_every_steps} is no multiple of save_every_steps={self.save_every_steps}",
+        )
         require(bool(self.name) and "/" not in self.name, f"Run.name={self.name!r} must be a plain folder name")
         names = [item.name for item in (*self.contrast, *self.write)]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
@@ -308,65 +358,3 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(self.out) / self.name
-
-
-def to_json(run: Run) -> str:
-    """Everything that was chosen, in full: defaults too, so that a later default cannot change an old run."""
-    return json.dumps(dataclasses.asdict(run), indent=2, allow_nan=False) + "\n"
-
-
-def from_json(text: str, where: str = "run.json") -> Run:
-    """The run that `to_json` wrote. An unknown or missing key, or a value of the wrong type, is an error."""
-    try:
-        tree = json.loads(text, parse_constant=_no_constant)
-    except ValueError as why:
-        raise UserError(f"{where} is not strict JSON ({why}); restore it from the run's checkpoint folder") from None
-    return _build(Run, tree, where)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value`, a JSON tree, as `kind`: a dataclass, tuple, union, Literal or plain type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass(kind, value, where)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (rest,) = [argument for argument in arguments if argument is not type(None)]
-        return _build(rest, value, where)
-    if origin is tuple:
-        require(isinstance(value, list), f"{where}: {value!r} should be a list")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        require(len(kinds) == len(value), f"{where}: {value!r} should have {len(kinds)} entries")
-        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is Literal:
-        require(value in arguments, f"{where}: {value!r} is none of {', '.join(map(repr, arguments))}")
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    require(type(value) is kind, f"{where}: {value!r} should be of type {getattr(kind, '__name__', kind)}")
-    require(kind is not float or math.isfinite(value), f"{where}: {value!r} is no finite number")
-    return value
-
-
-_PLAIN = (int, float, str, bool, type(None))
-
-
-def _offer(kind: Any, names: list[str]) -> list[str]:
-    """Each name, with the value it would have by default, as for a file of an older version."""
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    told = {name: json.dumps(value) for name, value in defaults.items() if isinstance(value, _PLAIN)}
-    return [f"{name} (by default {told[name]})" if name in told else name for name in names]
-
-
-def _dataclass(kind: type, value: Any, where: str) -> Any:
-    require(isinstance(value, dict), f"{where}: {value!r} should be an object with the fields of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
-    require(not unknown, f"{where}: unknown key {', '.join(unknown)}; {kind.__name__} has {', '.join(hints)}")
-    require(not missing, f"{where}: missing key of {kind.__name__}; add {', '.join(_offer(kind, missing))}")
-    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints})

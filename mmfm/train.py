@@ -22,13 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from mmfm.checkpoint import folder_of, newest_whole, replace_file, steps_of
-from mmfm.config import Run, UserError, from_json, require, to_json
+from mmfm.config import Run, UserError, require
 from mmfm.distributed import first_process
 from mmfm.evals.run import scores_during_training
 from mmfm.inputs.text import Tokenizer, load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
+from mmfm.strict import from_json, to_json
 
 LOG_EVERY_STEPS, PRINT_EVERY_STEPS = 10, 100
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -97,10 +98,15 @@ FREE = {
     "devices",
     "accelerator",
     "save_every_steps",
+    "save_every_minutes",
     "keep_checkpoints",
+    "keep_every_steps",
     "eval",
     "workers",
     "cache_mb",
+    "balance",
+    "most_bad",
+    "store",
 }
 
 

@@ -19,7 +19,8 @@ import mmfm
 from mmfm.__main__ import main, names, sentence
 from mmfm.check import check, read_run
 from mmfm.commands import Train
-from mmfm.config import Contrast, Data, Eval, Model, Run, Source, UserError, Write, to_json
+from mmfm.config import Contrast, Data, Eval, Model, Run, Source, UserError, Write
+from mmfm.strict import to_json
 
 CONFIG = """
 from mmfm.config import Contrast, Data, Model, Run, Source, Write
@@ -234,7 +235,7 @@ def exit_by_interrupt() -> SystemExit:
 
 WORKER = (
     "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-    '  File "stream.py", line 1, in read\nmmfm.inputs.BadInput: a.tar: 7 is cut; write it again'
+    '  File "stream.py", line 1, in read\nmmfm.inputs.BadSample: a.tar: 7 is cut; write it again'
 )
 FAULTS: dict[str, tuple[BaseException, int, str]] = {
     "Ctrl-C": (KeyboardInterrupt(), 130, "mmfm: interrupted; --resume continues"),

@@ -25,9 +25,8 @@ from mmfm.config import (
     UserError,
     Vit,
     Write,
-    from_json,
-    to_json,
 )
+from mmfm.strict import from_json, to_json
 
 ROOT = Path(__file__).parent.parent
 FULL = Run(

@@ -35,6 +35,7 @@ from mmfm.evals.table import print_split
 from mmfm.evals.zeroshot import class_vectors
 from mmfm.inputs.text import load_tokenizer
 from mmfm.model import build
+from mmfm.strict import to_json
 
 TELEPHONE = config.Mel(rate_hz=8_000, high_hz=3_800.0, bins=16)
 SMALL = config.Model(
@@ -422,7 +423,7 @@ def saved_run(tmp_path: Path, val: str) -> config.Run:
     tokenizer = load_tokenizer("bytes")
     core = build(made.model, tokenizer.size, made.contrast)
     made.folder.mkdir()
-    (made.folder / "run.json").write_text(config.to_json(made))
+    (made.folder / "run.json").write_text(to_json(made))
     save(made.folder, 1, made, tokenizer, core.state_dict(), {})
     return made
 

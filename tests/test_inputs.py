@@ -14,7 +14,7 @@ from scipy.signal import resample_poly
 from torchvision.transforms import v2
 
 from mmfm.config import UserError
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio, load_audio, resample
 from mmfm.inputs.image import decode_image, load_image, resize
 from mmfm.inputs.text import load_tokenizer, parse_tokenizer, train_tokenizer
@@ -64,7 +64,7 @@ def test_cut_image_is_refused_at_every_length(encode_image, layout, options):
     for length in range(0, len(data), 3):
         try:
             assert torch.equal(decode_image(data[:length]), whole)
-        except BadInput as why:
+        except BadSample as why:
             refused += 1
             assert "\n" not in str(why)
     assert refused > 0.9 * len(data) / 3 - 10
@@ -80,7 +80,7 @@ def test_damaged_image_raises_nothing_but_bad_input(encode_image):
             broken[random.integers(len(data), size=3)] = random.integers(256, size=3)
             try:
                 decode_image(broken.tobytes())
-            except BadInput as why:
+            except BadSample as why:
                 assert "\n" not in str(why)
 
 
@@ -88,10 +88,10 @@ def test_only_three_formats_are_opened():
     """A GIF is refused: each further parser is one more way in."""
     file = io.BytesIO()
     Image.fromarray(smooth()).save(file, "GIF")
-    with pytest.raises(BadInput, match="no readable PNG, JPEG or WebP image") as error:
+    with pytest.raises(BadSample, match="no readable PNG, JPEG or WebP image") as error:
         decode_image(file.getvalue())
     assert one_line(error)
-    with pytest.raises(BadInput, match="empty"):
+    with pytest.raises(BadSample, match="empty"):
         decode_image(b"")
 
 
@@ -101,7 +101,7 @@ def test_large_image_is_refused_from_its_header(side):
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     idat = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-    with pytest.raises(BadInput, match="more than 64 megapixels"):
+    with pytest.raises(BadSample, match="more than 64 megapixels"):
         decode_image(b"\x89PNG\r\n\x1a\n" + chunk + idat)
 
 
@@ -209,7 +209,7 @@ def test_cut_sound_is_refused_at_every_length(encode_audio, sine, layout, subtyp
     """No prefix of a file is taken for a shorter clip."""
     data = encode_audio(sine(440.0, 0.6, 8_000), 8_000, layout, subtype)
     for length in range(0, len(data) - 1, max(1, len(data) // 97)):
-        with pytest.raises(BadInput) as error:
+        with pytest.raises(BadSample) as error:
             decode_audio(data[:length], rate_hz=8_000, max_seconds=2.0)
         assert one_line(error)
 
@@ -219,7 +219,7 @@ def test_mp3_without_stated_length(encode_audio):
     loud = np.random.default_rng(0).standard_normal(48_000) * np.linspace(0, 0.5, 48_000)
     file = encode_audio(loud.astype(np.float32), 16_000, "MP3")
     bare = file[file.find(file[:2], 100) :]  # from the second frame on: the first holds the length
-    with pytest.raises(BadInput, match="variable rate and does not state its length"):
+    with pytest.raises(BadSample, match="variable rate and does not state its length"):
         decode_audio(bare, rate_hz=16_000, max_seconds=9.0)
     tagged = b"ID3\x04\x00\x00\x00\x00\x07\x76" + bytes(1_014) + file + b"TAG" + bytes(125)
     assert len(decode_audio(tagged, rate_hz=16_000, max_seconds=9.0)) == 48_000
@@ -246,7 +246,7 @@ def test_wav_of_a_stream_is_taken(encode_audio, sine):
 )
 def test_unusable_sound_is_refused(encode_audio, wave, words):
     """Nothing, not a number, infinite, overflowing, too long, too many channels: each by its name."""
-    with pytest.raises(BadInput, match=words) as error:
+    with pytest.raises(BadSample, match=words) as error:
         decode_audio(encode_audio(wave, 16_000, "WAV", "FLOAT"), rate_hz=16_000, max_seconds=2.0)
     assert one_line(error)
 
@@ -258,7 +258,7 @@ def test_sound_of_no_or_another_format(encode_audio, sine):
         (b"RIFFrubbish" * 9, "no readable"),
         (encode_audio(sine(440), layout="AIFF"), "AIFF"),
     ):
-        with pytest.raises(BadInput, match=words) as error:
+        with pytest.raises(BadSample, match=words) as error:
             decode_audio(data, rate_hz=16_000, max_seconds=2.0)
         assert one_line(error)
 

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfm.config import Contrast, Data, Optim, Run, Source, UserError, Write, to_json
+from mmfm.config import Contrast, Data, Optim, Run, Source, UserError, Write
 from mmfm.evals.page import charts, examples, heatmap, mistakes, record, scores
 from mmfm.evals.report import write_report
+from mmfm.strict import to_json
 
 VOID = {"hr", "img", "input", "meta"}
 

@@ -15,7 +15,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from mmfm.config import UserError
 from mmfm.data.shards import Sample, Shards, expand, meta_of, text_of
 from mmfm.data.tar import members
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 
 SMALL = {f"s{i:02d}": {"png": b"P" * (i * 100), "txt": f"text {i}".encode(), "json": b"{}"} for i in range(8)}
 
@@ -224,7 +224,7 @@ def test_where_the_text_is(parts, text):
 )
 def test_unusable_text_names_shard_and_key(parts, words):
     """One line each."""
-    with pytest.raises(BadInput, match=f"^t.tar: k: .*{words}"):
+    with pytest.raises(BadSample, match=f"^t.tar: k: .*{words}"):
         text_of(Sample("k", parts, "t.tar: k"))
     assert meta_of(Sample("k", {}, "t.tar: k")) == {}
 

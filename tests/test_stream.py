@@ -12,7 +12,7 @@ from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Sou
 from mmfm.data import order
 from mmfm.data.shards import Shards, expand
 from mmfm.data.stream import DRAWS, TrainStream, collate, read_example, text_hash
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.text import load_tokenizer
 
@@ -252,7 +252,7 @@ def test_what_no_tower_reads_is_not_decoded(folder, tmp_path, write_shard):
     blind = replace(MODEL, audio=None, image=None)
     assert set(collate([read_example(sample, blind, 9.0)], BYTES).items) == {"text"}
     assert read_example(sample, MODEL, 9.0, wanted=("text",)).text == "x"
-    with pytest.raises(BadInput, match=r"t.tar: a: no readable PNG"):
+    with pytest.raises(BadSample, match=r"t.tar: a: no readable PNG"):
         read_example(sample, MODEL, 9.0)
 
 
@@ -278,7 +278,7 @@ def test_bad_sample_stops_training_in_one_line(tmp_path, write_shard, encode_ima
     write_shard(tmp_path / "t.tar", {"a": {"png": good, "txt": b"x"}, "b": {"png": good[:-30], "txt": b"y"}})
     source = Source(shards=str(tmp_path), provides=("image", "text"))
     run = Run(name="t", model=MODEL, data=Data(train=(source,), batch=2, workers=workers))
-    with pytest.raises(BadInput, match=r"t.tar: b: no readable PNG, JPEG or WebP image") as error:
+    with pytest.raises(BadSample, match=r"t.tar: b: no readable PNG, JPEG or WebP image") as error:
         list(stream(run))
     assert "\n" not in str(error.value)
 
@@ -304,7 +304,7 @@ def test_plans_that_cannot_be_followed(folder):
 
 def test_too_long_clip_names_the_rule(folder):
     """max_seconds holds in evaluation too, and the message says how to raise it."""
-    with pytest.raises(BadInput, match=r"a5: the sound lasts 0.12 s, over max_seconds=0.1; cut it or raise the limit"):
+    with pytest.raises(BadSample, match=r"a5: the sound lasts 0.12 s, over max_seconds=0.1; cut it or raise the limit"):
         whole(folder, max_seconds=0.1)
 
 

@@ -12,7 +12,8 @@ from toys import toy_config
 
 import mmfm
 from mmfm import checkpoint, train
-from mmfm.config import Augment, Contrast, Data, Eval, Optim, Run, Source, UserError, Write, from_json
+from mmfm.config import Augment, Contrast, Data, Eval, Optim, Run, Source, UserError, Write
+from mmfm.strict import from_json
 
 NAMES = ("zero", "one", "two", "three")
 TONES_HZ = (300, 700, 1_500, 3_000)

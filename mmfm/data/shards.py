@@ -18,7 +18,7 @@ from typing import Any
 
 from mmfm.config import UserError
 from mmfm.data.tar import members
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 
 MODALITY = {
     **dict.fromkeys(("png", "jpg", "jpeg", "webp"), "image"),
@@ -136,15 +136,15 @@ def modalities(extensions: Collection[str]) -> set[str]:
 
 
 def meta_of(sample: Sample) -> dict[str, Any]:
-    """The object in the sample's .json; empty where there is none. Raises BadInput for anything but an object."""
+    """The object in the sample's .json; empty where there is none. Raises BadSample for anything but an object."""
     if "json" not in sample.parts:
         return {}
     try:
         tree = json.loads(sample.parts["json"])
     except (ValueError, RecursionError):
-        raise BadInput(f"{sample.where}: the .json is no JSON; write it again") from None
+        raise BadSample("json_damaged", f"{sample.where}: the .json is no JSON; write it again") from None
     if not isinstance(tree, dict):
-        raise BadInput(f"{sample.where}: the .json holds no object ({{...}}); write it again")
+        raise BadSample("json_no_object", f"{sample.where}: the .json holds no object ({{...}}); write it again")
     return tree
 
 
@@ -154,16 +154,20 @@ def text_of(sample: Sample) -> str | None:
         try:
             text = sample.parts["txt"].decode("utf-8-sig")
         except UnicodeDecodeError as why:
-            raise BadInput(f"{sample.where}: the .txt is not UTF-8 (byte {why.start}); convert it") from None
+            raise BadSample(
+                "text_not_utf8", f"{sample.where}: the .txt is not UTF-8 (byte {why.start}); convert it"
+            ) from None
     else:
         meta = meta_of(sample)
         text = next((meta[name] for name in ("caption", "text") if isinstance(meta.get(name), str)), None)
         if text is None:
             return None
     if len(text) > MAX_TEXT:
-        raise BadInput(f"{sample.where}: the text has {len(text)} characters, over {MAX_TEXT}; cut it")
+        raise BadSample(
+            "text_too_long", f"{sample.where}: the text has {len(text)} characters, over {MAX_TEXT}; cut it"
+        )
     if not text.strip():
-        raise BadInput(f"{sample.where}: the text is empty; write one or leave the file out")
+        raise BadSample("text_empty", f"{sample.where}: the text is empty; write one or leave the file out")
     return text.strip()
 
 

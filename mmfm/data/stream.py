@@ -22,7 +22,7 @@ from mmfm.batch import NO_TEXT, Batch, Items
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.shards import MODALITY, Sample, Shards, expand, meta_of, text_of
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.image import decode_image, resize
@@ -45,7 +45,7 @@ class Example:
 def read_example(
     sample: Sample, model: config.Model, max_seconds: float, wanted: Collection[str] = MODALITIES
 ) -> Example:
-    """The modalities of `wanted` that `sample` has and `model` reads. Raises BadInput, naming shard and key."""
+    """The modalities of `wanted` that `sample` has and `model` reads. Raises BadSample, naming shard and key."""
     named = {MODALITY[name]: data for name, data in sample.parts.items() if name in MODALITY}
     image = audio = None
     try:
@@ -54,8 +54,8 @@ def read_example(
             image = resize(decode_image(named["image"], channels=tower.channels), tower.height_px, tower.width_px)
         if "audio" in named and "audio" in wanted and model.audio is not None:
             audio = decode_audio(named["audio"], rate_hz=model.audio.mel.rate_hz, max_seconds=max_seconds)
-    except BadInput as why:
-        raise BadInput(f"{sample.where}: {why}") from None
+    except BadSample as why:
+        raise BadSample(why.code, f"{sample.where}: {why}") from None
     text = text_of(sample) if "text" in wanted else None
     return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample))
 

@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmfm.config import Run, UserError, to_json
+from mmfm.config import Run, UserError
 from mmfm.evals.page import charts, examples, overview, scores
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.mistakes import MAP_NOTE, mistakes, worst
 from mmfm.evals.page.record import Log, Record, Split, read_record
+from mmfm.strict import to_json
 
 NAME = "report.html"
 HERE = Path(__file__).parent

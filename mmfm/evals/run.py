@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmfm.checkpoint import load_model, replace_file
-from mmfm.config import Run, UserError, from_json, require
+from mmfm.config import Run, UserError, require
 from mmfm.data.shards import expand
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
@@ -38,6 +38,7 @@ from mmfm.evals.zeroshot import (
     given_templates,
     read_lines,
 )
+from mmfm.strict import from_json
 
 SPLITS = ("val", "test", "test-unseen")
 SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact")

@@ -2,6 +2,42 @@
 
 from mmfm.config import UserError
 
+CODES = {
+    "image_empty": "a picture of 0 bytes",
+    "image_damaged": "a picture that is cut, damaged or of another format",
+    "image_too_big": "a picture of more pixels than are allowed",
+    "audio_empty": "a sound of 0 bytes",
+    "audio_damaged": "a sound that is damaged or of another format",
+    "audio_cut": "a sound that ends before its header says",
+    "audio_format": "a sound in a container that is not read here",
+    "audio_rate": "a sound of an impossible sampling rate",
+    "audio_channels": "a sound of too many channels",
+    "audio_length": "a sound whose length cannot be known without decoding it",
+    "audio_too_long": "a sound longer than is allowed",
+    "audio_no_samples": "a sound that holds no samples",
+    "audio_not_finite": "a sound whose samples are not finite or absurdly loud",
+    "text_not_utf8": "a text that is not UTF-8",
+    "text_empty": "a text of white space only",
+    "text_too_long": "a text longer than is allowed",
+    "json_damaged": "a .json that is no JSON",
+    "json_no_object": "a .json that holds no object",
+    "label_no_number": "a .cls that is no whole number",
+    "missing_image": "no picture where the source promises one",
+    "missing_audio": "no sound where the source promises one",
+    "missing_text": "no text where the source promises one",
+}
 
-class BadInput(UserError):
-    """Bytes that cannot be read: cut, damaged, of another format, or larger than is allowed."""
+
+class BadSample(UserError):
+    """Content that cannot be used, by no fault of the machine: the bytes are wrong and always will be.
+
+    `code`, one of CODES, is what is counted; the message is for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        assert code in CODES, code
+        super().__init__(code, message)  # both, or it could not travel between processes
+        self.code, self.message = code, message
+
+    def __str__(self) -> str:
+        return self.message

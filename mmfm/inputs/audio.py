@@ -16,7 +16,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from mmfm.config import UserError
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 from mmfm.inputs.containers import check_mp3, check_ogg, check_wav
 
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
@@ -29,11 +29,11 @@ ZERO_CROSSINGS = 10  # of the filter, on either side
 def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
     """The mean of the channels, resampled to `rate_hz`; ceil(frames * rate_hz / own rate) samples.
 
-    Raises BadInput when `data` is no whole clip, lasts longer than `max_seconds` (by its header, before decoding),
+    Raises BadSample when `data` is no whole clip, lasts longer than `max_seconds` (by its header, before decoding),
     holds no samples, or holds values that are not finite.
     """
     if not data:
-        raise BadInput("the sound is empty (0 bytes)")
+        raise BadSample("audio_empty", "the sound is empty (0 bytes)")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_header(file, max_seconds)
@@ -42,9 +42,11 @@ def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tens
             own_hz, frames = file.samplerate, file.frames
     except soundfile.LibsndfileError as why:
         reason = " ".join(why.error_string.removeprefix("Error : ").split()).rstrip(".")
-        raise BadInput(f"no readable WAV, FLAC, OGG or MP3 sound ({reason}); it may be cut or damaged") from None
+        raise BadSample(
+            "audio_damaged", f"no readable WAV, FLAC, OGG or MP3 sound ({reason}); it may be cut or damaged"
+        ) from None
     if len(wave) < frames and (exact or len(wave) == 0):
-        raise BadInput(f"the sound is cut: {frames} samples announced, {len(wave)} there; copy it again")
+        raise BadSample("audio_cut", f"the sound is cut: {frames} samples announced, {len(wave)} there; copy it again")
     _check_values(wave)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     return torch.from_numpy(resample(mono, own_hz, rate_hz))
@@ -54,8 +56,8 @@ def load_audio(path: str | Path, *, rate_hz: int, max_seconds: float) -> Float[T
     """`decode_audio` of a file of the user; every error names the file."""
     try:
         return decode_audio(Path(path).read_bytes(), rate_hz=rate_hz, max_seconds=max_seconds)
-    except BadInput as why:
-        raise BadInput(f"{path}: {why}") from None
+    except BadSample as why:
+        raise BadSample(why.code, f"{path}: {why}") from None
     except OSError as why:
         raise UserError(f"{path}: {why.strerror}; give the path of a WAV, FLAC, OGG or MP3 file") from None
 
@@ -80,14 +82,22 @@ def _low_pass(ratio: int) -> Float[np.ndarray, " taps"]:
 def _check_header(file: soundfile.SoundFile, max_seconds: float) -> None:
     low, high = RATES_HZ
     if file.format not in FORMATS:
-        raise BadInput(f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3")
+        raise BadSample("audio_format", f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3")
     if not low <= file.samplerate <= high:
-        raise BadInput(f"the sound has {file.samplerate} samples a second, outside {low} to {high}; resample it first")
+        raise BadSample(
+            "audio_rate",
+            f"the sound has {file.samplerate} samples a second, outside {low} to {high}; resample it first",
+        )
     if file.channels > MAX_CHANNELS:
-        raise BadInput(f"the sound has {file.channels} channels, over {MAX_CHANNELS}; mix it down first")
+        raise BadSample(
+            "audio_channels", f"the sound has {file.channels} channels, over {MAX_CHANNELS}; mix it down first"
+        )
     if file.frames > max_seconds * file.samplerate:
         seconds = file.frames / file.samplerate
-        raise BadInput(f"the sound lasts {seconds:.2f} s, over max_seconds={max_seconds:g}; cut it or raise the limit")
+        raise BadSample(
+            "audio_too_long",
+            f"the sound lasts {seconds:.2f} s, over max_seconds={max_seconds:g}; cut it or raise the limit",
+        )
 
 
 def _check_whole(file: soundfile.SoundFile, data: bytes) -> bool:
@@ -100,11 +110,14 @@ def _check_whole(file: soundfile.SoundFile, data: bytes) -> bool:
     if file.format == "MP3":
         exact = check_mp3(data, file.samplerate)
     if file.frames == 0:
-        raise BadInput("the sound holds 0 samples; leave it out or record it again")
+        raise BadSample("audio_no_samples", "the sound holds 0 samples; leave it out or record it again")
     return exact
 
 
 def _check_values(wave: Float[np.ndarray, "frames channels"]) -> None:
     peak = float(np.abs(wave).max())  # NaN where any value is
     if not peak <= PEAK:
-        raise BadInput(f"the sound holds the value {peak:g}; samples must be finite numbers, usually within -1 and 1")
+        raise BadSample(
+            "audio_not_finite",
+            f"the sound holds the value {peak:g}; samples must be finite numbers, usually within -1 and 1",
+        )

@@ -1,12 +1,12 @@
 """Is a WAV, OGG or MP3 file whole? libsndfile reads a cut one to its end without a word; FLAC it checks itself.
 
-Each function raises BadInput with the byte counts. Sources: RIFF (Microsoft 1991), RFC 3533 (Ogg), ISO 11172-3 and
+Each function raises BadSample with the byte counts. Sources: RIFF (Microsoft 1991), RFC 3533 (Ogg), ISO 11172-3 and
 13818-3 (the headers of MPEG layer III).
 """
 
 import struct
 
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 
 STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write which cannot go back to correct them
 LENGTH_MARKS = (b"Xing", b"Info", b"VBRI")
@@ -24,7 +24,9 @@ def check_wav(data: bytes) -> None:
         name, (size,) = data[at : at + 4], struct.unpack(order + "I", data[at + 4 : at + 8])
         if name == b"data" and size not in STREAMED and at + 8 + size > len(data):
             there = len(data) - at - 8
-            raise BadInput(f"the WAV is cut: {size} bytes of sound announced, {there} there; copy it again")
+            raise BadSample(
+                "audio_cut", f"the WAV is cut: {size} bytes of sound announced, {there} there; copy it again"
+            )
         if name == b"data":
             return
         at += 8 + size + size % 2
@@ -37,7 +39,7 @@ def check_ogg(data: bytes) -> None:
         segments = data[at + 26] if len(data) > at + 26 else 0
         end = at + 27 + segments + sum(data[at + 27 : at + 27 + segments])
         if end > len(data):
-            raise BadInput(f"the OGG is cut in its last page, at byte {at}; copy it again")
+            raise BadSample("audio_cut", f"the OGG is cut in its last page, at byte {at}; copy it again")
         at = end
 
 
@@ -55,7 +57,11 @@ def check_mp3(data: bytes, rate_hz: int) -> bool:
         rates.add(KBPS[version][index])
         at += (144_000 if version == 3 else 72_000) * KBPS[version][index] // rate_hz + padding
     if len(rates) > 1:
-        raise BadInput("the MP3 has a variable rate and does not state its length; convert it to FLAC or WAV")
+        raise BadSample(
+            "audio_length", "the MP3 has a variable rate and does not state its length; convert it to FLAC or WAV"
+        )
     if at > len(data):
-        raise BadInput(f"the MP3 is cut: its last frame should end at byte {at} of {len(data)}; copy it again")
+        raise BadSample(
+            "audio_cut", f"the MP3 is cut: its last frame should end at byte {at} of {len(data)}; copy it again"
+        )
     return False

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmfm.config import UserError, require
-from mmfm.inputs import BadInput
+from mmfm.inputs import BadSample
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000  # checked in the header: a PNG of 17 KB can unfold to 432 MB
@@ -28,22 +28,26 @@ BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 def decode_image(data: bytes, *, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
     """Upright (EXIF orientation is applied), 8 bits per channel, grey or RGB; transparency lies on white.
 
-    Raises BadInput when `data` is no whole PNG, JPEG or WebP, or has more than MAX_PIXELS.
+    Raises BadSample when `data` is no whole PNG, JPEG or WebP, or has more than MAX_PIXELS.
     """
     require(channels in MODES, f"an image has 1 or 3 channels, not {channels}; set Vit.channels to one of these")
     if not data:
-        raise BadInput("the image is empty (0 bytes)")
+        raise BadSample("image_empty", "the image is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is damaged beside sound pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = _upright(data).convert(MODES[channels])
-    except BadInput:
+    except BadSample:
         raise
     except BOMB:
-        raise BadInput(f"the image has more than {MAX_PIXELS // 1_000_000} megapixels; shrink it first") from None
+        raise BadSample(
+            "image_too_big", f"the image has more than {MAX_PIXELS // 1_000_000} megapixels; shrink it first"
+        ) from None
     except DAMAGE as why:
-        raise BadInput(f"no readable PNG, JPEG or WebP image ({_line(why)}); it may be cut or damaged") from None
+        raise BadSample(
+            "image_damaged", f"no readable PNG, JPEG or WebP image ({_line(why)}); it may be cut or damaged"
+        ) from None
     pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels)
     return pixels.permute(2, 0, 1)  # a view: torch resizes it as it lies, three times faster than channel by channel
 
@@ -62,8 +66,8 @@ def load_image(path: str | Path, *, channels: int = 3) -> UInt8[Tensor, "channel
     """`decode_image` of a file of the user; every error names the file."""
     try:
         return decode_image(Path(path).read_bytes(), channels=channels)
-    except BadInput as why:
-        raise BadInput(f"{path}: {why}") from None
+    except BadSample as why:
+        raise BadSample(why.code, f"{path}: {why}") from None
     except OSError as why:
         raise UserError(f"{path}: {why.strerror}; give the path of a PNG, JPEG or WebP file") from None
 
@@ -78,7 +82,7 @@ def _upright(data: bytes) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         size, most = f"{image.width}x{image.height}", MAX_PIXELS // 1_000_000
-        raise BadInput(f"the image is {size}, more than {most} megapixels; shrink it first")
+        raise BadSample("image_too_big", f"the image is {size}, more than {most} megapixels; shrink it first")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

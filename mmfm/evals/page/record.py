@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmfm.config import Run, UserError, from_json, require
+from mmfm.config import Run, UserError, require
+from mmfm.strict import from_json
 
 Value = TypeVar("Value")
 

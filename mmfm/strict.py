@@ -1,0 +1,75 @@
+"""Strict JSON: frozen dataclasses out and in, with nothing unknown, nothing missing and nothing of another type.
+
+A saved run names no class and no module, so that reading it can execute nothing. Standard library only.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from typing import Any, Literal
+
+from mmfm.config import Run, UserError, require
+
+
+def to_json(run: Run) -> str:
+    """Everything that was chosen, in full: defaults too, so that a later default cannot change an old run."""
+    return json.dumps(dataclasses.asdict(run), indent=2, allow_nan=False) + "\n"
+
+
+def from_json(text: str, where: str = "run.json") -> Run:
+    """The run that `to_json` wrote. An unknown or missing key, or a value of the wrong type, is an error."""
+    try:
+        tree = json.loads(text, parse_constant=_no_constant)
+    except ValueError as why:
+        raise UserError(f"{where} is not strict JSON ({why}); restore it from the run's checkpoint folder") from None
+    return _build(Run, tree, where)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value`, a JSON tree, as `kind`: a dataclass, tuple, union, Literal or plain type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass(kind, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        (rest,) = [argument for argument in arguments if argument is not type(None)]
+        return _build(rest, value, where)
+    if origin is tuple:
+        require(isinstance(value, list), f"{where}: {value!r} should be a list")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        require(len(kinds) == len(value), f"{where}: {value!r} should have {len(kinds)} entries")
+        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is Literal:
+        require(value in arguments, f"{where}: {value!r} is none of {', '.join(map(repr, arguments))}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    require(type(value) is kind, f"{where}: {value!r} should be of type {getattr(kind, '__name__', kind)}")
+    require(kind is not float or math.isfinite(value), f"{where}: {value!r} is no finite number")
+    return value
+
+
+_PLAIN = (int, float, str, bool, type(None))
+
+
+def _offer(kind: Any, names: list[str]) -> list[str]:
+    """Each name, with the value it would have by default, as for a file of an older version."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    told = {name: json.dumps(value) for name, value in defaults.items() if isinstance(value, _PLAIN)}
+    return [f"{name} (by default {told[name]})" if name in told else name for name in names]
+
+
+def _dataclass(kind: type, value: Any, where: str) -> Any:
+    require(isinstance(value, dict), f"{where}: {value!r} should be an object with the fields of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
+    require(not unknown, f"{where}: unknown key {', '.join(unknown)}; {kind.__name__} has {', '.join(hints)}")
+    require(not missing, f"{where}: missing key of {kind.__name__}; add {', '.join(_offer(kind, missing))}")
+    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints})
