@@ -4,7 +4,6 @@
 drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from mmfm.data.stream import Example, collate
 from mmfm.generate import greedy, sampled, write
 from mmfm.grammar import Task, parse_writing
 from mmfm.inputs.audio import load_audio
-from mmfm.inputs.image import decode_image, load_image, resize
+from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel
 from mmfm.tasks import read
@@ -48,13 +47,14 @@ class Interface(nn.Module):
     def transform(self, picture: Picture) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""
         tower = self._tower("image")
-        if isinstance(picture, Image.Image):
-            stored = io.BytesIO()
-            picture.save(stored, "PNG")  # lossless, and so every picture takes the one way in
-            pixels = decode_image(stored.getvalue(), channels=tower.channels)
-        else:
-            pixels = load_image(picture, channels=tower.channels)
-        return resize(pixels, tower.height_px, tower.width_px)
+        return load_picture(
+            picture,
+            channels=tower.channels,
+            height_px=tower.height_px,
+            width_px=tower.width_px,
+            fit=tower.fit,
+            exact=self.run.data.exact_decode,
+        )
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n time"]:
         """Ids padded with -1 to the longest."""
@@ -167,7 +167,8 @@ class Interface(nn.Module):
         return tower
 
     def _load_audio(self, path: str | Path) -> Tensor:
-        return load_audio(path, rate_hz=self._tower("audio").mel.rate_hz, max_seconds=self.run.data.max_seconds)
+        rate_hz, data = self._tower("audio").mel.rate_hz, self.run.data
+        return load_audio(path, rate_hz=rate_hz, max_seconds=data.max_seconds, crop_seconds=data.crop_seconds)
 
     def _encode(self, modality: str, x: Tensor, keep: Tensor, normalize: bool) -> Float[Tensor, "n d"]:
         """Unit vectors: the heads always normalise, so `normalize` changes nothing and is there for the protocol."""

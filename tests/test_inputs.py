@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from mmfm.config import UserError
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio, load_audio, resample
-from mmfm.inputs.image import decode_image, load_image, resize
+from mmfm.inputs.image import decode_image, load_picture, resize
 from mmfm.inputs.text import load_tokenizer, parse_tokenizer, train_tokenizer
 
 ODD = (
@@ -147,7 +147,7 @@ def test_users_file_is_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     for path, words in (("none.png", "No such file"), (".", "Is a directory"), ("x.png", "no readable PNG")):
         with pytest.raises(UserError, match=words) as error:
-            load_image(tmp_path / path)
+            load_picture(tmp_path / path, channels=3, height_px=8, width_px=8)
         assert str(error.value).startswith(str(tmp_path / path)) and one_line(error)
         with pytest.raises(UserError) as error:
             load_audio(tmp_path / path, rate_hz=16_000, max_seconds=1.0)

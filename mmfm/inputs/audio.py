@@ -1,5 +1,6 @@
-"""Sound: bytes of WAV, FLAC, OGG or MP3 at any rate -> mono float32 at the model's rate. libsndfile decodes.
+"""Sound: bytes of WAV, FLAC, OGG (Vorbis or Opus) or MP3 -> mono float32 at the model's rate. libsndfile decodes.
 
+Of a longer recording a part can be read alone: libsndfile seeks, and what comes back equals that part of the whole.
 scipy's polyphase filter resamples: on clips of seconds it is far quicker than torchaudio's functional form.
 """
 
@@ -7,6 +8,7 @@ import functools
 import io
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -24,38 +26,63 @@ RATES_HZ = (1_000, 384_000)
 MAX_CHANNELS = 32
 PEAK = 65_536.0  # 16-bit integers stored as floats still pass; larger values overflow a power spectrum
 ZERO_CROSSINGS = 10  # of the filter, on either side
+COARSEST = 20  # steps in a second of the grid on which crops begin
+BLOCK = 1 << 18  # frames that are read at once
 
 
-def decode_audio(data: bytes, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
+class Part(NamedTuple):
+    """What is read, in frames of the file: `frames` from `start`, of which the first `lead` only feed the filter.
+
+    `samples` of the result are wanted, -1: all.
+    """
+
+    start: int
+    frames: int
+    lead: int = 0
+    samples: int = -1
+
+
+def decode_audio(
+    data: bytes, *, rate_hz: int, max_seconds: float, crop_seconds: float = 0.0, where: float | None = None
+) -> Float[Tensor, " samples"]:
     """The mean of the channels, resampled to `rate_hz`; ceil(frames * rate_hz / own rate) samples.
 
-    Raises BadSample when `data` is no whole clip, lasts longer than `max_seconds` (by its header, before decoding),
-    holds no samples, or holds values that are not finite.
+    `crop_seconds` above 0: of a longer clip, round(crop_seconds * rate_hz) samples that begin at the fraction `where`
+    of what is possible, None: from the middle; nothing else is decoded. Raises BadSample when `data` is no whole clip,
+    when what is to be decoded lasts longer than `max_seconds` (by the header, before decoding), when it holds no
+    samples, or values that are not finite. A crop is not aware of damage elsewhere in the clip.
     """
     if not data:
         raise BadSample("audio_empty", "the sound is empty (0 bytes)")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file, max_seconds)
+            _check_header(file)
             exact = _check_whole(file, data)
-            wave = file.read(file.frames, dtype="float32", always_2d=True)
-            own_hz, frames = file.samplerate, file.frames
+            part = _part(file.frames, file.samplerate, rate_hz, crop_seconds, where)
+            seconds = part.frames / file.samplerate if part.samples < 0 else part.samples / rate_hz
+            _check_length(min(seconds, file.frames / file.samplerate), max_seconds)
+            if part.start:
+                file.seek(part.start)
+            wave, own_hz = _read_mono(file, part.frames), file.samplerate
     except soundfile.LibsndfileError as why:
         reason = " ".join(why.error_string.removeprefix("Error : ").split()).rstrip(".")
         raise BadSample(
             "audio_damaged", f"no readable WAV, FLAC, OGG or MP3 sound ({reason}); it may be cut or damaged"
         ) from None
-    if len(wave) < frames and (exact or len(wave) == 0):
-        raise BadSample("audio_cut", f"the sound is cut: {frames} samples announced, {len(wave)} there; copy it again")
-    _check_values(wave)
-    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
-    return torch.from_numpy(resample(mono, own_hz, rate_hz))
+    if len(wave) < part.frames and (exact or len(wave) <= part.lead):
+        raise BadSample(
+            "audio_cut", f"the sound is cut: {part.frames} samples announced, {len(wave)} there; copy it again"
+        )
+    return torch.from_numpy(_trim(resample(wave, own_hz, rate_hz), part, part.lead * rate_hz // own_hz))
 
 
-def load_audio(path: str | Path, *, rate_hz: int, max_seconds: float) -> Float[Tensor, " samples"]:
+def load_audio(
+    path: str | Path, *, rate_hz: int, max_seconds: float, crop_seconds: float = 0.0
+) -> Float[Tensor, " samples"]:
     """`decode_audio` of a file of the user; every error names the file."""
     try:
-        return decode_audio(Path(path).read_bytes(), rate_hz=rate_hz, max_seconds=max_seconds)
+        data = Path(path).read_bytes()
+        return decode_audio(data, rate_hz=rate_hz, max_seconds=max_seconds, crop_seconds=crop_seconds)
     except BadSample as why:
         raise BadSample(why.code, f"{path}: {why}") from None
     except OSError as why:
@@ -79,7 +106,47 @@ def _low_pass(ratio: int) -> Float[np.ndarray, " taps"]:
     return (taps / taps.sum()).astype(np.float32)
 
 
-def _check_header(file: soundfile.SoundFile, max_seconds: float) -> None:
+def _part(frames: int, own_hz: int, rate_hz: int, crop_seconds: float, where: float | None) -> Part:
+    """All of it, or a crop with what the filter reaches on either side, so that it equals a slice of the whole.
+
+    For that it begins on the grid where frames and samples coincide, every 10 ms or finer; only rates without such a
+    grid are resampled from the crop's edge.
+    """
+    samples = round(crop_seconds * rate_hz)
+    count = -(-samples * own_hz // rate_hz)
+    if crop_seconds <= 0:
+        return Part(0, frames)
+    if frames <= count:
+        return Part(0, frames, 0, samples)
+    free = frames - count
+    start = free // 2 if where is None else min(free, int(where * (free + 1)))
+    common = math.gcd(own_hz, rate_hz)
+    grid, reach = own_hz // common, -(-ZERO_CROSSINGS * max(own_hz, rate_hz) // rate_hz) + 1
+    if own_hz == rate_hz or grid * COARSEST > own_hz:
+        return Part(start, count, 0, samples)
+    start -= start % grid
+    lead = min(start, -(-reach // grid) * grid)
+    return Part(start - lead, min(frames - start, count + reach) + lead, lead, samples)
+
+
+def _trim(wave: Float[np.ndarray, " n"], part: Part, first: int) -> Float[np.ndarray, " m"]:
+    return wave if part.samples < 0 else wave[first : first + part.samples].copy()
+
+
+def _read_mono(file: soundfile.SoundFile, count: int) -> Float[np.ndarray, " n"]:
+    """The mean of the channels; block by block, as many channels of a high rate would fill the memory."""
+    blocks: list[Float[np.ndarray, " m"]] = []
+    while count > 0:
+        wave = file.read(min(count, BLOCK), dtype="float32", always_2d=True)
+        if not len(wave):
+            break
+        _check_values(wave)
+        blocks.append(wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1))
+        count -= len(wave)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _check_header(file: soundfile.SoundFile) -> None:
     low, high = RATES_HZ
     if file.format not in FORMATS:
         raise BadSample("audio_format", f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3")
@@ -92,8 +159,10 @@ def _check_header(file: soundfile.SoundFile, max_seconds: float) -> None:
         raise BadSample(
             "audio_channels", f"the sound has {file.channels} channels, over {MAX_CHANNELS}; mix it down first"
         )
-    if file.frames > max_seconds * file.samplerate:
-        seconds = file.frames / file.samplerate
+
+
+def _check_length(seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
         raise BadSample(
             "audio_too_long",
             f"the sound lasts {seconds:.2f} s, over max_seconds={max_seconds:g}; cut it or raise the limit",

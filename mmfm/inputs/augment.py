@@ -12,9 +12,11 @@ from torch import Tensor
 from mmfm.batch import Tokens
 from mmfm.config import Augment
 
-DRAWS = (
-    64  # uniform numbers per item: eight for the affine map, 48 for the mesh, the last four for the blanked rectangle
-)
+# Uniform numbers per item. Of a picture: eight for the affine map, 48 for the mesh, four for what is done while it is
+# decoded (three for the crop, one for the mirror), the last four for the blanked rectangle.
+DRAWS = 64
+CROP_DRAWS, MIRROR_DRAW = slice(56, 59), 59
+WHERE_DRAW = 59  # of a sound: where the part begins that is read of a longer one
 MESH = (4, 6)  # control points of the elastic displacement, down and across
 
 

@@ -1,28 +1,86 @@
-"""Images: bytes of PNG, JPEG or WebP -> uint8 [channels, height, width]. Pillow decodes, torch resizes.
+"""Images: bytes of PNG, JPEG or WebP -> uint8 [channels, height, width]. simplejpeg or Pillow decodes, torch resizes.
 
+A picture is decoded, cut and resized in one go: of a JPEG that is to become small, libjpeg-turbo computes only the
+frequencies that can be seen (at an eighth to eight eighths of the size), and what lies outside the cut is not resized.
 A picture that is cut or damaged is an error. It never comes back with grey where its pixels should be.
 """
 
 import io
+import math
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmfm.config import UserError, require
 from mmfm.inputs import BadSample
+from mmfm.inputs.augment import CROP_DRAWS, MIRROR_DRAW
+from mmfm.inputs.headers import jpeg_head
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000  # checked in the header: a PNG of 17 KB can unfold to 432 MB
+MAX_SCANS = 100  # of a JPEG in layers, each of which costs a pass over all pixels; encoders write about ten
 MODES = {1: "L", 3: "RGB"}
+TURBO = ("YCbCr", "RGB", "Gray")  # what libjpeg-turbo turns into RGB; Pillow takes the rest (CMYK)
+ASPECTS, TRIES = (3 / 4, 4 / 3), 10  # of a random crop: width by height, and attempts before its middle is taken
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels of the upright picture."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def picture(
+    data: bytes,
+    *,
+    channels: int,
+    height_px: int,
+    width_px: int,
+    fit: Literal["stretch", "crop"] = "stretch",
+    exact: bool = True,
+    draws: Float[np.ndarray, " k"] | None = None,
+    crop: float = 0.0,
+    mirror: bool = False,
+) -> UInt8[Tensor, "channels height_px width_px"]:
+    """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part.
+
+    `draws` are the item's uniform numbers. With them, `crop` takes torchvision's RandomResizedCrop of scale
+    (1 - crop, 1), and `mirror` exchanges left and right half of the time. `exact` False: a JPEG is decoded at the
+    smallest eighth of its size of which the cut still has the pixels wanted; some 40 dB from the exact picture.
+    """
+
+    def cut(height: int, width: int) -> Box:
+        if draws is not None and crop > 0:
+            return random_box(height, width, draws, crop)
+        return middle_box(height, width, width_px / height_px) if fit == "crop" else Box(0, 0, height, width)
+
+    def least(height: int, width: int) -> tuple[int, int]:
+        box = cut(height, width)
+        return math.ceil(height_px * height / box.height), math.ceil(width_px * width / box.width)
+
+    pixels, size = _decode(data, channels, None if exact else least)
+    box = _scaled(cut(*size), size, pixels.shape[:2])
+    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    image = resize(torch.from_numpy(part).permute(2, 0, 1), height_px, width_px)
+    turned = mirror and draws is not None and bool(draws[MIRROR_DRAW] < 0.5)
+    return image.flip(2) if turned else image.contiguous()
 
 
 def decode_image(data: bytes, *, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
@@ -30,26 +88,8 @@ def decode_image(data: bytes, *, channels: int = 3) -> UInt8[Tensor, "channels h
 
     Raises BadSample when `data` is no whole PNG, JPEG or WebP, or has more than MAX_PIXELS.
     """
-    require(channels in MODES, f"an image has 1 or 3 channels, not {channels}; set Vit.channels to one of these")
-    if not data:
-        raise BadSample("image_empty", "the image is empty (0 bytes)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that is damaged beside sound pixels
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = _upright(data).convert(MODES[channels])
-    except BadSample:
-        raise
-    except BOMB:
-        raise BadSample(
-            "image_too_big", f"the image has more than {MAX_PIXELS // 1_000_000} megapixels; shrink it first"
-        ) from None
-    except DAMAGE as why:
-        raise BadSample(
-            "image_damaged", f"no readable PNG, JPEG or WebP image ({_line(why)}); it may be cut or damaged"
-        ) from None
-    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels)
-    return pixels.permute(2, 0, 1)  # a view: torch resizes it as it lies, three times faster than channel by channel
+    pixels, _ = _decode(data, channels, None)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # a view: torch resizes it as it lies, three times faster
 
 
 def resize(
@@ -62,26 +102,138 @@ def resize(
     return small[0].contiguous()
 
 
-def load_image(path: str | Path, *, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
-    """`decode_image` of a file of the user; every error names the file."""
+def load_picture(
+    given: str | Path | Image.Image,
+    *,
+    channels: int,
+    height_px: int,
+    width_px: int,
+    fit: Literal["stretch", "crop"] = "stretch",
+    exact: bool = True,
+) -> UInt8[Tensor, "channels height_px width_px"]:
+    """`picture` of a file of the user, which every error names, or of a picture that Pillow holds."""
+    name = "the picture" if isinstance(given, Image.Image) else given
     try:
-        return decode_image(Path(path).read_bytes(), channels=channels)
+        data = _png(given) if isinstance(given, Image.Image) else Path(given).read_bytes()
+        return picture(data, channels=channels, height_px=height_px, width_px=width_px, fit=fit, exact=exact)
     except BadSample as why:
-        raise BadSample(why.code, f"{path}: {why}") from None
+        raise BadSample(why.code, f"{name}: {why}") from None
     except OSError as why:
-        raise UserError(f"{path}: {why.strerror}; give the path of a PNG, JPEG or WebP file") from None
+        raise UserError(f"{name}: {why.strerror}; give the path of a PNG, JPEG or WebP file") from None
 
 
-def _upright(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(image)
-    image.load()
-    return _opaque(_eight_bits(ImageOps.exif_transpose(image)))
+def _png(given: Image.Image) -> bytes:
+    """Lossless, and so every picture takes the one way in."""
+    stored = io.BytesIO()
+    given.save(stored, "PNG")
+    return stored.getvalue()
 
 
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        size, most = f"{image.width}x{image.height}", MAX_PIXELS // 1_000_000
+def middle_box(height: int, width: int, aspect: float) -> Box:
+    """The largest part of this aspect (width by height), from the middle."""
+    high, wide = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
+    return Box((height - high) // 2, (width - wide) // 2, high, wide)
+
+
+def random_box(height: int, width: int, draws: Float[np.ndarray, " k"], crop: float) -> Box:
+    """The part that torchvision's RandomResizedCrop of scale (1 - crop, 1) would take, decided by the draws alone.
+
+    It tries up to ten times, which needs more numbers than there are draws: they key a generator instead.
+    """
+    key = int.from_bytes(draws[CROP_DRAWS].astype("<f4").tobytes(), "little")
+    numbers = np.random.Generator(np.random.Philox(key=key)).random((TRIES + 1, 2)).tolist()
+    down, across = numbers[TRIES]
+    low, high = map(math.log, ASPECTS)
+    for u, v in numbers[:TRIES]:
+        area, aspect = height * width * (1 - crop + crop * u), math.exp(low + (high - low) * v)
+        part_width, part_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            top, left = int(down * (height - part_height + 1)), int(across * (width - part_width + 1))
+            return Box(top, left, part_height, part_width)
+    return middle_box(height, width, min(max(width / height, ASPECTS[0]), ASPECTS[1]))
+
+
+def _scaled(box: Box, size: tuple[int, int], decoded: tuple[int, ...]) -> Box:
+    """The box in pixels of a picture that was decoded at less than its size."""
+    if size == decoded:
+        return box
+    down, across = decoded[0] / size[0], decoded[1] / size[1]
+    top, left = min(decoded[0] - 1, round(box.top * down)), min(decoded[1] - 1, round(box.left * across))
+    bottom, right = round((box.top + box.height) * down), round((box.left + box.width) * across)
+    return Box(top, left, max(1, bottom - top), max(1, right - left))
+
+
+Least = Callable[[int, int], tuple[int, int]]  # of (height, width): the size that the whole picture needs at least
+
+
+def _decode(data: bytes, channels: int, least: Least | None) -> tuple[Pixels, tuple[int, int]]:
+    """Upright pixels, of a JPEG perhaps at less than full size; and the full size (height, width)."""
+    require(channels in MODES, f"an image has 1 or 3 channels, not {channels}; set Vit.channels to one of these")
+    if not data:
+        raise BadSample("image_empty", "the image is empty (0 bytes)")
+    try:
+        if data[:2] == b"\xff\xd8":
+            found = _jpeg(data, channels, least)
+            if found is not None:
+                return found
+        pixels = _pillow(data, channels)
+        return pixels, pixels.shape[:2]
+    except BadSample:
+        raise
+    except BOMB:
+        raise BadSample(
+            "image_too_big", f"the image has more than {MAX_PIXELS // 1_000_000} megapixels; shrink it first"
+        ) from None
+    except DAMAGE as why:
+        raise BadSample(
+            "image_damaged", f"no readable PNG, JPEG or WebP image ({_line(why)}); it may be cut or damaged"
+        ) from None
+
+
+def _jpeg(data: bytes, channels: int, least: Least | None) -> tuple[Pixels, tuple[int, int]] | None:
+    """None where libjpeg-turbo cannot make it RGB. `strict`: what ends early or does not add up is an error."""
+    *shape, space, _ = simplejpeg.decode_jpeg_header(data)
+    height, width = map(int, shape)
+    _check_size(height, width)
+    head = jpeg_head(data)
+    if head.layered and data.count(b"\xff\xda") > MAX_SCANS:
+        raise BadSample("image_damaged", f"the JPEG has over {MAX_SCANS} scans, which no encoder writes; save it anew")
+    if space not in TURBO:
+        return None
+    size = (width, height) if head.turned else (height, width)
+    low, wide = (0, 0) if least is None else least(*size)
+    low, wide = (wide, low) if head.turned else (low, wide)
+    grey = channels == 1 and (space == "Gray" or least is not None)
+    pixels = simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", min_height=low, min_width=wide, strict=True)
+    if channels == 1 and not grey:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    return _turn(pixels, head.orientation), size
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    """Upright, from what EXIF says of the stored rows and columns."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    down, across = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if down else 1, :: -1 if across else 1])
+
+
+def _pillow(data: bytes, channels: int) -> Pixels:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that is damaged beside sound pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(image.height, image.width)
+        image.load()
+        image = _opaque(_eight_bits(ImageOps.exif_transpose(image))).convert(MODES[channels])
+    return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _check_size(height: int, width: int) -> None:
+    if width * height > MAX_PIXELS:
+        size, most = f"{width}x{height}", MAX_PIXELS // 1_000_000
         raise BadSample("image_too_big", f"the image is {size}, more than {most} megapixels; shrink it first")
 
 
