@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmfm.config import Model, Run, Source, UserError, require
-from mmfm.data.shards import Shards, expand
+from mmfm.data.shards import Shards, check_holds, expand
 from mmfm.grammar import parse_writing
 from mmfm.strict import from_json, to_json
 
@@ -63,7 +63,7 @@ def objectives(run: Run) -> Iterator[Objective]:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What lies in the shards of one source, every sample of which holds what the source provides."""
+    """What lies in the shards of one source, whose samples hold what the source provides."""
 
     source: Source
     shards: int
@@ -74,14 +74,11 @@ class Found:
         return self.samples if needs <= set(self.source.provides) else 0
 
 
-def look(source: Source) -> Found:
-    """Reads the headers of all shards. Raises UserError at a sample that lacks what the source says it provides."""
-    paths = expand(source.shards)
-    shards, provided = Shards(paths), set(source.provides)
-    for sample in range(len(shards)):
-        for name in provided - shards.modalities(sample):
-            raise UserError(f"{shards.where(sample)} has no {name}, which its source provides; add it or drop {name!r}")
-    return Found(source=source, shards=len(paths), samples=len(shards))
+def look(source: Source, most_bad: float) -> Found:
+    """Reads the indexes of all shards, or the headers of those without. Raises UserError as `check_holds` does."""
+    shards = Shards(expand(source.shards))
+    check_holds(source, shards, most_bad)
+    return Found(source=source, shards=len(shards.places), samples=len(shards))
 
 
 def check(run: Run) -> list[Found]:
@@ -92,7 +89,7 @@ def check(run: Run) -> list[Found]:
     for objective in wanted:
         _check_towers(run.model, objective)
     _check_tokenizer(run.model.tokenizer)
-    found = [look(source) for source in run.data.train]
+    found = [look(source, run.data.most_bad) for source in run.data.train]
     for objective in wanted:
         _check_samples(found, objective)
     if run.data.val:

@@ -11,7 +11,7 @@ from mmfm.batch import NO_TEXT, Batch
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, UserError, Vit
 from mmfm.data import order
 from mmfm.data.shards import Shards, expand
-from mmfm.data.stream import DRAWS, TrainStream, collate, read_example, text_hash
+from mmfm.data.stream import DRAWS, Decode, TrainStream, collate, read_example, text_hash
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.text import load_tokenizer
@@ -21,6 +21,7 @@ MODEL = Model(
     image=Vit(height_px=8, width_px=16, patch_px=8, channels=1, width=32, heads=2),
     audio=Conformer(mel=Mel(rate_hz=16_000)),
 )
+DECODE = Decode(max_seconds=9.0)
 PICTURES, CLIPS = 11, 7
 
 
@@ -59,7 +60,7 @@ def stream(run, rank=0, world=1, start=0):
 def whole(folder, max_seconds=30.0):
     """All samples of a folder as one batch."""
     shards = Shards(expand(str(folder)))
-    return collate([read_example(shards[i], MODEL, max_seconds) for i in range(len(shards))], BYTES)
+    return collate([read_example(shards[i], MODEL, Decode(max_seconds=max_seconds)) for i in range(len(shards))], BYTES)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -81,7 +82,7 @@ def equal(a: Batch, b: Batch) -> bool:
 def test_each_epoch_of_each_source_is_a_permutation(sizes, shares):
     """However positions interleave, every source gives each of its samples once per epoch, in a new order each time."""
     seen = [[] for _ in sizes]
-    plan = order.Order(3, sizes, shares)
+    plan = order.Order(3, [[size] for size in sizes], shares)
     for position in range(sum(shares) * 4 * max(sizes)):
         source, sample = plan(position)
         seen[source].append(sample)
@@ -91,24 +92,46 @@ def test_each_epoch_of_each_source_is_a_permutation(sizes, shares):
         assert size < 11 or len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
-def test_large_sources_are_shuffled_by_blocks(monkeypatch):
-    """With blocks of 8, 29 samples are still a permutation per epoch, the short block too, and blocks change places."""
-    monkeypatch.setattr(order, "BLOCK", 8)
-    order._blocks.cache_clear()
-    plan = order.Order(0, [29], [1])
+@pytest.mark.parametrize("counts", [[29], [3, 5, 2, 7, 1, 11], [1] * 29])
+def test_large_sources_are_shuffled_by_blocks(counts):
+    """With blocks of 8, 29 samples in any tars are a permutation per epoch, and tars and blocks change places."""
+    plan = order.Order(0, [counts], [1], block=8)
     epochs = [[plan(position)[1] for position in range(29 * e, 29 * (e + 1))] for e in range(12)]
-    order._blocks.cache_clear()
     assert all(sorted(epoch) == list(range(29)) for epoch in epochs)
     assert len({epoch[0] // 8 for epoch in epochs}) > 2 and len({tuple(epoch) for epoch in epochs}) == 12
 
 
+@pytest.mark.parametrize("block", [4, 8, 100])
+def test_what_comes_soon_holds_what_comes(block):
+    """The tars to fetch ahead, asked at any position, hold the samples of this block and of all the next one."""
+    counts = [3, 5, 2, 7, 1, 11]
+    plan, ends = order.Order(1, [counts], [1], block=block), np.cumsum(counts)
+    for position in range(29 * 3):
+        soon, (_, _, at) = plan.shards_soon(position), plan.place(position)
+        last = min(at + block - at % block if 29 % block == 0 else at, 28)
+        for later in range(position, position + max(last - at, 0) + 1):
+            assert int(ends.searchsorted(plan(later)[1], "right")) in soon
+        assert len(soon) == len(set(soon)) <= len(counts)
+
+
+@pytest.mark.parametrize(("shares", "batch"), [((1, 1), 4), ((3, 1), 6)])
+def test_a_batch_of_one_source(shares, batch):
+    """With units of a batch every batch is of one source, shares hold over batches, and epochs stay permutations."""
+    plan = order.Order(2, [[11], [7]], shares, unit=batch)
+    turns = [{plan(n * batch + i)[0] for i in range(batch)} for n in range(4 * sum(shares))]
+    assert all(len(turn) == 1 for turn in turns)
+    assert [sum(turn == {source} for turn in turns) for source in (0, 1)] == [4 * share for share in shares]
+    first = [sample for p in range(40 * batch) for source, sample in [plan(p)] if source == 0][:11]
+    assert sorted(first) == list(range(11))
+
+
 def test_any_position_at_once():
     """A position has the same answer asked for alone, in another sequence or of a new object: nothing is replayed."""
-    sizes, shares = (10**9, 37), (1, 1)
-    walked = {position: order.Order(5, sizes, shares)(position) for position in (10**12 + 1, 0, 10**9, 7)}
-    plan = order.Order(5, sizes, shares)
+    counts, shares = ([10**6] * 1000, [37]), (1, 1)
+    walked = {position: order.Order(5, counts, shares)(position) for position in (10**12 + 1, 0, 10**9, 7)}
+    plan = order.Order(5, counts, shares)
     assert all(plan(position) == walked[position] for position in sorted(walked))
-    assert all(0 <= sample < sizes[source] for source, sample in walked.values())
+    assert all(0 <= sample < sum(counts[source]) for source, sample in walked.values())
 
 
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1), (5, 3, 2), (1, 1, 6)])
@@ -123,7 +146,7 @@ def test_shares_are_exact_in_every_period_and_spread_within(shares):
 
 def test_seeds_give_different_orders_and_draws():
     """Another seed, another order; draws are uniform, differ between positions, and are the same when asked again."""
-    first, second = (tuple(order.Order(seed, [100], [1])(p)[1] for p in range(100)) for seed in (0, 1))
+    first, second = (tuple(order.Order(seed, [[100]], [1])(p)[1] for p in range(100)) for seed in (0, 1))
     assert first != second and first != tuple(range(100))
     table = np.stack([order.draws(0, position, 64) for position in range(500)])
     assert np.array_equal(table[17], order.draws(0, 17, 64)) and table.dtype == np.float32
@@ -211,7 +234,7 @@ def test_fingerprint_tells_plans_apart(folder, tmp_path, write_shard):
 def test_padded_collation_equals_single(folder):
     """Each item of a batch, cut to what it keeps, is the item alone; what is kept comes first and padding is zero."""
     shards = Shards(expand(str(folder)))
-    examples = [read_example(sample, MODEL, 9.0) for sample in shards]
+    examples = [read_example(sample, MODEL, DECODE) for sample in shards]
     batch = collate(examples, BYTES)
     for name, items in batch.items.items():
         for at, row in enumerate(items.rows.tolist()):
@@ -225,7 +248,7 @@ def test_padded_collation_equals_single(folder):
 def test_batch_carries_only_what_exists(folder):
     """Rows rise and name the samples that have the modality; a modality that none has is left out."""
     shards = Shards(expand(str(folder)))
-    mixed = [read_example(shards[i], MODEL, 9.0) for i in (0, CLIPS, 1, CLIPS + 1)]
+    mixed = [read_example(shards[i], MODEL, DECODE) for i in (0, CLIPS, 1, CLIPS + 1)]
     batch = collate([*mixed, replace(mixed[0], text=None)], BYTES)
     rows = {name: items.rows.tolist() for name, items in batch.items.items()}
     assert rows == {"audio": [0, 2, 4], "image": [1, 3], "text": [0, 1, 2, 3]}
@@ -250,10 +273,10 @@ def test_what_no_tower_reads_is_not_decoded(folder, tmp_path, write_shard):
     write_shard(tmp_path / "t.tar", {"a": {"flac": b"rubbish", "png": b"rubbish", "txt": b"x"}})
     (sample,) = Shards([tmp_path / "t.tar"])
     blind = replace(MODEL, audio=None, image=None)
-    assert set(collate([read_example(sample, blind, 9.0)], BYTES).items) == {"text"}
-    assert read_example(sample, MODEL, 9.0, wanted=("text",)).text == "x"
+    assert set(collate([read_example(sample, blind, DECODE)], BYTES).items) == {"text"}
+    assert read_example(sample, MODEL, DECODE, wanted=("text",)).text == "x"
     with pytest.raises(BadSample, match=r"t.tar: a: no readable PNG"):
-        read_example(sample, MODEL, 9.0)
+        read_example(sample, MODEL, DECODE)
 
 
 def test_any_size_and_rate_becomes_the_towers(tmp_path, write_shard, encode_image, encode_audio, sine):
@@ -311,7 +334,7 @@ def test_too_long_clip_names_the_rule(folder):
 def test_modalities_have_their_own_draws(folder):
     """A picture and a clip of one sample do not share the numbers that change them."""
     shards = Shards(expand(str(folder)))
-    both = replace(read_example(shards[0], MODEL, 9.0), image=torch.zeros(1, 8, 16, dtype=torch.uint8))
+    both = replace(read_example(shards[0], MODEL, DECODE), image=torch.zeros(1, 8, 16, dtype=torch.uint8))
     table = torch.from_numpy(order.draws(0, 0, len(MODALITIES) * DRAWS)).view(1, len(MODALITIES), DRAWS)
     items = collate([both], BYTES, table).items
     assert torch.equal(items["image"].draws, table[:, 0]) and torch.equal(items["audio"].draws, table[:, 1])

@@ -3,60 +3,128 @@
 No rank, worker or restart can change what a position means. Letters: n samples of a source, k draws.
 """
 
-import functools
 import hashlib
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-BLOCK = 1 << 20  # a permutation this long is drawn at once; a larger source is shuffled block by block
+MOST_REDRAWS = 8
+
+
+class Place(NamedTuple):
+    """A source, its epoch, and how many of its samples came before in this epoch."""
+
+    source: int
+    epoch: int
+    at: int
+
+
+class Epoch(NamedTuple):
+    """The tars of a source in the order of one epoch, where each ends in it, and the order of its blocks."""
+
+    shards: Int[np.ndarray, " shards"]
+    ends: Int[np.ndarray, " shards"]
+    blocks: Int[np.ndarray, " blocks"]
+    block_ends: list[int]
 
 
 class Order:
-    """position -> (source, sample), endless. `shares[s]` of every sum(shares) positions come from source s.
+    """position -> (source, sample), endless. `shares[s]` of every sum(shares) turns come from source s.
 
-    Each epoch of each source is a fresh permutation of all its `sizes[s]` samples.
+    A turn is one sample, or with `unit` > 1 so many in a row: a whole batch of one source. `counts[s]` are the samples
+    in each tar of source s. Each epoch of each source takes all its samples once: tars in a fresh order, cut into
+    blocks of `block` samples, the blocks in a fresh order, and each of them shuffled.
     """
 
-    def __init__(self, seed: int, sizes: Sequence[int], shares: Sequence[int]) -> None:
-        assert len(sizes) == len(shares) and min(*sizes, *shares) > 0
-        self.seed, self.sizes, self.shares = seed, tuple(sizes), tuple(shares)
+    def __init__(
+        self, seed: int, counts: Sequence[Sequence[int]], shares: Sequence[int], *, block: int = 65_536, unit: int = 1
+    ) -> None:
+        assert len(counts) == len(shares) and min(shares) > 0 and block > 0 and unit > 0
+        self.seed, self.shares, self.block, self.unit = seed, tuple(shares), block, unit
+        self.counts = [np.asarray(of_source, dtype=np.int64) for of_source in counts]
+        self.starts = [of_source.cumsum() - of_source for of_source in self.counts]
+        self.sizes = tuple(int(of_source.sum()) for of_source in self.counts)
+        assert min(self.sizes) > 0
         self.pattern = spread(shares)
-        self.before = [self.pattern[:at].count(source) for at, source in enumerate(self.pattern)]
-        self._recent: dict[tuple[int, int, int], Int[np.ndarray, " n"]] = {}
+        self.before = _before(self.pattern)
+        self._epochs: dict[tuple[int, int], Epoch] = {}
+        self._permutations: dict[tuple[int, int, int], Int[np.ndarray, " n"]] = {}
 
     def __call__(self, position: int) -> tuple[int, int]:
-        period, at = divmod(position, len(self.pattern))
-        source = self.pattern[at]
-        epoch, place = divmod(period * self.shares[source] + self.before[at], self.sizes[source])
-        return source, self._sample(source, epoch, place)
+        place = self.place(position)
+        return place.source, self._sample(place)
 
-    def _sample(self, source: int, epoch: int, place: int) -> int:
-        """Blocks in permuted order, each permuted inside."""
-        blocks, ends = _blocks(self.seed, source, epoch, self.sizes[source])
-        slot = bisect_right(ends, place)
-        start = ends[slot - 1] if slot else 0
-        inside = self._permutation(source, epoch, blocks[slot], ends[slot] - start)
-        return blocks[slot] * BLOCK + int(inside[place - start])
+    def place(self, position: int) -> Place:
+        turn, inside = divmod(position, self.unit)
+        period, at = divmod(turn, len(self.pattern))
+        source = self.pattern[at]
+        own = (period * self.shares[source] + self.before[at]) * self.unit + inside
+        return Place(source, *divmod(own, self.sizes[source]))
+
+    def _sample(self, place: Place) -> int:
+        if self.sizes[place.source] <= self.block:  # one block: the order of its tars would change nothing
+            return int(self._permutation(place.source, place.epoch, 0, self.sizes[place.source])[place.at])
+        epoch = self._epoch(place.source, place.epoch)
+        slot = bisect_right(epoch.block_ends, place.at)
+        start = epoch.block_ends[slot - 1] if slot else 0
+        block = int(epoch.blocks[slot])
+        inside = self._permutation(place.source, place.epoch, block, epoch.block_ends[slot] - start)
+        among = block * self.block + int(inside[place.at - start])
+        turn = int(epoch.ends.searchsorted(among, "right"))
+        shard = int(epoch.shards[turn])
+        own = among - (int(epoch.ends[turn]) - int(self.counts[place.source][shard]))
+        return int(self.starts[place.source][shard]) + own
+
+    def shards_soon(self, position: int) -> list[int]:
+        """The tars that this block of the position's source needs, and then those of the next: to fetch ahead."""
+        place = self.place(position)
+        if self.sizes[place.source] <= self.block:
+            return list(range(len(self.counts[place.source])))
+        epoch = self._epoch(place.source, place.epoch)
+        slot = bisect_right(epoch.block_ends, place.at)
+        turns = [turn for block in epoch.blocks[slot : slot + 2] for turn in self._turns(epoch, int(block))]
+        return list(dict.fromkeys(int(epoch.shards[turn]) for turn in turns))
+
+    def _turns(self, epoch: Epoch, block: int) -> range:
+        first, last = block * self.block, min((block + 1) * self.block, int(epoch.ends[-1])) - 1
+        return range(int(epoch.ends.searchsorted(first, "right")), int(epoch.ends.searchsorted(last, "right")) + 1)
+
+    def _epoch(self, source: int, epoch: int) -> Epoch:
+        name = (source, epoch)
+        if name not in self._epochs:
+            _drop_oldest(self._epochs, 2 * len(self.sizes))
+            self._epochs[name] = self._draw_epoch(source, epoch)
+        return self._epochs[name]
+
+    def _draw_epoch(self, source: int, epoch: int) -> Epoch:
+        n = self.sizes[source]
+        shards = generator(self.seed, "shards", source, epoch).permutation(len(self.counts[source]))
+        blocks = generator(self.seed, "blocks", source, epoch).permutation(-(-n // self.block))
+        lengths = np.minimum(self.block, n - blocks * self.block)  # the last block may be short
+        return Epoch(shards, self.counts[source][shards].cumsum(), blocks, lengths.cumsum().tolist())
 
     def _permutation(self, source: int, epoch: int, block: int, n: int) -> Int[np.ndarray, " n"]:
         """Drawn once and kept while it is in use: two epochs of each source meet in a batch, seldom more."""
         name = (source, epoch, block)
-        if name not in self._recent:
-            if len(self._recent) >= 3 * len(self.sizes):
-                self._recent.pop(next(iter(self._recent)))
-            self._recent[name] = generator(self.seed, "order", *name).permutation(n).astype(np.int32)
-        return self._recent[name]
+        if name not in self._permutations:
+            _drop_oldest(self._permutations, 3 * len(self.sizes))
+            drawn = generator(self.seed, "order", *name).permutation(n)
+            self._permutations[name] = drawn.astype(np.int32)
+        return self._permutations[name]
+
+    def redraw(self, position: int, attempt: int) -> int:
+        """Another sample of the position's source, for one that cannot be read: the shares stay what they are."""
+        source = self.place(position).source
+        return int(generator(self.seed, "redraw", position, attempt).integers(self.sizes[source]))
 
 
-@functools.lru_cache(maxsize=256)
-def _blocks(seed: int, source: int, epoch: int, n: int) -> tuple[list[int], list[int]]:
-    """The order of this epoch's blocks, and where each ends in it; the last block of the source may be short."""
-    blocks = generator(seed, "blocks", source, epoch).permutation(-(-n // BLOCK)).tolist()
-    return blocks, list(accumulate(min(BLOCK, n - block * BLOCK) for block in blocks))
+def _drop_oldest(kept: dict, most: int) -> None:
+    while len(kept) >= most:
+        kept.pop(next(iter(kept)))
 
 
 def spread(shares: Sequence[int]) -> list[int]:
@@ -69,8 +137,40 @@ def spread(shares: Sequence[int]) -> list[int]:
     return turns
 
 
+def _before(turns: Sequence[int]) -> list[int]:
+    """How many earlier turns each turn's source had."""
+    counters = [itertools.count() for _ in range(max(turns) + 1)]
+    return [next(counters[source]) for source in turns]
+
+
+def deal(lengths: Sequence[float], world: int) -> list[list[int]]:
+    """Equally many of the places 0 ... n-1 for each of `world` ranks, of near-equal total length; n % world == 0.
+
+    The longest first, each to the rank with the least so far that has room: within one longest item of even.
+    """
+    most = len(lengths) // world
+    hands: list[list[int]] = [[] for _ in range(world)]
+    totals = [0.0] * world
+    for at in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        rank = min((rank for rank in range(world) if len(hands[rank]) < most), key=lambda rank: (totals[rank], rank))
+        hands[rank].append(at)
+        totals[rank] += lengths[at]
+    return [sorted(hand) for hand in hands]
+
+
+def once(n: int, batch: int, *, rank: int = 0, world: int = 1) -> list[list[int | None]]:
+    """The batches of a rank such that all ranks together see each of 0 ... n-1 once, in equally many batches.
+
+    Ranks take contiguous parts of each batch of all; None fills up what is missing at the end.
+    """
+    mine = batch // world
+    assert mine * world == batch and 0 <= rank < world
+    firsts = range(rank * mine, -(-n // batch) * batch, batch)
+    return [[at if at < n else None for at in range(first, first + mine)] for first in firsts]
+
+
 def draws(seed: int, position: int, k: int) -> Float[np.ndarray, " k"]:
-    """k uniform float32 numbers in [0, 1) that belong to this position."""
+    """k uniform float32 numbers in [0, 1) that belong to this position; the first ones do not depend on k."""
     return generator(seed, "draws", position).random(k, dtype=np.float32)
 
 

@@ -1,33 +1,34 @@
-"""WebDataset tars, addressed instead of iterated: one pass over the headers, then each part of a sample is one `pread`.
+"""WebDataset tars, addressed instead of iterated: each part of a sample is one `pread`, so any sample can come next.
 
-So any sample can come at any position of a stream. Standard library only: checking a run's data needs no torch.
+What lies where is in the indexes. Those of the last few tars are kept; of the others only how many samples they have, so
+that memory does not grow with the samples of a set. Standard library only: checking a run's data needs no torch.
 """
 
 import glob
 import json
 import os
 import re
+import time
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from mmfm.config import UserError
-from mmfm.data.tar import members
+from mmfm.config import Source, Text, UserError
+from mmfm.data import index
+from mmfm.data.index import AGAIN, CAPTIONS, EXTENSIONS, MODALITY, Entry, Index
+from mmfm.data.tar import BLOCK, header_says
 from mmfm.inputs import BadSample
 
-MODALITY = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), "image"),
-    **dict.fromkeys(("wav", "flac", "ogg", "mp3"), "audio"),
-    "txt": "text",
-}
-EXTENSIONS = (*MODALITY, "json", "cls")  # all that is ever read; what else a shard holds is counted, not opened
-MAX_TEXT = 1 << 20  # bytes
+MAX_TEXT = 1 << 20  # characters
 OPEN_FILES = 128
+LIVE_SAMPLES = 1 << 18  # whose indexes are kept
+WAITS_S = (0.1, 0.5, 2.0)  # before reading is tried again, where the machine and not the content fails
 FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
 
 
@@ -40,46 +41,82 @@ class Sample:
     where: str
 
 
+@runtime_checkable
+class Store(Protocol):
+    """Where shards with a URL are fetched to; mmfm.data.remote has one."""
+
+    def local(self, url: str, *, size: int | None = None, crc32: int | None = None) -> Path: ...
+    def text(self, url: str, limit_bytes: int = ...) -> str: ...
+
+
 class Shards:
-    """The samples of several tars, in the order of their first members. Raises UserError unless all tars are whole."""
+    """The samples of several tars, tar by tar, each in the order of its samples' first members.
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self.paths = tuple(paths)
-        self.sizes = tuple(path.stat().st_size for path in self.paths)
-        self.ignored: Counter[str] = Counter()  # extensions that are none of ours, and how often
-        self._keys, self._key_ends = bytearray(), array("Q", [0])
-        self._part_ends, self._shard_ends = array("Q", [0]), array("Q")
-        self._extension, self._offset, self._size = array("B"), array("Q"), array("Q")
+    Raises UserError unless all tars are whole: by their index, or by a scan of those that have none.
+    """
+
+    def __init__(self, shards: Iterable[Path | Entry], store: Store | None = None) -> None:
+        self._store = store
+        self._scanned: dict[int, Index] = {}  # of tars without an index on disk: these stay
+        self._live: dict[int, Index] = {}
         self._files: dict[int, int] = {}
-        for path in self.paths:
-            self._add(path)
+        self.places: list[str] = []
+        self.sizes, self._crc32 = array("Q"), array("q")
+        self.ignored: Counter[str] = Counter()  # extensions that are none of ours, and how often
+        self.held: Counter[str] = Counter()  # modality -> samples that have it
+        self.scattered = 0
+        counts = array("Q")
+        for item in self._entries(shards):
+            self.places.append(item.place)
+            self.sizes.append(item.bytes)
+            self._crc32.append(-1 if item.crc32 is None else item.crc32)
+            counts.append(item.samples)
+            self.ignored.update(item.ignored)
+            self.held.update(item.holds)
+            self.scattered += item.scattered
+        self._ends = array("Q", accumulate(counts))
 
-    def _add(self, path: Path) -> None:
-        for key, parts in index(path, self.ignored).items():
-            self._keys += key.encode("utf-8", "surrogateescape")
-            self._key_ends.append(len(self._keys))
-            for extension, (offset, size) in parts.items():
-                self._extension.append(EXTENSIONS.index(extension))
-                self._offset.append(offset)
-                self._size.append(size)
-            self._part_ends.append(len(self._extension))
-        self._shard_ends.append(len(self))
+    def _entries(self, shards: Iterable[Path | Entry]) -> Iterator[Entry]:
+        """Of each tar: from the list of its folder, else from its index, else by scanning it."""
+        listed = cache(index.read_list)
+        for number, shard in enumerate(shards):
+            if isinstance(shard, Entry):
+                yield shard
+                continue
+            known, size = listed(shard.parent).get(shard.name), shard.stat().st_size
+            if known is not None and known.bytes != size:
+                told = f"it has {size} bytes, and {index.LIST} says {known.bytes}"
+                raise UserError(f"{shard} was changed after it was indexed: {told}; {AGAIN}")
+            if known is None and index.index_path(shard).is_file():
+                known = index.entry(str(shard), index.load(shard, size))
+            if known is None:
+                self._scanned[number] = index.scan(shard)
+                known = index.entry(str(shard), self._scanned[number])
+            yield known
 
     def __len__(self) -> int:
-        return len(self._part_ends) - 1
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, sample: int) -> Sample:
         return self.read(sample, EXTENSIONS)
 
     def read(self, sample: int, wanted: Collection[str]) -> Sample:
         """The parts with an extension in `wanted`; the bytes of the others stay on disk."""
-        shard = self._shard(sample)
-        names = {part: EXTENSIONS[self._extension[part]] for part in self._parts(sample)}
-        parts = {name: self._bytes(shard, part) for part, name in names.items() if name in wanted}
-        return Sample(key=self.key(sample), parts=parts, where=self.where(sample))
+        shard, place = self.find(sample)
+        lies = self._index(shard)
+        parts = {name: self._bytes(shard, lies, name, place) for name in lies.extensions(place) if name in wanted}
+        return Sample(key=lies.keys[place], parts=parts, where=f"{self.places[shard]}: {lies.keys[place]}")
+
+    def find(self, sample: int) -> tuple[int, int]:
+        """Number of the tar, and the sample's place in it."""
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} of {len(self)}")
+        shard = bisect_right(self._ends, sample)
+        return shard, sample - (self._ends[shard - 1] if shard else 0)
 
     def extensions(self, sample: int) -> tuple[str, ...]:
-        return tuple(EXTENSIONS[self._extension[part]] for part in self._parts(sample))
+        shard, place = self.find(sample)
+        return self._index(shard).extensions(place)
 
     def modalities(self, sample: int) -> set[str]:
         """What the sample has. A body is read only where the text, if any, must be in a .json."""
@@ -89,39 +126,65 @@ class Shards:
             found.add("text")
         return found
 
+    def length(self, sample: int) -> float:
+        """What a sample costs to encode, roughly: the seconds of its sound; 0 where there is none, or it is unknown."""
+        shard, place = self.find(sample)
+        return max(0.0, self._index(shard).seconds[place])
+
     def key(self, sample: int) -> str:
-        start, end = self._key_ends[sample], self._key_ends[sample + 1]
-        return self._keys[start:end].decode("utf-8", "surrogateescape")
+        shard, place = self.find(sample)
+        return self._index(shard).keys[place]
 
     def where(self, sample: int) -> str:
-        return f"{self.paths[self._shard(sample)]}: {self.key(sample)}"
+        return f"{self.places[self.find(sample)[0]]}: {self.key(sample)}"
 
     def counts(self) -> list[int]:
         """Samples in each shard."""
-        ends = [0, *self._shard_ends]
-        return [after - before for before, after in pairwise(ends)]
+        return [after - before for before, after in pairwise([0, *self._ends])]
 
-    def _shard(self, sample: int) -> int:
-        if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} of {len(self)}")
-        return bisect_right(self._shard_ends, sample)
+    def _index(self, shard: int) -> Index:
+        """Where the parts of a tar's samples lie; those that were used last are kept."""
+        known = self._scanned.get(shard) or self._live.pop(shard, None)
+        if known is None:
+            known = self._load(shard)
+            room = LIVE_SAMPLES - len(known)
+            while self._live and sum(map(len, self._live.values())) > room:
+                del self._live[next(iter(self._live))]
+        if shard not in self._scanned:
+            self._live[shard] = known
+        return known
 
-    def _parts(self, sample: int) -> range:
-        return range(self._part_ends[sample], self._part_ends[sample + 1])
+    def _load(self, shard: int) -> Index:
+        place, size = self.places[shard], self.sizes[shard]
+        if self._store is None:
+            return _patiently(lambda: index.load(Path(place), size), f"the index of {place}")
+        url = place.removesuffix(".tar") + ".idx.json"
+        text = self._store.text(url, index.MAX_JSON)
+        return index.parse(text.encode("utf-8", "surrogateescape"), url, place.rpartition("/")[2], size)
 
-    def _bytes(self, shard: int, part: int) -> bytes:
-        data = os.pread(self._file(shard), self._size[part], self._offset[part])
-        if len(data) != self._size[part]:
-            raise UserError(f"{self.paths[shard]} became shorter while it was in use; restore it and start again")
-        return data
+    def _bytes(self, shard: int, lies: Index, name: str, place: int) -> bytes:
+        offset, size = lies.offset[name][place], lies.size[name][place]
+        where = self.places[shard]
+        data = _patiently(lambda: os.pread(self._file(shard), size + BLOCK, offset - BLOCK), where)
+        if len(data) != size + BLOCK:
+            raise UserError(f"{where} became shorter while it was in use; restore it and start again")
+        if not header_says(data[:BLOCK], f"{lies.keys[place]}.{name}", size):
+            raise UserError(f"{where} is not the tar that was indexed: byte {offset} begins no {name}; {AGAIN}")
+        return data[BLOCK:]
 
     def _file(self, shard: int) -> int:
         """An open descriptor. A forked worker inherits them: `pread` has no position that two could fight over."""
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.paths[shard], os.O_RDONLY)
+            self._files[shard] = os.open(self._local(shard), os.O_RDONLY)
         return self._files[shard]
+
+    def _local(self, shard: int) -> Path:
+        if self._store is None:
+            return Path(self.places[shard])
+        crc32 = self._crc32[shard]
+        return self._store.local(self.places[shard], size=self.sizes[shard], crc32=None if crc32 < 0 else crc32)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
@@ -131,7 +194,36 @@ class Shards:
             os.close(file)
 
 
+def _patiently(read: Any, what: str, wait: Any = time.sleep) -> Any:
+    """What `read` gives. An error of the machine is tried again, then raised: a skip must depend on content alone."""
+    for seconds in WAITS_S:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            wait(seconds)
+    try:
+        return read()
+    except OSError as why:
+        raise OSError(why.errno, f"{what} cannot be read ({why.strerror}), after {len(WAITS_S) + 1} tries") from why
+
+
+def check_holds(source: Source, shards: Shards, most_bad: float) -> None:
+    """Raises UserError where a larger fraction than `most_bad` of the samples lacks what the source provides.
+
+    Fewer are read as they come: each is replaced by another, counted and listed.
+    """
+    for name in source.provides:
+        lack = len(shards) - shards.held[name]
+        if lack > most_bad * len(shards) and not (name == "text" and source.texts):
+            where = next(shards.where(sample) for sample in range(len(shards)) if name not in shards.modalities(sample))
+            told = f"{where} has no {name}, which its source provides; neither have {lack - 1} others of {len(shards)}"
+            raise UserError(f"{told}; add it or drop {name!r}")
+
+
 def modalities(extensions: Collection[str]) -> set[str]:
+    """What files with these extensions are."""
     return {MODALITY[extension] for extension in extensions if extension in MODALITY}
 
 
@@ -148,58 +240,65 @@ def meta_of(sample: Sample) -> dict[str, Any]:
     return tree
 
 
-def text_of(sample: Sample) -> str | None:
-    """The .txt, or else "caption" or "text" of the .json, without white space around it. None where there is none."""
-    if "txt" in sample.parts:
-        try:
-            text = sample.parts["txt"].decode("utf-8-sig")
-        except UnicodeDecodeError as why:
-            raise BadSample(
-                "text_not_utf8", f"{sample.where}: the .txt is not UTF-8 (byte {why.start}); convert it"
-            ) from None
-    else:
-        meta = meta_of(sample)
-        text = next((meta[name] for name in ("caption", "text") if isinstance(meta.get(name), str)), None)
-        if text is None:
-            return None
-    if len(text) > MAX_TEXT:
-        raise BadSample(
-            "text_too_long", f"{sample.where}: the text has {len(text)} characters, over {MAX_TEXT}; cut it"
-        )
-    if not text.strip():
+def text_of(sample: Sample, texts: Collection[Text] = (), draw: float = 0.0) -> str | None:
+    """The sample's text, without white space around it; None where it has none.
+
+    Of `texts` those that the sample has are drawn from by weight, with `draw` in [0, 1); without any it is the .txt, or
+    else "caption" or "text" of the .json.
+    """
+    found = _drawn(sample, texts, draw) if texts else _plain_text(sample)
+    if found is None:
+        return None
+    if len(found) > MAX_TEXT:
+        told = f"the text has {len(found)} characters, over {MAX_TEXT}"
+        raise BadSample("text_too_long", f"{sample.where}: {told}; cut it")
+    if not found.strip():
         raise BadSample("text_empty", f"{sample.where}: the text is empty; write one or leave the file out")
-    return text.strip()
+    return found.strip()
 
 
-def index(path: Path, ignored: Counter[str]) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {extension: (offset, size)}} of one tar; what is not read is counted in `ignored`."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    for member in members(path):
-        key, extension = split_name(member.name)
-        if not key or extension not in EXTENSIONS or not member.plain:
-            ignored[extension if member.plain else "(no plain file)"] += 1
-            continue
-        parts = samples.setdefault(key, {})
-        kind = MODALITY.get(extension, extension)
-        rival = next((name for name in parts if MODALITY.get(name, name) == kind), None)
-        if rival is not None:
-            raise UserError(f"{path}: {key} has both .{rival} and .{extension}; one {kind} per sample, remove one")
-        parts[extension] = (member.offset, member.size)
-    if not samples:
-        raise UserError(f"{path} has no sample with a part that can be read ({', '.join(EXTENSIONS)}); check the names")
-    return samples
+def _plain_text(sample: Sample) -> str | None:
+    if "txt" in sample.parts:
+        return _decoded(sample)
+    meta = meta_of(sample)
+    return next((meta[name] for name in CAPTIONS if isinstance(meta.get(name), str)), None)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key ends at the first dot after the last slash; lower-case extension."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return (folder + slash + stem if stem else ""), extension.lower()
+def _decoded(sample: Sample) -> str:
+    try:
+        return sample.parts["txt"].decode("utf-8-sig")
+    except UnicodeDecodeError as why:
+        told = f"the .txt is not UTF-8 (byte {why.start})"
+        raise BadSample("text_not_utf8", f"{sample.where}: {told}; convert it") from None
+
+
+def _drawn(sample: Sample, texts: Collection[Text], draw: float) -> str | None:
+    """One of the candidates of one of the fields that the sample has; a field of many is one of them, evenly."""
+    meta = meta_of(sample)
+    have = [(text.weight, found) for text in texts if (found := _candidates(sample, meta, text.field))]
+    left = draw * sum(weight for weight, _ in have)
+    for weight, found in have:
+        if left < weight or found is have[-1][1]:
+            return found[min(int(max(left, 0.0) / weight * len(found)), len(found) - 1)]
+        left -= weight
+    return None
+
+
+def _candidates(sample: Sample, meta: dict[str, Any], field: str) -> list[str]:
+    """The texts at a field such as "txt", "caption", "captions.fr" or "captions.*"; a list counts as all that it has."""
+    if field == "txt":
+        return [_decoded(sample)] if "txt" in sample.parts else []
+    values: list[Any] = [meta]
+    for step in field.split("."):
+        maps = [value for value in values if isinstance(value, dict)]
+        values = [v for m in maps for v in (m.values() if step == "*" else [m[step]] if step in m else [])]
+        values = [v for value in values for v in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, str)]
 
 
 def expand(spec: str) -> list[Path]:
     """The tars that a specification names, parts joined by commas. Raises UserError where a part names nothing."""
-    patterns = [pattern for part in re.split(r",(?![^{]*\})", spec) for pattern in _braces(part.strip())]
+    patterns = [pattern for part in re.split(r",(?![^{]*\})", spec) for pattern in braces(part.strip())]
     paths = [path for pattern in patterns for path in _found(pattern)]
     twice = [str(path) for path, count in Counter(paths).items() if count > 1]
     if twice:
@@ -207,15 +306,13 @@ def expand(spec: str) -> list[Path]:
     return paths
 
 
-def _braces(pattern: str) -> list[str]:
+def braces(pattern: str) -> list[str]:
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
         return [pattern]
     first, last, listed = match.groups()
     middles = listed.split(",") if listed else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [
-        whole for middle in middles for whole in _braces(pattern[: match.start()] + middle + pattern[match.end() :])
-    ]
+    return [whole for middle in middles for whole in braces(pattern[: match.start()] + middle + pattern[match.end() :])]
 
 
 def _found(pattern: str) -> list[Path]:

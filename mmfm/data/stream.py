@@ -1,15 +1,16 @@
 """Samples to batches: examples, how they are put together, and the endless, resumable order that training reads.
 
-What a training batch holds depends on the run's plan and the batch's number alone, whatever the ranks and workers.
+What a training batch holds depends on the run's plan and the batch's number alone, whatever the ranks and workers. A
+sample whose content cannot be used is replaced by another of its source, also by the plan alone, and is counted.
 """
 
 import hashlib
 import json
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,43 +22,99 @@ from mmfm import config
 from mmfm.batch import NO_TEXT, Batch, Items
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
-from mmfm.data.shards import MODALITY, Sample, Shards, expand, meta_of, text_of
+from mmfm.data.health import Bad, Health
+from mmfm.data.index import MODALITY
+from mmfm.data.shards import Sample, Shards, check_holds, expand, meta_of, text_of
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
-from mmfm.inputs.image import decode_image, resize
+from mmfm.inputs.image import picture
 from mmfm.inputs.text import Tokenizer
 
 PREFETCH = 4  # batches ready per worker
+STUCK_S = 1_800  # without a batch: a reader hangs, and an error is better
+OF_ITEMS = len(MODALITIES) * DRAWS  # a position's draws: first those of its items, then these two
+TEXT_DRAW, CROP_DRAW = OF_ITEMS, OF_ITEMS + 1
+WORDS = ("txt", "json", "cls")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """How bytes become tensors. See config.Data, which says the same."""
+
+    max_seconds: float = 30.0
+    crop_seconds: float = 0.0
+    exact: bool = False
+    crop: float = 0.0  # of pictures, in training
+    mirror: bool = False
+
+    @property
+    def random(self) -> bool:
+        return self.crop_seconds > 0 or self.crop > 0 or self.mirror
+
+
+def decode_of(data: config.Data) -> Decode:
+    return Decode(
+        max_seconds=data.max_seconds,
+        crop_seconds=data.crop_seconds,
+        exact=data.exact_decode,
+        crop=data.augment.crop,
+        mirror=data.augment.mirror,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it."""
+    """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it.
+
+    `words`: the sample as it was, but for pictures and sounds.
+    """
 
     key: str
     image: UInt8[Tensor, "channels height width"] | None = None
     audio: Float[Tensor, " samples"] | None = None
     text: str | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    words: Sample | None = None
 
 
 def read_example(
-    sample: Sample, model: config.Model, max_seconds: float, wanted: Collection[str] = MODALITIES
+    sample: Sample,
+    model: config.Model,
+    decode: Decode,
+    wanted: Collection[str] = MODALITIES,
+    draws: Float[np.ndarray, " k"] | None = None,
 ) -> Example:
-    """The modalities of `wanted` that `sample` has and `model` reads. Raises BadSample, naming shard and key."""
+    """The modalities of `wanted` that `sample` has and `model` reads. Raises BadSample, naming shard and key.
+
+    `draws`, of one position, choose the part of a picture and of a long clip; without them it is the middle.
+    """
     named = {MODALITY[name]: data for name, data in sample.parts.items() if name in MODALITY}
     image = audio = None
     try:
         if "image" in named and "image" in wanted and model.image is not None:
-            tower = model.image
-            image = resize(decode_image(named["image"], channels=tower.channels), tower.height_px, tower.width_px)
+            image = _picture(named["image"], model.image, decode, draws)
         if "audio" in named and "audio" in wanted and model.audio is not None:
-            audio = decode_audio(named["audio"], rate_hz=model.audio.mel.rate_hz, max_seconds=max_seconds)
+            audio = decode_audio(
+                named["audio"],
+                rate_hz=model.audio.mel.rate_hz,
+                max_seconds=decode.max_seconds,
+                crop_seconds=decode.crop_seconds,
+                where=None if draws is None else float(draws[CROP_DRAW]),
+            )
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
+    words = replace(sample, parts={name: data for name, data in sample.parts.items() if name in WORDS})
     text = text_of(sample) if "text" in wanted else None
-    return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample))
+    return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample), words=words)
+
+
+def _picture(
+    data: bytes, tower: config.Vit, decode: Decode, draws: Float[np.ndarray, " k"] | None
+) -> UInt8[Tensor, "channels height width"]:
+    crop = {} if draws is None else {"draws": draws[:DRAWS], "crop": decode.crop, "mirror": decode.mirror}
+    sides = {"height_px": tower.height_px, "width_px": tower.width_px, "fit": tower.fit}
+    return picture(data, channels=tower.channels, **sides, exact=decode.exact, **crop)
 
 
 def collate(
@@ -115,9 +172,17 @@ class Cache:
         return example
 
 
+class Loaded(NamedTuple):
+    """A batch, how many samples of each source were read for it, and which of these could not be used."""
+
+    batch: Batch
+    reads: tuple[int, ...]
+    bad: tuple[Bad, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan(Dataset):
-    """Batch number -> Batch, or the error of reading it: one raised in a worker would arrive as a traceback."""
+    """Batch number -> Loaded, or the error of reading it: one raised in a worker would arrive as a traceback."""
 
     run: config.Run
     tokenizer: Tokenizer
@@ -127,62 +192,118 @@ class Plan(Dataset):
     world: int
     cache: "Cache"
 
-    def __getitem__(self, number: int) -> Batch | UserError:
-        mine = self.run.data.batch // self.world
-        first = number * self.run.data.batch + self.rank * mine
+    def __getitem__(self, number: int) -> Loaded | UserError | OSError:
         try:
-            return self._batch(range(first, first + mine))
-        except UserError as why:
+            return self._load(self.positions(number))
+        except (UserError, OSError) as why:
             return why
 
-    def _batch(self, positions: range) -> Batch:
-        examples = [self._example(*self.order(position)) for position in positions]
-        k = len(MODALITIES) * DRAWS
-        numbers = np.stack([order.draws(self.run.seed, position, k) for position in positions])
-        return collate(examples, self.tokenizer, torch.from_numpy(numbers).view(-1, len(MODALITIES), DRAWS))
+    def positions(self, number: int) -> list[int]:
+        """This rank's positions of a step: a contiguous part, or the one that it is dealt by length."""
+        batch = self.run.data.batch
+        mine, first = batch // self.world, number * batch
+        if not self.run.data.balance or self.world == 1:
+            return list(range(first + self.rank * mine, first + (self.rank + 1) * mine))
+        places = [self.order(position) for position in range(first, first + batch)]
+        lengths = [self.sources[source].length(sample) for source, sample in places]
+        return [first + at for at in order.deal(lengths, self.world)[self.rank]]
 
-    def _example(self, source: int, sample: int) -> Example:
-        found = self.cache.found.get((source, sample))
-        return found or self.cache.keep((source, sample), self._read(source, sample))
+    def _load(self, positions: Sequence[int]) -> Loaded:
+        numbers = np.stack([order.draws(self.run.seed, position, OF_ITEMS + 2) for position in positions])
+        bad: list[Bad] = []
+        examples = [self._example(position, own, bad) for position, own in zip(positions, numbers, strict=True)]
+        reads = [item.source for item in bad] + [self.order.place(position).source for position in positions]
+        table = torch.from_numpy(numbers[:, :OF_ITEMS]).reshape(-1, len(MODALITIES), DRAWS)
+        counts = tuple(reads.count(source) for source in range(len(self.sources)))
+        return Loaded(collate(examples, self.tokenizer, table), counts, tuple(bad))
 
-    def _read(self, source: int, sample: int) -> Example:
-        wanted = self.run.data.train[source].provides
+    def _example(self, position: int, draws: Float[np.ndarray, " k"], bad: list[Bad]) -> Example:
+        """What the position asks for, or where that cannot be used, what it draws instead; `bad` gets those."""
+        source, sample = self.order(position)
+        for attempt in range(order.MOST_REDRAWS):
+            try:
+                return self._chosen(source, sample, draws)
+            except BadSample as why:
+                shard, _, key = self.sources[source].where(sample).partition(": ")
+                bad.append(Bad(source, shard, key, why.code, str(why), position))
+                sample = self.order.redraw(position, attempt)
+        label = self.run.data.train[source].label
+        raise UserError(
+            f"{order.MOST_REDRAWS} samples of {label!r}, one after the other, cannot be used: {bad[-1].message}"
+        )
+
+    def _chosen(self, source: int, sample: int, draws: Float[np.ndarray, " k"]) -> Example:
+        """The sample with the text that `draws` choose; its pixels and sound may be kept from before."""
+        how = self.run.data.train[source]
+        example = self.cache.found.get((source, sample)) or self.cache.keep(
+            (source, sample), self._read(source, sample, draws)
+        )
+        if how.texts and "text" in how.provides and example.words is not None:
+            example = replace(example, text=text_of(example.words, how.texts, float(draws[TEXT_DRAW])))
+        if "text" in how.provides and example.text is None:
+            raise BadSample(
+                "missing_text", f"{self.sources[source].where(sample)} has no text, which its source provides"
+            )
+        return example
+
+    def _read(self, source: int, sample: int, draws: Float[np.ndarray, " k"]) -> Example:
+        data, shards = self.run.data, self.sources[source]
+        wanted = data.train[source].provides
         names = {name for name, modality in MODALITY.items() if modality in wanted} | {"json"}
-        parts = self.sources[source].read(sample, names)
-        return read_example(parts, self.run.model, self.run.data.max_seconds, wanted)
+        parts = shards.read(sample, names)
+        for name in set(wanted) - {"text"} - {MODALITY.get(part) for part in parts.parts}:
+            raise BadSample(f"missing_{name}", f"{parts.where} has no {name}, which its source provides")
+        decode = decode_of(data)
+        plain = tuple(name for name in wanted if name != "text" or not data.train[source].texts)
+        return read_example(parts, self.run.model, decode, plain, draws if decode.random else None)
 
 
 class TrainStream:
     """The run's batches of this rank, from `consumed` (at first `start`) to the last step, in order.
 
     `consumed` is the whole state: it is read when iteration begins, and counts the batches that were handed out.
-    Raises UserError for missing or damaged shards, and where a sample lacks what its source declares.
+    `health` counts what could not be used. Raises UserError for missing or damaged shards, and where more samples lack
+    what their source declares than may be bad.
     """
 
     def __init__(self, run: config.Run, tokenizer: Tokenizer, *, rank: int, world: int, start: int = 0) -> None:
         data = run.data
         require(bool(data.train), "Data.train is empty; list at least one Source")
         require(data.batch % world == 0, f"Data.batch={data.batch} is no multiple of the {world} ranks; change either")
-        sources = tuple(open_source(source) for source in data.train)
-        shares = tuple(source.share for source in data.train)
-        plan = order.Order(run.seed, [len(shards) for shards in sources], shares)
-        parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": plan, "rank": rank, "world": world}
+        require(
+            not data.cache_mb or not decode_of(data).random,
+            f"data.cache_mb={data.cache_mb} would keep the first crop of each sample; set it, or the crops, to 0",
+        )
+        sources = tuple(open_source(source, data) for source in data.train)
+        turns = order.Order(
+            run.seed,
+            [shards.counts() for shards in sources],
+            [source.share for source in data.train],
+            block=data.shuffle,
+            unit=data.batch if data.unit == "batch" else 1,
+        )
+        parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": turns, "rank": rank, "world": world}
         self.plan = Plan(**parts, cache=Cache(data.cache_mb))
+        self.health = Health([source.label for source in data.train], data.most_bad)
         self.consumed = start
 
     def __len__(self) -> int:
         return self.plan.run.optim.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader(range(self.consumed, len(self))):
-            if isinstance(batch, UserError):
-                raise batch
+        batches = iter(self._loader(range(self.consumed, len(self))))
+        while (loaded := _next(batches)) is not None:
+            if isinstance(loaded, Exception):
+                raise loaded
+            self.health.note(loaded.reads, loaded.bad)
             self.consumed += 1
-            yield batch
+            yield loaded.batch
 
     def _loader(self, numbers: range) -> DataLoader:
         workers = self.plan.run.data.workers
-        more: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _no_interrupt} if workers else {}
+        more: dict[str, Any] = {}
+        if workers:
+            more = {"prefetch_factor": PREFETCH, "worker_init_fn": _no_interrupt, "timeout": STUCK_S}
         if workers and sys.platform == "linux":
             more["multiprocessing_context"] = "fork"  # shares the index; a fresh process would import torch first
         return DataLoader(self.plan, batch_size=None, sampler=numbers, num_workers=workers, **more)
@@ -191,21 +312,35 @@ class TrainStream:
         """Equal exactly when a batch's number means the same samples and draws: a resume must compare it."""
         data = self.plan.run.data
         sources = [
-            [[path.name for path in shards.paths], shards.sizes, shards.counts(), source.share, source.provides]
+            [
+                [place.rpartition("/")[2] for place in shards.places],
+                shards.sizes.tolist(),
+                shards.counts(),
+                source.share,
+                source.provides,
+                [[text.field, text.weight] for text in source.texts],
+            ]
             for shards, source in zip(self.plan.sources, data.train, strict=True)
         ]
-        tree = json.dumps([self.plan.run.seed, data.batch, sources])
+        tree = json.dumps([self.plan.run.seed, data.batch, data.unit, data.shuffle, sources])
         return hashlib.blake2b(tree.encode(), digest_size=16).hexdigest()
 
 
-def open_source(source: config.Source) -> Shards:
-    """The shards of a source, each sample of which has what the source provides."""
+def _next(batches: Iterator[Loaded | Exception]) -> Loaded | Exception | None:
+    """The next of the loader's, None at the end. A loader process that died is an error of the machine."""
+    try:
+        return next(batches, None)
+    except RuntimeError as why:
+        if "DataLoader" not in str(why):
+            raise
+        told = " ".join(str(why).split())
+        return ChildProcessError(f"a loader process died or hung ({told}); --resume continues from the last checkpoint")
+
+
+def open_source(source: config.Source, data: config.Data) -> Shards:
+    """The shards of a source. Refuses one of which more samples lack what it provides than may be bad."""
     shards = Shards(expand(source.shards))
-    for sample in range(len(shards)):
-        missing = set(source.provides) - shards.modalities(sample)
-        if missing:
-            name = min(missing)
-            raise UserError(f"{shards.where(sample)} has no {name}, which its source provides; add it or drop {name!r}")
+    check_holds(source, shards, data.most_bad)
     return shards
 
 

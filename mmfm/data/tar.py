@@ -78,6 +78,17 @@ def _header(path: Path, block: bytes, at: int) -> _Header:
     return _Header(f"{folder}/{name}" if folder else name, block[156:157], size)
 
 
+def header_says(block: bytes, name: str, size: int) -> bool:
+    """Whether this header can be that of a member of this name and size. Long names do not fit, and are not compared."""
+    try:
+        if not _sums_up(block) or _number(block[124:136]) != size or block[156:157] not in FILES:
+            return False
+    except ValueError:
+        return False
+    own, wanted = _string(block[:100]).lower(), name.lower()
+    return own == wanted or len(own) > 98 or bool(block[345]) or not wanted.isascii()
+
+
 def _sums_up(block: bytes) -> bool:
     """The stated sum of all bytes, its own field read as eight spaces. Adler-32's low half is 1 + sum, and quick."""
     adler = zlib.adler32(block[156:], zlib.adler32(block[:148]))

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmfm.data.shards import MODALITY
-from mmfm.data.stream import read_example
+from mmfm.data.stream import Decode, read_example
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
 from mmfm.evals.writing import correct, reference
@@ -47,7 +47,7 @@ class Gallery:
 
     split: Split
     model: Evaluable
-    max_seconds: float
+    decode: Decode
     made: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def retrievals(self, found: Retrieved) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ class Gallery:
             kind, data = next((kind, data) for kind, data in sample.parts.items() if MODALITY.get(kind) == "image")
             return picture_uri(kind, data)
         if modality == "audio" and self.model.config.audio is not None:
-            heard = read_example(sample, self.model.config, self.max_seconds, wanted=("audio",)).audio
+            heard = read_example(sample, self.model.config, self.decode, wanted=("audio",)).audio
             assert heard is not None
             return sound_uri(heard, self.model.config.audio.mel.rate_hz)
         return ""
@@ -140,9 +140,9 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def show(split: Split, model: Evaluable, retrieved: Sequence[Retrieved], max_seconds: float) -> dict[str, Any]:
+def show(split: Split, model: Evaluable, retrieved: Sequence[Retrieved], decode: Decode) -> dict[str, Any]:
     """The retrievals and writings of all tasks, as results.details.json holds them."""
-    gallery = Gallery(split=split, model=model, max_seconds=max_seconds)
+    gallery = Gallery(split=split, model=model, decode=decode)
     return {
         "retrievals": [shown for found in retrieved for shown in gallery.retrievals(found)],
         "writings": [shown for task in split.written for shown in gallery.writings(task)],

@@ -7,6 +7,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.progress import track
 from mmfm.checkpoint import load_model, replace_file
 from mmfm.config import Run, UserError, require
 from mmfm.data.shards import expand
+from mmfm.data.stream import Decode, decode_of
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
@@ -43,6 +45,7 @@ from mmfm.strict import from_json
 SPLITS = ("val", "test", "test-unseen")
 SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact")
 BOOTSTRAP = Bootstrap()
+DECODE = Decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class How:
     templates: tuple[str, ...] = ()
     default_templates: tuple[str, ...] = ("{}",)
     batch: int = 64
-    max_seconds: float = 30.0
+    decode: Decode = DECODE
     max_tokens: int = 32
     bootstrap: Bootstrap = BOOTSTRAP
     limit: int | None = None
@@ -96,7 +99,7 @@ def evaluate(
     with at_rest(model):
         scored = _score(model, spec, split, how, with_nats=True, watch=watch)
         rows = [_row(split, figure, how.bootstrap) for figure in scored.figures()]
-        shown = show(scored.split, model, scored.retrieved, how.max_seconds)
+        shown = show(scored.split, model, scored.retrieved, how.decode)
     counts = {**scored.split.counts(), "without_class": int((scored.owned[: len(scored.split)] == NONE).sum())}
     details = {
         "source": spec,
@@ -122,7 +125,7 @@ def how_of(run: Run, **changes: Any) -> How:
     """The run's own settings, but for those `changes` that say something (not None, not empty, not 0)."""
     chosen = {name: value for name, value in changes.items() if value}
     chosen["bootstrap"] = Bootstrap(resamples=chosen.get("bootstrap", run.eval.bootstrap))
-    own = {"batch": run.eval.batch, "max_tokens": run.eval.max_tokens, "max_seconds": run.data.max_seconds}
+    own = {"batch": run.eval.batch, "max_tokens": run.eval.max_tokens, "decode": decode_of(run.data)}
     return How(**{"default_templates": run.eval.templates, **own, **chosen})
 
 
@@ -141,7 +144,7 @@ def _score(
         spec,
         name=name,
         batch=how.batch,
-        max_seconds=how.max_seconds,
+        decode=how.decode,
         max_tokens=how.max_tokens,
         limit=how.limit,
         with_nats=with_nats,
@@ -184,6 +187,10 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
         lines.append(f"{len(split.keys) - total} more samples only widen the galleries of retrieval")
     if split.unread:
         lines.append(f"{split.unread} of {total} samples have nothing that the model reads")
+    if split.bad:
+        codes = ", ".join(f"{code} ({count})" for code, count in sorted(Counter(split.bad.values()).items()))
+        first = next(iter(split.bad))
+        lines.append(f"{len(split.bad)} of {total} samples cannot be used: {codes}; the first is {split.keys[first]}")
     if split.shards.ignored:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
         lines.append(f"files that are not read: {kinds}")

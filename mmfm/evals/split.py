@@ -22,8 +22,9 @@ from torch import Tensor
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, require
 from mmfm.data.shards import Sample, Shards, expand
-from mmfm.data.stream import Example, collate, read_example
+from mmfm.data.stream import Decode, Example, collate, read_example
 from mmfm.grammar import Task, parse
+from mmfm.inputs import BadSample
 
 TEXTS_AT_ONCE = 256
 
@@ -88,6 +89,7 @@ class Split:
     written: dict[str, list[Written]]
     nats: dict[str, Float[np.ndarray, " samples"]]  # nan where a sample lacks a source or the target
     unread: int  # samples with nothing that the model reads
+    bad: dict[int, str]  # row -> code of a sample whose content cannot be used: it asks nothing and answers nothing
     own: int  # rows from here on only widen the galleries
 
     def __len__(self) -> int:
@@ -159,7 +161,7 @@ def read_split(
     *,
     name: str,
     batch: int,
-    max_seconds: float,
+    decode: Decode,
     max_tokens: int,
     limit: int | None = None,
     with_nats: bool = True,
@@ -176,7 +178,7 @@ def read_split(
     own = len(places) - (len(shards) - total)
     runs = [*slices(own, batch), *(slice(r.start + own, r.stop + own) for r in slices(len(shards) - total, batch))]
     parts = [
-        _ask(model, [shards[place] for place in places[part]], max_seconds, max_tokens, with_nats, part.start < own)
+        _ask(model, [shards[place] for place in places[part]], decode, max_tokens, with_nats, part.start < own)
         for part in watch(runs)
     ]
     split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
@@ -201,13 +203,14 @@ class _Part(NamedTuple):
     written: dict[str, list[Written]]
     nats: dict[str, Float[np.ndarray, " size"]]
     unread: int
+    bad: dict[int, str]
 
 
 def _ask(
-    model: Evaluable, samples: list[Sample], max_seconds: float, max_tokens: int, with_nats: bool, asking: bool
+    model: Evaluable, samples: list[Sample], decode: Decode, max_tokens: int, with_nats: bool, asking: bool
 ) -> _Part:
     """All that the model says about these samples; of those that only widen the galleries, where they lie."""
-    examples = [read_example(sample, model.config, max_seconds) for sample in samples]
+    examples, bad = _read(model.config, samples, decode)
     batch = collate(examples, model.tokenizer).to(device_of(model))
     held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
     able = {task: _able(parse(task), held) if asking else set() for task in writing_tasks(model)}
@@ -218,8 +221,22 @@ def _ask(
             task: _write(model, task, batch, rows, max_tokens) for task, rows in able.items() if parse(task).sources
         },
         nats={task: _nats(model, task, batch, rows) for task, rows in able.items() if with_nats},
-        unread=batch.size - len(set().union(*held.values())) if asking else 0,
+        unread=batch.size - len(set().union(*held.values(), bad)) if asking else 0,
+        bad=bad,
     )
+
+
+def _read(model: Model, samples: list[Sample], decode: Decode) -> tuple[list[Example], dict[int, str]]:
+    """An example of each sample; one that cannot be used holds nothing, and its row and code are told."""
+    examples: list[Example] = []
+    bad: dict[int, str] = {}
+    for row, sample in enumerate(samples):
+        try:
+            examples.append(read_example(sample, model, decode))
+        except BadSample as why:
+            bad[row] = why.code
+            examples.append(Example(key=sample.key))
+    return examples, bad
 
 
 def _known(sample: Sample, example: Example) -> _Known:
@@ -273,6 +290,7 @@ def _joined(
         written={task: _shifted(task, both) for task in (parts[0].written if parts else {})},
         nats={task: np.concatenate([part.nats[task] for part in parts]) for task in (parts[0].nats if parts else {})},
         unread=sum(part.unread for part in parts),
+        bad={start + row: code for start, part in both for row, code in part.bad.items()},
         own=own,
     )
 

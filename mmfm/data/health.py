@@ -1,0 +1,117 @@
+"""What could not be read: counted by source and code, listed, and more than a little of it stops the run.
+
+Every rank notes what it met; now and then the counts of all ranks are added up, by whoever trains, and given back. So
+all ranks know the same numbers, and stop at the same step. What is kept here depends on the contents of shards alone.
+"""
+
+import json
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mmfm.config import UserError
+from mmfm.inputs import CODES
+
+WINDOW = 10_000  # samples of a source, of which a fraction may be bad
+NAMES = tuple(CODES)
+SHOWN = 3  # examples in the message that stops a run
+
+
+class Bad(NamedTuple):
+    """A sample that could not be used, and the position of the stream where another took its place."""
+
+    source: int
+    shard: str
+    key: str
+    code: str
+    message: str
+    position: int
+
+
+class Health:
+    """Counts of what was read and what was bad. `labels` name the sources; `most_bad` is a fraction of WINDOW."""
+
+    def __init__(self, labels: Sequence[str], most_bad: float) -> None:
+        self.labels, self.most = tuple(labels), most_bad * WINDOW
+        self.reads = [0] * len(self.labels)
+        self.bad: Counter[tuple[int, str]] = Counter()  # (source, code), over all ranks, since the run began
+        self._recent: list[deque[tuple[int, int]]] = [deque() for _ in self.labels]  # (reads, bad) of late
+        self._new = [0] * len(self._flat())
+        self._seen: list[Bad] = []
+        self._lines: list[str] = []
+
+    def _flat(self) -> list[int]:
+        codes = [self.bad[source, code] for source in range(len(self.labels)) for code in NAMES]
+        return [*self.reads, *codes]
+
+    def note(self, reads: Sequence[int], bad: Sequence[Bad]) -> None:
+        """What this rank met in one batch: reads of each source, the bad ones among them."""
+        for source, count in enumerate(reads):
+            self._new[source] += count
+        for item in bad:
+            self._new[len(self.labels) + item.source * len(NAMES) + NAMES.index(item.code)] += 1
+            self._lines.append(json.dumps({**item._asdict(), "source": self.labels[item.source]}))
+        self._seen = [*self._seen, *bad][-SHOWN:]
+
+    def take(self) -> list[int]:
+        """This rank's counts since the last call, as whole numbers to be added up over ranks."""
+        new, self._new = self._new, [0] * len(self._new)
+        return new
+
+    def add(self, totals: Sequence[int]) -> None:
+        """The sum over ranks of what `take` gave. Raises UserError, on every rank alike, where too much is bad."""
+        assert len(totals) == len(self._new)
+        sources = range(len(self.labels))
+        for source in sources:
+            first = len(self.labels) + source * len(NAMES)
+            found = {(source, code): n for code, n in zip(NAMES, totals[first:], strict=False) if n}
+            self.reads[source] += totals[source]
+            self.bad.update(found)
+            self._remember(source, totals[source], sum(found.values()))
+        for source in sources:
+            if sum(bad for _, bad in self._recent[source]) > self.most:
+                raise UserError(self._over(source))
+
+    def _remember(self, source: int, reads: int, bad: int) -> None:
+        recent = self._recent[source]
+        if reads or bad:
+            recent.append((reads, bad))
+        while recent and sum(read for read, _ in recent) - recent[0][0] >= WINDOW:
+            recent.popleft()
+
+    def _over(self, source: int) -> str:
+        bad = sum(bad for _, bad in self._recent[source])
+        codes = ", ".join(f"{code} {n}" for (of, code), n in self.bad.most_common() if of == source)
+        where = "; ".join(dict.fromkeys(item.message for item in self._seen if item.source == source))
+        told = f"{bad} of the last {sum(read for read, _ in self._recent[source])} samples of {self.labels[source]!r}"
+        seen = f" such as {where};" if where else ""
+        return (
+            f"{told} cannot be used ({codes}), over data.most_bad={self.most / WINDOW:g} of {WINDOW};{seen} "
+            "skipped.jsonl in the run's folder lists them: mend the shards, or allow more"
+        )
+
+    def skipped(self) -> list[str]:
+        """A JSON line for each bad sample that this rank met since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Source -> {"read": n, code: n, ...}, over all ranks."""
+        bad = {label: {} for label in self.labels}
+        for (source, code), n in sorted(self.bad.items()):
+            bad[self.labels[source]][code] = n
+        return {label: {"read": read, **bad[label]} for label, read in zip(self.labels, self.reads, strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        return {"totals": self._flat(), "recent": [[list(pair) for pair in recent] for recent in self._recent]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; whatever this rank has noted since is forgotten, as the stream goes back too."""
+        totals, count = state["totals"], len(self.labels)
+        if len(totals) != len(self._flat()):
+            raise UserError("the checkpoint counts other sources or codes of bad samples; start anew with --force")
+        self.reads = list(totals[:count])
+        pairs = [(source, code) for source in range(count) for code in NAMES]
+        self.bad = Counter({pair: n for pair, n in zip(pairs, totals[count:], strict=True) if n})
+        self._recent = [deque((read, bad) for read, bad in recent) for recent in state["recent"]]
+        self._new, self._lines, self._seen = [0] * len(self._new), [], []

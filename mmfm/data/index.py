@@ -1,0 +1,328 @@
+"""What lies where in a tar: `X.idx.json` beside `X.tar`, and `shards.json`, the list of a folder's tars.
+
+Made by one pass over the headers, which proves that the archive is whole. Both are JSON, checked when read; a list
+lets a set of a hundred thousand tars be opened without opening each one's index. Standard library only.
+"""
+
+import json
+import os
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from mmfm.config import UserError
+from mmfm.data.tar import members
+from mmfm.inputs.headers import measure
+
+MODALITY = {
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), "image"),
+    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3"), "audio"),
+    "txt": "text",
+}
+EXTENSIONS = (*MODALITY, "json", "cls")  # all that is ever read; what else a shard holds is counted, not opened
+CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
+FORMAT = 1
+LIST = "shards.json"
+MAX_PART, MAX_JSON = 1 << 31, 1 << 30  # bytes of one part, of an index or a list
+AGAIN = "make it again with: mmfm data index FOLDER"
+
+
+@dataclass(kw_only=True)
+class Index:
+    """The samples of one tar, in the order of their first members. -1: the sample has no such part, or unknown."""
+
+    shard: str
+    bytes: int
+    crc32: int | None  # of the whole tar; None where only the headers were read
+    keys: list[str]
+    offset: dict[str, array]  # of each extension, for every sample
+    size: dict[str, array]
+    texts: int  # samples that have a text, be it in their .json
+    seconds: array  # of sound
+    pixels: array  # of the picture
+    scattered: int = 0  # samples whose parts were not side by side
+    ignored: Counter[str] = field(default_factory=Counter)  # extensions that are none of ours, and how often
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def extensions(self, sample: int) -> tuple[str, ...]:
+        return tuple(name for name, sizes in self.size.items() if sizes[sample] >= 0)
+
+    def holds(self) -> dict[str, int]:
+        """How many samples have each modality."""
+        have = {name: [size >= 0 for size in sizes] for name, sizes in self.size.items()}
+        kinds = {kind: [have[name] for name in have if MODALITY.get(name) == kind] for kind in ("image", "audio")}
+        return {kind: sum(map(any, zip(*found, strict=True))) for kind, found in kinds.items()} | {"text": self.texts}
+
+
+def scan(path: Path, *, measured: bool = False) -> Index:
+    """One pass over the headers. Raises UserError where the tar is damaged, cut, or has two parts of one kind.
+
+    `measured` looks into each sound and picture for its length and size.
+    """
+    found, ignored, scattered = _group(path)
+    names = [name for name in EXTENSIONS if any(name in parts for parts in found.values())]
+    parts = list(found.values())
+    at, size = ({name: array("q", (p.get(name, (-1, -1))[i] for p in parts)) for name in names} for i in (0, 1))
+    file = os.open(path, os.O_RDONLY)
+    try:
+        whole = os.fstat(file).st_size
+        seen = [_look(file, p) if measured else (-1.0, -1) for p in parts]
+        texts = sum(
+            "txt" in p or ("json" in p and _captioned(os.pread(file, p["json"][1], p["json"][0]))) for p in parts
+        )
+    finally:
+        os.close(file)
+    return Index(
+        shard=path.name,
+        bytes=whole,
+        crc32=None,
+        keys=list(found),
+        offset=at,
+        size=size,
+        texts=texts,
+        seconds=array("f", (seconds for seconds, _ in seen)),
+        pixels=array("q", (pixels for _, pixels in seen)),
+        scattered=scattered,
+        ignored=ignored,
+    )
+
+
+Parts = dict[str, tuple[int, int]]
+
+
+def _group(path: Path) -> tuple[dict[str, Parts], Counter[str], int]:
+    """{key: {extension: (offset, size)}}, what is not read, and how many samples were not in one piece."""
+    samples: dict[str, Parts] = {}
+    ignored, scattered, last = Counter[str](), set[str](), ""
+    for member in members(path):
+        key, extension = split_name(member.name)
+        if key in samples and key != last:
+            scattered.add(key)
+        if not key or extension not in EXTENSIONS or not member.plain:
+            ignored[extension if member.plain else "(no plain file)"] += 1
+            continue
+        last, parts = key, samples.setdefault(key, {})
+        kind = MODALITY.get(extension, extension)
+        rival = next((name for name in parts if MODALITY.get(name, name) == kind), None)
+        if rival is not None:
+            raise UserError(f"{path}: {key} has both .{rival} and .{extension}; one {kind} per sample, remove one")
+        if member.size > MAX_PART:
+            raise UserError(f"{path}: {member.name} has {member.size} bytes, over {MAX_PART}; cut it into samples")
+        parts[extension] = (member.offset, member.size)
+    if not samples:
+        raise UserError(f"{path} has no sample with a part that can be read ({', '.join(EXTENSIONS)}); check the names")
+    return samples, ignored, len(scattered)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """WebDataset's rule: the key ends at the first dot after the last slash; lower-case extension."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (folder + slash + stem if stem else ""), extension.lower()
+
+
+def _look(file: int, parts: Parts) -> tuple[float, int]:
+    """Seconds of the sound and pixels of the picture, by their headers; -1 where there is none or it is not said."""
+    seconds, pixels = -1.0, -1
+    for name, (offset, size) in parts.items():
+        if MODALITY.get(name) in ("image", "audio"):
+            seen = measure(name, _reader(file, offset, size), size)
+            seconds = max(seconds, seen.seconds)
+            pixels = seen.width * seen.height if seen.width > 0 else pixels
+    return seconds, pixels
+
+
+def _reader(file: int, offset: int, size: int) -> Callable[[int, int], bytes]:
+    return lambda at, count: os.pread(file, max(min(count, size - at), 0), offset + at)
+
+
+def _captioned(data: bytes) -> bool:
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(tree, dict) and any(isinstance(tree.get(name), str) for name in CAPTIONS)
+
+
+# On disk
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_suffix(".idx.json")
+
+
+def write(shard: Path) -> Index:
+    """Read the whole tar, and write its index beside it."""
+    index = scan(shard, measured=True)
+    index.crc32 = checksum(shard)
+    parts = {name: {"offset": index.offset[name].tolist(), "size": index.size[name].tolist()} for name in index.size}
+    tree = {
+        "format": FORMAT,
+        **{name: getattr(index, name) for name in ("shard", "bytes", "crc32", "texts", "scattered", "ignored", "keys")},
+        "parts": parts,
+        "seconds": [round(seconds, 3) for seconds in index.seconds],
+        "pixels": index.pixels.tolist(),
+    }
+    _replace(index_path(shard), json.dumps(tree, separators=(",", ":")))
+    return index
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def load(shard: Path, size: int) -> Index:
+    """The index beside a tar of `size` bytes. Raises UserError where it is damaged or belongs to another tar."""
+    path = index_path(shard)
+    if path.stat().st_size > MAX_JSON:
+        raise UserError(f"{path} has over {MAX_JSON} bytes; {AGAIN}")
+    return parse(path.read_bytes(), str(path), shard.name, size)
+
+
+def parse(data: bytes, where: str, shard: str, size: int) -> Index:
+    """What `write` wrote. No value is trusted: a wrong one could only point outside the tar."""
+    try:
+        tree = json.loads(data.decode("utf-8", "surrogateescape"))
+        index = _index(tree)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as why:
+        reason = " ".join(str(why).split())[:80]
+        raise UserError(f"{where} is no index ({type(why).__name__}: {reason}); {AGAIN}") from None
+    if (index.shard, index.bytes) != (shard, size):
+        told = f"{index.shard[:80]!r} of {index.bytes} bytes, but the tar is {shard!r} of {size}"
+        raise UserError(f"{where} is the index of {told}; {AGAIN}")
+    return index
+
+
+def _index(tree: Any) -> Index:
+    keys, count = list(tree["keys"]), len(tree["keys"])
+    parts = {str(name): tree["parts"][name] for name in tree["parts"]}
+    index = Index(
+        shard=str(tree["shard"]),
+        bytes=int(tree["bytes"]),
+        crc32=int(tree["crc32"]),
+        keys=keys,
+        offset={name: array("q", part["offset"]) for name, part in parts.items()},
+        size={name: array("q", part["size"]) for name, part in parts.items()},
+        texts=int(tree["texts"]),
+        seconds=array("f", tree["seconds"]),
+        pixels=array("q", tree["pixels"]),
+        scattered=int(tree["scattered"]),
+        ignored=Counter({str(name): int(n) for name, n in tree["ignored"].items()}),
+    )
+    _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
+    _must(count > 0 and set(map(type, keys)) == {str} and len(set(keys)) == count, "keys must be different strings")
+    _must(set(parts) <= set(EXTENSIONS), "an extension that is not read")
+    columns = [*index.offset.values(), *index.size.values(), index.seconds, index.pixels]
+    _must({len(column) for column in columns} == {count} and 0 <= index.texts <= count, "columns of other lengths")
+    for name, sizes in index.size.items():
+        offsets = index.offset[name]
+        _must(min(sizes) >= -1 and max(sizes) <= MAX_PART and min(offsets) >= -1, "a negative offset or size")
+        _must(max(map(add, offsets, sizes)) <= index.bytes, "a part that ends behind the tar")
+    return index
+
+
+def _must(holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(rule)
+
+
+# The list of a folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A tar as the list of its folder knows it. `place`: its path, or its URL."""
+
+    place: str
+    bytes: int
+    samples: int
+    holds: Mapping[str, int]
+    crc32: int | None = None
+    scattered: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+
+def entry(place: str, index: Index) -> Entry:
+    return Entry(
+        place=place,
+        bytes=index.bytes,
+        samples=len(index),
+        holds=index.holds(),
+        crc32=index.crc32,
+        scattered=index.scattered,
+        ignored=dict(index.ignored),
+    )
+
+
+def write_list(folder: Path) -> Path:
+    """shards.json from the indexes of the folder's tars, all of which must have one."""
+    entries = []
+    for shard in sorted(folder.glob("*.tar")):
+        one = vars(entry(shard.name, load(shard, shard.stat().st_size)))
+        entries.append({"name": one.pop("place"), **one})
+    _replace(folder / LIST, json.dumps({"format": FORMAT, "shards": entries}, indent=1))
+    return folder / LIST
+
+
+def read_list(folder: Path) -> dict[str, Entry]:
+    """Name -> entry; empty where the folder has no list."""
+    path = folder / LIST
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > MAX_JSON:
+        raise UserError(f"{path} has over {MAX_JSON} bytes; {AGAIN}")
+    return {item.place.rpartition("/")[2]: item for item in parse_list(path.read_bytes(), str(path), f"{folder}/")}
+
+
+def parse_list(data: bytes, where: str, before: str) -> Iterator[Entry]:
+    """The entries of a shards.json; `before` is put before each name, which must be a plain one."""
+    try:
+        tree = json.loads(data)
+        _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
+        entries = [_entry(item, before) for item in tree["shards"]]
+        _must(len({item.place for item in entries}) == len(entries), "a name twice")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as why:
+        reason = " ".join(str(why).split())[:80]
+        raise UserError(f"{where} is no list of shards ({type(why).__name__}: {reason}); {AGAIN}") from None
+    return iter(entries)
+
+
+def _entry(item: Any, before: str) -> Entry:
+    name = item["name"]
+    _must(isinstance(name, str) and name.endswith(".tar"), "a name that is no .tar")
+    _must(not set("/\\\0") & set(name) and not name.startswith("."), f"{name[:40]!r} is no plain file name")
+    counts = {"bytes": item["bytes"], "samples": item["samples"]}
+    _must(all(type(count) is int and count > 0 for count in counts.values()), "counts must be whole and positive")
+    holds = {kind: int(item["holds"].get(kind, 0)) for kind in ("image", "audio", "text")}
+    crc32 = item.get("crc32")
+    ignored = {str(kind): int(n) for kind, n in item.get("ignored", {}).items()}
+    return Entry(
+        place=before + name,
+        **counts,
+        holds=holds,
+        crc32=None if crc32 is None else int(crc32),
+        scattered=int(item.get("scattered", 0)),
+        ignored=ignored,
+    )
