@@ -26,7 +26,7 @@ One model that reads and writes text, images and audio.
   mmfm train CONFIG [--check] [--resume] [--force] [--optim.lr 3e-4 ...]
   mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json]
   mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT]
-  mmfm data numbers FOLDER
+  mmfm data numbers|stamps FOLDER
   mmfm report RUN
 
 `mmfm COMMAND --help` lists the options of a command. --debug, anywhere, shows the traceback of an error.
@@ -70,14 +70,29 @@ def command(words: list[str]) -> Any:
 
     name, *rest = words
     require(name in COMMANDS, f"there is no command {name!r}; there are {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
-    if COMMANDS[name] is not Train:
-        return parse(COMMANDS[name], rest, f"mmfm {name}")
+    kind = COMMANDS[name]
+    if isinstance(kind, dict):
+        return nested(kind, rest, f"mmfm {name}")
+    if kind is not Train:
+        return parse(kind, rest, f"mmfm {name}")
     from mmfm.check import read_run
 
     if rest and rest[0] in ("-h", "--help"):
         return parse(Train, rest, "mmfm train CONFIG", Train(run=Run(name="NAME")))
     require(bool(rest) and not rest[0].startswith("-"), "mmfm train needs a configuration first: mmfm train CONFIG ...")
     return parse(Train, rest[1:], f"mmfm train {rest[0]}", Train(run=read_run(rest[0])))
+
+
+def nested(kinds: dict[str, type], words: list[str], program: str) -> Any:
+    """One of several commands under one name, ready to be called."""
+    name, *rest = words or [""]
+    if name in ("-h", "--help"):
+        lines = [f"  {program} {kind}: {(kinds[kind].__doc__ or '').splitlines()[0]}" for kind in kinds]
+        print("\n".join([f"usage: {program} WHAT ...", "", *lines, "", f"`{program} WHAT --help` lists its options."]))
+        raise SystemExit(0)
+    known = f"{program} needs one of {', '.join(kinds)}"
+    require(name in kinds, f"{known}, not {name!r}{nearest(name, kinds)}" if name else f"{known}; see {program} --help")
+    return parse(kinds[name], rest, f"{program} {name}")
 
 
 def parse(kind: type, words: list[str], program: str, default: Any = None) -> Any:

@@ -5,12 +5,13 @@ What a field's docstring says is its line in `mmfm COMMAND --help`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from mmfm.check import Found, check, finished, objectives
 from mmfm.config import Run, require
+from mmfm.data.commands import DATA
 from mmfm.grammar import parse_writing
 
 
@@ -130,23 +131,6 @@ class Generate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Build a data set as WebDataset shards. `numbers`: written and spoken numbers, from what pip installed."""
-
-    name: tyro.conf.Positional[Literal["numbers"]]
-    """Which data set."""
-    folder: tyro.conf.Positional[str]
-    """Where it is written, such as data/numbers."""
-    seed: int = 0
-    """The same seed gives the same bytes."""
-
-    def __call__(self) -> None:
-        from mmfm.data import numbers
-
-        numbers.build(Path(self.folder), seed=self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write RUN/report.html, one file that holds all it shows: curves, scores, pictures, sounds."""
 
@@ -159,11 +143,11 @@ class Report:
         print(write_report(Path(self.run)))
 
 
-COMMANDS: dict[str, type[Any]] = {
+COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "eval": Evaluate,
     "generate": Generate,
-    "data": Data,
+    "data": DATA,
     "report": Report,
 }
 

@@ -5,12 +5,10 @@ A sample holds a picture and a text or a clip and a text, never a picture with a
 learned through words. Everything comes with pip. The same arguments give the same bytes.
 """
 
-import hashlib
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,12 @@ import numpy as np
 import sklearn
 from jaxtyping import UInt8
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from sklearn.datasets import load_digits
 from webdataset.writer import TarWriter
 
-from mmfm.config import UserError, require
-from mmfm.data import espeak, speech
+from mmfm.config import require
+from mmfm.data import espeak, index, speech
+from mmfm.data.folder import complete, prints, ticker, whole
 from mmfm.data.numbers_plan import (
     PHRASES,
     PITCHES,
@@ -61,47 +58,19 @@ def build(
     for what, value in wanted.items():
         require(1 <= value <= 1_000, f"{what}={value} must be between 1 and 1000")
     wanted |= {"seed": seed, "format": FORMAT}
-    if _complete(folder, wanted):
+    if complete(folder, "numbers", wanted):
         print(f"{folder} is complete already; nothing to do")
         return
-    target = folder.resolve()
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole(folder) as partial:
         _build(partial, wanted, progress)
-        partial.rename(target)
-    except OSError as why:
-        remedy = "make room or grant access there, or choose another folder"
-        raise UserError(f"cannot write {folder}: {why.strerror or why}; {remedy}") from why
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"{folder} is complete")
-
-
-def _complete(folder: Path, wanted: dict[str, int]) -> bool:
-    """Whether `folder` is just what is wanted; False if there is nothing. UserError if it is something else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    remedy = "choose another folder, or delete this one and build again"
-    try:
-        manifest = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
-        found, sizes = dict(manifest["arguments"]), {path: about["bytes"] for path, about in manifest["files"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{folder} exists and is no `numbers` data set; {remedy}") from None
-    differing = [f"{key}={found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
-    require(not differing, f"{folder} was built with {'; '.join(differing)}; {remedy}")
-    for path, size in sizes.items():
-        whole = (folder / path).is_file() and (folder / path).stat().st_size == size
-        require(whole, f"{folder / path} is missing or was changed; {remedy}")
-    return True
 
 
 def _build(folder: Path, wanted: dict[str, int], progress: bool) -> None:
     scans, digits = _scans()
     images, clips, evals = (wanted[f"{what}_per_number"] for what in ("images", "clips", "eval"))
     plans = plan(digits, seed=wanted["seed"], images=images, clips=clips, evals=evals)
-    with _ticker(sum(len(made.pictures) + len(made.clips) for made in plans), progress) as tick:
+    with ticker("numbers", sum(len(made.pictures) + len(made.clips) for made in plans), progress) as tick:
         _write_splits(folder, plans, scans, tick)
     captions = [item.caption for item in (*plans[0].pictures, *plans[0].clips)]
     _write_text(folder / "tokenizer.json", train_tokenizer(captions, VOCABULARY).to_json())
@@ -111,7 +80,7 @@ def _build(folder: Path, wanted: dict[str, int], progress: bool) -> None:
         "made_with": {"espeak-ng": espeak.version(), "scikit-learn": sklearn.__version__},
         "unseen": list(_unseen(plans)),
         "splits": {made.split.name: _about(made) for made in plans},
-        "files": {path.relative_to(folder).as_posix(): _print_of(path) for path in sorted(folder.rglob("*.*"))},
+        "files": prints(folder),
     }
     _write_text(folder / "numbers.json", json.dumps(manifest, indent=1) + "\n")
 
@@ -135,6 +104,7 @@ def _write_splits(
             _write_shards(folder / split, "image", ticked(split, drawn), len(made.pictures))
             spoken = (_clip_sample(clip, next(flacs)) for clip in made.clips)
             _write_shards(folder / split, "audio", ticked(split, spoken), len(made.clips))
+            index.write_list(folder / split)
 
 
 def _write_shards(folder: Path, modality: str, samples: Iterator[dict[str, Any]], count: int) -> None:
@@ -142,8 +112,9 @@ def _write_shards(folder: Path, modality: str, samples: Iterator[dict[str, Any]]
     for first in range(0, count, SHARD):
         path = folder / f"{modality}-{first // SHARD:06d}.tar"
         with path.open("wb") as file, TarWriter(file, mtime=0, user="", group="") as tar:
-            for index, sample in zip(range(first, min(first + SHARD, count)), samples, strict=False):
-                tar.write({"__key__": f"{folder.name}-{modality}-{index:06d}", **sample})
+            for number, sample in zip(range(first, min(first + SHARD, count)), samples, strict=False):
+                tar.write({"__key__": f"{folder.name}-{modality}-{number:06d}", **sample})
+        index.write(path)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -169,20 +140,6 @@ def _clip_sample(clip: Clip, flac: bytes) -> dict[str, Any]:
     return {"flac": flac, "txt": clip.caption, "json": {"number": clip.number, "label": name(clip.number), **said}}
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} samples/s")
-
-
-@contextmanager
-def _ticker(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
-    """A bar with the split, the speed and the time left; what it gives is called once a sample."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
-    with Progress(*columns, disable=not shown, transient=True) as bar:
-        task = bar.add_task("numbers", total=total)
-        yield lambda split: bar.update(task, advance=1, description=f"numbers: {split}")
-
-
 def _about(made: Plan) -> dict[str, Any]:
     split = made.split
     return {
@@ -193,10 +150,6 @@ def _about(made: Plan) -> dict[str, Any]:
         "accents": list(split.accents),
         "variants": list(split.variants),
     }
-
-
-def _print_of(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 README = """\

@@ -16,6 +16,7 @@ CODES = {
     "audio_too_long": "a sound longer than is allowed",
     "audio_no_samples": "a sound that holds no samples",
     "audio_not_finite": "a sound whose samples are not finite or absurdly loud",
+    "audio_silent": "a sound that is silence from end to end",
     "text_not_utf8": "a text that is not UTF-8",
     "text_empty": "a text of white space only",
     "text_too_long": "a text longer than is allowed",

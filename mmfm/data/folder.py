@@ -1,0 +1,85 @@
+"""A data set's folder: made beside its place, under its own name only when whole, and kept when asked for again."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from mmfm.config import UserError, require
+
+
+def complete(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether `folder` is just the set `name` as `wanted`, by its NAME.json; False if there is nothing.
+
+    Raises UserError if it is something else, or if a file is missing or of another size.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    remedy = "choose another folder, or delete this one and build again"
+    try:
+        manifest = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        found, sizes = dict(manifest["arguments"]), {path: about["bytes"] for path, about in manifest["files"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{folder} exists and is no `{name}` data set; {remedy}") from None
+    differing = [f"{key}={found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
+    require(not differing, f"{folder} was built with {'; '.join(differing)}; {remedy}")
+    for path, size in sizes.items():
+        whole = (folder / path).is_file() and (folder / path).stat().st_size == size
+        require(whole, f"{folder / path} is missing or was changed; {remedy}")
+    return True
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """NAME.partial, an empty folder beside, which takes its name at the end; after an error nothing of it stays."""
+    target = folder.resolve()
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(target)
+    except OSError as why:
+        remedy = "make room or grant access there, or choose another folder"
+        raise UserError(f"cannot write {folder}: {why.strerror or why}; {remedy}") from why
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def prints(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _print_of(path) for path in files}
+
+
+def _print_of(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} {self.unit}/s")
+
+
+@contextmanager
+def ticker(name: str, total: int, shown: bool, unit: str = "samples") -> Iterator[Callable[..., None]]:
+    """A bar with what is at work, the speed and the time left. What it gives is called as tick(what, count=1)."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn()
+    with Progress(*columns, disable=not shown, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+
+        def tick(what: str, count: int = 1) -> None:
+            bar.update(task, advance=count, description=f"{name}: {what}" if what else name)
+
+        yield tick
