@@ -1,5 +1,9 @@
 """The order is a bijection per epoch, the stream a function of position: ranks, workers and restarts change nothing."""
 
+import errno
+import json
+import multiprocessing
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -8,10 +12,11 @@ import pytest
 import torch
 
 from mmfm.batch import NO_TEXT, Batch
-from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, UserError, Vit
-from mmfm.data import order
+from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
+from mmfm.data import index, order
+from mmfm.data import shards as shards_module
 from mmfm.data.shards import Shards, expand
-from mmfm.data.stream import DRAWS, Decode, TrainStream, collate, read_example, text_hash
+from mmfm.data.stream import DRAWS, Decode, TrainStream, collate, decode_of, read_example, text_hash
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.text import load_tokenizer
@@ -294,16 +299,162 @@ def test_any_size_and_rate_becomes_the_towers(tmp_path, write_shard, encode_imag
 # Failure
 
 
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory, write_shard, encode_image):
+    """Forty pictures with texts, of which the 3rd is cut, the 11th not there and the 29th's text is empty."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    good = [encode_image(np.full((8, 16), n, np.uint8)) for n in range(40)]
+    samples = {f"{n:02d}": {"png": good[n], "txt": f"number {n}".encode()} for n in range(40)}
+    samples["03"]["png"] = good[3][:-30]
+    del samples["11"]["png"]
+    samples["29"]["txt"] = b" "
+    write_shard(folder / "t.tar", samples)
+    source = Source(shards=str(folder), provides=("image", "text"), name="pictures")
+    data = Data(train=(source,), batch=8, workers=0, most_bad=0.1)
+    return Run(name="t", model=MODEL, data=data, optim=Optim(steps=15, warmup_steps=1))
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (4, 1)])
+def test_bad_samples_are_replaced_whatever_the_ranks_and_workers(spoiled, world, workers):
+    """The stream is the same, its batches are full, and each bad sample met is counted, with its code, once a time."""
+    run = replace(spoiled, data=replace(spoiled.data, workers=workers))
+    ours = stream(spoiled)
+    reference = [batch.keys for batch in ours]
+    ranks = [stream(run, rank, world) for rank in range(world)]
+    parts = [list(rank) for rank in ranks]
+    assert [sum((part[step].keys for part in parts), ()) for step in range(15)] == reference
+    taken = [rank.health.take() for rank in ranks]
+    ours.health.add(ours.health.take())
+    ranks[0].health.add([sum(counts) for counts in zip(*taken, strict=True)])
+    counts = ranks[0].health.counts()["pictures"]
+    assert counts == ours.health.counts()["pictures"]
+    assert counts["read"] == 120 + counts["image_damaged"] + counts["missing_image"] + counts["text_empty"]
+    assert counts["image_damaged"] >= 3 and counts["missing_image"] >= 3 and counts["text_empty"] >= 3
+    assert not {"03", "11", "29"} & {key for keys in reference for key in keys}
+    lines = [json.loads(line) for rank in ranks for line in rank.health.skipped()]
+    assert {(line["key"], line["code"]) for line in lines} == {
+        ("03", "image_damaged"),
+        ("11", "missing_image"),
+        ("29", "text_empty"),
+    }
+    assert all(line["source"] == "pictures" and line["shard"].endswith("t.tar") for line in lines)
+    assert all("\n" not in line["message"] and line["shard"] in line["message"] for line in lines)
+
+
+def test_resumed_redraws_alike(spoiled):
+    """What replaces a bad sample depends on its position alone: a stream from batch 6 on gives the same."""
+    assert [batch.keys for batch in stream(spoiled)][6:] == [batch.keys for batch in stream(spoiled, start=6)]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_sample_stops_training_in_one_line(tmp_path, write_shard, encode_image, workers):
-    """A damaged picture is an error that names shard and key: no traceback of a worker, and no silent skip."""
-    good = encode_image(np.zeros((8, 16), np.uint8))
-    write_shard(tmp_path / "t.tar", {"a": {"png": good, "txt": b"x"}, "b": {"png": good[:-30], "txt": b"y"}})
-    source = Source(shards=str(tmp_path), provides=("image", "text"))
+def test_a_source_of_rubbish_stops_in_one_line(tmp_path, write_shard, workers):
+    """Eight bad samples in a row: one line, no traceback of a worker, with the source and the last sample's fault."""
+    write_shard(tmp_path / "t.tar", {f"{n}": {"png": b"rubbish", "txt": b"x"} for n in range(9)})
+    source = Source(shards=str(tmp_path), provides=("image", "text"), name="bin")
     run = Run(name="t", model=MODEL, data=Data(train=(source,), batch=2, workers=workers))
-    with pytest.raises(BadSample, match=r"t.tar: b: no readable PNG, JPEG or WebP image") as error:
+    with pytest.raises(UserError, match=r"8 samples of 'bin', .* cannot be used: .*: no readable PNG") as error:
         list(stream(run))
     assert "\n" not in str(error.value)
+
+
+def test_errors_of_the_machine_are_tried_again_then_raised(folder, monkeypatch):
+    """A read that fails twice changes nothing; one that always fails is an error of the machine, never a skip."""
+    monkeypatch.setattr(shards_module, "WAITS_S", (0.0, 0.0, 0.0))
+    reference, pread, calls = [batch.keys for batch in stream(run_on(folder))], os.pread, []
+
+    def flaky(*arguments):
+        calls.append(arguments)
+        if len(calls) % 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(*arguments)
+
+    ours, broken = stream(run_on(folder)), stream(run_on(folder))
+    monkeypatch.setattr(shards_module.os, "pread", flaky)
+    assert [batch.keys for batch in ours] == reference and sum(ours.health.take()) == 9 * 12
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shards_module.os, "pread", failing)
+    with pytest.raises(OSError, match=r"\.tar cannot be read \(Input/output error\), after 4 tries"):
+        list(broken)
+
+
+def test_a_loader_process_that_dies_is_told_in_one_line(folder):
+    """Killed from outside: no hang and no traceback, an error of the machine that says how to go on."""
+    ours = iter(stream(run_on(folder, workers=1, steps=500)))
+    next(ours)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(ChildProcessError, match=r"a loader process died or hung .*; --resume continues") as error:
+        list(ours)
+    assert "\n" not in str(error.value)
+
+
+def test_the_cache_and_random_crops_exclude_each_other(folder):
+    run = run_on(folder)
+    with pytest.raises(UserError, match=r"data.cache_mb=1 would keep the first crop of each sample"):
+        stream(replace(run, data=replace(run.data, cache_mb=1, crop_seconds=0.05)))
+
+
+def test_crops_of_long_clips_follow_the_position(tmp_path, write_shard, encode_audio, sine):
+    """A second of five, another one each epoch, the same when asked again; evaluation hears the middle."""
+    wave = np.linspace(-0.5, 0.5, 80_000, dtype=np.float32)
+    write_shard(tmp_path / "t.tar", {"a": {"wav": encode_audio(wave, subtype="FLOAT"), "txt": b"x"}})
+    source = Source(shards=str(tmp_path), provides=("audio", "text"))
+    data = Data(train=(source,), batch=1, workers=0, crop_seconds=1.0, max_seconds=2.0)
+    run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=4, warmup_steps=1))
+    starts = [float(batch.items["audio"].x[0, 0]) for batch in stream(run)]
+    assert len(set(starts)) == 4 and starts == [float(batch.items["audio"].x[0, 0]) for batch in stream(run)]
+    middle = read_example(Shards([tmp_path / "t.tar"])[0], MODEL, decode_of(data)).audio
+    assert len(middle) == 16_000 and torch.equal(middle, torch.from_numpy(wave[32_000:48_000]))
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+def test_one_of_several_texts_by_position(tmp_path, write_shard, encode_image, cache_mb):
+    """Of the fields that a sample has, one is drawn by weight, kept pixels or not; the others are never heard of."""
+    tree = {"caption": "a", "captions": {"fr": "b", "de": "c"}, "all": ["d", "e"]}
+    picture = encode_image(np.zeros((8, 16), np.uint8))
+    write_shard(tmp_path / "t.tar", {"a": {"png": picture, "json": json.dumps(tree).encode()}})
+    texts = (Text(field="caption", weight=2.0), Text(field="captions.*"), Text(field="all"), Text(field="none"))
+    source = Source(shards=str(tmp_path), provides=("image", "text"), texts=texts)
+    data = Data(train=(source,), batch=50, workers=0, cache_mb=cache_mb)
+    run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=20, warmup_steps=1))
+    seen = Counter(text for batch in stream(run) for text in batch.texts)
+    expected = {"a": 500, "b": 125, "c": 125, "d": 125, "e": 125}
+    assert set(seen) == set(expected) and all(abs(seen[name] - n) < 5 * n**0.5 for name, n in expected.items())
+    assert [batch.texts for batch in stream(run)] == [batch.texts for batch in stream(run)]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_balanced_ranks_hold_the_same_samples(folder, world):
+    """Dealt by length, the ranks' samples together are the step's, equally many each, and their seconds near equal."""
+    for name in ("image-0", "image-1", "audio-0"):
+        index.write(folder / f"{name}.tar")
+    run = run_on(folder, shares=(1, 1))
+    even = replace(run, data=replace(run.data, balance=True))
+    plain, dealt = ([list(stream(r, rank, world)) for rank in range(world)] for r in (run, even))
+    worst = {"plain": 0.0, "dealt": 0.0}
+    for step in range(9):
+        keys = [sorted(key for part in parts for key in part[step].keys) for parts in (plain, dealt)]
+        assert keys[0] == keys[1] and {part[step].size for part in dealt} == {12 // world}
+        for name, parts in (("plain", plain), ("dealt", dealt)):
+            heard = [int(b.items["audio"].keep.sum()) if "audio" in b.items else 0 for b in (p[step] for p in parts)]
+            worst[name] += max(heard) * world / sum(heard) / 9
+    assert worst["dealt"] < 1.15 < worst["plain"]
+    for path in folder.glob("*.idx.json"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 31])
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_evaluation_sees_each_sample_once(n, world):
+    """Equal numbers of batches for all ranks; together they hold 0 ... n-1 once, in order, and padding is marked."""
+    ranks = [order.once(n, 8, rank=rank, world=world) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    together = [at for step in zip(*ranks, strict=True) for part in step for at in part]
+    assert [at for at in together if at is not None] == list(range(n))
+    assert len(together) == -(-n // 8) * 8
 
 
 def test_source_without_what_it_provides(folder):

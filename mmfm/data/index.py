@@ -217,6 +217,7 @@ def parse(data: bytes, where: str, shard: str, size: int) -> Index:
 
 def _index(tree: Any) -> Index:
     keys, count = list(tree["keys"]), len(tree["keys"])
+    _must(count > 0 and set(map(type, keys)) == {str} and len(set(keys)) == count, "keys must be different strings")
     parts = {str(name): tree["parts"][name] for name in tree["parts"]}
     index = Index(
         shard=str(tree["shard"]),
@@ -232,7 +233,6 @@ def _index(tree: Any) -> Index:
         ignored=Counter({str(name): int(n) for name, n in tree["ignored"].items()}),
     )
     _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
-    _must(count > 0 and set(map(type, keys)) == {str} and len(set(keys)) == count, "keys must be different strings")
     _must(set(parts) <= set(EXTENSIONS), "an extension that is not read")
     columns = [*index.offset.values(), *index.size.values(), index.seconds, index.pixels]
     _must({len(column) for column in columns} == {count} and 0 <= index.texts <= count, "columns of other lengths")

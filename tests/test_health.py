@@ -1,0 +1,84 @@
+"""Bad samples are counted alike on all ranks, and the budget stops them all at the same step."""
+
+import json
+
+import pytest
+
+from mmfm.config import UserError
+from mmfm.data.health import WINDOW, Bad, Health
+
+
+def bad(n: int, source: int = 0, code: str = "image_damaged") -> list[Bad]:
+    return [Bad(source, f"shard-{i}.tar", f"k{i}", code, f"shard-{i}.tar: k{i}: no image", i) for i in range(n)]
+
+
+def feed(health: Health, reads: list[int], found: list[Bad]) -> None:
+    health.note(reads, found)
+    health.add(health.take())
+
+
+def test_ranks_that_add_up_know_the_same():
+    """Two ranks that met different samples, given the sum of both, have equal counts and equal state."""
+    ranks = [Health(["a", "b"], 0.01) for _ in range(2)]
+    ranks[0].note([8, 4], bad(2))
+    ranks[1].note([6, 6], bad(1, 1, "audio_cut"))
+    totals = [sum(pair) for pair in zip(*(rank.take() for rank in ranks), strict=True)]
+    for rank in ranks:
+        rank.add(totals)
+    assert ranks[0].counts() == {"a": {"read": 14, "image_damaged": 2}, "b": {"read": 10, "audio_cut": 1}}
+    assert ranks[0].state() == ranks[1].state() and not any(ranks[0].take())
+
+
+def test_the_budget_is_of_the_last_ten_thousand():
+    """A hundred bad ones of the last 10,000 pass and one more stops; what lies further back is forgiven."""
+    health = Health(["a"], 0.01)
+    feed(health, [WINDOW], bad(100))
+    for _ in range(10):
+        feed(health, [WINDOW // 10], [])
+    feed(health, [WINDOW // 10], bad(100))
+    with pytest.raises(
+        UserError, match=r"101 of the last \d+ samples of 'a' cannot be used \(image_damaged 201\)"
+    ) as e:
+        feed(health, [1], bad(1))
+    assert "shard-0.tar: k0" in str(e.value) and "skipped.jsonl" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_sources_have_budgets_of_their_own():
+    """Sixty bad ones of each of two sources pass where 120 of one do not."""
+    feed(Health(["a", "b"], 0.01), [5_000, 5_000], bad(60) + bad(60, 1))
+    with pytest.raises(UserError, match="120 of the last 5000 samples of 'b'"):
+        feed(Health(["a", "b"], 0.01), [5_000, 5_000], bad(120, 1))
+
+
+def test_no_budget_means_none():
+    with pytest.raises(UserError, match=r"1 of the last 8 samples of 'a' .*most_bad=0 "):
+        feed(Health(["a"], 0.0), [8], bad(1))
+
+
+def test_state_survives_json_and_forgets_what_came_after():
+    """Loaded, it counts on as if nothing had happened since; the lines of what was met in between are not repeated."""
+    health = Health(["a"], 0.01)
+    feed(health, [100], bad(90))
+    state = json.loads(json.dumps(health.state()))
+    health.note([50], bad(5))
+    health.load(state)
+    assert (
+        not any(health.take())
+        and health.skipped() == []
+        and health.counts() == {"a": {"read": 100, "image_damaged": 90}}
+    )
+    with pytest.raises(UserError, match="101 of the last 120"):
+        feed(health, [20], bad(11))
+    with pytest.raises(UserError, match="other sources or codes"):
+        Health(["a", "b"], 0.01).load(state)
+
+
+def test_lines_name_source_shard_and_key():
+    """Each bad sample is one line of JSON, handed out once."""
+    health = Health(["pictures"], 0.01)
+    health.note([3], bad(1))
+    (line,) = health.skipped()
+    assert json.loads(line) == {
+        "source": "pictures", "shard": "shard-0.tar", "key": "k0", "code": "image_damaged",
+        "message": "shard-0.tar: k0: no image", "position": 0,
+    } and health.skipped() == []  # fmt: skip
