@@ -5,11 +5,11 @@ minute. Standard library only.
 """
 
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import Model, Run, Source, UserError, require
+from mmfm.config import Data, Model, Run, Source, UserError, require
 from mmfm.data.shards import Shards, check_holds, expand
 from mmfm.grammar import parse_writing
 from mmfm.strict import from_json, to_json
@@ -74,14 +74,23 @@ class Found:
         return self.samples if needs <= set(self.source.provides) else 0
 
 
-def look(source: Source, most_bad: float) -> Found:
-    """Reads the indexes of all shards, or the headers of those without. Raises UserError as `check_holds` does."""
+Opener = Callable[[Source, Data], Shards]
+
+
+def open_here(source: Source, data: Data) -> Shards:
+    """The shards of this machine; those behind URLs need more than the standard library."""
     shards = Shards(expand(source.shards))
-    check_holds(source, shards, most_bad)
+    check_holds(source, shards, data.most_bad)
+    return shards
+
+
+def look(source: Source, data: Data, opener: Opener = open_here) -> Found:
+    """Reads the indexes of all shards, or the headers of those without. Raises UserError as `check_holds` does."""
+    shards = opener(source, data)
     return Found(source=source, shards=len(shards.places), samples=len(shards))
 
 
-def check(run: Run) -> list[Found]:
+def check(run: Run, opener: Opener = open_here) -> list[Found]:
     """What each training source holds. Raises UserError for the first thing without which the run could not train."""
     wanted = list(objectives(run))
     require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast` or `write`")
@@ -89,10 +98,10 @@ def check(run: Run) -> list[Found]:
     for objective in wanted:
         _check_towers(run.model, objective)
     _check_tokenizer(run.model.tokenizer)
-    found = [look(source, run.data.most_bad) for source in run.data.train]
+    found = [look(source, run.data, opener) for source in run.data.train]
     for objective in wanted:
         _check_samples(found, objective)
-    if run.data.val:
+    if run.data.val and "://" not in run.data.val:
         expand(run.data.val)
     require(
         bool(run.data.val) or not run.eval.every_steps,

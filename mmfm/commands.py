@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmfm.check import Found, check, finished, objectives
+from mmfm.check import Found, Opener, check, finished, objectives, open_here
 from mmfm.config import Run, require
 from mmfm.data.commands import DATA
 from mmfm.grammar import parse_writing
@@ -31,7 +31,7 @@ class Train:
     run: Annotated[Run, tyro.conf.arg(name="")]
 
     def __call__(self) -> None:
-        found = check(self.run)
+        found = check(self.run, opener_for(self.run))
         if self.check:
             show(self.run, found)
             return
@@ -150,6 +150,15 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "data": DATA,
     "report": Report,
 }
+
+
+def opener_for(run: Run) -> Opener:
+    """What opens the run's sources: the standard library alone where all lie on this machine."""
+    if not any("://" in source.shards for source in run.data.train):
+        return open_here
+    from mmfm.data.sources import open_source
+
+    return open_source
 
 
 def show(run: Run, found: list[Found]) -> None:

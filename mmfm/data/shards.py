@@ -1,7 +1,7 @@
 """WebDataset tars, addressed instead of iterated: each part of a sample is one `pread`, so any sample can come next.
 
-What lies where is in the indexes. Those of the last few tars are kept; of the others only how many samples they have, so
-that memory does not grow with the samples of a set. Standard library only: checking a run's data needs no torch.
+What lies where is in the indexes. Those of the last few tars are kept; of the others only how many samples they have,
+so that memory does not grow with the samples of a set. Standard library only: checking a run's data needs no torch.
 """
 
 import glob
@@ -12,7 +12,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -45,8 +45,9 @@ class Sample:
 class Store(Protocol):
     """Where shards with a URL are fetched to; mmfm.data.remote has one."""
 
-    def local(self, url: str, *, size: int | None = None, crc32: int | None = None) -> Path: ...
+    def open(self, url: str, *, size: int | None = None, crc32: int | None = None) -> int: ...
     def text(self, url: str, limit_bytes: int = ...) -> str: ...
+    def ahead(self, wanted: Sequence[Entry]) -> None: ...
 
 
 class Shards:
@@ -60,6 +61,7 @@ class Shards:
         self._scanned: dict[int, Index] = {}  # of tars without an index on disk: these stay
         self._live: dict[int, Index] = {}
         self._files: dict[int, int] = {}
+        self._soon: list[int] = []
         self.places: list[str] = []
         self.sizes, self._crc32 = array("Q"), array("q")
         self.ignored: Counter[str] = Counter()  # extensions that are none of ours, and how often
@@ -177,14 +179,38 @@ class Shards:
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self._local(shard), os.O_RDONLY)
+            self._files[shard] = self._open(shard)
         return self._files[shard]
 
-    def _local(self, shard: int) -> Path:
+    def _open(self, shard: int) -> int:
         if self._store is None:
-            return Path(self.places[shard])
-        crc32 = self._crc32[shard]
-        return self._store.local(self.places[shard], size=self.sizes[shard], crc32=None if crc32 < 0 else crc32)
+            return os.open(self.places[shard], os.O_RDONLY)
+        return self._store.open(self.places[shard], size=self.sizes[shard], crc32=self._stated_crc32(shard))
+
+    def _stated_crc32(self, shard: int) -> int | None:
+        return None if self._crc32[shard] < 0 else self._crc32[shard]
+
+    @property
+    def remote(self) -> bool:
+        return self._store is not None
+
+    def ahead(self, soon: Sequence[int]) -> None:
+        """Fetch these tars in the background, the first ones first."""
+        if self._store is None or list(soon) == self._soon:
+            return
+        self._soon = list(soon)
+        self._store.ahead(
+            [
+                Entry(
+                    place=self.places[shard],
+                    bytes=self.sizes[shard],
+                    samples=0,
+                    holds={},
+                    crc32=self._stated_crc32(shard),
+                )
+                for shard in soon
+            ]
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
@@ -285,7 +311,7 @@ def _drawn(sample: Sample, texts: Collection[Text], draw: float) -> str | None:
 
 
 def _candidates(sample: Sample, meta: dict[str, Any], field: str) -> list[str]:
-    """The texts at a field such as "txt", "caption", "captions.fr" or "captions.*"; a list counts as all that it has."""
+    """The texts at a field such as "txt", "caption", "captions.fr" or "captions.*"; of a list, all that it has."""
     if field == "txt":
         return [_decoded(sample)] if "txt" in sample.parts else []
     values: list[Any] = [meta]

@@ -24,7 +24,8 @@ from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.health import Bad, Health
 from mmfm.data.index import MODALITY
-from mmfm.data.shards import Sample, Shards, check_holds, expand, meta_of, text_of
+from mmfm.data.shards import Sample, Shards, meta_of, text_of
+from mmfm.data.sources import open_source
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
@@ -190,11 +191,13 @@ class Plan(Dataset):
     order: order.Order
     rank: int
     world: int
-    cache: "Cache"
+    cache: Cache
 
     def __getitem__(self, number: int) -> Loaded | UserError | OSError:
         try:
-            return self._load(self.positions(number))
+            positions = self.positions(number)
+            self._look_ahead(positions)
+            return self._load(positions)
         except (UserError, OSError) as why:
             return why
 
@@ -207,6 +210,13 @@ class Plan(Dataset):
         places = [self.order(position) for position in range(first, first + batch)]
         lengths = [self.sources[source].length(sample) for source, sample in places]
         return [first + at for at in order.deal(lengths, self.world)[self.rank]]
+
+    def _look_ahead(self, positions: Sequence[int]) -> None:
+        """Where shards are fetched: those of this block of the order, and of the next one."""
+        for source, shards in enumerate(self.sources):
+            first = next((position for position in positions if self.order.place(position).source == source), None)
+            if shards.remote and first is not None:
+                shards.ahead(self.order.shards_soon(first))
 
     def _load(self, positions: Sequence[int]) -> Loaded:
         numbers = np.stack([order.draws(self.run.seed, position, OF_ITEMS + 2) for position in positions])
@@ -335,13 +345,6 @@ def _next(batches: Iterator[Loaded | Exception]) -> Loaded | Exception | None:
             raise
         told = " ".join(str(why).split())
         return ChildProcessError(f"a loader process died or hung ({told}); --resume continues from the last checkpoint")
-
-
-def open_source(source: config.Source, data: config.Data) -> Shards:
-    """The shards of a source. Refuses one of which more samples lack what it provides than may be bad."""
-    shards = Shards(expand(source.shards))
-    check_holds(source, shards, data.most_bad)
-    return shards
 
 
 def _no_interrupt(_: int) -> None:

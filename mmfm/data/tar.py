@@ -79,7 +79,7 @@ def _header(path: Path, block: bytes, at: int) -> _Header:
 
 
 def header_says(block: bytes, name: str, size: int) -> bool:
-    """Whether this header can be that of a member of this name and size. Long names do not fit, and are not compared."""
+    """Whether this header can be that of a member of this name and size. Names that do not fit are not compared."""
     try:
         if not _sums_up(block) or _number(block[124:136]) != size or block[156:157] not in FILES:
             return False

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmfm.checkpoint import load_model, replace_file
-from mmfm.config import Run, UserError, require
+from mmfm.config import Run, Store, UserError, require
 from mmfm.data.shards import expand
 from mmfm.data.stream import Decode, decode_of
 from mmfm.evals.examples import show
@@ -45,7 +45,7 @@ from mmfm.strict import from_json
 SPLITS = ("val", "test", "test-unseen")
 SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact")
 BOOTSTRAP = Bootstrap()
-DECODE = Decode()
+DECODE, STORE = Decode(), Store()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class How:
     default_templates: tuple[str, ...] = ("{}",)
     batch: int = 64
     decode: Decode = DECODE
+    store: Store = STORE
     max_tokens: int = 32
     bootstrap: Bootstrap = BOOTSTRAP
     limit: int | None = None
@@ -125,7 +126,12 @@ def how_of(run: Run, **changes: Any) -> How:
     """The run's own settings, but for those `changes` that say something (not None, not empty, not 0)."""
     chosen = {name: value for name, value in changes.items() if value}
     chosen["bootstrap"] = Bootstrap(resamples=chosen.get("bootstrap", run.eval.bootstrap))
-    own = {"batch": run.eval.batch, "max_tokens": run.eval.max_tokens, "decode": decode_of(run.data)}
+    own = {
+        "batch": run.eval.batch,
+        "max_tokens": run.eval.max_tokens,
+        "decode": decode_of(run.data),
+        "store": run.data.store,
+    }
     return How(**{"default_templates": run.eval.templates, **own, **chosen})
 
 
@@ -145,6 +151,7 @@ def _score(
         name=name,
         batch=how.batch,
         decode=how.decode,
+        store=how.store,
         max_tokens=how.max_tokens,
         limit=how.limit,
         with_nats=with_nats,

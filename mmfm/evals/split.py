@@ -20,13 +20,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch
-from mmfm.config import MODALITIES, Model, require
-from mmfm.data.shards import Sample, Shards, expand
+from mmfm.config import MODALITIES, Model, Store, require
+from mmfm.data.shards import Sample, Shards
+from mmfm.data.sources import open_shards
 from mmfm.data.stream import Decode, Example, collate, read_example
 from mmfm.grammar import Task, parse
 from mmfm.inputs import BadSample
 
 TEXTS_AT_ONCE = 256
+STORE = Store()
 
 
 @runtime_checkable
@@ -162,6 +164,7 @@ def read_split(
     name: str,
     batch: int,
     decode: Decode,
+    store: Store = STORE,
     max_tokens: int,
     limit: int | None = None,
     with_nats: bool = True,
@@ -172,8 +175,8 @@ def read_split(
     Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
     """
     asking, more = asked_and_more(spec)
-    total = len(Shards(expand(asking)))
-    shards = Shards([*expand(asking), *(expand(more) if more else [])])
+    total = len(open_shards([asking], store))
+    shards = open_shards([asking, *([more] if more else [])], store)
     places = (*spread(total, limit), *range(total, len(shards)))
     own = len(places) - (len(shards) - total)
     runs = [*slices(own, batch), *(slice(r.start + own, r.stop + own) for r in slices(len(shards) - total, batch))]

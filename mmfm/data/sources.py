@@ -1,0 +1,25 @@
+"""Specifications of shards to `Shards`, on this machine or behind URLs."""
+
+from collections.abc import Sequence
+
+from mmfm import config
+from mmfm.config import require
+from mmfm.data.remote import Store, expand_remote, is_remote
+from mmfm.data.shards import Shards, check_holds, expand
+
+
+def open_shards(specs: Sequence[str], settings: config.Store) -> Shards:
+    """The shards of all these specifications, in order. Raises UserError where one names nothing that can be read."""
+    remote = [is_remote(spec) for spec in specs]
+    require(len(set(remote)) <= 1, f"{', '.join(specs)}: some are URLs and some are not; copy one kind to the other")
+    if not any(remote):
+        return Shards([path for spec in specs for path in expand(spec)])
+    store = Store(settings)
+    return Shards([entry for spec in specs for entry in expand_remote(spec, store)], store)
+
+
+def open_source(source: config.Source, data: config.Data) -> Shards:
+    """The shards of a source. Refuses one of which more samples lack what it provides than may be bad."""
+    shards = open_shards([source.shards], data.store)
+    check_holds(source, shards, data.most_bad)
+    return shards

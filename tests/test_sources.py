@@ -1,0 +1,90 @@
+"""Shards behind a URL are the same data: the stream, its checks and its evaluation do not see the difference."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mmfm.check import check
+from mmfm.config import Data, Model, Optim, Run, Source, Store, TextTower, UserError, Write
+from mmfm.data import index
+from mmfm.data.sources import open_shards, open_source
+from mmfm.data.stream import TrainStream
+from mmfm.inputs.text import load_tokenizer
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_shard) -> Path:
+    """Ten tars of four texts, indexed and listed."""
+    root = tmp_path_factory.mktemp("shards")
+    for n in range(10):
+        write_shard(root / f"text-{n}.tar", {f"{n}{i}": {"txt": f"text {n} {i}".encode()} for i in range(4)})
+        index.write(root / f"text-{n}.tar")
+    index.write_list(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def url(folder) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def run_on(shards: str, cache: Path, workers: int = 0, limit_gb: float = 1.0) -> Run:
+    store = Store(folder=str(cache), limit_gb=limit_gb)
+    source = Source(shards=shards, provides=("text",))
+    data = Data(train=(source,), batch=4, workers=workers, shuffle=8, store=store)
+    model = Model(image=None, audio=None, text=TextTower(width=32, heads=2))
+    return Run(name="t", model=model, data=data, write=(Write(task=">text"),), optim=Optim(steps=25, warmup_steps=1))
+
+
+def keys(run: Run, start: int = 0) -> list[tuple[str, ...]]:
+    return [batch.keys for batch in TrainStream(run, load_tokenizer("bytes"), rank=0, world=1, start=start)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_remote_is_local(folder, url, tmp_path, workers):
+    """The same batches and the same fingerprint, with a cache that holds four of the ten tars; resumed too."""
+    here = run_on(str(folder), tmp_path)
+    there = run_on(url + "/text-{0..9}.tar", tmp_path, workers, limit_gb=4.5 * 10_240 / 10**9)
+    assert keys(there) == keys(here) and keys(there, start=7) == keys(here)[7:]
+    prints = [TrainStream(run, load_tokenizer("bytes"), rank=0, world=1).fingerprint() for run in (here, there)]
+    assert prints[0] == prints[1]
+    assert 1 <= len(list(tmp_path.glob("*.tar"))) <= 4
+
+
+def test_a_folder_is_its_list(folder, url, tmp_path):
+    shards = open_shards([url], Store(folder=str(tmp_path)))
+    assert len(shards) == 40 and shards.held["text"] == 40 and shards.remote
+    assert [shards[i].parts["txt"] for i in (0, 39)] == [b"text 0 0", b"text 9 3"]
+
+
+def test_check_counts_what_is_remote(url, tmp_path):
+    """`mmfm train --check` on a URL needs its list alone."""
+    (found,) = check(run_on(url, tmp_path), open_source)
+    assert (found.shards, found.samples) == (10, 40) and not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_mixed_or_found(folder, url, tmp_path):
+    store = Store(folder=str(tmp_path))
+    with pytest.raises(UserError, match="some are URLs and some are not"):
+        open_shards([url, str(folder)], store)
+    with pytest.raises(UserError, match=r"text-77.tar is not in shards.json"):
+        open_shards([f"{url}/text-77.tar"], store)
+    with pytest.raises(UserError, match=r"pipe"):
+        open_shards(["pipe:cat x.tar"], store)
+    source = Source(shards=url, provides=("text", "image"))
+    with pytest.raises(UserError, match=r"00 has no image, which its source provides; neither have 39 others of 40"):
+        open_source(source, replace(run_on(url, tmp_path).data, store=store))
