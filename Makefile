@@ -1,6 +1,7 @@
-# Two commands for a machine that has Python >= 3.11 and make:
+# Commands for a machine that has Python >= 3.11 and make:
 #   make quickstart   data, training, evaluation, report; the last line is the report's path
 #   make test         lint, types and tests
+#   make test-slow    runs killed at random steps, and moved from one number of ranks to another: some minutes
 # `make clean` removes what they made. PYTHON=... picks the interpreter, JOBS=... the test processes.
 
 JOBS ?= 2
@@ -9,7 +10,7 @@ INSTALLED := .venv/installed
 NUMBERS := data/numbers
 RUN := runs/quickstart
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test test-slow clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/mmfm data numbers $(NUMBERS)
@@ -22,6 +23,9 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS)
+
+test-slow: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/slow
 
 # The stamp is newer than pyproject.toml when everything that it asks for is installed.
 $(INSTALLED): pyproject.toml

@@ -1,6 +1,7 @@
 """The command line: parse first, import torch after. A mistake is one line and exit status 2; --debug shows the rest.
 
-Exit status: 0 done, 1 a fault of the program or the machine, 2 a mistake in the input, 130 interrupted, 141 no reader.
+Exit status: 0 done, 1 a fault of the program or the machine, 2 a mistake in the input, 75 stopped by SIGTERM or SIGUSR1
+after saving, to be started again with --resume, 130 interrupted, 141 no reader.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 import mmfm
 from mmfm.config import Run, UserError, require
+from mmfm.process import TRY_AGAIN, Stopped
 
 HELP = """\
 usage: mmfm COMMAND ...
@@ -173,6 +175,8 @@ def report(error: BaseException, training: bool = False) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush would complain
         return 141
+    if isinstance(error, Stopped):
+        return say(str(error), TRY_AGAIN)
     if isinstance(error, UserError):
         return say(str(error), 2)
     if isinstance(error, OSError):

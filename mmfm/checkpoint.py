@@ -2,8 +2,8 @@
 
     checkpoints/step-00000500/model.safetensors  train.safetensors  train.json  run.json  tokenizer.json  manifest.json
 
-`manifest.json` holds size and CRC-32 of the others and is written last, in a temporary folder that is then renamed.
-Nothing is ever unpickled.
+`manifest.json` holds size and CRC-32 of the others and is written last, in a temporary folder beside the final one,
+which is then renamed. Nothing is ever unpickled.
 """
 
 import errno
@@ -11,8 +11,9 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Run, UserError
+from mmfm.config import Run, UserError, require
+from mmfm.distributed import first_process
 from mmfm.inputs.text import Tokenizer, parse_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
@@ -118,7 +120,7 @@ def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Map
             write_file(temporary / name, data)
         manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
         write_file(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=2).encode())
-        shutil.rmtree(final, ignore_errors=True)
+        set_aside(final)
         os.replace(temporary, final)
         _sync_folder(final.parent)
     except OSError as why:
@@ -142,44 +144,103 @@ def _not_saved(why: OSError, final: Path, run_folder: Path) -> UserError:
     return UserError(f"could not save {final} ({why.strerror or why}); {last}; {remedy} and run again with --resume")
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints."""
+def set_aside(folder: Path) -> None:
+    """Out of the way of what is counted as a checkpoint, but not lost: step-N becomes step-N.aside."""
+    if folder.exists():
+        aside = folder.with_name(f"{folder.name}.aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+
+
+def sweep(run_folder: Path) -> None:
+    """Remove what processes that died while they wrote have left. Only for who holds the folder's lock."""
+    for path in (*run_folder.glob(".*.tmp"), *(run_folder / "checkpoints").glob(".step-*.tmp")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def clear(run_folder: Path) -> None:
+    """Remove all checkpoints."""
+    for path in (run_folder / "checkpoints").glob("step-*"):
+        shutil.rmtree(path)
+
+
+def prune(run_folder: Path, keep: int, every: int = 0) -> None:
+    """Keep the newest `keep` checkpoints, and those at multiples of `every` steps (0: none)."""
     for step in steps_of(run_folder)[:-keep]:
-        shutil.rmtree(folder_of(run_folder, step))
+        if not every or step % every:
+            shutil.rmtree(folder_of(run_folder, step))
 
 
 def read_verified(folder: Path) -> dict[str, bytes]:
     """The files of a checkpoint. A cut, changed or missing one is a UserError that names it."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())["files"]
-        files = {name: (folder / name).read_bytes() for name in manifest}
-    except (OSError, ValueError, KeyError, TypeError) as why:
-        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
-    for name, data in files.items():
-        if {"bytes": len(data), "crc32": zlib.crc32(data)} != manifest[name]:
-            raise UserError(
-                f"{folder / name} is damaged: {len(data)} bytes where {manifest[name]['bytes']} were written, "
-                "or not the same ones; choose another step or train again"
-            )
+    files: dict[str, bytes] = {}
+    for name, (size, checksum) in _manifest(folder).items():
+        files[name] = b"".join(_blocks(folder, name, -1))
+        _compare(folder / name, len(files[name]), zlib.crc32(files[name]), size, checksum)
     return files
 
 
+def verify(folder: Path) -> None:
+    """As `read_verified`, without keeping what is read."""
+    for name, (size, checksum) in _manifest(folder).items():
+        found, found_size = 0, 0
+        for block in _blocks(folder, name, 2**20):
+            found, found_size = zlib.crc32(block, found), found_size + len(block)
+        _compare(folder / name, found_size, found, size, checksum)
+
+
+def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and CRC-32 by name of file. Names are checked: a checkpoint reads nothing outside its folder."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        found = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as why:
+        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
+    wrong = found.keys() ^ {MODEL, TRAIN, STATE, RUN, TOKENIZER}
+    require(not wrong, f"{folder / MANIFEST} should not lack or list {min(wrong, default='')!r}; choose another step")
+    return found
+
+
+def _blocks(folder: Path, name: str, size: int) -> Iterator[bytes]:
+    try:
+        with (folder / name).open("rb") as file:
+            while block := file.read(size):
+                yield block
+    except OSError as why:
+        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
+
+
+def _compare(path: Path, size: int, checksum: int, written: int, written_checksum: int) -> None:
+    if (size, checksum) != (written, written_checksum):
+        raise UserError(
+            f"{path} is damaged: {size} bytes where {written} were written, or not the same ones; "
+            "choose another step or train again"
+        )
+
+
 def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
-    """The newest checkpoint that verifies."""
+    """The newest checkpoint that verifies. Newer ones that do not are named on the screen."""
     problems = []
     for step in reversed(steps_of(run_folder)):
         try:
-            return step, read_verified(folder_of(run_folder, step))
+            found = step, read_verified(folder_of(run_folder, step))
         except UserError as why:
             problems.append(str(why))
+            continue
+        for problem in problems if first_process() else ():
+            print(f"mmfm: {problem.partition('; ')[0]}; step {step} is used instead", file=sys.stderr)
+        return found
     if problems:
         raise UserError(problems[0])
     raise UserError(f"{run_folder} has no checkpoint; train it first, for example: mmfm train configs/quickstart.py")
 
 
-def load_train(files: Mapping[str, bytes]) -> Tree:
+def load_train(files: Mapping[str, bytes], where: str) -> Tree:
     """What `save` was given as `train`."""
-    return join(json.loads(files[STATE]), load_tensors(files[TRAIN]))
+    try:
+        return join(json.loads(files[STATE]), load_tensors(files[TRAIN]))
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
+        raise UserError(f"{where}/{STATE} holds no state of training ({why}); choose another step") from None
 
 
 def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
@@ -199,9 +260,30 @@ def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str)
     model.load_state_dict(found, strict=True)
 
 
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def refuse_unsafe() -> None:
+    """A UserError where the environment makes torch execute what is in the files that it loads."""
+    require(not os.environ.get(UNSAFE), f"{UNSAFE} is set: loaded files could execute code; unset it")
+
+
+def refuse_foreign(where: str | Path) -> None:
+    """A UserError for addresses, and for checkpoints of the kinds that are pickles: those are not even opened."""
+    name, path = str(where), Path(where)
+    # A Path has one slash where the address had two.
+    require(not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name), f"{name} is an address; copy it to a local folder first")
+    for folder in (path, path / "checkpoints"):
+        kind = "torch.distributed.checkpoint" * (folder / ".metadata").exists()
+        require(not kind, f"{folder} was written by {kind}, which is a pickle that can execute; give a folder of mmfm")
+    require(not path.is_file(), f"{path} is a file, and files such as .ckpt can execute; give the folder of a run")
+
+
 def load_model(run: str | Path, step: int | None = None, device: str | torch.device = "cpu") -> Interface:
     """The model of a run's folder, or of one checkpoint's, in evaluation mode."""
     folder = Path(run)
+    refuse_unsafe()
+    refuse_foreign(run)
     if (folder / MANIFEST).is_file():
         files, where = read_verified(folder), folder
     else:

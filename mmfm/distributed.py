@@ -87,6 +87,13 @@ def joined_if_many() -> Ranks:
     return Alone()
 
 
+def leave() -> None:
+    """Close all groups, when every rank has done its last collective."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def first_process() -> bool:
     """Whether this is the process that people started, and not one that Lightning started beside it."""
     return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -2,6 +2,7 @@
 and a checkpoint plug-in that keeps Lightning's own state as safetensors and JSON.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class JointModule(L.LightningModule):
         self.run, self.objectives = run, Objectives(model, run)
         self.bad_steps = 0
         self.grad_norm = 0.0
+        self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
 
     def setup(self, stage: str) -> None:
         self.objectives.ranks = joined_if_many()
@@ -59,7 +61,10 @@ class JointModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run."""
+        """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run.
+
+        Gradients are summed over ranks already, so that all of them decide alike.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.clip_norm)
         self.grad_norm = float(norm)
         if np.isfinite(self.grad_norm):
@@ -69,14 +74,19 @@ class JointModule(L.LightningModule):
         for parameter in self.parameters():
             parameter.grad = None
         if self.bad_steps >= MOST_BAD_STEPS:
-            raise UserError(
+            self.failure = UserError(
                 f"the gradient was not finite {self.bad_steps} steps in a row, by step {self.global_step}; "
-                "lower optim.lr and run again with --resume, from the last good checkpoint"
+                "lower optim.lr, or raise optim.warmup_steps, and train under another --name or with --force"
             )
 
 
 class StreamData(L.LightningDataModule):
-    """The training stream. Its state is one integer, and a fingerprint of what that integer counts."""
+    """The training stream. Its state is one integer, a fingerprint of what that integer counts, and what could not
+    be read so far: the same on all ranks, so that any number of them can go on from it.
+
+    Kept here and not in the loader, whose state Lightning would save from one rank only, one batch ahead, and forget
+    when something asks for `estimated_stepping_batches`.
+    """
 
     def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -86,9 +96,14 @@ class StreamData(L.LightningDataModule):
 
     def open(self) -> TrainStream:
         if self.stream is None:
-            rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-            self.stream = TrainStream(self.run, self.tokenizer, rank=rank, world=world, start=self.start)
+            self.stream = TrainStream(self.run, self.tokenizer, rank=0, world=self.run.devices, start=self.start)
         return self.stream
+
+    def setup(self, stage: str) -> None:
+        """What was opened before there was a Trainer becomes this rank's part."""
+        stream, trainer = self.open(), self.trainer
+        assert trainer is not None and trainer.world_size == self.run.devices
+        stream.plan = replace(stream.plan, rank=trainer.global_rank)
 
     def train_dataloader(self) -> TrainStream:
         return self.open()
@@ -98,7 +113,7 @@ class StreamData(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         stream = self.open()
-        return {"consumed": stream.consumed, "fingerprint": stream.fingerprint()}
+        return {"consumed": stream.consumed, "fingerprint": stream.fingerprint(), "health": stream.health.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         stream = self.open()
@@ -108,25 +123,37 @@ class StreamData(L.LightningDataModule):
                 "restore them, or start anew with --force"
             )
         stream.consumed = self.start = state_dict["consumed"]
+        stream.health.load(state_dict["health"])
 
 
 class FolderCheckpoints(CheckpointIO):
-    """Lightning asks for checkpoints; `mmfm.checkpoint` writes and verifies them."""
+    """Lightning asks for checkpoints; `mmfm.checkpoint` writes and verifies them.
+
+    Saving runs on the first rank while the others wait for it, so that it must not raise: `failure` says why the
+    newest checkpoint was not written, or None.
+    """
 
     def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
         self.run, self.tokenizer = run, tokenizer
+        self.failure: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        checkpoints.save(self.run.folder, checkpoint["global_step"], self.run, self.tokenizer, weights, rest)
-        checkpoints.prune(self.run.folder, self.run.keep_checkpoints)
+        run, self.failure = self.run, None
+        try:
+            new = checkpoints.save(run.folder, checkpoint["global_step"], run, self.tokenizer, weights, rest)
+            checkpoints.verify(new)  # older ones go only after this
+        except UserError as why:
+            self.failure = why
+        else:
+            checkpoints.prune(run.folder, run.keep_checkpoints, run.keep_every_steps)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         files = checkpoints.read_verified(Path(path))
-        state = checkpoints.load_train(files)
+        state = checkpoints.load_train(files, str(path))
         weights = checkpoints.load_tensors(files[checkpoints.MODEL])
         return state | {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}}
 

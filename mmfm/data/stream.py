@@ -6,7 +6,6 @@ sample whose content cannot be used is replaced by another of its source, also b
 
 import hashlib
 import json
-import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.image import picture
 from mmfm.inputs.text import Tokenizer
+from mmfm.process import loader_worker
 
 PREFETCH = 4  # batches ready per worker
 STUCK_S = 1_800  # without a batch: a reader hangs, and an error is better
@@ -313,7 +313,7 @@ class TrainStream:
         workers = self.plan.run.data.workers
         more: dict[str, Any] = {}
         if workers:
-            more = {"prefetch_factor": PREFETCH, "worker_init_fn": _no_interrupt, "timeout": STUCK_S}
+            more = {"prefetch_factor": PREFETCH, "worker_init_fn": loader_worker, "timeout": STUCK_S}
         if workers and sys.platform == "linux":
             more["multiprocessing_context"] = "fork"  # shares the index; a fresh process would import torch first
         return DataLoader(self.plan, batch_size=None, sampler=numbers, num_workers=workers, **more)
@@ -345,8 +345,3 @@ def _next(batches: Iterator[Loaded | Exception]) -> Loaded | Exception | None:
             raise
         told = " ".join(str(why).split())
         return ChildProcessError(f"a loader process died or hung ({told}); --resume continues from the last checkpoint")
-
-
-def _no_interrupt(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the main one should answer, and it ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,131 @@
+"""Processes that stop when asked, die with their parent, and never share a run's folder. Standard library only.
+
+A signal handler here does nothing but remember: what to do is decided by all ranks together, between two steps.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmfm.config import UserError, require
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again
+ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME_REQUEST_S = 1.0  # `timeout` and schedulers signal a process, then its group: one request that arrives twice
+PARENT = "MMFM_PARENT"
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class Stopped(Exception):
+    """Asked to end by the machine, and saved before it did. The command line exits with TRY_AGAIN."""
+
+
+class Signals:
+    """While open, SIGINT, SIGTERM and SIGUSR1 are remembered in `asked`; another, a second later, ends at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.asked: set[signal.Signals] = set()
+        self._since = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        self._before = {name: signal.getsignal(name) for name in ASKS}
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Take the signals, from whoever has them now: Lightning's own SIGTERM handler runs a collective."""
+        for name in ASKS:
+            signal.signal(name, self._remember)
+
+    def _remember(self, number: int, _: Any) -> None:
+        if not self.asked:
+            self._since = self.clock()
+        elif self.clock() - self._since >= SAME_REQUEST_S:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.asked.add(signal.Signals(number))
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """SIGKILL for this process when the thread that started it ends (Linux; elsewhere nothing). At once, where
+    `parent` is given and is the parent no more."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def follow() -> None:
+    """For a rank that something else started, a first process or a launcher: an orphan would go on training beside
+    the run that was started in its place."""
+    if "LOCAL_RANK" in os.environ:
+        parent = os.environ.get(PARENT)
+        die_with_parent(None if os.environ["LOCAL_RANK"] == "0" or parent is None else int(parent))
+
+
+def lead() -> None:
+    """For the first process, before it starts the other ranks: they are told whose they are."""
+    os.environ[PARENT] = str(os.getpid())
+
+
+def loader_worker(_: int) -> None:
+    """For a new loader process. What stops a run is often sent to all processes of its group; only the main one
+    should answer, which still needs its workers for the step that it finishes."""
+    parent = multiprocessing.parent_process()
+    die_with_parent(None if parent is None else parent.pid)
+    for name in ASKS:
+        signal.signal(name, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder for this process alone, or a UserError that names who has it. The kernel frees it at death.
+
+    A record lock and no flock: children do not inherit it, so that a worker that outlives its parent by a moment
+    holds nothing, and NFS passes it to the server. There it needs the lock service; where that is off, the error
+    says so. A folder that was made for the lock and got nothing else is removed again.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("a+", encoding="utf-8") as file:
+        _take(file, folder)
+        try:
+            yield
+        finally:
+            if made and [entry.name for entry in folder.iterdir()] == [".lock"]:
+                path.unlink()
+                folder.rmdir()
+
+
+def _take(file: Any, folder: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as why:
+        if why.errno not in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder} cannot be locked ({why.strerror}); use a folder on another file system") from why
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(f"{folder} is being trained by {holder}; wait for it, stop it, or use another --name") from None
+    require(os.fstat(file.fileno()).st_nlink > 0, f"{folder} was just removed by another process; start again")
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
