@@ -6,7 +6,7 @@ scipy's polyphase filter resamples: on clips of seconds it is far quicker than t
 
 import functools
 import io
-import math
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,10 @@ RATES_HZ = (1_000, 384_000)
 MAX_CHANNELS = 32
 PEAK = 65_536.0  # 16-bit integers stored as floats still pass; larger values overflow a power spectrum
 ZERO_CROSSINGS = 10  # of the filter, on either side
+MAX_PHASES = 8_192  # of the filter
 COARSEST = 20  # steps in a second of the grid on which crops begin
+LOSSY = ("OGG", "MP3")
+WARM_UP_S = 0.5  # an MP3 frame may begin in any of the 13 before it: 0.47 s at 16 kHz and 8 kbit/s
 BLOCK = 1 << 18  # frames that are read at once
 
 
@@ -61,9 +64,7 @@ def decode_audio(
             part = _part(file.frames, file.samplerate, rate_hz, crop_seconds, where)
             seconds = part.frames / file.samplerate if part.samples < 0 else part.samples / rate_hz
             _check_length(min(seconds, file.frames / file.samplerate), max_seconds)
-            if part.start:
-                file.seek(part.start)
-            wave, own_hz = _read_mono(file, part.frames), file.samplerate
+            wave, own_hz = _read_mono(file, part.start, part.frames), file.samplerate
     except soundfile.LibsndfileError as why:
         reason = " ".join(why.error_string.removeprefix("Error : ").split()).rstrip(".")
         raise BadSample(
@@ -73,7 +74,7 @@ def decode_audio(
         raise BadSample(
             "audio_cut", f"the sound is cut: {part.frames} samples announced, {len(wave)} there; copy it again"
         )
-    return torch.from_numpy(_trim(resample(wave, own_hz, rate_hz), part, part.lead * rate_hz // own_hz))
+    return torch.from_numpy(_trim(resample(wave, own_hz, rate_hz), part, int(part.lead * _ratio(own_hz, rate_hz))))
 
 
 def load_audio(
@@ -93,9 +94,20 @@ def resample(wave: Float[np.ndarray, " n"], from_hz: int, to_hz: int) -> Float[n
     """Band-limited change of rate; m = ceil(n * to_hz / from_hz)."""
     if from_hz == to_hz:
         return np.ascontiguousarray(wave, dtype=np.float32)
-    common = math.gcd(from_hz, to_hz)
-    up, down = to_hz // common, from_hz // common
-    return resample_poly(wave, up, down, window=_low_pass(max(up, down))).astype(np.float32)
+    ratio = _ratio(from_hz, to_hz)
+    up, down = ratio.numerator, ratio.denominator
+    out = resample_poly(wave, up, down, window=_low_pass(max(up, down))).astype(np.float32)
+    length = -(-len(wave) * to_hz // from_hz)
+    return out[:length] if len(out) >= length else np.pad(out, (0, length - len(out)))
+
+
+def _ratio(from_hz: int, to_hz: int) -> Fraction:
+    """Exact for all usual rates. One such as 383,999 Hz would need a filter of millions of taps, seconds of work for a
+    file of a few bytes; it is rounded to what MAX_PHASES can express, at most 0.02 % off."""
+    exact = Fraction(to_hz, from_hz)
+    if max(exact.numerator, exact.denominator) <= MAX_PHASES:
+        return exact
+    return exact.limit_denominator(max(1, int(MAX_PHASES * min(1.0, from_hz / to_hz))))
 
 
 @functools.lru_cache(maxsize=16)
@@ -109,8 +121,8 @@ def _low_pass(ratio: int) -> Float[np.ndarray, " taps"]:
 def _part(frames: int, own_hz: int, rate_hz: int, crop_seconds: float, where: float | None) -> Part:
     """All of it, or a crop with what the filter reaches on either side, so that it equals a slice of the whole.
 
-    For that it begins on the grid where frames and samples coincide, every 10 ms or finer; only rates without such a
-    grid are resampled from the crop's edge.
+    For that it begins where frames and samples coincide, which at usual rates is every 10 ms or oftener; at others the
+    crop is resampled from its own edges.
     """
     samples = round(crop_seconds * rate_hz)
     count = -(-samples * own_hz // rate_hz)
@@ -120,8 +132,7 @@ def _part(frames: int, own_hz: int, rate_hz: int, crop_seconds: float, where: fl
         return Part(0, frames, 0, samples)
     free = frames - count
     start = free // 2 if where is None else min(free, int(where * (free + 1)))
-    common = math.gcd(own_hz, rate_hz)
-    grid, reach = own_hz // common, -(-ZERO_CROSSINGS * max(own_hz, rate_hz) // rate_hz) + 1
+    grid, reach = _ratio(own_hz, rate_hz).denominator, -(-ZERO_CROSSINGS * max(own_hz, rate_hz) // rate_hz) + 1
     if own_hz == rate_hz or grid * COARSEST > own_hz:
         return Part(start, count, 0, samples)
     start -= start % grid
@@ -133,17 +144,27 @@ def _trim(wave: Float[np.ndarray, " n"], part: Part, first: int) -> Float[np.nda
     return wave if part.samples < 0 else wave[first : first + part.samples].copy()
 
 
-def _read_mono(file: soundfile.SoundFile, count: int) -> Float[np.ndarray, " n"]:
+def _read_mono(file: soundfile.SoundFile, start: int, count: int) -> Float[np.ndarray, " n"]:
     """The mean of the channels; block by block, as many channels of a high rate would fill the memory."""
     blocks: list[Float[np.ndarray, " m"]] = []
-    while count > 0:
-        wave = file.read(min(count, BLOCK), dtype="float32", always_2d=True)
+    for at in range(start, start + count, BLOCK):
+        wave = _read(file, at, min(BLOCK, start + count - at))
         if not len(wave):
             break
         _check_values(wave)
         blocks.append(wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1))
-        count -= len(wave)
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _read(file: soundfile.SoundFile, at: int, count: int) -> Float[np.ndarray, "n channels"]:
+    """A lossy frame may need those before it: they are decoded too, and dropped.
+
+    In one read, as `soundfile` seeks after each: the next one starts with a decoder that has forgotten everything.
+    """
+    warm_up = min(at, int(WARM_UP_S * file.samplerate)) if file.format in LOSSY else 0
+    if at:
+        file.seek(at - warm_up)
+    return file.read(warm_up + count, dtype="float32", always_2d=True)[warm_up:]
 
 
 def _check_header(file: soundfile.SoundFile) -> None:
@@ -178,7 +199,7 @@ def _check_whole(file: soundfile.SoundFile, data: bytes) -> bool:
         check_ogg(data)
     if file.format == "MP3":
         exact = check_mp3(data, file.samplerate)
-    if file.frames == 0:
+    if file.frames <= 0:
         raise BadSample("audio_no_samples", "the sound holds 0 samples; leave it out or record it again")
     return exact
 

@@ -7,14 +7,10 @@ Each function raises BadSample with the byte counts. Sources: RIFF (Microsoft 19
 import struct
 
 from mmfm.inputs import BadSample
+from mmfm.inputs.headers import KBPS, STREAMED
 
-STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write which cannot go back to correct them
 LENGTH_MARKS = (b"Xing", b"Info", b"VBRI")
-KBPS = {  # by the header's two version bits; version 3 is MPEG 1
-    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    0: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
+LONGEST_FRAME = 1_441  # bytes, of layer III
 
 
 def check_wav(data: bytes) -> None:
@@ -48,6 +44,7 @@ def check_mp3(data: bytes, rate_hz: int) -> bool:
     at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
     at = at if data[:3] == b"ID3" else 0
     if any(mark in data[at : at + 64] for mark in LENGTH_MARKS):
+        _check_stated(data, at)
         return True
     rates = set()
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] & 0xE6 == 0xE2:  # the start of a layer III frame
@@ -65,3 +62,13 @@ def check_mp3(data: bytes, rate_hz: int) -> bool:
             "audio_cut", f"the MP3 is cut: its last frame should end at byte {at} of {len(data)}; copy it again"
         )
     return False
+
+
+def _check_stated(data: bytes, at: int) -> None:
+    """The bytes that a Xing tag announces must be there, but for a frame: a crop before the cut would not notice."""
+    tag = next((found for found in (data.find(mark, at, at + 64) for mark in (b"Xing", b"Info")) if found >= 0), -1)
+    if tag < 0 or len(data) < tag + 16 or data[tag + 7] & 3 != 3:
+        return
+    end = at + int.from_bytes(data[tag + 12 : tag + 16], "big")
+    if end > len(data) + LONGEST_FRAME:
+        raise BadSample("audio_cut", f"the MP3 is cut: it should end at byte {end} of {len(data)}; copy it again")

@@ -209,6 +209,9 @@ def _mp3(head: bytes, start: int, read: Read, size: int) -> float:
         return (struct.unpack_from(">I", head, tag + 8)[0] * frame - _unheard(head, tag)) / rate
     if head[vbri : vbri + 4] == b"VBRI":
         return struct.unpack_from(">I", head, vbri + 14)[0] * frame / rate
+    after = at + (144_000 if version == 3 else 72_000) * kbps // rate + (head[at + 2] >> 1 & 1)
+    if after + 3 < len(head) and head[after + 2] >> 4 != kbps_at:
+        return -1.0  # of a variable rate, and the length is stated nowhere
     tail = read(size - 128, 3) if size >= 128 else b""
     return (size - start - at - (128 if tail == b"TAG" else 0)) / (125 * kbps)
 

@@ -1,7 +1,7 @@
 """Images: bytes of PNG, JPEG or WebP -> uint8 [channels, height, width]. simplejpeg or Pillow decodes, torch resizes.
 
 A picture is decoded, cut and resized in one go: of a JPEG that is to become small, libjpeg-turbo computes only the
-frequencies that can be seen (at an eighth to eight eighths of the size), and what lies outside the cut is not resized.
+frequencies that can be seen (a half, a quarter or an eighth of the size), and what lies outside the cut is not resized.
 A picture that is cut or damaged is an error. It never comes back with grey where its pixels should be.
 """
 
@@ -29,6 +29,11 @@ from mmfm.inputs.headers import jpeg_head
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000  # checked in the header: a PNG of 17 KB can unfold to 432 MB
 MAX_SCANS = 100  # of a JPEG in layers, each of which costs a pass over all pixels; encoders write about ten
+SHRINK = (
+    8,
+    4,
+    2,
+)  # the eighths between are slower to decode, by more than their resizing saves (tools/bench_decode.py)
 MODES = {1: "L", 3: "RGB"}
 TURBO = ("YCbCr", "RGB", "Gray")  # what libjpeg-turbo turns into RGB; Pillow takes the rest (CMYK)
 ASPECTS, TRIES = (3 / 4, 4 / 3), 10  # of a random crop: width by height, and attempts before its middle is taken
@@ -62,8 +67,8 @@ def picture(
     """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part.
 
     `draws` are the item's uniform numbers. With them, `crop` takes torchvision's RandomResizedCrop of scale
-    (1 - crop, 1), and `mirror` exchanges left and right half of the time. `exact` False: a JPEG is decoded at the
-    smallest eighth of its size of which the cut still has the pixels wanted; some 40 dB from the exact picture.
+    (1 - crop, 1), and `mirror` exchanges left and right half of the time. `exact` False: a JPEG is decoded at a half,
+    a quarter or an eighth where the cut still has the pixels wanted; it is some 40 dB from the exact picture.
     """
 
     def cut(height: int, width: int) -> Box:
@@ -191,26 +196,35 @@ def _decode(data: bytes, channels: int, least: Least | None) -> tuple[Pixels, tu
 
 
 def _jpeg(data: bytes, channels: int, least: Least | None) -> tuple[Pixels, tuple[int, int]] | None:
-    """None where libjpeg-turbo cannot make it RGB. `strict`: what ends early or does not add up is an error."""
-    *shape, space, _ = simplejpeg.decode_jpeg_header(data)
-    height, width = map(int, shape)
-    _check_size(height, width)
+    """None where libjpeg-turbo does not make it RGB. `strict`: what ends early or does not add up is an error."""
     head = jpeg_head(data)
     if head.layered and data.count(b"\xff\xda") > MAX_SCANS:
         raise BadSample("image_damaged", f"the JPEG has over {MAX_SCANS} scans, which no encoder writes; save it anew")
+    try:
+        *shape, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None  # colours at unusual distances, perhaps: Pillow knows, or says what is wrong
+    height, width = map(int, shape)
+    _check_size(height, width)
     if space not in TURBO:
         return None
     size = (width, height) if head.turned else (height, width)
-    low, wide = (0, 0) if least is None else least(*size)
+    low, wide = size if least is None else _shrunk(size, least(*size))
     low, wide = (wide, low) if head.turned else (low, wide)
     grey = channels == 1 and (space == "Gray" or least is not None)
     pixels = simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", min_height=low, min_width=wide, strict=True)
     if channels == 1 and not grey:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+        pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
     return _turn(pixels, head.orientation), size
 
 
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
+def _shrunk(size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size that is quick to decode and no smaller than `least`; else the full one."""
+    sizes = ((-(-size[0] // by), -(-size[1] // by)) for by in SHRINK)
+    return next((small for small in sizes if small[0] >= least[0] and small[1] >= least[1]), size)
+
+
+def _turn(pixels: UInt8[np.ndarray, "rows columns channels"], orientation: int) -> Pixels:
     """Upright, from what EXIF says of the stored rows and columns."""
     if orientation == 1:
         return pixels
