@@ -26,9 +26,12 @@ usage: mmfm COMMAND ...
 One model that reads and writes text, images and audio.
 
   mmfm train CONFIG [--check] [--resume] [--force] [--optim.lr 3e-4 ...]
+  mmfm doctor CONFIG [--html FILE] [--json FILE] [--samples N] [--quick]
   mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json]
   mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT]
   mmfm data numbers|stamps FOLDER
+  mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
+  mmfm data index FOLDER
   mmfm report RUN
 
 `mmfm COMMAND --help` lists the options of a command. --debug, anywhere, shows the traceback of an error.

@@ -5,9 +5,11 @@ What a field's docstring says is its line in `mmfm data COMMAND --help`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
+
+from mmfm.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,4 +42,75 @@ class Stamps:
         stamps.build(Path(self.folder), deb=Path(self.deb) if self.deb else None)
 
 
-DATA: dict[str, type[Any]] = {"numbers": Numbers, "stamps": Stamps}
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Write the indexes that tars below a folder lack (X.idx.json beside X.tar), and each folder's shards.json."""
+
+    folder: tyro.conf.Positional[str]
+    """The folder of shards, or one above."""
+    again: bool = False
+    """Also where there is a valid one."""
+    workers: int = 0
+    """Processes; 0: one per core."""
+
+    def __call__(self) -> None:
+        from mmfm.data.indexing import index_folder
+
+        require(self.workers >= 0, f"--workers {self.workers} must not be negative")
+        index_folder(Path(self.folder), again=self.again, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Turn a folder of files, a CSV, TSV, JSONL or Parquet of paths, or a saved Hugging Face dataset into shards.
+
+    A build that was stopped goes on when the same command is given again.
+    """
+
+    input: tyro.conf.Positional[str]
+    """Files that share a stem make a sample; in a table each row, with paths relative to the table."""
+    out: tyro.conf.Positional[str]
+    """Where the shards are written: a new folder, or one of the same build."""
+    image: str = ""
+    """Column of the pictures; without any of these three, guessed from usual names."""
+    audio: str = ""
+    """Column of the sounds."""
+    text: str = ""
+    """Column of the captions. The other columns go into the .json."""
+    key: str = ""
+    """Column that names each sample; else the number of its row."""
+    classes: Literal["none", "folders"] = "none"
+    """folders: the first folder below INPUT is the class, written as .cls and, where there is no text, .txt."""
+    prefix: str = "shard"
+    """Of the shards' names."""
+    samples_per_shard: int = 1_000
+    """Samples of the input in each shard."""
+    check: Literal["decode", "headers", "none"] = "decode"
+    """What is tried of each sample; those that fail are listed in OUT/left_out.jsonl."""
+    max_seconds: float = 3_600.0
+    """A longer sound is left out."""
+    allow_missing: bool = False
+    """Leave out samples whose files are missing; else they are an error, at the end."""
+    workers: int = 0
+    """Processes; 0: one per core."""
+
+    def __call__(self) -> None:
+        from mmfm.data.build import build
+        from mmfm.data.build_rows import Columns
+
+        require(self.workers >= 0, f"--workers {self.workers} must not be negative")
+        build(
+            self.input,
+            self.out,
+            columns=Columns(image=self.image, audio=self.audio, text=self.text, key=self.key),
+            classes=self.classes == "folders",
+            prefix=self.prefix,
+            samples_per_shard=self.samples_per_shard,
+            check=self.check,
+            max_seconds=self.max_seconds,
+            allow_missing=self.allow_missing,
+            workers=self.workers,
+        )
+
+
+DATA: dict[str, type[Any]] = {"numbers": Numbers, "stamps": Stamps, "build": Build, "index": Index}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -74,9 +75,13 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def ticker(name: str, total: int, shown: bool, unit: str = "samples") -> Iterator[Callable[..., None]]:
-    """A bar with what is at work, the speed and the time left. What it gives is called as tick(what, count=1)."""
+    """A bar with what is at work, the speed and the time left. What it gives is called as tick(what, count=1).
+
+    It is drawn on stderr, and only on a terminal.
+    """
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn()
-    with Progress(*columns, disable=not shown, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
         task = bar.add_task(name, total=total)
 
         def tick(what: str, count: int = 1) -> None:
