@@ -6,8 +6,9 @@ runs/NAME/run.json  metrics.jsonl  skipped.jsonl  tensorboard/  checkpoints/step
 import contextlib
 import json
 import logging
+import subprocess
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGINT
 from typing import Any, Literal
@@ -39,7 +40,7 @@ from mmfm.strict import from_json, to_json
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 RESULTS = (METRICS, "results.json", "results.details.json", "report.html")
-RANKS_END_S = 60
+RANK_ENDS_S = 10
 
 
 def train(run: Run, *, resume: bool = False, force: bool = False) -> Path:
@@ -75,17 +76,29 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
     callbacks = [journal, agree, Scores(run, tokenizer, agree), Saves(run, files, agree), Bar(run, journal)]
     trainer = _trainer(run, start, callbacks, files)
     path = None if start is None else str(folder_of(run.folder, start))
-    trainer.fit(module, data, ckpt_path=path, weights_only=True)
-    _part(trainer)
+    with _together(trainer):
+        trainer.fit(module, data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero:  # what all ranks know is said by the first; the others end in peace
         _tell(run, trainer, module, agree)
 
 
-def _part(trainer: L.Trainer) -> None:
-    """Ranks leave together: the first, whose end is the end of all, waits for the others."""
+@contextlib.contextmanager
+def _together(trainer: L.Trainer) -> Iterator[None]:
+    """Ranks leave together: the first, whose end is the end of all, waits for the others. Where one of them ended
+    early, it has said why, and the first only knows that a connection was closed."""
+    children = getattr(trainer.strategy.launcher, "procs", ())
+    try:
+        yield
+    except RuntimeError as why:
+        for rank, child in enumerate(children, 1):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if status := child.wait(RANK_ENDS_S):
+                    told = f"rank {rank} ended with status {status}; what it said stands above"
+                    raise ChildProcessError(f"{told}; --resume continues from the last checkpoint") from why
+        raise
     leave()
-    for child in getattr(trainer.strategy.launcher, "procs", ()):
-        child.wait(RANKS_END_S)
+    for child in children:
+        child.wait(RANK_ENDS_S)
 
 
 def _tell(run: Run, trainer: L.Trainer, module: JointModule, agree: Agree) -> None:

@@ -83,7 +83,7 @@ def toy(folder: Path, **changes: Any) -> Path:
         name="toy",
         out=str(folder / "runs"),
         model=toy_config(dropout=0.1),
-        data=Data(train=sources, batch=8, workers=0, augment=augment),
+        data=Data(train=sources, val=str(folder / "image.tar"), batch=8, workers=0, augment=augment),
         contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
         write=(Write(task="image>text"), Write(task="audio>text")),
         optim=Optim(steps=20, lr=3e-3, warmup_steps=5),
@@ -166,10 +166,14 @@ class Outcome:
     equal_weights: bool
 
 
-def kill_and_compare(folder: Path, *, kills: int, steps: int, seed: int, devices: int = 1, workers: int = 0) -> Outcome:
+CASES = ((1, 0, 20), (2, 2, 20), (4, 0, 3))  # ranks, loader processes of each, kills
+
+
+def kill_and_compare(folder: Path, *, kills: int, seed: int, devices: int = 1, workers: int = 0) -> Outcome:
     """A run killed again and again against one that never was."""
     from mmfm.config import Optim
 
+    steps = 3 * kills + 10
     shape = {"devices": devices, "workers": workers}
     toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5))
     statuses = live(folder, [Life(name="whole", **shape), *deaths(kills, steps, seed, shape)])
@@ -181,6 +185,53 @@ def kill_and_compare(folder: Path, *, kills: int, steps: int, seed: int, devices
         mismatches=mismatches(whole, killed),
         equal_weights=final_weights(folder, "whole") == final_weights(folder),
     )
+
+
+MOVES = ((1, 0), (2, 3), (4, 1), (1, 2))  # ranks and loader processes, one after the other
+MOVE_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    moves: tuple[tuple[int, int], ...]
+    steps: int
+    other_samples: int  # steps whose samples, over all ranks, were not those of one rank, in this order
+    largest_difference: float  # of a loss, summed over ranks
+
+
+def move_and_compare(folder: Path) -> Moved:
+    """A run that goes on with other numbers of ranks and loader processes, against one of a single rank. Dropout is
+    off: it is drawn for what a rank holds."""
+    from toys import toy_config
+
+    from mmfm.config import Optim
+
+    steps = MOVE_STEPS * len(MOVES)
+    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), model=toy_config(dropout=0.0), save_every_steps=10)
+    ends = [MOVE_STEPS * (i + 1) for i in range(len(MOVES) - 1)]
+    shapes = [{"devices": ranks, "workers": workers} for ranks, workers in MOVES]
+    lives = [Life(step=end, moment="saved", **shape) for end, shape in zip(ends, shapes, strict=False)]
+    statuses = live(folder, [Life(name="whole"), *lives, Life(**shapes[-1])])
+    assert statuses == [0, *[-signal.SIGKILL] * len(lives), 0], statuses
+    expected, found = (together(diary(folder, name)) for name in ("whole", "toy"))
+    assert expected.keys() == found.keys() == set(range(1, steps + 1))
+    differences = [abs(a - b) for step in found for a, b in zip(expected[step][1], found[step][1], strict=True)]
+    return Moved(
+        moves=MOVES,
+        steps=steps,
+        other_samples=sum(expected[step][0] != found[step][0] for step in found),
+        largest_difference=max(differences),
+    )
+
+
+def together(entries: Sequence[Entry]) -> dict[int, tuple[list[str], list[float]]]:
+    """Step -> the samples of all ranks in order, the sums of their shares of each loss."""
+    steps: dict[int, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.step, entry.rank)):
+        steps.setdefault(entry.step, []).append(entry)
+    keys = {step: [key for entry in parts for key in entry.keys] for step, parts in steps.items()}
+    losses = {step: [[float.fromhex(x) for x in entry.losses] for entry in parts] for step, parts in steps.items()}
+    return {step: (keys[step], [sum(shares) for shares in zip(*losses[step], strict=True)]) for step in steps}
 
 
 def one_life(folder: Path, number: int, life: Life) -> int:

@@ -1,0 +1,21 @@
+"""Runs killed at many random places, and runs that change their number of ranks: tools/bench_resume.py's own cases."""
+
+from pathlib import Path
+
+import doomed
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.mark.parametrize(("devices", "workers", "kills"), doomed.CASES)
+def test_a_killed_run_is_a_run_never_killed(tmp_path: Path, devices: int, workers: int, kills: int) -> None:
+    """kill -9 of the whole process tree at random steps: the same samples, the same losses as hex, equal weights."""
+    outcome = doomed.kill_and_compare(tmp_path, kills=kills, seed=devices, devices=devices, workers=workers)
+    assert (outcome.kills, outcome.mismatches, outcome.equal_weights) == (kills, 0, True)
+
+
+def test_ranks_may_come_and_go(tmp_path: Path) -> None:
+    """1 -> 2 -> 4 -> 1 ranks with 0 to 3 loader processes: the global order of one rank, and its losses within 1e-5."""
+    outcome = doomed.move_and_compare(tmp_path)
+    assert outcome.other_samples == 0 and outcome.largest_difference < 1e-5
