@@ -1,5 +1,7 @@
 """What people call: encode, write and score, by path, picture, string or tensor, with one line for what cannot be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import soundfile
@@ -121,3 +123,18 @@ def test_a_model_without_a_tower_says_what_it_reads():
     model = Interface(core, toy_run(model=toy_config(audio=None), contrast=PAIRS[:1]), TOKENIZER)
     with pytest.raises(UserError, match="no audio tower; it reads image, text"):
         model.encode_audio(torch.zeros(1, 100))
+
+
+def test_pictures_and_sounds_are_cut_as_the_run_says(model, files):
+    """fit="crop" shows the middle of a picture, and crop_seconds is the middle of a long clip; a short one is whole."""
+    tower = dataclasses.replace(toy_config().image, fit="crop")
+    data = dataclasses.replace(toy_run().data, crop_seconds=0.2)
+    run = dataclasses.replace(toy_run(), data=data, model=dataclasses.replace(toy_config(), image=tower))
+    cut = Interface(model.core, run, TOKENIZER).eval()
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 60, 3), dtype=np.uint8))
+    middle = picture.crop((10, 0, 50, 20))  # the tower's pictures are twice as wide as high
+    assert torch.equal(cut.transform(picture), model.transform(middle))
+    assert not torch.equal(cut.transform(picture), model.transform(picture))
+    wave = torch.tensor(soundfile.read(files / "long.wav", dtype="float32")[0])
+    theirs = model.encode_audio(wave[None, 2_400:5_600])
+    torch.testing.assert_close(cut.encode_audio([files / "long.wav"]), theirs, rtol=0, atol=1e-6)
