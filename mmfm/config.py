@@ -11,8 +11,20 @@ from typing import Any, Literal
 MODALITIES = ("image", "audio", "text")
 
 
+LONGEST_MESSAGE = 900  # characters
+
+
 class UserError(ValueError):
     """A mistake of input, not of code: one line with the value, the rule and the remedy. The command line exits 2."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """Whatever a file put into a message: no line break, no control of the screen, and not a whole file of it."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[: LONGEST_MESSAGE - 300]} ... {shown[-280:]}"
 
 
 def require(holds: bool, message: str) -> None:
@@ -351,7 +363,8 @@ class Run:
             self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0,
             f"Run.keep_every_steps={self.keep_every_steps} is no multiple of save_every_steps={self.save_every_steps}",
         )
-        require(bool(self.name) and "/" not in self.name, f"Run.name={self.name!r} must be a plain folder name")
+        plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
+        require(plain, f"Run.name={self.name!r} must be a plain folder name")
         names = [item.name for item in (*self.contrast, *self.write)]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 

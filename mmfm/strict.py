@@ -22,7 +22,7 @@ def from_json(text: str, where: str = "run.json") -> Run:
     """The run that `to_json` wrote. An unknown or missing key, or a value of the wrong type, is an error."""
     try:
         tree = json.loads(text, parse_constant=_no_constant)
-    except ValueError as why:
+    except (ValueError, RecursionError) as why:
         raise UserError(f"{where} is not strict JSON ({why}); restore it from the run's checkpoint folder") from None
     return _build(Run, tree, where)
 
@@ -49,7 +49,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         require(value in arguments, f"{where}: {value!r} is none of {', '.join(map(repr, arguments))}")
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1e300:
         return float(value)
     require(type(value) is kind, f"{where}: {value!r} should be of type {getattr(kind, '__name__', kind)}")
     require(kind is not float or math.isfinite(value), f"{where}: {value!r} is no finite number")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError
-from mmfm.data.tar import members
+from mmfm.data.tar import BLOCK, members
 from mmfm.inputs.headers import measure
 
 MODALITY = {
@@ -29,6 +29,7 @@ CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
 FORMAT = 1
 LIST = "shards.json"
 MAX_PART, MAX_JSON = 1 << 31, 1 << 30  # bytes of one part, of an index or a list
+MAX_COUNT, MAX_CRC32 = 1 << 48, 1 << 32
 AGAIN = "make it again with: mmfm data index FOLDER"
 
 
@@ -234,12 +235,14 @@ def _index(tree: Any) -> Index:
     )
     _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
     _must(set(parts) <= set(EXTENSIONS), "an extension that is not read")
+    _must(index.crc32 is not None and 0 <= index.crc32 < MAX_CRC32, "a CRC-32 that is none")
     columns = [*index.offset.values(), *index.size.values(), index.seconds, index.pixels]
     _must({len(column) for column in columns} == {count} and 0 <= index.texts <= count, "columns of other lengths")
     for name, sizes in index.size.items():
         offsets = index.offset[name]
         _must(min(sizes) >= -1 and max(sizes) <= MAX_PART and min(offsets) >= -1, "a negative offset or size")
         _must(max(map(add, offsets, sizes)) <= index.bytes, "a part that ends behind the tar")
+        _must(min((at for at in offsets if at >= 0), default=BLOCK) >= BLOCK, "a part without room for its header")
     return index
 
 
@@ -314,15 +317,16 @@ def _entry(item: Any, before: str) -> Entry:
     _must(isinstance(name, str) and name.endswith(".tar"), "a name that is no .tar")
     _must(not set("/\\\0") & set(name) and not name.startswith("."), f"{name[:40]!r} is no plain file name")
     counts = {"bytes": item["bytes"], "samples": item["samples"]}
-    _must(all(type(count) is int and count > 0 for count in counts.values()), "counts must be whole and positive")
+    _must(all(type(n) is int and 0 < n < MAX_COUNT for n in counts.values()), "counts must be whole and positive")
     holds = {kind: int(item["holds"].get(kind, 0)) for kind in ("image", "audio", "text")}
     crc32 = item.get("crc32")
+    _must(crc32 is None or (type(crc32) is int and 0 <= crc32 < MAX_CRC32), "a CRC-32 that is none")
     ignored = {str(kind): int(n) for kind, n in item.get("ignored", {}).items()}
     return Entry(
         place=before + name,
         **counts,
         holds=holds,
-        crc32=None if crc32 is None else int(crc32),
+        crc32=crc32,
         scattered=int(item.get("scattered", 0)),
         ignored=ignored,
     )

@@ -29,6 +29,8 @@ MAX_TEXT = 1 << 20  # characters
 OPEN_FILES = 128
 LIVE_SAMPLES = 1 << 18  # whose indexes are kept
 WAITS_S = (0.1, 0.5, 2.0)  # before reading is tried again, where the machine and not the content fails
+GROUP = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+MOST_SHARDS, MOST_GROUPS = 1 << 18, 32  # of one pattern
 FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
 
 
@@ -333,20 +335,40 @@ def expand(spec: str) -> list[Path]:
 
 
 def braces(pattern: str) -> list[str]:
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if not match:
-        return [pattern]
+    """What a shell makes of {000..007} and {a,b}: all combinations, the first ones vary most slowly."""
+    found: list[str] = []
+    open_groups = [iter([pattern])]
+    while open_groups:
+        now = next(open_groups[-1], None)
+        match = GROUP.search(now) if now is not None else None
+        if now is None:
+            open_groups.pop()
+        elif match:
+            open_groups.append(_choices(now, match))
+        else:
+            found.append(now)
+        if len(found) > MOST_SHARDS or len(open_groups) > MOST_GROUPS:
+            raise UserError(f"{pattern[:80]!r} names over {MOST_SHARDS} shards; give their folder, or larger ones")
+    return found
+
+
+def _choices(pattern: str, match: re.Match[str]) -> Iterator[str]:
     first, last, listed = match.groups()
-    middles = listed.split(",") if listed else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [whole for middle in middles for whole in braces(pattern[: match.start()] + middle + pattern[match.end() :])]
+    middles = listed.split(",") if listed else (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+    return (pattern[: match.start()] + middle + pattern[match.end() :] for middle in middles)
 
 
 def _found(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if pattern and path.is_file():
-        return [path]
+    try:
+        path = Path(pattern).expanduser()
+        if pattern and path.is_file():
+            return [path]
+    except (OSError, RuntimeError) as why:  # a name that is too long, a user that is not there
+        raise UserError(f"there is no {pattern[:80]!r} ({' '.join(str(why).split())[:80]}); {FORMS}") from None
     named = path / "*.tar" if pattern and path.is_dir() else path
     found = sorted(map(Path, glob.glob(str(named)))) if glob.has_magic(str(named)) else []
+    if strange := next((name for name in found if not name.is_file()), None):
+        raise UserError(f"{strange} is no file, but a folder, a pipe or a link to nothing; take it away")
     if found:
         return found
     if pattern and path.is_dir():

@@ -16,6 +16,7 @@ BLOCK = 512
 FILES, FOLDER, EMPTY = b"0\x007", b"5", b"123456"  # types that hold a plain file; a folder; types without a body
 LONG_NAME, LONG_LINK, PAX, PAX_ALL, SPARSE = b"L", b"K", b"x", b"g", b"S"
 MAX_NAME = 1 << 20  # bytes of a header that only names the next one
+MAX_DIGITS = 20  # of a number in such a header
 
 
 class Member(NamedTuple):
@@ -109,19 +110,24 @@ def _records(path: Path, text: bytes, body: int) -> Iterator[tuple[str, str]]:
     """Pax records, each `length key=value newline`."""
     while text.strip(b"\0"):
         digits, _, _ = text.partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
+        length = int(digits) if digits.isdigit() and len(digits) < MAX_DIGITS else 0
         key, equals, value = text[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or text[length - 1 : length] != b"\n" or (key == b"size" and not value.isdigit()):
+        if not equals or text[length - 1 : length] != b"\n" or (key == b"size" and not _is_size(value)):
             raise UserError(f"{path} is damaged at byte {body}: no pax record; copy or write it again")
         yield key.decode("utf-8", "replace"), value.decode("utf-8", "surrogateescape")
         text = text[length:]
 
 
+def _is_size(value: bytes) -> bool:
+    return value.isdigit() and len(value) < MAX_DIGITS
+
+
 def _number(field: bytes) -> int:
-    """Octal digits, or (GNU) a big-endian number after a first byte of 0x80."""
+    """Octal digits, or (GNU) a big-endian number after a first byte of 0x80. Raises ValueError for a sign."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0") or b"0"
+    return int(digits if digits.isdigit() else b"-", 8)
 
 
 def _string(field: bytes) -> str:

@@ -1,6 +1,6 @@
 """Bytes to tensors: each file here owns one decoder, bounds what it reads and refuses what it cannot read whole."""
 
-from mmfm.config import UserError
+from mmfm.config import UserError, one_line
 
 CODES = {
     "image_empty": "a picture of 0 bytes",
@@ -42,4 +42,4 @@ class BadSample(UserError):
         self.code, self.message = code, message
 
     def __str__(self) -> str:
-        return self.message
+        return one_line(self.message)
