@@ -229,6 +229,29 @@ def test_text_from_data_cannot_act(tmp_path: Path) -> None:
     assert [node for node in page.all("img") if node.attributes["src"] == "x"] == []
 
 
+def test_samples_that_training_could_not_use_are_counted_once_and_named(tmp_path: Path) -> None:
+    """From skipped.jsonl of all ranks: distinct samples by source and fault, the first of each in words; no markup."""
+    bad = [
+        {
+            "source": "clips",
+            "shard": "a.tar",
+            "key": f"k{n}",
+            "code": "audio_cut",
+            "message": f"a.tar: k{n}: <b>cut</b>",
+        }
+        for n in range(3)
+    ]
+    other = {"source": "clips", "shard": "b.tar", "key": "x", "code": "text_empty", "message": "b.tar: x: empty"}
+    folder = make(tmp_path, rows=ROWS)
+    again = {**bad[0], "position": 77}
+    (folder / "skipped.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in [*bad, again]) + '{"source": "cl')
+    (folder / "skipped-1.jsonl").write_text(json.dumps(other))
+    section = page_of(folder).one("section", having="Samples that training could not use")
+    rows = [[cell.text for cell in line.all("td")] for line in section.all("tr")[1:]]
+    assert rows == [["audio_cut", "3", "a.tar: k0: <b>cut</b>"], ["text_empty", "1", "b.tar: x: empty"]]
+    assert "Samples that training" not in page_of(make(tmp_path / "clean", rows=ROWS)).text
+
+
 def test_the_page_asks_for_nothing_and_allows_only_its_own_script(tmp_path: Path) -> None:
     """All that is loaded is inline, and the policy names the hashes of exactly this style and this script."""
     outside = item("image", "remote", "https://example.org/a.png")

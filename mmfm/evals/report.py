@@ -7,6 +7,7 @@ results.details.json. Whatever is missing is named, with the command that makes 
 import base64
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mmfm.config import Run, UserError
 from mmfm.evals.page import charts, examples, overview, scores
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.mistakes import MAP_NOTE, mistakes, worst
-from mmfm.evals.page.record import Log, Record, Split, read_record
+from mmfm.evals.page.record import Log, Record, Skipped, Split, read_record
 from mmfm.strict import to_json
 
 NAME = "report.html"
@@ -83,7 +84,7 @@ def _sections(record: Record) -> dict[str, Html]:
         "Scores": [*_scores(record)],
         "Where it fails": [*_mistakes(splits)],
         "Examples": [*_examples(splits)],
-        "Data": [_data(splits)] if splits else [],
+        "Data": [*([_data(splits)] if splits else []), *_skipped(record.skipped)],
         "Settings": [*_settings(record)],
     }
     return {name: tag("section", tag("h2", name), *parts, id=_anchor(name)) for name, parts in found.items() if parts}
@@ -176,6 +177,22 @@ def _data(splits: Sequence[Split]) -> Html:
     left_out = [tag("li", f"{split.name}: {line}") for split in splits for line in split.left_out]
     told = tag("ul", *left_out, class_="left-out") if left_out else None
     return join((tag("div", tag("table", head, tag("tbody", *rows), class_="plain"), class_="scroll"), told))
+
+
+def _skipped(skipped: Sequence[Skipped]) -> Iterator[Html]:
+    """What training met and could not use: how many of each kind, and the first of them."""
+    if not skipped:
+        return
+    counts = Counter((item.source, item.code) for item in skipped)
+    head = tag("tr", *(tag("th", name, scope="col") for name in ("source", "fault", "samples", "such as")))
+    rows = []
+    for (source, code), count in counts.most_common():
+        first = next(item for item in skipped if (item.source, item.code) == (source, code))
+        cells = (tag("td", tag("code", code)), tag("td", f"{count:,}", class_="number"), tag("td", first.message))
+        rows.append(tag("tr", tag("th", source, scope="row"), *cells))
+    yield tag("h3", "Samples that training could not use")
+    yield tag("p", "Each time that one of these was due, another of its source took its place.", class_="quiet")
+    yield tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_="plain"), class_="scroll")
 
 
 def _templates(templates: Sequence[str]) -> Iterator[object]:

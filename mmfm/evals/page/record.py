@@ -7,8 +7,8 @@ resumed run went through again replace those before.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,12 +99,24 @@ class Log:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A sample that training could not use. Met again in a later epoch, or after a resume, it is the same one."""
+
+    source: str
+    shard: str
+    key: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     folder: Path
     run: Run
     log: Log | None
     rows: tuple[Row, ...] | None
     splits: tuple[Split, ...] | None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def read_record(folder: Path) -> Record:
@@ -118,7 +130,25 @@ def read_record(folder: Path) -> Record:
         log=_read(folder / "metrics.jsonl", read_log),
         rows=_read(folder / "results.json", lambda text: tuple(map(_row, json.loads(text)))),
         splits=_read(folder / "results.details.json", lambda text: tuple(_splits(json.loads(text)["splits"]))),
+        skipped=tuple(read_skipped(folder)),
     )
+
+
+def read_skipped(folder: Path) -> list[Skipped]:
+    """The distinct samples in skipped.jsonl and skipped-RANK.jsonl; a last line that was cut short is left out."""
+    lines = [line for path in sorted(folder.glob("skipped*.jsonl")) for line in _lines(path)]
+    names = [field.name for field in fields(Skipped)]
+    return list(dict.fromkeys(Skipped(**{name: str(line.get(name, "")) for name in names}) for line in lines))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            tree = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(tree, dict):
+            yield tree
 
 
 def _read(path: Path, parse: Callable[[str], Value]) -> Value | None:
