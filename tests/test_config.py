@@ -20,6 +20,8 @@ from mmfm.config import (
     Optim,
     Run,
     Source,
+    Store,
+    Text,
     TextTower,
     Trunk,
     UserError,
@@ -34,7 +36,12 @@ FULL = Run(
     seed=7,
     model=Model(image=None, audio=Conformer(mel=Mel(high_hz=3_800.0)), tokenizer="a.json", dropout=0.1),
     data=Data(
-        train=(Source(shards="a", provides=("audio", "text"), share=3), Source(shards="b", provides=())), batch=64
+        train=(
+            Source(shards="a", provides=("audio", "text"), share=3, texts=(Text(field="captions.fr", weight=2.0),)),
+            Source(shards="b", provides=(), name="second"),
+        ),
+        batch=64,
+        store=Store(folder="shards", limit_gb=0.5),
     ),
     contrast=(Contrast(pair=("audio", "text"), loss="sigmoid", weight=0.5),),
     write=(Write(task="audio>text"), Write(task=">text", weight=0.1)),
@@ -113,6 +120,13 @@ def test_json_is_strict(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_batches_of_one_source_need_no_common_multiple() -> None:
+    """Shares count batches then, so that any batch will do; the same shares per sample are refused."""
+    assert replace(FULL.data, batch=6, unit="batch").batch == 6
+    with pytest.raises(UserError, match="multiple of the sources' shares"):
+        replace(FULL.data, batch=6)
+
+
 def test_a_whole_number_stands_for_a_float() -> None:
     """JSON writers drop the .0; the value is a float again after reading."""
     lr = from_json(edited("optim", "lr", value=1)).optim.lr
@@ -140,6 +154,22 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: replace(FULL.data, batch=6),
         "Data.batch=6 must be a multiple of the sources' shares together (4)",
     ),
+    "text": (lambda: Text(field=""), 'Text.field is empty; name "txt"'),
+    "text weight": (lambda: Text(field="txt", weight=0.0), "Text.weight=0.0 must be greater than 0"),
+    "store": (lambda: Store(limit_gb=0.0), "Store.limit_gb=0.0 must be greater than 0"),
+    "most bad": (lambda: Data(most_bad=1.5), "Data.most_bad=1.5 is a fraction"),
+    "shuffle": (lambda: Data(shuffle=0), "Data.shuffle=0 must be greater than 0"),
+    "crop": (lambda: Augment(crop=1.5), "Augment.crop=1.5 is a fraction: at most 1"),
+    "crop seconds": (lambda: Data(crop_seconds=-1.0), "Data.crop_seconds=-1.0 must not be negative"),
+    "sources of one name": (
+        lambda: Data(train=(Source(shards="a", provides=()),) * 2),
+        "two sources are called 'a'; give each a name of its own",
+    ),
+    "keep": (
+        lambda: Run(name="a", save_every_steps=10, keep_every_steps=25),
+        "Run.keep_every_steps=25 is no multiple of save_every_steps=10",
+    ),
+    "minutes": (lambda: Run(name="a", save_every_minutes=-1.0), "Run.save_every_minutes=-1.0 must not be negative"),
     "workers": (lambda: Data(workers=-1), "Data.workers=-1 must not be negative"),
     "pair": (lambda: Contrast(pair=("image", "image")), "must name two modalities"),
     "pair names": (lambda: Contrast(pair=("image", "smell")), "names 'smell'"),
