@@ -194,7 +194,7 @@ def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         found = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as why:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as why:
         raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
     wrong = found.keys() ^ {MODEL, TRAIN, STATE, RUN, TOKENIZER}
     require(not wrong, f"{folder / MANIFEST} should not lack or list {min(wrong, default='')!r}; choose another step")
@@ -245,10 +245,19 @@ def load_train(files: Mapping[str, bytes], where: str) -> Tree:
 
 def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
     """Weights into the module; another configuration's weights are a UserError that names the first difference."""
+    found = _weights(files, where)
+    _check_shapes(model, found, where)
+    model.load_state_dict(found, strict=True)
+
+
+def _weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
     try:
-        found = load_tensors(files[MODEL])
+        return load_tensors(files[MODEL])
     except SafetensorError as why:
         raise UserError(f"{where}/{MODEL} cannot be read ({why}); choose another step or train again") from None
+
+
+def _check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
     wanted = model.state_dict()
     for name in (*wanted, *found):
         here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
@@ -257,7 +266,23 @@ def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str)
                 f"{where} is of another configuration: {name} has shape {there} there and {here} in this model; "
                 "use the run.json beside the weights"
             )
-    model.load_state_dict(found, strict=True)
+
+
+def _check_size(run: Run, text_size: int, found: Mapping[str, Tensor], where: str) -> None:
+    """Before a model takes memory: a configuration asks for no more than the weights have."""
+    parts = (run.model.image, run.model.audio, run.model.text, run.model.trunk)
+    deepest = max(part.depth for part in parts if part is not None)
+    told = f"{where} is of another configuration: {deepest} layers cannot have {len(found)} weights"
+    require(deepest <= len(found), f"{told}; use the run.json beside the weights")
+    with torch.device("meta"):
+        _check_shapes(build(run.model, text_size, run.contrast), found, where)
+
+
+def _text(files: Mapping[str, bytes], name: str, where: Path) -> str:
+    try:
+        return files[name].decode("utf-8")
+    except UnicodeDecodeError as why:
+        raise UserError(f"{where / name} is not UTF-8 at byte {why.start}; choose another step") from None
 
 
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -296,8 +321,10 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
         else:
             files = read_verified(folder_of(folder, step))
         where = folder_of(folder, step)
-    cfg = from_json(files[RUN].decode(), str(where / RUN))
-    tokenizer = parse_tokenizer(files[TOKENIZER].decode(), str(where / TOKENIZER))
+    cfg = from_json(_text(files, RUN, where), str(where / RUN))
+    tokenizer = parse_tokenizer(_text(files, TOKENIZER, where), str(where / TOKENIZER))
+    weights = _weights(files, str(where))
+    _check_size(cfg, tokenizer.size, weights, str(where))
     core = build(cfg.model, tokenizer.size, cfg.contrast)
-    load_weights(files, core, str(where))
+    core.load_state_dict(weights, strict=True)
     return Interface(core.to(device).eval(), cfg, tokenizer).eval()

@@ -78,6 +78,9 @@ class Mel:
 
     def __post_init__(self) -> None:
         _positive(self, "rate_hz", "window_ms", "hop_ms", "bins")
+        require(self.rate_hz <= 384_000, f"Mel.rate_hz={self.rate_hz} is over 384000, more than any recorder has")
+        require(self.window_ms <= 1_000, f"Mel.window_ms={self.window_ms} is over a second; speech takes 25")
+        require(self.bins <= 1_024, f"Mel.bins={self.bins} is over 1024; speech takes 80")
         require(
             self.hop_ms <= self.window_ms,
             f"Mel: hop_ms={self.hop_ms} leaves gaps: it must not exceed window_ms={self.window_ms}",
