@@ -82,7 +82,7 @@ def picture(
 
     pixels, size = _decode(data, channels, None if exact else least)
     box = _scaled(cut(*size), size, pixels.shape[:2])
-    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
     image = resize(torch.from_numpy(part).permute(2, 0, 1), height_px, width_px)
     turned = mirror and draws is not None and bool(draws[MIRROR_DRAW] < 0.5)
     return image.flip(2) if turned else image.contiguous()
