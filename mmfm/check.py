@@ -6,7 +6,7 @@ minute. Standard library only.
 
 import runpy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfm.config import Data, Model, Run, Source, UserError, require
@@ -16,10 +16,12 @@ from mmfm.strict import from_json, to_json
 
 
 def read_run(path: str | Path) -> Run:
-    """The run that a config file (Python: its `config()` is executed) or a saved run.json describes."""
+    """The run that a config file (Python: its `config()` is executed) or a saved run.json describes; that of a run's
+    folder goes on in this folder, wherever it was begun."""
     file = Path(path)
-    if file.is_dir():
-        file = file / "run.json"
+    if (file / "run.json").is_file():
+        run, folder = read_run(file / "run.json"), file if file.name not in ("", "..") else file.resolve()
+        return replace(run, out=str(folder.parent), name=folder.name)
     require(file.is_file(), f"no configuration at {path}; give a Python file with config() -> Run, or a saved run.json")
     if file.suffix == ".json":
         return from_json(file.read_text(encoding="utf-8"), str(file))

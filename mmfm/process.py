@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,11 +88,23 @@ def lead() -> None:
 
 def loader_worker(_: int) -> None:
     """For a new loader process. What stops a run is often sent to all processes of its group; only the main one
-    should answer, which still needs its workers for the step that it finishes."""
+    should answer, which still needs its workers for the step that it finishes. SIGTERM counts where it is the main
+    one's own: so it ends workers at its exit, and waits for them."""
     parent = multiprocessing.parent_process()
-    die_with_parent(None if parent is None else parent.pid)
-    for name in ASKS:
-        signal.signal(name, signal.SIG_IGN)
+    pid = os.getppid() if parent is None or parent.pid is None else parent.pid
+    die_with_parent(pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey, args=(pid,), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    if sys.platform == "linux":
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
 
 
 @contextlib.contextmanager

@@ -164,6 +164,7 @@ def _remove(folder: Path) -> None:
 
 # What may change between starts: it moves no weight.
 FREE = {
+    "name",
     "out",
     "threads",
     "devices",

@@ -282,7 +282,10 @@ def strike(life: Life, rank: int) -> None:
     if life.what == "kill" and rank == 0:
         os.killpg(0, signal.SIGKILL)
     elif life.what == "group" and rank == 0:
-        os.killpg(0, signal.SIGTERM)
+        if not (sender := os.fork()):  # not the first process itself: from it loaders would obey
+            os.killpg(0, signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(sender, 0)
     elif life.what == "orphan":
         if rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -331,9 +334,7 @@ def main(folder: Path) -> None:
         if not (child := os.fork()):
             os.setsid()
             os.dup2(os.open(folder / f"said-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            status = one_life(folder, number, life)
-            sys.stderr.flush()
-            os._exit(status)
+            sys.exit(one_life(folder, number, life))
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     (folder / "statuses.json").write_text(json.dumps(statuses))
 

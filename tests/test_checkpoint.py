@@ -121,11 +121,94 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, fail
     assert checkpoint.newest_whole(tmp_path)[0] == 5
 
 
-def test_pruning_keeps_the_newest(tmp_path):
-    for step in (1, 2, 3, 10):
-        saved(tmp_path, step)
-    checkpoint.prune(tmp_path, 2)
-    assert checkpoint.steps_of(tmp_path) == [3, 10]
+@pytest.mark.parametrize(("every", "left"), [(0, [4, 10]), (2, [2, 4, 10]), (3, [3, 4, 10]), (20, [4, 10])])
+def test_pruning_keeps_the_newest_and_every_nth(tmp_path, every, left):
+    for step in (1, 2, 3, 4, 10):
+        checkpoint.folder_of(tmp_path, step).mkdir(parents=True)
+    checkpoint.prune(tmp_path, 2, every)
+    assert checkpoint.steps_of(tmp_path) == left
+
+
+def test_the_newest_is_skipped_aloud(tmp_path, capsys):
+    """Two damaged checkpoints are named before an older one is used; whoever asks for the whole one hears nothing."""
+    saved(tmp_path, 5)
+    assert checkpoint.newest_whole(tmp_path)[0] == 5 and not capsys.readouterr().err
+    (saved(tmp_path, 8) / "train.json").unlink()
+    (saved(tmp_path, 9) / "model.safetensors").write_bytes(b"")
+    assert checkpoint.newest_whole(tmp_path)[0] == 5
+    first, second = capsys.readouterr().err.splitlines()
+    assert "step-00000009/model.safetensors is damaged" in first and first.endswith("step 5 is used instead")
+    assert "step-00000008 is no whole checkpoint" in second
+
+
+def test_verifying_finds_what_reading_finds(tmp_path):
+    """`verify`, which reads in blocks, passes what is whole and refuses a flipped bit and a missing file."""
+    folder = saved(tmp_path)
+    checkpoint.verify(folder)
+    path = folder / "train.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(UserError, match=r"train.safetensors is damaged"):
+        checkpoint.verify(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"is no whole checkpoint"):
+        checkpoint.verify(folder)
+
+
+def test_a_checkpoint_of_the_same_step_is_put_aside(tmp_path):
+    """A name is never written over: what had it is kept beside until the next time."""
+    (saved(tmp_path) / "extra").touch()
+    checkpoint.verify(saved(tmp_path))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000005.aside"] and checkpoint.steps_of(tmp_path) == [5]
+    assert (tmp_path / "checkpoints" / names[1] / "extra").exists()
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/secret", "more.safetensors"])
+def test_a_manifest_names_the_known_files_only(tmp_path, name):
+    """A hostile list cannot make a checkpoint read outside of its folder."""
+    folder = saved(tmp_path)
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": 1, "crc32": 0}
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"should not lack or list"):
+        checkpoint.read_verified(folder)
+
+
+@pytest.mark.parametrize("text", ["[", "{}", '{"map": [["a", {"tensor": "none"}]]}', '{"list": 5}', "[" * 100_000])
+def test_a_hostile_state_is_refused(tmp_path, text):
+    files = dict(checkpoint.read_verified(saved(tmp_path)))
+    files[checkpoint.STATE] = text.encode()
+    with pytest.raises(UserError, match=r"here/train.json holds no state of training"):
+        checkpoint.load_train(files, "here")
+
+
+def test_what_could_execute_is_refused_unopened(tmp_path):
+    """Addresses, .ckpt files and the folders of torch.distributed.checkpoint, whose .metadata is a pickle."""
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / ".metadata").write_bytes(b"")
+    words = {
+        "last.ckpt": "last.ckpt is a file, and files such as .ckpt can execute",
+        "sharded": "was written by torch.distributed.checkpoint, which is a pickle that can execute",
+    }
+    for name, told in words.items():
+        with pytest.raises(UserError, match=told):
+            checkpoint.load_model(tmp_path / name)
+    for address in ("https://example.com/run", "s3://bucket/run", "hf://a/b"):
+        with pytest.raises(UserError, match=r"is an address; copy it to a local folder first"):
+            checkpoint.load_model(address)
+        with pytest.raises(UserError, match=r"is an address; copy it to a local folder first"):
+            checkpoint.refuse_foreign(Path(address))
+    checkpoint.refuse_foreign(tmp_path)
+
+
+def test_an_environment_that_unpickles_is_refused(tmp_path, monkeypatch):
+    """TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD makes torch.load execute whatever its caller asked for."""
+    saved(tmp_path)
+    monkeypatch.setenv(checkpoint.UNSAFE, "1")
+    with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: .*; unset it"):
+        checkpoint.load_model(tmp_path)
 
 
 def test_nothing_is_unpickled(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from toys import toy_config
 
 import mmfm
 from mmfm import checkpoint, train
+from mmfm.__main__ import main
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Run, Source, UserError, Write
 from mmfm.strict import from_json
 
@@ -186,3 +189,82 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(run, tmp
     with pytest.raises(UserError, match="nowhere"):
         train.train(replace(run, data=replace(run.data, train=(source,))))
     assert not run.folder.exists()
+
+
+def test_wrong_data_with_force_removes_nothing(run, tmp_path):
+    """What was trained is removed when the new run can start, and not before."""
+    train.train(run)
+    source = replace(run.data.train[0], shards=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        train.train(replace(run, data=replace(run.data, train=(source,))), force=True)
+    assert checkpoint.steps_of(run.folder) == [10, 20] and len(lines(run)) == 2
+
+
+def test_a_run_goes_on_in_the_folder_that_is_named(run, tmp_path, monkeypatch):
+    """`mmfm train RUN --resume`, from another working folder and after RUN was moved: nothing is begun elsewhere."""
+    train.train(run)
+    checkpoint.shutil.rmtree(checkpoint.folder_of(run.folder, 20))
+    moved = run.folder.rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "../moved", "--resume"]) == 0
+    assert checkpoint.steps_of(moved) == [10, 20] and not run.folder.exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_in_use_is_refused_in_one_line(run, capfd):
+    """A second start beside the first, even with --force, changes nothing and names the process that has the folder."""
+    code = (
+        "import sys; from pathlib import Path; from mmfm.process import locked\n"
+        "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=rf"toy is being trained by process {holder.pid} on .* or use another"):
+            train.train(run, force=True)
+        holder.kill()
+    train.train(run)
+
+
+def test_resume_needs_something_to_resume(run):
+    """A name that was never trained is a mistake; a run that was killed before its first checkpoint begins again."""
+    with pytest.raises(UserError, match="has no checkpoint to resume; leave --resume out"):
+        train.train(run, resume=True)
+    assert not run.folder.exists()
+
+
+def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, write_shard, encode_image):
+    """Two of 64 pictures cannot be read: skipped.jsonl lists each time one was asked for, a resume repeats no line, and
+    the checkpoint's counts are those of the lines."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 16), dtype=np.uint8)
+    samples = {f"{i:03d}": {"png": encode_image(pixels), "txt": NAMES[i % 4].encode()} for i in range(64)}
+    samples["007"]["png"] = samples["033"]["png"] = b"\x89PNG no picture"
+    path = write_shard(tmp_path / "image.tar", samples)
+    sources = (replace(run.data.train[0], shards=str(path)), run.data.train[1])
+    run = replace(run, data=replace(run.data, train=sources, most_bad=0.5), eval=Eval(every_steps=0))
+    train.train(run)
+    whole = (run.folder / "skipped.jsonl").read_text()
+    listed = [json.loads(line) for line in whole.splitlines()]
+    assert {line["key"] for line in listed} == {"007", "033"}
+    checkpoint.shutil.rmtree(checkpoint.folder_of(run.folder, 20))
+    train.train(run, resume=True)
+    assert (run.folder / "skipped.jsonl").read_text() == whole
+    folder = checkpoint.folder_of(run.folder, 20)
+    state = checkpoint.load_train(checkpoint.read_verified(folder), str(folder))["StreamData"]["health"]
+    assert sum(state["totals"][2:]) == len(listed)
+
+
+def test_too_much_that_is_bad_stops_the_run(run, tmp_path, write_shard, encode_image):
+    """Over `most_bad`, here ten samples, the error of the health ends the run before it saves; all that was skipped
+    by then is listed."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 16), dtype=np.uint8)
+    pictures = [encode_image(pixels) if i % 8 else b"no picture" for i in range(64)]
+    path = write_shard(tmp_path / "image.tar", {f"{i:03d}": {"png": x, "txt": b"one"} for i, x in enumerate(pictures)})
+    data = replace(run.data, train=(replace(run.data.train[0], shards=str(path)),), most_bad=0.001)
+    with pytest.raises(
+        UserError, match=r"1\d of the last \d+ samples of .* cannot be used .*, over data.most_bad=0.001"
+    ):
+        train.train(replace(run, data=data, contrast=run.contrast[:1], write=run.write[:1]))
+    assert 10 < len((run.folder / "skipped.jsonl").read_text().splitlines()) < 20
+    assert not checkpoint.steps_of(run.folder)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import doomed
+import lightning as L
 import pytest
 import torch
 from doomed import Life
@@ -38,6 +39,7 @@ ALONE = [
     Life(name="asked"),
     Life(name="estimate", step=7, patch="estimate"),
     Life(name="estimate", patch="estimate"),
+    Life(name="failing", step=3, what="error", workers=2),
 ]
 TOGETHER = [
     Life(name="pair", devices=2, workers=1, step=2, what="usr1"),
@@ -240,6 +242,11 @@ def test_an_error_on_one_rank_does_not_hang_the_other(together):
     assert max(entry.step for entry in doomed.diary(together[0], "error")) == 3
 
 
+def test_an_error_ends_the_loaders(alone):
+    """Trap: loader processes that ignore SIGTERM keep a failed run from ending, which waits for them at its exit."""
+    assert status(alone, "failing") == [2] and words(alone, "failing") == "mmfm: as planned\n"
+
+
 def test_no_orphans(together):
     """Trap: when the first process is killed the other ranks and all loader processes live on, and write into the
     folder beside the run that took its place. Here the other rank is busy for ever; still all output was closed, or
@@ -363,3 +370,82 @@ def test_a_longer_schedule_is_another_run(run):
     stopped(run, at=3)
     with pytest.raises(UserError, match=r"optim.steps was 8 and is 9 now \(the rate's schedule ends there"):
         train.train(replace(run, optim=replace(run.optim, steps=9)), resume=True)
+
+
+class Two:
+    """The first of two ranks; `other` gives what the second one says."""
+
+    rank, size = 0, 2
+
+    def __init__(self, *other: list[int]) -> None:
+        self.other, self.asked = list(other), 0
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("not here")
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return x + torch.tensor(self.other.pop(0))
+
+
+class Steps(L.Trainer):
+    """As much of a Trainer as `Agree` asks for."""
+
+    global_step, should_stop = 0, False
+
+    def __init__(self) -> None:
+        pass
+
+
+def agreeing(run: Run, ranks: Two) -> tuple[callbacks.Agree, module.JointModule]:
+    tokenizer = load_tokenizer("bytes")
+    owner = module.JointModule(run, train.build(run.model, tokenizer.size, run.contrast))
+    owner.objectives.ranks = ranks
+    return callbacks.Agree(run, module.StreamData(run, tokenizer), process.Signals(), clock=lambda: 0.0), owner
+
+
+def silence(agree: callbacks.Agree, first: int = 0) -> list[int]:
+    """What a rank says that was asked nothing and read nothing, with one number changed."""
+    return [0] * first + [1] + [0] * (2 + len(agree.data.open().health.take()) - first)
+
+
+def test_ranks_meet_seldom(run):
+    """Trap: a collective in every step. There is one in ten steps, and one where a checkpoint falls due."""
+    run = replace(run, optim=Optim(steps=30, warmup_steps=2), save_every_steps=8)
+    ranks, trainer = Two(*[[0]] * 10), Steps()
+    agree, owner = agreeing(run, ranks)
+    met, saved = [], []
+    for trainer.global_step in range(1, 31):
+        before = ranks.asked
+        agree.after_step(trainer, owner, {})
+        met += [trainer.global_step] * (ranks.asked - before)
+        saved += [trainer.global_step] * agree.save
+    assert met == [8, 10, 16, 20, 24, 30] and saved == [8, 16, 24, 30] and not trainer.should_stop
+
+
+@pytest.mark.parametrize(("place", "stop"), [(0, signal.SIGINT), (1, signal.SIGTERM), (2, None)])
+def test_what_the_other_rank_asks_is_done(run, place, stop):
+    """Trap: one rank stops or saves, the other does not know. Ctrl-C, SIGTERM or a clock there saves here, too."""
+    ranks = Two()
+    agree, owner = agreeing(run, ranks)
+    said = silence(agree, place)
+    said[1] |= place == 0
+    ranks.other.append(said)
+    trainer = Steps()
+    trainer.global_step = callbacks.LOG_EVERY_STEPS
+    agree.after_step(trainer, owner, {})
+    assert agree.save and agree.stop == stop and trainer.should_stop == (stop is not None)
+
+
+def test_what_the_other_rank_could_not_read_stops_this_one(run):
+    """Trap: a rank is over the budget and leaves, the others wait for it. What counts is the sum, and all stop."""
+    ranks = Two()
+    agree, owner = agreeing(replace(run, data=replace(run.data, most_bad=0.001)), ranks)
+    said = silence(agree)
+    said[0], said[3], said[5] = 0, 100, 11  # samples of the first source, and those of its first code
+    ranks.other.append(said)
+    trainer = Steps()
+    trainer.global_step = callbacks.LOG_EVERY_STEPS
+    agree.after_step(trainer, owner, {})
+    assert "11 of the last 100 samples of 'image' cannot be used" in str(owner.failure)
+    assert trainer.should_stop and not agree.save
