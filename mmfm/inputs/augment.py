@@ -16,7 +16,6 @@ from mmfm.config import Augment
 # decoded (three for the crop, one for the mirror), the last four for the blanked rectangle.
 DRAWS = 64
 CROP_DRAWS, MIRROR_DRAW = slice(56, 59), 59
-WHERE_DRAW = 59  # of a sound: where the part begins that is read of a longer one
 MESH = (4, 6)  # control points of the elastic displacement, down and across
 
 
