@@ -4,6 +4,7 @@ import csv
 import datetime
 import gc
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import webdataset
 from mmfm.__main__ import main
 from mmfm.config import UserError
 from mmfm.data import build as building
-from mmfm.data import index
+from mmfm.data import build_read, index
 from mmfm.data.build import build
 from mmfm.data.build_rows import Columns, key_of
 from mmfm.data.shards import Shards
@@ -281,6 +282,19 @@ def test_missing_files_fail_at_the_end(table: Path, files: Path, tmp_path: Path)
     assert tars(run(table, tmp_path / "out")) == expected and left_out(tmp_path / "out") == {}
 
 
+def test_a_table_that_names_no_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe, which would wait for ever, and a folder count as missing; a file too big for an index has its code."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "large.png").write_bytes(b"x" * 100)
+    monkeypatch.setattr(build_read, "MAX_PART", 99)
+    names = ("pipe.png", ".", "large.png", "pipe.png/x", "/dev/null")
+    rows = [{"image": name, "text": "x"} for name in names] + [{"image": "", "text": "y"}]
+    out = run(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", allow_missing=True)
+    missing = dict.fromkeys(f"{number:09d}" for number in (0, 1, 3, 4))
+    assert left_out(out) == {**dict.fromkeys(missing, "missing_file"), "000000002": "part_too_big"}
+    assert by_webdataset(out) == {"000000005": {"txt": b"y"}}
+
+
 def test_a_folder_is_kept_or_refused(table: Path, files: Path, tmp_path: Path, stop: Callable[[int], None]) -> None:
     """The same command again does nothing; another input, other options, or a folder of something else are refused."""
     out = run(table, tmp_path / "out")
@@ -300,6 +314,8 @@ def test_a_folder_is_kept_or_refused(table: Path, files: Path, tmp_path: Path, s
         run(files, tmp_path / "half")
     with pytest.raises(UserError, match="exists and was not written by mmfm data build; choose another folder"):
         run(table, files)
+    with pytest.raises(UserError, match=r"lies in .*, which is read; choose a folder outside of it"):
+        run(files, files / "cat" / "out")
     (out / "shard-000001.tar").unlink()
     with pytest.raises(
         UserError, match=r"shard-000001\.tar is missing or was changed; choose another folder, or delete"
@@ -405,6 +421,7 @@ def test_mistakes_in_what_is_asked(table: Path, files: Path, tmp_path: Path, mon
         (files.parent / "png", {"classes": True}, "both|lies in no folder that could be its class"),
         (table, {"samples_per_shard": 0}, "samples_per_shard=0 must be greater than 0"),
         (table, {"prefix": "../x"}, r"the prefix '\.\./x' must be of letters and digits"),
+        ([Item("a", {"png": b"", "webp": b""})], {}, r"a has both \.png and \.webp; one image per sample"),
         (5, {}, r"a int is no datasets\.Dataset"),
     ]
     for source, options, words in wrong:

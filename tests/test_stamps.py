@@ -58,7 +58,7 @@ def build(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     """build() -> the data set made from `tree`, as if it had come out of the package."""
 
     @contextmanager
-    def unpacked(package: Path, beside: Path) -> Iterator[Path]:
+    def unpacked(package: Path, folder: Path) -> Iterator[Path]:
         yield tree
 
     (tmp_path / "some.deb").write_bytes(b"deb")
@@ -288,7 +288,9 @@ def test_the_package_is_downloaded_once(tmp_path: Path, tree: Path, monkeypatch:
     assert words == ["download", "-x", "-f", "-x", "-f"]
     kept = tmp_path / "stamps.deb"
     assert [path.name for path in kept.iterdir()] == ["tuxpaint-stamps-default_9_all.deb"]
-    assert not [path for path in tmp_path.iterdir() if "partial" in path.name or path.name.startswith("stamps-")]
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+    made = next(path for path in tmp_path.iterdir() if (path / "stamps.json").is_file())
+    assert sorted(path.name for path in made.iterdir() if path.is_dir()) == ["test", "train", "val"]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,10 @@ def build(
     """
     require(samples_per_shard > 0, f"samples_per_shard={samples_per_shard} must be greater than 0")
     require(prefix.replace("-", "").replace("_", "").isalnum(), f"the prefix {prefix!r} must be of letters and digits")
-    rows, out = _open(source, columns, classes), Path(out)
+    out = Path(out)
+    within = isinstance(source, str | Path) and out.resolve().is_relative_to(Path(source).expanduser().resolve())
+    require(not within, f"{out} lies in {source}, which is read; choose a folder outside of it")
+    rows = _open(source, columns, classes)
     wanted = {"format": FORMAT, "samples_per_shard": samples_per_shard, "prefix": prefix, "check": check}
     plan = _fingerprint(rows, wanted | {"max_seconds": max_seconds})
     if _complete(out, plan):

@@ -1,6 +1,8 @@
 """A row's bytes, and whether a training run could read them: nothing here changes a byte."""
 
+import errno
 import io
+import stat
 import sys
 from pathlib import Path
 from typing import Literal
@@ -8,7 +10,7 @@ from typing import Literal
 import soundfile
 
 from mmfm.data.build_rows import Part, Row
-from mmfm.data.index import MODALITY
+from mmfm.data.index import MAX_PART, MODALITY
 from mmfm.data.shards import Sample, meta_of, text_of
 from mmfm.data.writer import Item
 from mmfm.inputs import BadSample
@@ -39,9 +41,19 @@ def read_row(row: Row) -> Item:
     """Raises BadSample where the bytes are of no known format, and FileNotFoundError where there is no file."""
     parts: dict[str, bytes] = {}
     for part in row.parts:
-        data = part.content if isinstance(part.content, bytes) else part.content.read_bytes()
+        data = part.content if isinstance(part.content, bytes) else _bytes_of(part.content)
         parts[_extension(part, data)] = data
     return Item(row.key, parts)
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A table may name anything: a device would never end, and a pipe would wait for ever."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
+    if about.st_size > MAX_PART:
+        raise BadSample("part_too_big", f"{path} has {about.st_size} bytes, over {MAX_PART}; cut it into samples")
+    return path.read_bytes()
 
 
 def _extension(part: Part, data: bytes) -> str:

@@ -88,6 +88,16 @@ def row_number(row: int) -> str:
     return f"{row:09d}"
 
 
+def _one_of_each(extensions: Iterable[str], where: str) -> None:
+    """An index could not say which of two pictures is meant."""
+    seen: dict[str, str] = {}
+    for extension in extensions:
+        kind = MODALITY.get(extension, extension)
+        rival = seen.setdefault(kind, extension)
+        told = f"{where} has both .{rival} and .{extension}"
+        require(rival == extension, f"{told}; one {kind} per sample, remove one")
+
+
 # Samples in memory
 
 
@@ -95,6 +105,7 @@ def from_items(items: Iterable[Item]) -> Rows:
     rows = [Row(key_of(key), tuple(Part(name, bytes(data)) for name, data in parts.items())) for key, parts in items]
     told = hashlib.blake2b(digest_size=16)
     for row in rows:
+        _one_of_each([part.role for part in row.parts], row.key)
         for part in row.parts:
             assert isinstance(part.content, bytes)
             told.update(repr((row.key, part.role)).encode() + hashlib.blake2b(part.content).digest())
@@ -113,13 +124,11 @@ def from_folder(root: Path, *, classes: bool = False) -> Rows:
         if extension not in EXTENSIONS:
             ignored[f".{extension}"] += 1
             continue
-        parts = found.setdefault(name, {})
-        kind = MODALITY.get(extension, extension)
-        rival = next((other for other in parts if MODALITY.get(other, other) == kind), None)
-        require(rival is None, f"{root / name} has both .{rival} and .{extension}; one {kind} per sample, remove one")
-        parts[extension] = path
+        found.setdefault(name, {})[extension] = path
         told.update(repr((name, extension, size)).encode())
     require(bool(found), f"{str(root)!r} holds no file of a known kind ({', '.join(EXTENSIONS)}); check the path")
+    for name, parts in found.items():
+        _one_of_each(parts, str(root / name))
     names = tuple(sorted({_class_of(name, root) for name in found})) if classes else ()
     rows = [Row(key_of(name), _file_parts(name, parts, names)) for name, parts in sorted(found.items())]
     told.update(repr(names).encode())

@@ -43,7 +43,8 @@ def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
 
 
 def _start() -> None:
-    """Ctrl-C ends a worker without a word, and the parent's end, however it came, ends it too."""
+    """Ctrl-C ends a worker without a word, and the parent's end, however it came, ends it too. One thread each."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # in time: torch is not imported yet
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
 

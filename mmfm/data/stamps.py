@@ -47,10 +47,11 @@ def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> No
         print(f"{folder} is complete already; nothing to do")
         return
     package = deb or _fetch(folder.resolve().with_name(f"{folder.resolve().name}.deb"))
-    with whole(folder) as partial, _unpacked(package, partial.parent) as root:
-        made = _write(partial, read_tree(root / STAMPS), progress)
+    with whole(folder) as partial:
+        with _unpacked(package, partial) as root:
+            made = _write(partial, read_tree(root / STAMPS), progress)
+            licence = (root / COPYRIGHT).read_text(encoding="utf-8")
         origin = {"version": _version(package), "sha256": _sha256(package.read_bytes())}
-        licence = (root / COPYRIGHT).read_text(encoding="utf-8")
         replace_text(partial / "LICENSE", licence)
         replace_text(partial / "README.md", page(made, origin, licence, longest_px=LONGEST_PX, vocabulary=VOCABULARY))
         manifest = {
@@ -86,10 +87,10 @@ def _fetch(cache: Path) -> Path:
 
 
 @contextmanager
-def _unpacked(package: Path, beside: Path) -> Iterator[Path]:
+def _unpacked(package: Path, folder: Path) -> Iterator[Path]:
     """The package's files, in a folder that goes away."""
     require(package.is_file(), f"there is no package {str(package)!r}; {FETCH}")
-    with tempfile.TemporaryDirectory(dir=beside, prefix="stamps-", ignore_cleanup_errors=True) as root:
+    with tempfile.TemporaryDirectory(dir=folder) as root:
         _run(["dpkg-deb", "-x", str(package.resolve()), root], root, f"delete {package} if it is damaged, and {FETCH}")
         missing = next((name for name in (STAMPS, COPYRIGHT) if not (Path(root) / name).exists()), None)
         require(missing is None, f"{package} holds no {missing}; {FETCH}")
