@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Run, UserError, require
+from mmfm.config import Model, Run, UserError, require
 from mmfm.distributed import first_process
 from mmfm.inputs.text import Tokenizer, parse_tokenizer
 from mmfm.interface import Interface
@@ -268,14 +268,18 @@ def _check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: st
             )
 
 
-def _check_size(run: Run, text_size: int, found: Mapping[str, Tensor], where: str) -> None:
-    """Before a model takes memory: a configuration asks for no more than the weights have."""
-    parts = (run.model.image, run.model.audio, run.model.text, run.model.trunk)
-    deepest = max(part.depth for part in parts if part is not None)
-    told = f"{where} is of another configuration: {deepest} layers cannot have {len(found)} weights"
-    require(deepest <= len(found), f"{told}; use the run.json beside the weights")
-    with torch.device("meta"):
-        _check_shapes(build(run.model, text_size, run.contrast), found, where)
+def _check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
+    """Before a model takes memory: no single matrix that the configuration asks for is larger than all the weights."""
+    parts = [part for part in (cfg.image, cfg.audio, cfg.text, cfg.trunk) if part is not None]
+    asked: list[float] = [part.width**2 for part in parts]
+    asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.image_codes, cfg.audio_codes)]
+    asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)
+    asked += [cfg.audio.kernel * cfg.audio.width] if cfg.audio is not None else []
+    asked += [cfg.image.tokens * cfg.image.width] if cfg.image is not None else []
+    told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
+    held, deepest = sum(tensor.numel() for tensor in found.values()), max(part.depth for part in parts)
+    require(max(asked) <= held, f"{told}: a matrix of {max(asked):g} numbers, of {held} in all; {remedy}")
+    require(deepest <= len(found), f"{told}: {deepest} layers of {len(found)} tensors; {remedy}")
 
 
 def _text(files: Mapping[str, bytes], name: str, where: Path) -> str:
@@ -297,7 +301,7 @@ def refuse_foreign(where: str | Path) -> None:
     """A UserError for addresses, and for checkpoints of the kinds that are pickles: those are not even opened."""
     name, path = str(where), Path(where)
     # A Path has one slash where the address had two.
-    require(not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name), f"{name} is an address; copy it to a local folder first")
+    require(not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name), f"{name} is an address; give a local folder")
     for folder in (path, path / "checkpoints"):
         kind = "torch.distributed.checkpoint" * (folder / ".metadata").exists()
         require(not kind, f"{folder} was written by {kind}, which is a pickle that can execute; give a folder of mmfm")
@@ -324,7 +328,8 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
     cfg = from_json(_text(files, RUN, where), str(where / RUN))
     tokenizer = parse_tokenizer(_text(files, TOKENIZER, where), str(where / TOKENIZER))
     weights = _weights(files, str(where))
-    _check_size(cfg, tokenizer.size, weights, str(where))
+    _check_size(cfg.model, weights, str(where))
     core = build(cfg.model, tokenizer.size, cfg.contrast)
+    _check_shapes(core, weights, str(where))
     core.load_state_dict(weights, strict=True)
     return Interface(core.to(device).eval(), cfg, tokenizer).eval()

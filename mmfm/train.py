@@ -92,13 +92,14 @@ def _together(trainer: L.Trainer) -> Iterator[None]:
     except RuntimeError as why:
         for rank, child in enumerate(children, 1):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if status := child.wait(RANK_ENDS_S):
+                if status := child.wait(RANK_ENDS_S / len(children)):
                     told = f"rank {rank} ended with status {status}; what it said stands above"
                     raise ChildProcessError(f"{told}; --resume continues from the last checkpoint") from why
         raise
     leave()
     for child in children:
-        child.wait(RANK_ENDS_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it ends with this process
+            child.wait(RANK_ENDS_S)
 
 
 def _tell(run: Run, trainer: L.Trainer, module: JointModule, agree: Agree) -> None:

@@ -196,9 +196,9 @@ def test_what_could_execute_is_refused_unopened(tmp_path):
         with pytest.raises(UserError, match=told):
             checkpoint.load_model(tmp_path / name)
     for address in ("https://example.com/run", "s3://bucket/run", "hf://a/b"):
-        with pytest.raises(UserError, match=r"is an address; copy it to a local folder first"):
+        with pytest.raises(UserError, match=r"is an address; give a local folder"):
             checkpoint.load_model(address)
-        with pytest.raises(UserError, match=r"is an address; copy it to a local folder first"):
+        with pytest.raises(UserError, match=r"is an address; give a local folder"):
             checkpoint.refuse_foreign(Path(address))
     checkpoint.refuse_foreign(tmp_path)
 

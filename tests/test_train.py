@@ -268,3 +268,14 @@ def test_too_much_that_is_bad_stops_the_run(run, tmp_path, write_shard, encode_i
         train.train(replace(run, data=data, contrast=run.contrast[:1], write=run.write[:1]))
     assert 10 < len((run.folder / "skipped.jsonl").read_text().splitlines()) < 20
     assert not checkpoint.steps_of(run.folder)
+
+
+def test_an_address_and_an_unsafe_environment_are_refused(run, monkeypatch, tmp_path):
+    """A run is written to local folders, not to one called `s3:`; and not where torch is told to unpickle."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is an address; give a local folder"):
+        train.train(replace(run, out="s3://bucket/runs"))
+    monkeypatch.setenv(checkpoint.UNSAFE, "1")
+    with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
+        train.train(run)
+    assert not (tmp_path / "s3:").exists() and not run.folder.exists()

@@ -5,8 +5,6 @@ from pathlib import Path
 import doomed
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("default")
-
 
 @pytest.mark.parametrize(("devices", "workers", "kills"), doomed.CASES)
 def test_a_killed_run_is_a_run_never_killed(tmp_path: Path, devices: int, workers: int, kills: int) -> None:
