@@ -25,10 +25,9 @@ class LogMel(nn.Module):
         self.window_samples = round(cfg.window_ms * cfg.rate_hz / 1000)
         self.hop_samples = round(cfg.hop_ms * cfg.rate_hz / 1000)
         self.fft_size = 2 ** math.ceil(math.log2(self.window_samples))
-        with torch.device("cpu"):  # it looks at what it makes, also where the rest of a model has no memory
-            banks = AF.melscale_fbanks(
-                self.fft_size // 2 + 1, cfg.low_hz, cfg.high_hz, cfg.bins, cfg.rate_hz, norm=None, mel_scale="htk"
-            )
+        banks = AF.melscale_fbanks(
+            self.fft_size // 2 + 1, cfg.low_hz, cfg.high_hz, cfg.bins, cfg.rate_hz, norm=None, mel_scale="htk"
+        )
         self.banks, self.window = nn.Buffer(banks), nn.Buffer(torch.hann_window(self.window_samples))
 
     def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
