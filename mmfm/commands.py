@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmfm.check import Found, Opener, check, finished, objectives, open_here
+from mmfm.check import Found, Opener, check, finished, objectives, open_here, read_run
 from mmfm.config import Run, require
 from mmfm.data.commands import DATA
 from mmfm.grammar import parse_writing
@@ -45,6 +45,31 @@ class Train:
 
         if first_process():  # with several ranks each is a process that comes by here
             print(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Look at all that a run would read, and say whether to train it. Exit status 0: go, 2: an error says no."""
+
+    config: tyro.conf.Positional[str]
+    """What `mmfm train` is given: a Python file, whose config() is executed, or a saved run.json."""
+    html: str = ""
+    """A file for a page with all of it."""
+    json: str = ""
+    """A file for all of it, for machines; - is the standard output, and then nothing else is printed there."""
+    samples: int = 512
+    """Decode that many samples of each set, evenly spread; 0: all."""
+    quick: bool = False
+    """Leave out what takes long: checksums, duplicates, speed and memory."""
+    fetch: bool = False
+    """Fetch shards behind URLs, to look inside; else only their lists are read."""
+
+    def __call__(self) -> None:
+        require(self.samples >= 0, f"--samples {self.samples} must not be negative; 0 decodes all")
+        run = read_run(self.config)
+        from mmfm.doctor.command import doctor
+
+        raise SystemExit(doctor(run, **vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +173,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "eval": Evaluate,
     "generate": Generate,
     "data": DATA,
+    "doctor": Doctor,
     "report": Report,
 }
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "config", "process", "strict", "grammar", "batch", "distributed", "layers", "losses", "vocabulary", "inputs",
     "towers", "codecs", "trunk", "model", "tasks", "objectives", "generate", "optim", "data", "check",
-    "interface", "checkpoint", "evals", "adapt", "module", "callbacks", "train", "commands", "__main__",
+    "interface", "checkpoint", "evals", "adapt", "doctor", "module", "callbacks", "train", "commands", "__main__",
 ]  # fmt: skip
 LIGHT = ("mmfm.config", "mmfm.grammar", "mmfm.check", "mmfm.evals.report")  # these, and all they import: stdlib alone
 LIGHTNING = {"mmfm.module", "mmfm.callbacks", "mmfm.train"}

@@ -1,0 +1,93 @@
+"""Whether the loader keeps up with the model, and whether both have room: sections made of what `speed` measured."""
+
+import os
+
+from mmfm.config import Run, UserError
+from mmfm.data.stream import PREFETCH
+from mmfm.doctor.findings import Finding, Section, finding, plural, table
+from mmfm.doctor.speed import Measured, Memory, available_bytes, fits, measure
+from mmfm.inputs.text import Tokenizer
+
+PATIENT = 0.05  # share of the time that the model may wait for data
+MEGABYTE = 1e6
+
+
+def pace_and_memory(run: Run, tokenizer: Tokenizer) -> tuple[Section, Section | None]:
+    """Speed, and memory where the step could be tried."""
+    possible, wanted, room = fits(run, tokenizer)
+    if not possible:
+        told = f"a step was not tried: weights, gradients and moments need about {wanted / 1e9:.1f} GB, and this "
+        told += f"machine has {room / 1e9:.1f} GB free; ask on a larger one"
+        return Section(name="Speed", findings=(finding("NOTE", "step_too_large", told),)), None
+    try:
+        found = measure(run, tokenizer)
+    except (UserError, OSError) as why:
+        told = f"not measured, as the stream stops: {why}"
+        return Section(name="Speed", findings=(finding("ERROR", "stream_stops", told),)), None
+    return speed(found, run, os.cpu_count() or 1), memory(found.memory, run, available_bytes())
+
+
+def speed(found: Measured, run: Run, cores: int) -> Section:
+    pace = found.pace
+    rows = [
+        ("one loader process", round(found.batch / pace.load_s), round(1e3 * pace.load_s, 1)),
+        (f"the model, {plural(run.threads, 'thread')}", round(found.batch / pace.step_s), round(1e3 * pace.step_s, 1)),
+        (f"both, data.workers={pace.workers}", round(found.batch / pace.every_s), round(1e3 * pace.every_s, 1)),
+    ]
+    drawn = table(f"Batches of {found.batch}, on this machine", ("", "samples per s", "ms per batch"), rows)
+    return Section(name="Speed", findings=tuple(_advice(found, run, cores)), tables=(drawn,))
+
+
+def _advice(found: Measured, run: Run, cores: int) -> list[Finding]:
+    findings, pace = list[Finding](), found.pace
+    enough = plural(pace.needed, "loader process")
+    if pace.waiting <= PATIENT:
+        told = f"data.workers={pace.workers} keeps up with the model, which needs {enough}"
+        findings.append(finding("OK", "keeps_up", told))
+    else:
+        told = f"the model waits for data {pace.waiting:.0%} of the time with data.workers={pace.workers}; {enough} "
+        told += f"would keep up: set data.workers={pace.needed}"
+        findings.append(finding("WARNING", "starved", told, (), pace.needed))
+    if run.data.cache_mb:
+        told = (
+            "loading was measured before anything is cached; what data.cache_mb holds is quicker from its second use on"
+        )
+        findings.append(finding("NOTE", "uncached", told))
+    wanted = max(pace.needed, pace.workers) + run.threads
+    if wanted * run.devices > cores:
+        each = f"{max(pace.needed, pace.workers)} loading + {plural(run.threads, 'thread')}"
+        told = f"{run.devices} x ({each}) are more than the {plural(cores, 'core')} here: they take turns, and each is "
+        told += "slower than measured alone"
+        findings.append(finding("NOTE", "few_cores", told))
+    if found.busy:
+        told = (
+            f"the machine was busy: the step had a processor {1 / found.busy:.0%} of the time; ask again when it is not"
+        )
+        findings.append(finding("NOTE", "busy", told))
+    if run.accelerator != "cpu":
+        told = "the step was measured on the processor; an accelerator is faster, and needs as many times more workers"
+        findings.append(finding("NOTE", "measured_on_cpu", told))
+    return findings
+
+
+def memory(found: Memory, run: Run, room: int) -> Section:
+    """Of one rank, in MB, against what this machine has free."""
+    waiting = f"{run.data.workers} x {PREFETCH} batches" if run.data.workers else "no batch waits"
+    cached = f", {max(run.data.workers, 1)} x {run.data.cache_mb} MB cached at most" if run.data.cache_mb else ""
+    rows = [
+        ("parameters", found.parameters, "counted"),
+        ("gradients", found.gradients, "as many"),
+        ("Adam's moments", found.moments, "twice as many"),
+        ("activations", found.activations, "kept by autograd for the backward pass of a batch, counted"),
+        ("the batch", found.batch, "the largest of those loaded"),
+        ("loader", found.loader, waiting + cached),
+        ("all", found.total, "without the program itself, and what a kernel needs for a moment"),
+    ]
+    cells = [(name, round(size / MEGABYTE, 1), how) for name, size, how in rows]
+    drawn = table("One rank", ("", "MB", "how it is known"), cells)
+    total = found.total * run.devices
+    told = f"about {total / 1e9:.2f} GB for {plural(run.devices, 'rank')}; this machine has {room / 1e9:.2f} GB free"
+    one = finding("OK", "memory", told)
+    if total > room and run.accelerator != "gpu":
+        one = finding("WARNING", "memory_short", f"{told}: lower data.batch or data.cache_mb, or take another machine")
+    return Section(name="Memory", findings=(one,), tables=(drawn,))

@@ -1,0 +1,80 @@
+"""One examination: the sections in their order, each from what the ones before it left whole."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmfm.check import check
+from mmfm.config import MODALITIES, Run, UserError
+from mmfm.data.remote import Store, is_remote
+from mmfm.data.sources import open_source
+from mmfm.doctor.decode import decode, decoding
+from mmfm.doctor.duplicates import captions, exact, text_leaks
+from mmfm.doctor.findings import Diagnosis, Finding, Section, finding, plural
+from mmfm.doctor.near import near
+from mmfm.doctor.pace import pace_and_memory
+from mmfm.doctor.sweep import Swept, lengths, presence, sweep
+from mmfm.doctor.tars import Set, look, sets_of
+from mmfm.inputs.text import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much is looked at. `samples` of each set are decoded, 0: all. `quick`: no sums, duplicates, speed."""
+
+    samples: int = 512
+    quick: bool = False
+    fetch: bool = False  # shards behind URLs, into data.store, to look inside
+
+
+def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object] = lambda _: None) -> Diagnosis:
+    """Looks at all that the run would read. `watch` is told what comes next. Raises nothing for what data can be."""
+    begun = time.perf_counter()
+    watch("shards")
+    sets, shards = look(sets_of(run), Store(run.data.store), sums=not extent.quick, fetch=extent.fetch)
+    tokenizer, start = _start(run)
+    watch("lengths")
+    swept = [sweep(one, run) for one in sets]
+    sections = [start, shards, presence(sets, swept, run), lengths(sets, swept, run, tokenizer)]
+    watch("decoding")
+    sections.append(decoding(sets, [decode(one, run, extent.samples) for one in sets], swept, run))
+    if extent.quick:
+        told = "checksums, duplicates, speed and memory were left out (--quick)"
+        sections.append(Section(name="Left out", findings=(finding("NOTE", "quick", told),)))
+    else:
+        watch("duplicates")
+        sections.append(duplicates(sets, swept))
+        watch("speed")
+        sections += _speed(run, tokenizer, start)
+    took = round(time.perf_counter() - begun, 1)
+    return Diagnosis(run=run.name, config=config, seconds=took, sections=tuple(sections))
+
+
+def _start(run: Run) -> tuple[Tokenizer | None, Section]:
+    """What `mmfm train` asks before it begins, and the tokenizer."""
+    findings, tokenizer = list[Finding](), None
+    remote = any(is_remote(source.shards) for source in run.data.train)
+    try:
+        tokenizer = load_tokenizer(run.model.tokenizer)
+        check(run, open_source) if remote else check(run)
+        told = f"mmfm train would begin: {run.optim.steps:,} steps of {plural(run.data.batch, 'sample')}"
+        findings.append(finding("OK", "begins", told))
+    except (UserError, OSError) as why:
+        findings.append(finding("ERROR", "refused", f"mmfm train would refuse this run: {why}"))
+    return tokenizer, Section(name="Start", findings=tuple(findings))
+
+
+def duplicates(sets: list[Set], swept: list[Swept]) -> Section:
+    """Exact and near."""
+    findings = [item for kind in MODALITIES if kind != "text" for item in exact(sets, kind)] + near(sets)
+    if not any(item.level in ("WARNING", "ERROR") for item in findings):
+        told = "no picture or sound lies in two splits, and no picture of a score looks like one of training"
+        findings.insert(0, finding("OK", "apart", told))
+    return Section(name="Duplicates", findings=(*findings, *text_leaks(sets, swept), *captions(sets, swept)))
+
+
+def _speed(run: Run, tokenizer: Tokenizer | None, start: Section) -> list[Section]:
+    if tokenizer is None or any(item.level == "ERROR" for item in start.findings):
+        told = "not measured, as the run would not begin"
+        return [Section(name="Speed", findings=(finding("NOTE", "not_measured", told),))]
+    return [section for section in pace_and_memory(run, tokenizer) if section is not None]

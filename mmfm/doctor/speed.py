@@ -1,0 +1,214 @@
+"""How fast samples come, how fast the model takes them, and what memory a step needs: measured on a few real batches.
+
+The loader is the run's own stream without processes of its own, so that its time is that of one. The step is forward,
+backward and update on this machine's processor. What autograd keeps for the backward pass is counted as it is kept,
+each storage once: unlike the process's size it does not depend on what ran before.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from mmfm.batch import Batch
+from mmfm.config import Model, Run
+from mmfm.data.stream import PREFETCH, TrainStream
+from mmfm.inputs.text import Tokenizer
+from mmfm.model import build
+from mmfm.objectives import Objectives
+from mmfm.optim import adamw
+
+BATCHES, SECONDS = 12, 12.0  # that are loaded, and that loading or stepping may take in all
+STEPS = 4
+COPIES = 4  # of the weights: themselves, gradients, and Adam's two moments
+BYTES = 4  # of a number in fp32, in which weights are kept whatever the precision
+BUSY = 1.5  # times as long as the processor works: others were at it
+ROOM = 0.8  # of the memory that is available: beyond, a step is not tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds that a batch takes one loader process, and the model. `workers`: how many load; 0: the trainer itself."""
+
+    load_s: float
+    step_s: float
+    workers: int
+
+    @property
+    def needed(self) -> int:
+        """Loader processes with which the model never waits, on as many cores."""
+        return max(1, math.ceil(self.load_s / self.step_s - 1e-9))
+
+    @property
+    def every_s(self) -> float:
+        """From step to step: without processes each in turn, else whichever is slower."""
+        return self.load_s + self.step_s if self.workers == 0 else max(self.step_s, self.load_s / self.workers)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time in which the model waits for data."""
+        return 1 - self.step_s / self.every_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one rank."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+    batch: int
+    loader: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.moments + self.activations + self.batch + self.loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a batch takes to load is a median without the first, which warms up."""
+
+    batch: int  # samples of one rank
+    batches: int
+    steps: int
+    pace: Pace
+    memory: Memory
+    parameters: int
+    busy: float = 0.0  # how many times longer the step took than the processor worked on it; 0: no longer
+
+
+def measure(run: Run, tokenizer: Tokenizer) -> Measured:
+    """Raises UserError where the stream does."""
+    batches, load_s = load(run, tokenizer)
+    torch.set_num_threads(run.threads)
+    torch.manual_seed(run.seed)
+    objectives = Objectives(build(run.model, tokenizer.size, run.contrast, run.data.augment), run).train()
+    kept = activations(objectives, run, batches[0])
+    step_s, busy = step_seconds(objectives, run, batches)
+    weights = [p for p in objectives.parameters() if p.requires_grad]
+    size = sum(p.numel() * p.element_size() for p in objectives.parameters())
+    learnt = sum(p.numel() * p.element_size() for p in weights)
+    largest = max(bytes_of(batch) for batch in batches)
+    memory = Memory(
+        parameters=size,
+        gradients=learnt,
+        moments=2 * learnt,
+        activations=kept,
+        batch=largest,
+        loader=loader_bytes(largest, run.data.workers, run.data.cache_mb),
+    )
+    return Measured(
+        batch=batches[0].size,
+        batches=len(batches),
+        steps=STEPS,
+        pace=Pace(load_s=load_s, step_s=step_s, workers=run.data.workers),
+        memory=memory,
+        parameters=sum(p.numel() for p in objectives.parameters()),
+        busy=busy,
+    )
+
+
+def load(run: Run, tokenizer: Tokenizer) -> tuple[list[Batch], float]:
+    """The first batches of the first rank, and the seconds that one takes, with nothing cached yet."""
+    alone = replace(run, data=replace(run.data, workers=0))
+    stream = iter(TrainStream(alone, tokenizer, rank=0, world=run.devices))
+    return _timed(islice(stream, BATCHES))
+
+
+def _timed(source: Iterator[Batch]) -> tuple[list[Batch], float]:
+    found, took, begun = list[Batch](), list[float](), time.perf_counter()
+    while time.perf_counter() - begun < SECONDS or not found:
+        start = time.perf_counter()
+        item = next(source, None)
+        if item is None:
+            break
+        took.append(time.perf_counter() - start)
+        found.append(item)
+    return found, median(took[1:] or took)
+
+
+def step_seconds(objectives: Objectives, run: Run, batches: Sequence[Batch]) -> tuple[float, float]:
+    """Forward, backward and update on the batches in turn, the quickest of a few; and `Measured.busy`."""
+    optimizer, took, begun = adamw(objectives, run.optim), list[float](), time.perf_counter()
+    worked = time.process_time()
+    for number in range(STEPS):
+        start = time.perf_counter()
+        _backward(objectives, run, batches[number % len(batches)])
+        torch.nn.utils.clip_grad_norm_(objectives.parameters(), run.optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        took.append(time.perf_counter() - start)
+        if time.perf_counter() - begun > SECONDS:
+            break
+    slower = sum(took) / max(time.process_time() - worked, 1e-9)
+    return min(took), slower if slower > BUSY else 0.0
+
+
+def _backward(objectives: Objectives, run: Run, batch: Batch) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=run.optim.precision == "bf16"):
+        loss = objectives.total(objectives(batch))
+    loss.backward()
+
+
+def activations(objectives: Objectives, run: Run, batch: Batch) -> int:
+    """Bytes that autograd keeps of a batch for its backward pass: each storage once, without weights and the batch."""
+    known = [*objectives.parameters(), *objectives.buffers()]
+    known += [tensor for item in batch.items.values() for tensor in (item.x, item.keep, item.rows)]
+    before = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in before:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _backward(objectives, run, batch)
+    objectives.zero_grad()
+    return sum(kept.values())
+
+
+def bytes_of(batch: Batch) -> int:
+    found = [batch.same, *(tensor for item in batch.items.values() for tensor in (item.x, item.keep, item.rows))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in found)
+
+
+def loader_bytes(batch: int, workers: int, cache_mb: int) -> int:
+    """Batches that wait to be used, and decoded samples kept by each process, or by the trainer if that one loads."""
+    return max(workers, 1) * cache_mb * 2**20 + (workers * PREFETCH * batch if workers else 0)
+
+
+def fits(run: Run, tokenizer: Tokenizer) -> tuple[bool, int, int]:
+    """Whether the weights and what training keeps beside them have room here; their bytes by estimate, and the room."""
+    estimate = COPIES * BYTES * rough_parameters(run.model, tokenizer.size)
+    room = available_bytes()
+    return estimate <= ROOM * room, estimate, room
+
+
+def rough_parameters(model: Model, text_size: int) -> int:
+    """Within some tens of percent: a block of a transformer has about 12 width^2, of a conformer 26 width^2."""
+    parts = [model.trunk, *(part for part in (model.image, model.text) if part is not None)]
+    blocks = sum(12 * part.depth * part.width**2 for part in parts)
+    if model.audio is not None:
+        blocks += 26 * model.audio.depth * model.audio.width**2
+    towers = model.text.width * text_size if model.text is not None else 0
+    return blocks + towers + model.trunk.width * (text_size + model.image_codes + model.audio_codes)
+
+
+def available_bytes() -> int:
+    """Of this machine, for a new process."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

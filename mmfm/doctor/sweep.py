@@ -1,0 +1,215 @@
+"""One pass over all samples without decoding any: which modalities each has, how long, how large, and what it says.
+
+Lengths and sizes are those that the files state in their headers. A text is what training or a score would read; where
+a source names several places for it, the places take turns as their weights say.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmfm.config import MODALITIES, Run
+from mmfm.data.index import MODALITY
+from mmfm.data.shards import text_of
+from mmfm.data.stream import WORDS, text_hash
+from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
+from mmfm.doctor.tars import TRAIN, Set, Tar, index_of, read
+from mmfm.inputs import BadSample
+from mmfm.inputs.headers import HEAD, measure
+from mmfm.inputs.text import Tokenizer
+
+GOLDEN = 0.618033988749895  # its multiples, modulo 1, fall evenly
+MOST_TEXTS = 200_000  # different ones of which tokens are counted
+NOTED = 50  # cases of one kind whose names are kept
+PICTURES = tuple(name for name, kind in MODALITY.items() if kind == "image")
+
+
+@dataclass
+class Swept:
+    """What the samples of one set have. `doomed`: cases that training replaces, or a score leaves out, by code."""
+
+    have: Counter[str] = field(default_factory=Counter)
+    doomed: Counter[str] = field(default_factory=Counter)
+    cases: dict[str, list[str]] = field(default_factory=dict)
+    lost: int = 0  # samples with any of these
+    seconds: array = field(default_factory=lambda: array("d"))
+    widths: array = field(default_factory=lambda: array("q"))
+    heights: array = field(default_factory=lambda: array("q"))
+    characters: array = field(default_factory=lambda: array("q"))
+    texts: Counter[str] = field(default_factory=Counter)
+    hashes: dict[int, str] = field(default_factory=dict)  # of each different text, and the first sample that has it
+
+    def doom(self, code: str, case: str) -> None:
+        self.doomed[code] += 1
+        if len(noted := self.cases.setdefault(code, [])) < NOTED:
+            noted.append(case)
+
+
+def sweep(one: Set, run: Run) -> Swept:
+    """All samples of the set."""
+    found = Swept()
+    for number, tar in enumerate(one.tars):
+        _sweep_tar(found, one, run, tar, number)
+    return found
+
+
+def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int) -> None:
+    lies = index_of(tar)
+    _sizes(found, tar)
+    for place, sample in read(tar, WORDS):
+        before = sum(found.doomed.values())
+        kinds = {MODALITY[name] for name in lies.extensions(place) if name in MODALITY} - {"text"}
+        try:
+            turn = (place + number) * GOLDEN % 1
+            text = text_of(sample, one.source.texts if one.source is not None else (), turn)
+            if text is not None:
+                kinds.add("text")
+                _note_text(found, text, sample.where)
+        except BadSample as why:
+            kinds.add("text")
+            if one.source is None or "text" in one.source.provides:
+                found.doom(why.code, str(why))
+        found.have.update(kinds)
+        for name in one.source.provides if one.source is not None else ():
+            if name not in kinds:
+                found.doom(f"missing_{name}", sample.where)
+        seconds = lies.seconds[place]
+        if seconds >= 0:
+            found.seconds.append(seconds)
+        if seconds > run.data.max_seconds and not run.data.crop_seconds and _hears(one, run):
+            found.doom("audio_too_long", f"{sample.where} ({seconds:.2f} s)")
+        found.lost += sum(found.doomed.values()) > before
+
+
+def _hears(one: Set, run: Run) -> bool:
+    return run.model.audio is not None and (one.source is None or "audio" in one.source.provides)
+
+
+def _note_text(found: Swept, text: str, case: str) -> None:
+    found.characters.append(len(text))
+    found.hashes.setdefault(text_hash(text), case)
+    if text in found.texts or len(found.texts) < MOST_TEXTS:
+        found.texts[text] += 1
+
+
+def _sizes(found: Swept, tar: Tar) -> None:
+    """Width and height of every picture whose header says it."""
+    lies = index_of(tar)
+    names = [name for name in PICTURES if name in lies.size]
+    with tar.path.open("rb", buffering=HEAD) as file:
+        for name in names:
+            for offset, size in zip(lies.offset[name], lies.size[name], strict=True):
+                if size < 0:
+                    continue
+
+                def part(at: int, count: int, offset: int = offset, size: int = size) -> bytes:
+                    file.seek(offset + at)
+                    return file.read(max(min(count, size - at), 0))
+
+                seen = measure(name, part, size)
+                if seen.width > 0:
+                    found.widths.append(seen.width)
+                    found.heights.append(seen.height)
+
+
+def presence(sets: Sequence[Set], swept: Sequence[Swept], run: Run) -> Section:
+    """What each set has, against what its source provides."""
+    findings = [item for one, found in zip(sets, swept, strict=True) for item in _lacks(one, found, run)]
+    if not any(item.level in ("WARNING", "ERROR") for item in findings):
+        findings.insert(0, finding("OK", "present", "every sample has what its source provides"))
+    rows = [
+        (one.label, len(one), *(found.have[name] for name in MODALITIES), _provides(one))
+        for one, found in zip(sets, swept, strict=True)
+    ]
+    head = ("set", "samples", *(f"with {name}" for name in MODALITIES), "provides")
+    return Section(name="Modalities", findings=tuple(findings), tables=(table("", head, rows),))
+
+
+def _provides(one: Set) -> str:
+    return ", ".join(one.source.provides) if one.source is not None else "–"
+
+
+def _lacks(one: Set, found: Swept, run: Run) -> list[Finding]:
+    findings, n = list[Finding](), len(one)
+    for code, count in sorted(found.doomed.items()):
+        if code.startswith(("missing_", "text_", "json_")):
+            over = one.split == TRAIN and count > run.data.most_bad * n
+            what = f"no {code[8:]}, which the source provides" if code.startswith("missing_") else code
+            then = _then(one, over, run)
+            told = f"{one.label}: {count:,} of {plural(n, 'sample')}: {what}; {then}"
+            findings.append(finding("ERROR" if over else "WARNING", code, told, found.cases[code], count))
+    for name in MODALITIES:
+        if one.source is not None and name not in one.source.provides and found.have[name]:
+            told = f"{one.label}: {found.have[name]:,} of {plural(n, 'sample')} have {name}, which is not read, as the "
+            told += f"source does not provide it; add {name!r} to `provides` to learn from it"
+            findings.append(finding("NOTE", f"unread_{name}", told, (), found.have[name]))
+    return findings
+
+
+def _then(one: Set, over: bool, run: Run) -> str:
+    if one.split != TRAIN:
+        return "no score counts them"
+    if over:
+        return f"more than data.most_bad={run.data.most_bad:g} allows: mend the shards, or declare what they have"
+    return "each is replaced by another sample, and counted"
+
+
+def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: Tokenizer | None) -> Section:
+    """Distributions by the files' headers, and of texts."""
+    named = [(one.label, found) for one, found in zip(sets, swept, strict=True)]
+    drawn = [
+        distribution("Length of sounds", "s", [(name, np.array(s.seconds, np.float64)) for name, s in named]),
+        distribution("Width of pictures", "px", [(name, np.array(s.widths, np.int64)) for name, s in named]),
+        distribution("Height of pictures", "px", [(name, np.array(s.heights, np.int64)) for name, s in named]),
+        distribution(
+            "Width by height",
+            "",
+            [(name, np.array(s.widths, np.int64) / np.array(s.heights, np.int64)) for name, s in named],
+        ),
+        distribution("Length of texts", "characters", [(name, np.array(s.characters, np.int64)) for name, s in named]),
+    ]
+    findings = [item for one, found in zip(sets, swept, strict=True) for item in _too_long(one, found, run)]
+    findings += [item for one, found in zip(sets, swept, strict=True) for item in _unknown(one, found)]
+    if tokenizer is not None:
+        drawn.append(_tokens(named, tokenizer))
+        findings += _capped(named)
+    if not any(item.level in ("WARNING", "ERROR") for item in findings):
+        findings.insert(0, finding("OK", "lengths", f"no sound is longer than max_seconds={run.data.max_seconds:g}"))
+    return Section(name="Lengths", findings=tuple(findings), distributions=tuple(d for d in drawn if d is not None))
+
+
+def _too_long(one: Set, found: Swept, run: Run) -> list[Finding]:
+    count = found.doomed["audio_too_long"]
+    if not count:
+        return []
+    over = one.split == TRAIN and count > run.data.most_bad * len(one)
+    remedy = "raise data.max_seconds, set data.crop_seconds, or cut them"
+    told = f"{one.label}: {plural(count, 'sound')} longer than max_seconds={run.data.max_seconds:g}, "
+    told += f"which {'stops training' if over else 'are not used'}; {remedy}"
+    return [finding("ERROR" if over else "WARNING", "audio_too_long", told, found.cases["audio_too_long"], count)]
+
+
+def _unknown(one: Set, found: Swept) -> list[Finding]:
+    unknown = found.have["audio"] - len(found.seconds)
+    if unknown <= 0:
+        return []
+    told = f"{one.label}: {plural(unknown, 'sound')} whose header does not say how long; decoding will tell"
+    return [finding("NOTE", "length_unknown", told, (), unknown)]
+
+
+def _capped(named: Sequence[tuple[str, Swept]]) -> list[Finding]:
+    capped = [name for name, found in named if sum(found.texts.values()) < len(found.characters)]
+    told = f"tokens are those of the first {MOST_TEXTS:,} different texts of each set"
+    return [finding("NOTE", "tokens_capped", told, capped)] if capped else []
+
+
+def _tokens(named: Sequence[tuple[str, Swept]], tokenizer: Tokenizer) -> Distribution | None:
+    """Of every text, by the run's tokenizer; equal texts are encoded once."""
+    sets = []
+    for name, found in named:
+        each = np.array([len(tokenizer.encode(text)) for text in found.texts], dtype=np.int64)
+        sets.append((name, np.repeat(each, np.array(list(found.texts.values()), dtype=np.int64))))
+    return distribution("Length of texts", "tokens", sets)
