@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import pytest
 
 from mmfm import config
 from mmfm.config import UserError
-from mmfm.data import servers
+from mmfm.data import index, servers
 from mmfm.data.index import Entry
-from mmfm.data.remote import FetchError, Store, check_scheme, expand_remote, is_remote, shown
+from mmfm.data.remote import FetchError, Store, expand_remote, is_remote
+from mmfm.data.shards import Shards
+from mmfm.data.urls import SCHEMES, check_scheme, shown
 
 BODY = os.urandom(1 << 20) + b"end"
 HALF = len(BODY) // 2
@@ -501,6 +504,25 @@ def test_a_folder_and_a_pattern_are_read_from_the_list(server: Server, make_stor
     assert signed[0].place == f"{server.url}/set/x-0.tar?key=1", "what opens the folder opens its files"
 
 
+def test_a_url_that_holds_credentials_opens_a_set(
+    server: Server, make_store: Callable[..., Store], write_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What opens the folder opens its lists, indexes and shards, and no message has it; nor has the shard's name."""
+    shard = write_shard(tmp_path / "set" / "odd name.tar", {"a\nb": {"txt": b" "}})
+    index.write(shard)
+    index.write_list(shard.parent)
+    server.files = {f"/set/{quote(path.name)}": path.read_bytes() for path in shard.parent.iterdir()}
+    store = make_store()
+    shards = Shards(expand_remote(server.url.replace("//", "//me:hunter2@") + "/set?key=hunter3", store), store)
+    assert shards[0].parts == {"txt": b" "} and shards.name(0) == "odd name.tar"
+    assert len(server.logins) == 3 and set(server.logins) == {"Basic bWU6aHVudGVyMg=="}
+    assert "hunter" not in shards.where(0) and "hunter" not in shards[0].where
+    server.files[f"/set/{quote('odd name')}.idx.json"] = b"[]"
+    with pytest.raises(UserError, match=r"odd%20name\.idx\.json is no index") as caught:
+        Shards(expand_remote(server.url.replace("//", "//me:hunter2@") + "/set?key=hunter3", store), store)[0]
+    assert "hunter" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -539,7 +561,7 @@ def test_what_is_local() -> None:
     for spec in ("data/train", "/data/x-{000..009}.tar", "a,b", "~/x.tar", "./pipe:x"):
         assert not is_remote(spec)
     assert is_remote("a.tar, s3://bucket/b.tar")
-    assert [check_scheme(f"{scheme}://b/k") for scheme in servers.SCHEMES] == list(servers.SCHEMES)
+    assert [check_scheme(f"{scheme}://b/k") for scheme in SCHEMES] == list(SCHEMES)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from mmfm import config
 from mmfm.config import UserError
 from mmfm.data import index
 from mmfm.data.index import Entry
-from mmfm.data.servers import Absent, Again, beside, check_scheme, folder_of, request, shown
+from mmfm.data.servers import Absent, Again, request
 from mmfm.data.shards import braces
+from mmfm.data.urls import beside, check_scheme, folder_of, shown
 
 CHUNK = 1 << 20  # bytes
 PROGRESS = 1 << 20  # bytes that make a failure the first again: a link that breaks now and then still brings a shard

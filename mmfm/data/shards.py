@@ -23,6 +23,7 @@ from mmfm.config import Source, Text, UserError
 from mmfm.data import index
 from mmfm.data.index import AGAIN, CAPTIONS, EXTENSIONS, MODALITY, Entry, Index
 from mmfm.data.tar import BLOCK, header_says
+from mmfm.data.urls import beside, folder_of, shown
 from mmfm.inputs import BadSample
 
 MAX_TEXT = 1 << 20  # characters
@@ -109,7 +110,7 @@ class Shards:
         shard, place = self.find(sample)
         lies = self._index(shard)
         parts = {name: self._bytes(shard, lies, name, place) for name in lies.extensions(place) if name in wanted}
-        return Sample(key=lies.keys[place], parts=parts, where=f"{self.places[shard]}: {lies.keys[place]}")
+        return Sample(key=lies.keys[place], parts=parts, where=f"{self.label(shard)}: {lies.keys[place]}")
 
     def find(self, sample: int) -> tuple[int, int]:
         """Number of the tar, and the sample's place in it."""
@@ -140,7 +141,15 @@ class Shards:
         return self._index(shard).keys[place]
 
     def where(self, sample: int) -> str:
-        return f"{self.places[self.find(sample)[0]]}: {self.key(sample)}"
+        return f"{self.label(self.find(sample)[0])}: {self.key(sample)}"
+
+    def label(self, shard: int) -> str:
+        """The tar as it may be logged: of a URL not what holds credentials."""
+        return self.places[shard] if self._store is None else shown(self.places[shard])
+
+    def name(self, shard: int) -> str:
+        """The tar's own name."""
+        return self.places[shard].rpartition("/")[2] if self._store is None else folder_of(self.places[shard])[1]
 
     def counts(self) -> list[int]:
         """Samples in each shard."""
@@ -162,13 +171,13 @@ class Shards:
         place, size = self.places[shard], self.sizes[shard]
         if self._store is None:
             return _patiently(lambda: index.load(Path(place), size), f"the index of {place}")
-        url = place.removesuffix(".tar") + ".idx.json"
-        text = self._store.text(url, index.MAX_JSON)
-        return index.parse(text.encode("utf-8", "surrogateescape"), url, place.rpartition("/")[2], size)
+        folder, name = folder_of(place)
+        url = beside(folder, name.removesuffix(".tar") + ".idx.json")
+        return index.parse(self._store.text(url, index.MAX_JSON).encode(), shown(url), name, size)
 
     def _bytes(self, shard: int, lies: Index, name: str, place: int) -> bytes:
         offset, size = lies.offset[name][place], lies.size[name][place]
-        where = self.places[shard]
+        where = self.label(shard)
         data = _patiently(lambda: os.pread(self._file(shard), size + BLOCK, offset - BLOCK), where)
         if len(data) != size + BLOCK:
             raise UserError(f"{where} became shorter while it was in use; restore it and start again")

@@ -323,7 +323,7 @@ class TrainStream:
         data = self.plan.run.data
         sources = [
             [
-                [place.rpartition("/")[2] for place in shards.places],
+                [shards.name(shard) for shard in range(len(shards.places))],
                 shards.sizes.tolist(),
                 shards.counts(),
                 source.share,
