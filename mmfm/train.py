@@ -86,20 +86,24 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
 def _together(trainer: L.Trainer) -> Iterator[None]:
     """Ranks leave together: the first, whose end is the end of all, waits for the others. Where one of them ended
     early, it has said why, and the first only knows that a connection was closed."""
-    children = getattr(trainer.strategy.launcher, "procs", ())
     try:
         yield
     except RuntimeError as why:
-        for rank, child in enumerate(children, 1):
+        for rank, child in enumerate(children := _children(trainer), 1):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if status := child.wait(RANK_ENDS_S / len(children)):
                     told = f"rank {rank} ended with status {status}; what it said stands above"
                     raise ChildProcessError(f"{told}; --resume continues from the last checkpoint") from why
         raise
     leave()
-    for child in children:
+    for child in _children(trainer):
         with contextlib.suppress(subprocess.TimeoutExpired):  # then it ends with this process
             child.wait(RANK_ENDS_S)
+
+
+def _children(trainer: L.Trainer) -> list[subprocess.Popen]:
+    """The ranks that the first one has started."""
+    return getattr(trainer.strategy.launcher, "procs", [])
 
 
 def _tell(run: Run, trainer: L.Trainer, module: JointModule, agree: Agree) -> None:
