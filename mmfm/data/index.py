@@ -28,7 +28,7 @@ EXTENSIONS = (*MODALITY, "json", "cls")  # all that is ever read; what else a sh
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
 FORMAT = 1
 LIST = "shards.json"
-MAX_PART, MAX_JSON = 1 << 31, 1 << 30  # bytes of one part, of an index or a list
+MAX_PART, MAX_JSON = 1 << 31, 1 << 28  # bytes of one part, of an index or a list
 MAX_COUNT, MAX_CRC32 = 1 << 48, 1 << 32
 AGAIN = "make it again with: mmfm data index FOLDER"
 
