@@ -177,6 +177,20 @@ def test_ranks_together_read_the_order(folder, world):
     assert sum(images) == 9 * 8 and max(images) - min(images) <= 1
 
 
+@pytest.mark.parametrize(("shards", "world", "workers"), [(9, 2, 0), (1, 2, 3), (3, 4, 2)])
+def test_no_rank_waits_for_another(tmp_path, write_shard, shards, world, workers):
+    """Uneven shards, or fewer of them than loader processes: every rank has as many batches as the others.
+
+    Readers that give whole shards to processes hang here, when one rank runs dry, or find nothing to read.
+    """
+    for n in range(shards):
+        write_shard(tmp_path / f"{n}.tar", {f"{n}-{i}": {"txt": f"{n} {i}".encode()} for i in range(1 + 5 * n)})
+    data = Data(train=(Source(shards=str(tmp_path), provides=("text",)),), batch=4, workers=workers)
+    run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=12, warmup_steps=1))
+    ranks = [[batch.size for batch in stream(run, rank, world)] for rank in range(world)]
+    assert ranks == [[4 // world] * 12] * world
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(folder, workers):
     """One or two processes give the batches of none, in the same order, to the bit, draws included."""
