@@ -23,12 +23,13 @@ from mmfm.config import Contrast, Data, Run, Source, Store, Text, Write
 from mmfm.data import index, remote
 from mmfm.data.stream import TrainStream
 from mmfm.doctor import duplicates, near, pace, speed, tars, terminal
-from mmfm.doctor.decode import Decoded, lost_share
+from mmfm.doctor.decode import Decoded, at_least, lost
 from mmfm.doctor.findings import Diagnosis, Distribution, Finding, Section, clean, distribution, finding, to_json
 from mmfm.doctor.page import render
 from mmfm.doctor.run import Extent, examine
 from mmfm.doctor.run import duplicates as duplicates_of
 from mmfm.doctor.sweep import Swept, sweep
+from mmfm.evals.split import spread
 from mmfm.inputs.text import load_tokenizer
 from mmfm.model import build
 from mmfm.objectives import Objectives
@@ -293,14 +294,28 @@ def test_what_does_not_decode_is_counted_by_code(put, sets, run, tmp_path):
     assert {item.level for item in bad} == {"WARNING"} and "3.33%" in told(found, "some_lost").message
 
 
-def test_the_share_that_is_lost(put, sets, run):
-    """What is known of all counts once, and what only decoding found is scaled up."""
-    put(sets)
-    known, _ = tars.look(tars.sets_of(run), remote.Store(Store()), sums=False, fetch=False)
+def test_the_share_that_is_lost():
+    """What is known of all counts once; what only decoding found is scaled up, and sure where all were decoded."""
     swept, decoded = Swept(lost=3), Decoded(read=10)
     swept.doomed["audio_too_long"] = 3
     decoded.bad.update({"audio_too_long": 2, "audio_cut": 1, "missing_text": 1})
-    assert lost_share(known[0], decoded, swept) == pytest.approx(3 / 30 + 1 / 10)
+    about, least = lost(30, decoded, swept)
+    assert about == pytest.approx(3 / 30 + 1 / 10) and 3 / 30 < least < about
+    assert lost(10, decoded, swept) == pytest.approx((0.4, 0.4))
+    low = at_least(10, 100)  # the share of which 10 of 100 lies just 1.645 standard deviations above
+    assert (0.1 - low) / (low * (1 - low) / 100) ** 0.5 == pytest.approx(1.645) and at_least(0, 100) == 0.0
+
+
+def test_what_is_only_likely_is_no_error(put, sets, run):
+    """One bad picture among eight that were decoded may be one of 30 too: a warning, until all were looked at."""
+    broken = sets["train/image.tar"][f"image-{spread(30, 8)[3]}"]
+    broken["png"] = broken["png"][:-400]
+    put(sets)
+    lax = replace(run, data=replace(run.data, most_bad=0.05))
+    found = examine(lax, "toy.py", Extent(quick=True, samples=8))
+    assert told(found, "perhaps_too_many_lost").level == "WARNING" and found.status == 0
+    found = examine(lax, "toy.py", Extent(quick=True, samples=0))
+    assert told(found, "some_lost").count == 1
 
 
 # Duplicates
@@ -330,6 +345,16 @@ def test_repeats_within_a_split_and_between_scores(put, sets, run, tmp_path):
     assert picked(found, "repeated_image").examples == (
         f"{tmp_path}/train/image.tar: image-2 = {tmp_path}/train/image.tar: image-1",
     )
+
+
+def test_a_tar_that_two_sources_name_repeats_nothing(put, sets, run, tmp_path):
+    """Mixed shards may serve two sources, each with other modalities."""
+    put(sets)
+    first = run.data.train[0]
+    again = replace(first, name="again", provides=("image",))
+    assert "repeated_image" not in {
+        item.code for item in twins(replace(run, data=replace(run.data, train=(first, again))))
+    }
 
 
 def encoded(image: Image.Image, layout: str = "PNG", **options: int) -> bytes:
@@ -362,9 +387,9 @@ def test_a_near_leak_is_a_warning(change, put, sets, run, tmp_path):
 def test_pairs_of_digits_are_not_taken_for_copies(put, run, encode_image):
     """Pictures of 8 x 16 pixels, alike by nature: other scans of the same digits are none; re-encoded ones are."""
     scans = load_digits().images.astype(np.uint8) * 15
-    pairs = [np.concatenate([scans[2 * i], scans[2 * i + 1]], axis=1) for i in range(800)]
-    train = {f"{i}": {"png": encode_image(pair), "txt": b"x"} for i, pair in enumerate(pairs[:500])}
-    test = {f"t{i}": {"png": encode_image(pair), "txt": b"x"} for i, pair in enumerate(pairs[500:])}
+    pairs = [np.concatenate([scans[2 * i], scans[2 * i + 1]], axis=1) for i in range(400)]
+    train = {f"{i}": {"png": encode_image(pair), "txt": b"x"} for i, pair in enumerate(pairs[:250])}
+    test = {f"t{i}": {"png": encode_image(pair), "txt": b"x"} for i, pair in enumerate(pairs[250:])}
     copies = [encode_image(pair, "JPEG", quality=75) for pair in pairs[:20]]
     test |= {f"c{i}": {"jpg": copy, "txt": b"x"} for i, copy in enumerate(copies)}
     put({"train/image.tar": train, "test/image.tar": test, "val/image.tar": {"v": test["t0"]}})
@@ -427,7 +452,7 @@ def test_how_many_workers(load_s, step_s, workers, needed, waiting):
 def measured(load_s: float, step_s: float, workers: int, **changes: float) -> speed.Measured:
     parts = speed.Memory(parameters=10, gradients=10, moments=20, activations=5, batch=1, loader=4)
     speeds = speed.Pace(load_s=load_s, step_s=step_s, workers=workers)
-    return speed.Measured(batch=8, batches=4, steps=4, pace=speeds, memory=parts, parameters=3, **changes)
+    return speed.Measured(batch=8, batches=4, steps=4, pace=speeds, memory=parts, parameters=3, stepped=8, **changes)
 
 
 def test_a_starving_model_is_a_warning_with_a_remedy(run):
@@ -462,9 +487,19 @@ def test_activations_grow_with_the_batch_and_not_with_how_often_they_are_asked(p
     small, large = (speed.activations(objectives, run, batch) for batch in batches)
     assert 1.6 < large / small < 2.4 and speed.activations(objectives, run, batches[0]) == small
     assert all(parameter.grad is None for parameter in objectives.parameters())
-    found = speed.measure(run, tokenizer).memory
+    found = speed.measure(run, tokenizer, 10**12).memory
     size = sum(p.numel() * p.element_size() for p in objectives.parameters())
     assert (found.parameters, found.gradients, found.moments) == (size, size, 2 * size)
+
+
+def test_a_batch_without_room_is_not_tried_but_reckoned(put, sets, run):
+    """From the least batch that shares and ranks allow, times their sizes; about what trying would have found."""
+    put(sets)
+    large, tokenizer = replace(run, data=replace(run.data, batch=32)), load_tokenizer("bytes")
+    tried, reckoned = (speed.measure(large, tokenizer, room) for room in (10**12, 0))
+    assert (tried.stepped, reckoned.stepped, tried.batch, reckoned.batch) == (32, 8, 32, 32)
+    assert 0.6 < reckoned.memory.activations / tried.memory.activations < 1.6
+    assert "times 4" in next(i.message for i in pace.speed(reckoned, run, 8).findings if i.code == "extrapolated")
 
 
 def test_the_size_of_a_model_is_guessed_well_enough():
@@ -497,6 +532,34 @@ def test_remote_shards_are_looked_at_by_their_lists(put, sets, run, monkeypatch)
     ftp = replace(run, data=replace(run.data, train=(replace(source, shards="ftp://h/a.tar"),)))
     found = examine(ftp, "toy.py", QUICK)
     assert told(found, "remote_refused").level == "ERROR" and "ftp" in told(found, "remote_refused").message
+
+
+def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples, monkeypatch, tmp_path):
+    """What is wrong with them is told by their URL, also where the index beside it is of another tar; a server that
+    fails is told, and no traceback.
+    """
+    put(sets)
+    url, path = "https://h/val/image.tar", tmp_path / "val" / "image.tar"
+    stale = index.index_path(path).read_text()
+    put({"val/image.tar": {**sets["val/image.tar"], **samples("image", 90, 1)}})
+    entry = index.entry(url, index.load(path, path.stat().st_size))
+    monkeypatch.setattr(tars, "expand_remote", lambda spec, store: [entry])
+    monkeypatch.setattr(remote.Store, "local", lambda self, url, size, crc32: path)
+    monkeypatch.setattr(remote.Store, "text", lambda self, url, limit: index.index_path(path).read_text())
+    (*_, one) = tars.sets_of(replace(run, data=replace(run.data, val=url)))
+    known, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
+    assert [item.code for item in section.findings] == ["whole"] and len(known[0]) == 9
+    assert tars.where(known[0].tars[0], 8) == f"{url}: image-90"
+    monkeypatch.setattr(remote.Store, "text", lambda self, url, limit: stale)
+    _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
+    assert picked(list(section.findings), "index_stale").examples == (url,)
+
+    def broken(self, url, size, crc32):
+        raise remote.FetchError("h does not answer")
+
+    monkeypatch.setattr(remote.Store, "local", broken)
+    _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
+    assert "h does not answer" in picked(list(section.findings), "remote_refused").message
 
 
 # Pages, JSON, command

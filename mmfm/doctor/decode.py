@@ -4,10 +4,12 @@ With what the sweep knows of all samples this gives the share that would be lost
 """
 
 import io
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -81,7 +83,7 @@ def decoding(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Sw
     """What fails, and what all of that does to the run."""
     findings = [item for one in zip(sets, decoded, swept, strict=True) for item in _failures(*one)]
     total = sum(found.read for found in decoded)
-    if not any(found.bad for found in decoded):
+    if total and not any(found.bad for found in decoded):
         told = f"all of the {plural(total, 'sample')} that were tried decode"
         findings.append(finding("OK", "decodes", told, (), total))
     findings += [item for one in zip(sets, decoded, swept, strict=True) for item in _loss(*one, run)]
@@ -108,23 +110,44 @@ def _failures(one: Set, found: Decoded, known: Swept) -> Iterator[Finding]:
         yield finding("WARNING", code, told, found.cases[code], count)
 
 
-def lost_share(one: Set, found: Decoded, known: Swept) -> float:
-    """Estimated fraction of the set that cannot be used: what is known of all, and what else failed when decoded."""
+class Lost(NamedTuple):
+    """Fraction of a set that cannot be used: the best estimate, and what it is at least, with 95 % confidence."""
+
+    about: float
+    least: float
+
+
+def lost(samples: int, found: Decoded, known: Swept) -> Lost:
+    """What is known of all `samples`, and what else failed among those that were decoded, of which the rest is like."""
     rest = sum(count for code, count in found.bad.items() if not code.startswith(SWEPT) and not known.doomed[code])
-    return min(1.0, known.lost / max(len(one), 1) + rest / max(found.read, 1))
+    sure, share = known.lost / max(samples, 1), rest / max(found.read, 1)
+    least = share if found.read == samples else at_least(rest, found.read)
+    return Lost(min(1.0, sure + share), min(1.0, sure + least))
+
+
+def at_least(cases: int, of: int, z: float = 1.645) -> float:
+    """The lower end of Wilson's interval (1927) of a share, one-sided 95 %."""
+    if not cases:
+        return 0.0
+    share = cases / of
+    spread = z * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return (share + z**2 / (2 * of) - spread) / (1 + z**2 / of)
 
 
 def _loss(one: Set, found: Decoded, known: Swept, run: Run) -> Iterator[Finding]:
-    share = lost_share(one, found, known)
-    if not share or one.split != TRAIN:
+    share, most = lost(len(one), found, known), run.data.most_bad
+    if not share.about or one.split != TRAIN:
         return
-    told = f"{one.label}: about {share:.2%} of {plural(len(one), 'sample')} would be replaced by others"
-    if share > run.data.most_bad:
-        told += f", over data.most_bad={run.data.most_bad:.2%}: training would stop; mend the shards, or allow more"
-        yield finding("ERROR", "too_many_lost", told, (), round(share * len(one)))
+    told = f"{one.label}: about {share.about:.2%} of {plural(len(one), 'sample')} would be replaced by others"
+    count = round(share.about * len(one))
+    if share.least > most:
+        told += f", over data.most_bad={most:.2%}: training would stop; mend the shards, or allow more"
+        yield finding("ERROR", "too_many_lost", told, (), count)
+    elif share.about > most:
+        told += f", perhaps over data.most_bad={most:.2%}, where training stops; decode more of them: --samples 0"
+        yield finding("WARNING", "perhaps_too_many_lost", told, (), count)
     else:
-        told += f"; data.most_bad={run.data.most_bad:.2%} allows it"
-        yield finding("NOTE", "some_lost", told, (), round(share * len(one)))
+        yield finding("NOTE", "some_lost", f"{told}; data.most_bad={most:.2%} allows it", (), count)
 
 
 def _rates(sets: Sequence[Set], decoded: Sequence[Decoded], run: Run) -> Iterator[Finding]:
@@ -134,10 +157,8 @@ def _rates(sets: Sequence[Set], decoded: Sequence[Decoded], run: Run) -> Iterato
     wanted = 2 * run.model.audio.mel.high_hz
     for one, found in zip(sets, decoded, strict=True):
         if low := sum(rate < wanted for rate in found.rates_hz):
-            told = (
-                f"{one.label}: {low:,} of {plural(len(found.rates_hz), 'sound')} have a rate below {wanted:g} Hz, and "
-            )
-            told += "so nothing in the highest of the model's bins; lower mel.high_hz if most are such"
+            told = f"{one.label}: {low:,} of {plural(len(found.rates_hz), 'sound')} have a rate below {wanted:g} Hz, "
+            told += "and so nothing in the highest of the model's bins; lower mel.high_hz if most are such"
             yield finding("NOTE", "low_rate", told, (), low)
 
 
@@ -148,7 +169,7 @@ def _table(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Swep
             found.read,
             sum(found.bad.values()),
             known.lost,
-            f"{lost_share(one, found, known):.2%}",
+            f"{lost(len(one), found, known).about:.2%}",
             round(found.read / max(found.seconds, 1e-9)),
         )
         for one, found, known in zip(sets, decoded, swept, strict=True)

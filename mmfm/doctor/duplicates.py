@@ -7,6 +7,7 @@ Digests have 64 bits: that any two among ten million different files are taken f
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -32,15 +33,20 @@ class Files(NamedTuple):
 
 
 def files_of(sets: Sequence[Set], kind: str) -> Files:
-    """Those that hold anything."""
+    """Those that hold anything; of a tar that two sources of one split name, once."""
+    met = set[tuple[str, Path]]()
     columns = list[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]()
     for owner, one in enumerate(sets):
         first = 0
         for tar in one.tars:
+            if (name := (one.split, tar.path.resolve())) in met:
+                first += tar.samples
+                continue
+            met.add(name)
             lies = index_of(tar)
             sizes = np.full(len(lies), -1)
-            for name in (name for name in lies.size if MODALITY.get(name) == kind):
-                sizes = np.maximum(sizes, np.array(lies.size[name], np.int64))
+            for extension in (name for name in lies.size if MODALITY.get(name) == kind):
+                sizes = np.maximum(sizes, np.array(lies.size[extension], np.int64))
             (places,) = np.nonzero(sizes > 0)
             columns.append((np.full(len(places), owner), first + places, sizes[places]))
             first += tar.samples
@@ -114,7 +120,7 @@ def _tell(
     sets: Sequence[Set], files: Files, kind: str, earlier: str, later: str, found: Sequence[tuple[int, int]]
 ) -> Finding:
     thing, count = THINGS[kind], len(found)
-    cases = [f"{name_of(sets, files, a)} = {name_of(sets, files, b)}" for a, b in found[:MOST_CASES]]
+    cases = [f"{name_of(sets, files, a)} = {name_of(sets, files, b)}" for a, b in sorted(found)[:MOST_CASES]]
     if earlier == later:
         told = f"{plural(count, thing)} of {later} occur{'s' if count == 1 else ''} there before, byte for byte"
         return finding("NOTE", f"repeated_{kind}", told, cases, count)
@@ -143,7 +149,8 @@ def captions(sets: Sequence[Set], swept: Sequence[Swept]) -> list[Finding]:
             told += "names of classes are; if they should be new, remove them"
             findings.append(finding("NOTE", "shared_captions", told, [own[mark] for mark in sorted(shared)]))
         if alike:
-            told = f"{plural(len(alike), 'text')} of {split} differ from texts of training in case or marks alone"
+            differ = "differs" if len(alike) == 1 else "differ"
+            told = f"{plural(len(alike), 'text')} of {split} {differ} from texts of training in case or marks alone"
             findings.append(finding("NOTE", "near_captions", told, sorted(alike)))
     return findings
 

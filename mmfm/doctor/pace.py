@@ -5,7 +5,7 @@ import os
 from mmfm.config import Run, UserError
 from mmfm.data.stream import PREFETCH
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
-from mmfm.doctor.speed import Measured, Memory, available_bytes, fits, measure
+from mmfm.doctor.speed import ROOM, Measured, Memory, available_bytes, fits, measure
 from mmfm.inputs.text import Tokenizer
 
 PATIENT = 0.05  # share of the time that the model may wait for data
@@ -20,7 +20,7 @@ def pace_and_memory(run: Run, tokenizer: Tokenizer) -> tuple[Section, Section | 
         told += f"machine has {room / 1e9:.1f} GB free; ask on a larger one"
         return Section(name="Speed", findings=(finding("NOTE", "step_too_large", told),)), None
     try:
-        found = measure(run, tokenizer)
+        found = measure(run, tokenizer, round(ROOM * room) - wanted)
     except (UserError, OSError) as why:
         told = f"not measured, as the stream stops: {why}"
         return Section(name="Speed", findings=(finding("ERROR", "stream_stops", told),)), None
@@ -59,6 +59,12 @@ def _advice(found: Measured, run: Run, cores: int) -> list[Finding]:
         told = f"{run.devices} x ({each}) are more than the {plural(cores, 'core')} here: they take turns, and each is "
         told += "slower than measured alone"
         findings.append(finding("NOTE", "few_cores", told))
+    if found.stepped < found.batch:
+        told = (
+            f"the step is that of {plural(found.stepped, 'sample')}, times {found.batch / found.stepped:g}: the whole "
+        )
+        told += "batch would take too long here, or too much room"
+        findings.append(finding("NOTE", "extrapolated", told))
     if found.busy:
         told = (
             f"the machine was busy: the step had a processor {1 / found.busy:.0%} of the time; ask again when it is not"

@@ -26,6 +26,7 @@ from mmfm.optim import adamw
 
 BATCHES, SECONDS = 12, 12.0  # that are loaded, and that loading or stepping may take in all
 STEPS = 4
+SMALL, MOST_SECONDS = 8, 120.0  # samples that show what a step costs; above that time, it is taken from them alone
 COPIES = 4  # of the weights: themselves, gradients, and Adam's two moments
 BYTES = 4  # of a number in fp32, in which weights are kept whatever the precision
 BUSY = 1.5  # times as long as the processor works: others were at it
@@ -82,26 +83,29 @@ class Measured:
     pace: Pace
     memory: Memory
     parameters: int
+    stepped: (
+        int  # samples that the step was tried with; of more, time and activations are taken to grow as their number
+    )
     busy: float = 0.0  # how many times longer the step took than the processor worked on it; 0: no longer
 
 
-def measure(run: Run, tokenizer: Tokenizer) -> Measured:
-    """Raises UserError where the stream does."""
+def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
+    """`room`: bytes that activations may take. Raises UserError where the stream does."""
     batches, load_s = load(run, tokenizer)
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
     objectives = Objectives(build(run.model, tokenizer.size, run.contrast, run.data.augment), run).train()
-    kept = activations(objectives, run, batches[0])
-    step_s, busy = step_seconds(objectives, run, batches)
-    weights = [p for p in objectives.parameters() if p.requires_grad]
-    size = sum(p.numel() * p.element_size() for p in objectives.parameters())
-    learnt = sum(p.numel() * p.element_size() for p in weights)
+    tried = batches if _worth_trying(objectives, run, tokenizer, batches[0].size, room) else [small(run, tokenizer)]
+    times = batches[0].size / tried[0].size
+    kept = activations(objectives, run, tried[0])
+    step_s, busy = step_seconds(objectives, run, tried)
+    learnt = sum(p.numel() * p.element_size() for p in objectives.parameters() if p.requires_grad)
     largest = max(bytes_of(batch) for batch in batches)
     memory = Memory(
-        parameters=size,
+        parameters=sum(p.numel() * p.element_size() for p in objectives.parameters()),
         gradients=learnt,
         moments=2 * learnt,
-        activations=kept,
+        activations=round(kept * times),
         batch=largest,
         loader=loader_bytes(largest, run.data.workers, run.data.cache_mb),
     )
@@ -109,11 +113,29 @@ def measure(run: Run, tokenizer: Tokenizer) -> Measured:
         batch=batches[0].size,
         batches=len(batches),
         steps=STEPS,
-        pace=Pace(load_s=load_s, step_s=step_s, workers=run.data.workers),
+        pace=Pace(load_s=load_s, step_s=step_s * times, workers=run.data.workers),
         memory=memory,
         parameters=sum(p.numel() for p in objectives.parameters()),
+        stepped=tried[0].size,
         busy=busy,
     )
+
+
+def _worth_trying(objectives: Objectives, run: Run, tokenizer: Tokenizer, size: int, room: int) -> bool:
+    """Whether steps with `size` samples have room here and end in time, judged by one with a few."""
+    few = small(run, tokenizer)
+    start = time.perf_counter()
+    kept = activations(objectives, run, few)
+    took_s, times = time.perf_counter() - start, size / few.size
+    return kept * times <= room and took_s * times * (STEPS + 1) <= MOST_SECONDS
+
+
+def small(run: Run, tokenizer: Tokenizer) -> Batch:
+    """The first batch of a run with as few samples as its shares and ranks allow, but at least SMALL for each rank."""
+    whole = run.devices * (1 if run.data.unit == "batch" else sum(source.share for source in run.data.train))
+    count = min(run.data.batch, whole * max(1, math.ceil(SMALL * run.devices / whole)))
+    tiny = replace(run, data=replace(run.data, workers=0, batch=count))
+    return next(iter(TrainStream(tiny, tokenizer, rank=0, world=run.devices)))
 
 
 def load(run: Run, tokenizer: Tokenizer) -> tuple[list[Batch], float]:

@@ -118,7 +118,7 @@ def _sizes(found: Swept, tar: Tar) -> None:
 def presence(sets: Sequence[Set], swept: Sequence[Swept], run: Run) -> Section:
     """What each set has, against what its source provides."""
     findings = [item for one, found in zip(sets, swept, strict=True) for item in _lacks(one, found, run)]
-    if not any(item.level in ("WARNING", "ERROR") for item in findings):
+    if any(map(len, sets)) and not any(item.level in ("WARNING", "ERROR") for item in findings):
         findings.insert(0, finding("OK", "present", "every sample has what its source provides"))
     rows = [
         (one.label, len(one), *(found.have[name] for name in MODALITIES), _provides(one))
@@ -176,7 +176,7 @@ def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: To
     if tokenizer is not None:
         drawn.append(_tokens(named, tokenizer))
         findings += _capped(named)
-    if not any(item.level in ("WARNING", "ERROR") for item in findings):
+    if any(s.seconds for s in swept) and not any(item.level in ("WARNING", "ERROR") for item in findings):
         findings.insert(0, finding("OK", "lengths", f"no sound is longer than max_seconds={run.data.max_seconds:g}"))
     return Section(name="Lengths", findings=tuple(findings), distributions=tuple(d for d in drawn if d is not None))
 

@@ -128,12 +128,11 @@ def look(sets: Sequence[Set], store: Store, *, sums: bool, fetch: bool) -> tuple
 def _look(one: Set, store: Store, sums: bool, fetch: bool) -> _Seen:
     seen = _Seen()
     if is_remote(one.spec):
-        places = _remote(one, store, fetch, seen)
+        _remote(one, store, fetch, seen)
     else:
-        places = [(path, str(path)) for path in _paths(one, seen)]
-    lists: dict[Path, dict[str, index.Entry] | None] = {}
-    for path, name in places:
-        _prove(path, name, seen, sums, None if is_remote(one.spec) else _listed(path, lists, seen))
+        lists: dict[Path, dict[str, index.Entry] | None] = {}
+        for path in _paths(one, seen):
+            _prove(path, str(path), seen, sums, _listed(path, lists, seen))
     _sum_up(one, seen)
     return seen
 
@@ -190,8 +189,10 @@ def _listed(path: Path, lists: dict[Path, dict[str, index.Entry] | None], seen: 
     return (lists[folder] or {}).get(path.name)
 
 
-def _prove(path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | None) -> None:
-    """Adds the tar if it is whole; says what it or its index lacks."""
+def _prove(
+    path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | None, store: Store | None = None
+) -> None:
+    """Adds the tar if it is whole; says what it or its index lacks. With a store, `path` is a copy of a URL, `name`."""
     try:
         headers = index.scan(path)
     except UserError as why:
@@ -201,9 +202,11 @@ def _prove(path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | 
         told = f"{name} cannot be read ({why.strerror or why}); check the disk and the file's rights"
         seen.findings.append(finding("ERROR", "shard_unreadable", told, [name]))
         return
-    indexed = _compare(path, name, headers, seen, sums)
+    indexed = (
+        _compare(path, name, headers, seen, sums) if store is None else _compare_remote(name, headers, seen, store)
+    )
     if entry is not None and (entry.bytes, entry.samples) != (headers.bytes, len(headers)):
-        told = f"{path.parent / index.LIST} gives {name} {entry.samples} samples in {entry.bytes} bytes, but it has "
+        told = f"the list of shards gives {name} {entry.samples} samples in {entry.bytes} bytes, but it has "
         told += f"{len(headers)} in {headers.bytes}; {AGAIN}"
         seen.findings.append(finding("ERROR", "list_stale", told, [name]))
     seen.tars.append(Tar(path, name, len(headers), indexed))
@@ -222,14 +225,32 @@ def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> 
     except UserError as why:
         seen.findings.append(finding("ERROR", "index_stale", str(why), [name]))
         return False
+    if not _agree(name, headers, said, seen):
+        return False
+    if sums and said.crc32 is not None and index.checksum(path) != said.crc32:
+        told = f"the bytes of {name} are not those that were indexed; copy it again, or if it was changed, {AGAIN}"
+        seen.findings.append(finding("ERROR", "shard_changed", told, [name]))
+    return True
+
+
+def _compare_remote(name: str, headers: Index, seen: _Seen, store: Store) -> bool:
+    """The same of the index beside a URL. It is not on this machine, and so never what is read here."""
+    url = name.removesuffix(".tar") + ".idx.json"
+    try:
+        text = store.text(url, index.MAX_JSON)
+        said = index.parse(text.encode("utf-8", "surrogateescape"), url, name.rpartition("/")[2], headers.bytes)
+        _agree(name, headers, said, seen)
+    except (UserError, OSError) as why:
+        seen.findings.append(finding("ERROR", "index_stale", str(why), [name]))
+    return False
+
+
+def _agree(name: str, headers: Index, said: Index, seen: _Seen) -> bool:
     if (said.keys, said.offset, said.size) != (headers.keys, headers.offset, headers.size):
         key = next((a for a, b in zip(headers.keys, said.keys, strict=False) if a != b), headers.keys[0])
         told = f"the index of {name} names other samples than the tar holds, or at other places; {AGAIN}"
         seen.findings.append(finding("ERROR", "index_stale", told, [f"{name}: {key}"]))
         return False
-    if sums and said.crc32 is not None and index.checksum(path) != said.crc32:
-        told = f"the bytes of {name} are not those that were indexed; copy it again, or if it was changed, {AGAIN}"
-        seen.findings.append(finding("ERROR", "shard_changed", told, [name]))
     return True
 
 
@@ -259,17 +280,21 @@ def _shared(sets: Sequence[Set]) -> list[Finding]:
     return [finding("ERROR", "shard_shared", told, both)] if both else []
 
 
-def _remote(one: Set, store: Store, fetch: bool, seen: _Seen) -> list[tuple[Path, str]]:
-    """The local copies of the shards behind URLs, if they are to be fetched; else only what their lists say."""
+def _remote(one: Set, store: Store, fetch: bool, seen: _Seen) -> None:
+    """Shards behind URLs: fetched and looked at, if that is asked for and they have room; else what their lists say."""
     try:
         entries = expand_remote(one.spec, store)
+        size = sum(entry.bytes for entry in entries)
+        if fetch and size <= store.limit:
+            for entry in entries:  # the store compares sizes and sums
+                path = store.local(entry.place, size=entry.bytes, crc32=entry.crc32)
+                _prove(path, entry.place, seen, False, entry, store)
+            return
     except (UserError, OSError) as why:
         seen.findings.append(finding("ERROR", "remote_refused", f"{one.label}: {why}", [one.spec]))
-        return []
-    size, samples = sum(entry.bytes for entry in entries), sum(entry.samples for entry in entries)
+        return
+    samples = sum(entry.samples for entry in entries)
     told = f"{one.label}: {plural(len(entries), 'remote shard')} with {plural(samples, 'sample')}"
-    if fetch and size <= store.limit:
-        return [(store.local(e.place, size=e.bytes, crc32=e.crc32), e.place) for e in entries]
     held = Counter[str]()
     for entry in entries:
         held.update(entry.holds)
@@ -282,4 +307,3 @@ def _remote(one: Set, store: Store, fetch: bool, seen: _Seen) -> list[tuple[Path
         if lack := samples - held[name]:
             told = f"{one.label}: {plural(lack, 'sample')} without {name}, which the source provides, by the lists"
             seen.findings.append(finding("WARNING", f"missing_{name}", told, [one.spec], lack))
-    return []
