@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import mmfm
-from mmfm.config import Run, UserError, require
+from mmfm.config import Run, UserError, one_line, require
 from mmfm.process import TRY_AGAIN, Stopped
 
 HELP = """\
@@ -181,7 +181,7 @@ def report(error: BaseException, training: bool = False) -> int:
     if isinstance(error, Stopped):
         return say(str(error), TRY_AGAIN)
     if isinstance(error, UserError):
-        return say(str(error), 2)
+        return say(str(error.args[-1]) if error.args else "", 2)
     if isinstance(error, OSError):
         return say(trouble(error), 1)
     return say(f"{type(error).__name__}: {error}; this is a fault of mmfm, --debug shows where", 1)
@@ -197,7 +197,7 @@ def trouble(error: OSError) -> str:
 def say(message: str, status: int) -> int:
     """A worker process hands over an error as a whole traceback, of which only the last line is meant for people."""
     last = message.strip().splitlines()[-1] if "Traceback (most recent call last)" in message else message
-    line = " ".join(re.sub(r"^[\w.]*(UserError|BadSample): ", "", last).split())
+    line = one_line(re.sub(r"^[\w.]*(UserError|BadSample): ", "", last))
     print(f"mmfm: {line}", file=sys.stderr)
     return status
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 MODALITIES = ("image", "audio", "text")
-
-
 LONGEST_MESSAGE = 900  # characters
 
 
@@ -23,7 +21,7 @@ class UserError(ValueError):
 
 def one_line(text: str) -> str:
     """Whatever a file put into a message: no line break, no control of the screen, and not a whole file of it."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return shown if len(shown) <= LONGEST_MESSAGE else f"{shown[: LONGEST_MESSAGE - 300]} ... {shown[-280:]}"
 
 
