@@ -382,6 +382,11 @@ def test_a_near_leak_is_a_warning(change, put, sets, run, tmp_path):
     assert alike.level == "WARNING" and alike.count == 1
     assert alike.examples[0].startswith(f"{tmp_path}/test/image.tar: image-63 ~ {tmp_path}/train/image.tar: image-17 (")
     assert not [item for item in found if item.level == "ERROR"]
+    one = Diagnosis(run="toy", config="c", seconds=1.0, sections=(Section(name="Duplicates", findings=tuple(found)),))
+    shown = re.findall(r'<img src="data:image/[a-z]+;base64,([^"]*)" alt="">', render(one))
+    assert base64.b64decode(shown[0]) == sets["test/image.tar"]["image-63"]["png"]
+    assert base64.b64decode(shown[1]) == sets["train/image.tar"]["image-17"]["png"] and len(shown) == 2
+    assert "base64" not in to_json(one)
 
 
 def test_pairs_of_digits_are_not_taken_for_copies(put, run, encode_image):
@@ -618,7 +623,7 @@ def test_the_page_says_all_and_can_do_nothing(put, sets, run):
         (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
         (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        assert html.unescape(policy).startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+        assert html.unescape(policy).startswith(f"default-src 'none'; img-src data:; style-src 'sha256-{digest}';")
     assert "&lt;script&gt;" in render(hostile()) and "and 6 more" in render(hostile())
 
 

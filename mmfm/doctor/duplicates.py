@@ -72,6 +72,17 @@ def contents(sets: Sequence[Set], files: Files, kind: str) -> Iterator[bytes]:
             first += tar.samples
 
 
+def picture_of(sets: Sequence[Set], files: Files, at: int) -> tuple[str, bytes]:
+    """Extension and bytes of one of the pictures."""
+    number = int(files.number[at])
+    for tar in sets[files.owner[at]].tars:
+        if number < tar.samples:
+            wanted = tuple(name for name, modality in MODALITY.items() if modality == "image")
+            return next(next(iter(sample.parts.items())) for _, sample in read(tar, wanted, [number]))
+        number -= tar.samples
+    raise IndexError(at)
+
+
 def digests(sets: Sequence[Set], files: Files, kind: str) -> UInt64[np.ndarray, " n"]:
     return np.fromiter(map(digest, contents(sets, files, kind)), np.uint64, len(files.size))
 

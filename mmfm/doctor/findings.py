@@ -24,13 +24,17 @@ REFUSED = 2  # exit status
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One sentence. `code` is for machines, `examples` name shard and key, `count` is of all cases."""
+    """One sentence. `code` is for machines, `examples` name shard and key, `count` is of all cases.
+
+    `pictures`: for each example those to compare, as data: URIs; a page shows them, the JSON leaves them out.
+    """
 
     level: Level
     code: str
     message: str
     examples: tuple[str, ...] = ()
     count: int = 0
+    pictures: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +115,13 @@ class Diagnosis:
 
 
 def to_json(diagnosis: Diagnosis) -> str:
-    """Strict JSON: every finding, table and bin, with the verdict and the exit status."""
+    """Strict JSON: every finding, table and bin, with the verdict and the exit status; but for pictures."""
     counts = {level: diagnosis.count(level) for level in LEVELS}
     told = {"format": FORMAT, "verdict": diagnosis.verdict, "status": diagnosis.status, "counts": counts}
-    return json.dumps({**told, **asdict(diagnosis)}, indent=1, allow_nan=False) + "\n"
+    tree = {**told, **asdict(diagnosis)}
+    for item in (item for section in tree["sections"] for item in section["findings"]):
+        del item["pictures"]
+    return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
 
 def finding(level: Level, code: str, message: str, examples: Iterable[str] = (), count: int = 0) -> Finding:

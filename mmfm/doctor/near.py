@@ -7,15 +7,17 @@ two scans of a digit, can have the same hash, and are not told.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
-from mmfm.doctor.duplicates import Files, contents, digest, files_of, name_of
-from mmfm.doctor.findings import Finding, finding, plural
+from mmfm.doctor.duplicates import Files, contents, digest, files_of, name_of, picture_of
+from mmfm.doctor.findings import SHOWN, Finding, finding, plural
 from mmfm.doctor.tars import TRAIN, Set
+from mmfm.evals.examples import picture_uri
 from mmfm.evals.split import spread
 from mmfm.inputs import BadSample
 from mmfm.inputs.image import picture
@@ -65,16 +67,20 @@ def _compare(sets: Sequence[Set], files: Files, split: str, own: Looks, trained:
         likeness = np.einsum("nc,nc->n", own.cells[a], trained.cells[b])
         for i in np.flatnonzero(likeness >= ALIKE).tolist():
             best[int(a[i])] = max(best.get(int(a[i]), (0.0, 0)), (float(likeness[i]), int(b[i])))
-    cases = [
-        f"{name_of(sets, files, int(own.at[a]))} ~ {name_of(sets, files, int(trained.at[b]))} ({likeness:.3f})"
+    pairs = [
+        (int(own.at[a]), int(trained.at[b]), likeness)
         for a, (likeness, b) in sorted(best.items())
         if own.digest[a] != trained.digest[b]  # equal bytes are told elsewhere
     ]
-    if not cases:
-        return []
-    told = f"{plural(len(cases), 'picture')} of {split} look{'s' if len(cases) == 1 else ''} like one of training, "
+    return [_tell(sets, files, split, pairs)] if pairs else []
+
+
+def _tell(sets: Sequence[Set], files: Files, split: str, pairs: Sequence[tuple[int, int, float]]) -> Finding:
+    told = f"{plural(len(pairs), 'picture')} of {split} look{'s' if len(pairs) == 1 else ''} like one of training, "
     told += "perhaps encoded again or resized; compare them, and remove those that are the same"
-    return [finding("WARNING", "near_image", told, cases)]
+    cases = [f"{name_of(sets, files, a)} ~ {name_of(sets, files, b)} ({like:.3f})" for a, b, like in pairs[:SHOWN]]
+    shown = tuple(tuple(picture_uri(*picture_of(sets, files, at)) for at in pair[:2]) for pair in pairs[:SHOWN])
+    return replace(finding("WARNING", "near_image", told, cases, len(pairs)), pictures=shown)
 
 
 def looks(sets: Sequence[Set], files: Files, chosen: Int[np.ndarray, " m"]) -> Looks:

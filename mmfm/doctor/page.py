@@ -19,7 +19,7 @@ def render(diagnosis: Diagnosis) -> Html:
     """The page. Nothing in it may act, and its policy says so; only the style of this package applies."""
     style = Html("\n".join(path.read_text(encoding="utf-8") for path in CSS))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -66,8 +66,16 @@ def _section(section: Section) -> Html:
 def _finding(item: Finding) -> Html:
     rest = item.count - len(item.examples)
     more = tag("li", f"and {rest:,} more") if item.examples and rest > 0 else None
-    cases = tag("ul", *(tag("li", case) for case in item.examples), more, class_="cases") if item.examples else None
+    shown = [_pictures(item, place) for place in range(len(item.examples))]
+    lines = (tag("li", case, twins) for case, twins in zip(item.examples, shown, strict=True))
+    cases = tag("ul", *lines, more, class_="cases") if item.examples else None
     return tag("li", tag("span", item.level, class_="level"), tag("p", item.message), cases, class_=CLASS[item.level])
+
+
+def _pictures(item: Finding, place: int) -> Html | None:
+    if place >= len(item.pictures):
+        return None
+    return tag("div", *(tag("img", src=uri, alt="") for uri in item.pictures[place]), class_="twins")
 
 
 def _table(table: Table) -> Html:
