@@ -73,6 +73,22 @@ def test_a_lost_marker_is_said() -> None:
         TOOL["render"](README.replace(TOOL["END"], ""), None)
 
 
+def test_the_engines_table_has_what_has_a_goal() -> None:
+    """Planted: a row with a goal and its interval, a part decoded and a resume stand there; what explains does not."""
+    found = {"value": 3.456, "low": 3.1, "high": 3.8}
+    rows = [
+        {"name": "loader over theirs", **found, "goal": ">= 3", "unit": "x"},
+        {"name": "loader alone", **found, "goal": "", "unit": "samples/s"},
+        {"what": "3 s of 180 s, wav", "way": "seek", "against": "slice", "ratio": found},
+        {"case": "kill -9", "ranks": 2, "wrong_positions": 0, "seconds": 9},
+    ]
+    table = TOOL["engine_table"]([{"hardware": {"cpu": "a"}, "date": "2026-01-01", "rows": rows}])
+    assert "| loader over theirs | 3.46x (3.1 to 3.8) | >= 3x |" in table
+    assert "| 3 s of 180 s, wav: seek over slice | 3.46x (3.1 to 3.8) | >= 10x |" in table
+    assert "| kill -9 | ranks 2, wrong positions 0 | 0 different |" in table
+    assert "alone" not in table and table.endswith("Measured on a, 2026-01-01.")
+
+
 COMMANDS = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("mmfm ")]
 
 

@@ -5,7 +5,9 @@ random crops (9/10 to all of the area) of 224 px and ids of CLIP's tokenizer. Ou
 in 8 bits: it normalises them on the device that trains, so that a fourth of the bytes goes from worker to trainer. This
 is part of what is compared; a third row makes them floats on the same core instead. Theirs is `get_wds_dataset` of
 open_clip's trainer (tools/peer_open_clip.py). A round begins each loader anew, leaves some batches uncounted, and times
-the next ones; the loaders take turns. Medians over rounds, with 95 % bootstrap intervals.
+the next ones; the loaders take turns. Without workers it is the process's time on the processor that counts, which
+other processes disturb less; with workers it is the time that one waits. Medians over rounds, with 95 % bootstrap
+intervals.
 
     python tools/bench_loader.py [--rounds 6] [--out tools/bench_loader.json]
 """
@@ -87,13 +89,13 @@ def made_floats(batches: Iterable[Pair]) -> Iterator[Pair]:
 
 def rate(begin: Callable[[], Iterator[Pair]], workers: int) -> float:
     """Samples per second of the batches after the first ones; every batch is handed over as soon as it is there."""
-    batches = begin()
+    batches, clock = begin(), time.perf_counter if workers else time.process_time
     for _ in range(WARM[workers]):
         next(batches)
-    start, count = time.perf_counter(), 0
+    start, count = clock(), 0
     for _ in range(COUNTED[workers]):
         count += len(next(batches)[0])
-    taken = time.perf_counter() - start
+    taken = clock() - start
     del batches  # ends its workers
     return count / taken
 

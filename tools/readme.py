@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / "results.json"
 EXPERIMENT = RESULTS.with_name("README.md")
 BENCH = ROOT / "tools" / "bench_step.json"
+ENGINE = [ROOT / "tools" / f"bench_{name}.json" for name in ("loader", "decode", "read", "memory", "resume")]
 BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
 SPLITS = {"test": "numbers seen in training", "test-unseen": "the twenty never seen"}
 LINES = (
@@ -24,6 +25,7 @@ LINES = (
     ("audio>text", "wer", "the same, word error rate (less is better)"),
     (">text", "bits_per_byte", "captions predicted, bits per byte (less is better)"),
 )
+DECODE_GOALS = {"seek": ">= 10"}  # of tools/bench_decode.json, which states none
 MISSING = "The table is made from `experiments/000-quickstart/results.json`, which is not there yet."
 
 
@@ -53,10 +55,12 @@ def render(readme: str, results: str | None) -> str:
 
 
 def generated() -> str:
-    """README.md with its two tables."""
+    """README.md with its three tables."""
     page = render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
     content = speed_table(json.loads(BENCH.read_text("utf-8")))
-    return between(page, "<!-- speed: written by tools/readme.py -->", "<!-- end of speed -->", content)
+    page = between(page, "<!-- speed: written by tools/readme.py -->", "<!-- end of speed -->", content)
+    content = engine_table([json.loads(path.read_text("utf-8")) for path in ENGINE if path.exists()])
+    return between(page, "<!-- data: written by tools/readme.py -->", "<!-- end of data -->", content)
 
 
 def speed_table(bench: Mapping[str, Any]) -> str:
@@ -74,6 +78,43 @@ def speed_table(bench: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {threads} thread, torch {bench['torch']}, open_clip {bench['open_clip']}, {bench['date']}"
     )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\nMeasured on {said}."
+
+
+def engine_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What the benches of the data engine tell: what has a goal, what was decoded in part, and what was killed."""
+    lines = [["", "measured", "goal"], ["---"] * 3]
+    lines += [list(cells) for report in reports for row in report["rows"] if (cells := engine_cells(row))]
+    machines = dict.fromkeys(f"{cpu(report['hardware'])}, {report['date']}" for report in reports)
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\nMeasured on {'; '.join(machines)}."
+
+
+def short(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
+
+
+def cpu(hardware: Mapping[str, Any] | str) -> str:
+    return hardware if isinstance(hardware, str) else hardware["cpu"]
+
+
+def engine_cells(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """A line of the table; None for a row that only explains another one."""
+    if "case" in row:  # of bench_resume: counts
+        counts = {name: n for name, n in row.items() if name not in ("case", "seconds") and not isinstance(n, list)}
+        told = ", ".join(f"{name.replace('_', ' ')} {short(count)}" for name, count in counts.items())
+        return row["case"], told, "0 different"
+    if "ratio" in row:  # of bench_decode
+        goal = DECODE_GOALS.get(row["way"], "")
+        found, unit, name = row["ratio"], "x", f"{row['what']}: {row['way']} over {row['against']}"
+    elif not row.get("goal"):
+        return None
+    else:
+        found, unit, goal, name = row, row["unit"], row["goal"], row["name"]
+    space = "" if unit in ("x", "%") else " "
+    value, low, high = (short(found[part]) for part in ("value", "low", "high"))
+    return name, f"{value}{space}{unit} ({low} to {high})", f"{goal}{space}{unit}" if goal else "-"
 
 
 def tuning_table(text: str) -> str:
