@@ -498,12 +498,14 @@ def test_activations_grow_with_the_batch_and_not_with_how_often_they_are_asked(p
 
 
 def test_a_batch_without_room_is_not_tried_but_reckoned(put, sets, run):
-    """From the least batch that shares and ranks allow, times their sizes; about what trying would have found."""
+    """From the least that shares and ranks allow, or from twice as many as have room; about what trying would find."""
     put(sets)
     large, tokenizer = replace(run, data=replace(run.data, batch=32)), load_tokenizer("bytes")
     tried, reckoned = (speed.measure(large, tokenizer, room) for room in (10**12, 0))
     assert (tried.stepped, reckoned.stepped, tried.batch, reckoned.batch) == (32, 8, 32, 32)
     assert 0.6 < reckoned.memory.activations / tried.memory.activations < 1.6
+    half = speed.measure(large, tokenizer, tried.memory.activations * 3 // 4)
+    assert half.stepped == 16 and 0.6 < half.memory.activations / tried.memory.activations < 1.6
     assert "times 4" in next(i.message for i in pace.speed(reckoned, run, 8).findings if i.code == "extrapolated")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmfm.batch import Batch
 from mmfm.config import Model, Run
-from mmfm.data.stream import PREFETCH, TrainStream
+from mmfm.data.stream import PREFETCH, Plan, TrainStream
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import build
 from mmfm.objectives import Objectives
@@ -26,7 +26,7 @@ from mmfm.optim import adamw
 
 BATCHES, SECONDS = 12, 12.0  # that are loaded, and that loading or stepping may take in all
 STEPS = 4
-SMALL, MOST_SECONDS = 8, 120.0  # samples that show what a step costs; above that time, it is taken from them alone
+SMALL, MOST_SECONDS = 8, 15.0  # samples of the first step; what one may take, or a part of the batch is taken for all
 COPIES = 4  # of the weights: themselves, gradients, and Adam's two moments
 BYTES = 4  # of a number in fp32, in which weights are kept whatever the precision
 BUSY = 1.5  # times as long as the processor works: others were at it
@@ -91,11 +91,12 @@ class Measured:
 
 def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     """`room`: bytes that activations may take. Raises UserError where the stream does."""
-    batches, load_s = load(run, tokenizer)
+    batches, load_s, plan = load(run, tokenizer)
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
     objectives = Objectives(build(run.model, tokenizer.size, run.contrast, run.data.augment), run).train()
-    tried = batches if _worth_trying(objectives, run, tokenizer, batches[0].size, room) else [small(run, tokenizer)]
+    most = bearable(objectives, run, plan, room)
+    tried = batches if most is None else [most]
     times = batches[0].size / tried[0].size
     kept = activations(objectives, run, tried[0])
     step_s, busy = step_seconds(objectives, run, tried)
@@ -121,28 +122,36 @@ def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     )
 
 
-def _worth_trying(objectives: Objectives, run: Run, tokenizer: Tokenizer, size: int, room: int) -> bool:
-    """Whether steps with `size` samples have room here and end in time, judged by one with a few."""
-    few = small(run, tokenizer)
-    start = time.perf_counter()
-    kept = activations(objectives, run, few)
-    took_s, times = time.perf_counter() - start, size / few.size
-    return kept * times <= room and took_s * times * (STEPS + 1) <= MOST_SECONDS
+def bearable(objectives: Objectives, run: Run, plan: Plan, room: int) -> Batch | None:
+    """None if a step with the whole batch has room and ends in time; else the largest of a few samples that does.
 
-
-def small(run: Run, tokenizer: Tokenizer) -> Batch:
-    """The first batch of a run with as few samples as its shares and ranks allow, but at least SMALL for each rank."""
+    It tries twice as many as before, as long as those should be bearable too.
+    """
     whole = run.devices * (1 if run.data.unit == "batch" else sum(source.share for source in run.data.train))
     count = min(run.data.batch, whole * max(1, math.ceil(SMALL * run.devices / whole)))
-    tiny = replace(run, data=replace(run.data, workers=0, batch=count))
-    return next(iter(TrainStream(tiny, tokenizer, rank=0, world=run.devices)))
+    activations(objectives, run, first_batch(plan, run, count))  # the first of all steps takes longer
+    while count < run.data.batch:
+        batch, start = first_batch(plan, run, count), time.perf_counter()
+        kept, more = activations(objectives, run, batch), min(2.0, run.data.batch / count)
+        if more * kept > room or more * (time.perf_counter() - start) > MOST_SECONDS:
+            return batch
+        count = min(run.data.batch, 2 * count)
+    return None
 
 
-def load(run: Run, tokenizer: Tokenizer) -> tuple[list[Batch], float]:
-    """The first batches of the first rank, and the seconds that one takes, with nothing cached yet."""
+def first_batch(plan: Plan, run: Run, count: int) -> Batch:
+    """As the run would begin with `count` samples over all ranks."""
+    loaded = replace(plan, run=replace(run, data=replace(run.data, batch=count)))[0]
+    if isinstance(loaded, Exception):
+        raise loaded
+    return loaded.batch
+
+
+def load(run: Run, tokenizer: Tokenizer) -> tuple[list[Batch], float, Plan]:
+    """The first batches of the first rank, the seconds that one takes with nothing cached, and their plan."""
     alone = replace(run, data=replace(run.data, workers=0))
-    stream = iter(TrainStream(alone, tokenizer, rank=0, world=run.devices))
-    return _timed(islice(stream, BATCHES))
+    stream = TrainStream(alone, tokenizer, rank=0, world=run.devices)
+    return *_timed(islice(iter(stream), BATCHES)), stream.plan
 
 
 def _timed(source: Iterator[Batch]) -> tuple[list[Batch], float]:
