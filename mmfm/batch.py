@@ -35,6 +35,14 @@ class Items:
     rows: Int[Tensor, " n"]
     draws: Float[Tensor, "n k"] | None = None
 
+    def seeds(self) -> Int[Tensor, " n"] | None:
+        """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
+        if self.draws is None:
+            return None
+        bits = self.draws.contiguous().view(torch.int32).long()
+        odd = 2 * torch.arange(bits.shape[1], device=bits.device) + 0x9E3779B97F4A7C15 % 2**62 | 1
+        return (bits * odd).sum(1)
+
     def to(self, device: torch.device) -> "Items":
         draws = None if self.draws is None else self.draws.to(device)
         return Items(x=self.x.to(device), keep=self.keep.to(device), rows=self.rows.to(device), draws=draws)

@@ -3,6 +3,8 @@
 Masks say where a key may be seen: True = seen. `keep` is True where a token is real.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -99,17 +101,71 @@ class Swiglu(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class Noise(NamedTuple):
+    """Whose randomness a pass takes: a number for each row, and each token's place among the real ones of its row."""
+
+    rows: Int[Tensor, " batch"]
+    places: Int[Tensor, "batch time"]
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a hash of row, place, channel and layer: no rank, padding or neighbour can change it.
+
+    Without `noise` it draws from the global generator, as torch's does.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance, self.layer = chance, 0  # `number_dropouts` tells layers apart
+
+    def forward(self, x: Float[Tensor, "batch time width"], noise: Noise | None) -> Float[Tensor, "batch time width"]:
+        if not self.training or self.chance == 0:
+            return x
+        if noise is None:
+            return F.dropout(x, self.chance)
+        channels = torch.arange(x.shape[2], device=x.device)
+        rows = mix(mix(noise.rows) + self.layer)
+        drawn = mix(mix(rows[:, None] + noise.places * GOLDEN)[:, :, None] + channels * GOLDEN)
+        keep = (drawn & (2**24 - 1)) >= self.chance * 2**24
+        return x * (keep.to(x.dtype) / (1 - self.chance))
+
+
+GOLDEN = -7046029254386353131  # 2^64 over the golden ratio, as a signed number
+
+
+def mix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), on int64 that wraps around."""
+    x = (x ^ (x >> 30 & 2**34 - 1)) * -4658895280553007687
+    x = (x ^ (x >> 27 & 2**37 - 1)) * -7723592293110705685
+    return x ^ (x >> 31 & 2**33 - 1)
+
+
+def number_dropouts(model: nn.Module) -> None:
+    """Each of the model's dropouts gets a number of its own, by its place in the model."""
+    for number, module in enumerate(part for part in model.modules() if isinstance(part, Dropout)):
+        module.layer = number
+
+
 class Block(nn.Module):
     """Pre-norm transformer block. `norm`, `attention` and `mlp` are passed in; `dropout` acts on both branches."""
 
     def __init__(self, norms: tuple[nn.Module, nn.Module], attn: Attention, mlp: nn.Module, dropout: float = 0.0):
         super().__init__()
         self.norm1, self.norm2 = norms
-        self.attn, self.mlp, self.dropout = attn, mlp, nn.Dropout(dropout)
+        self.attn, self.mlp = attn, mlp
+        self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(2))
 
-    def forward(self, x, mask: KeyMask | None = None, turn=None, cache: LayerCache | None = None, causal: bool = False):
-        x = x + self.dropout(self.attn(self.norm1(x), mask, turn, cache, causal))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        mask: KeyMask | None = None,
+        turn=None,
+        cache: LayerCache | None = None,
+        causal: bool = False,
+        noise: Noise | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        x = x + self.dropouts[0](self.attn(self.norm1(x), mask, turn, cache, causal), noise)
+        return x + self.dropouts[1](self.mlp(self.norm2(x)), noise)
 
 
 def encoder_block(width: int, heads: int, dropout: float = 0.0) -> Block:

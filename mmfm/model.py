@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Items, Tokens
 from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
-from mmfm.layers import initialise
+from mmfm.layers import initialise, number_dropouts
 from mmfm.losses import START
 from mmfm.towers.conformer import AudioConformer
 from mmfm.towers.text import TextTransformer
@@ -68,16 +68,18 @@ class UnifiedModel(nn.Module):
         tower = self.towers[modality]
         if modality == "image":
             pixels = normalise(items.x, self.dtype)
-            return tower(pixels if items.draws is None else augment_images(pixels, items.draws, self.augment))
+            pixels = pixels if items.draws is None else augment_images(pixels, items.draws, self.augment)
+            return tower(pixels, items.seeds())
         if modality == "audio":
             assert isinstance(tower, AudioConformer)
             frames = tower.mel(items.x.to(self.dtype), items.keep)
-            return tower(frames if items.draws is None else augment_frames(frames, items.draws, self.augment))
+            frames = frames if items.draws is None else augment_frames(frames, items.draws, self.augment)
+            return tower(frames, items.seeds())
         assert isinstance(tower, TextTransformer)
         ids, chance = items.x, self.augment.hide_source_tokens
         if items.draws is not None and chance:
             ids = hide_tokens(ids, items.draws[:, : DRAWS // 2], chance, tower.hidden)
-        return tower(ids, items.keep)
+        return tower(ids, items.keep, items.seeds())
 
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items: the tower's tokens in the trunk's width, and the pool token."""
@@ -116,4 +118,5 @@ def build(
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
     model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment)
     initialise(model)
+    number_dropouts(model)
     return model

@@ -28,7 +28,7 @@ MOST_BAD_STEPS = 10
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """What the step's dropout is drawn from."""
+    """For whatever draws from the global generator; augmentation and dropout do not, they belong to positions."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -4,6 +4,7 @@
 source) and what writing needs (states and labels of the target). `plan` says which tasks a step must run.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from mmfm.batch import Batch, Items
 from mmfm.config import MODALITIES, Augment, UserError
 from mmfm.grammar import Task
 from mmfm.inputs.augment import DRAWS, hide_tokens
+from mmfm.layers import mix
 from mmfm.model import UnifiedModel
 from mmfm.vocabulary import Vocabulary
 
@@ -60,13 +62,21 @@ def read(model: UnifiedModel, task: Task, batch: Batch) -> Reading | None:
     if rows is None:
         return None
     segments = [model.source(name, select(batch.items[name], rows)) for name in task.sources]
+    seeds = _seeds(batch, task, rows)
     if task.target is None:
-        return _only_read(model, task, rows, model.trunk(segments)[0])
+        return _only_read(model, task, rows, model.trunk(segments, seeds=seeds)[0])
     begun, keep, labels = target_ids(batch, task.target, rows, model.vocabulary, model.augment)
-    states = model.trunk([*segments, model.target(begun, keep)])
+    states = model.trunk([*segments, model.target(begun, keep)], seeds=seeds)
     owners = rows[:, None].expand_as(keep)[keep]
     embedding = model.head(task.sources[0], states[0]) if task.sources else _nothing(model, model.embed_dim)
     return Reading(rows, embedding, states[-1][keep], labels[keep], owners)
+
+
+def _seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"] | None:
+    """Of the trunk's dropout: each row's own, another in each task. None where the batch carries no draws."""
+    first = task.sources[0] if task.sources else str(task.target)
+    seeds = select(batch.items[first], rows).seeds()
+    return None if seeds is None else mix(seeds + zlib.crc32(str(task).encode()))
 
 
 def _only_read(model: UnifiedModel, task: Task, rows: Tensor, states: Tensor) -> Reading:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Tokens
-from mmfm.layers import KeyMask, LayerCache, decoder_block, rotary
+from mmfm.layers import KeyMask, LayerCache, Noise, decoder_block, rotary
 
 
 class Segment(NamedTuple):
@@ -58,9 +58,12 @@ class UnifiedTransformer(nn.Module):
         self.norm = nn.RMSNorm(cfg.width, eps=1e-6)
 
     def forward(
-        self, segments: Sequence[Segment], cache: Cache | None = None
+        self, segments: Sequence[Segment], cache: Cache | None = None, seeds: Int[Tensor, " batch"] | None = None
     ) -> list[Float[Tensor, "batch time width"]]:
-        """The normed states of each segment. With a cache, all that it holds comes before and is seen by all."""
+        """The normed states of each segment. With a cache, all that it holds comes before and is seen by all.
+
+        `seeds`: of dropout, one for each row.
+        """
         x = torch.cat([segment.tokens.x for segment in segments], dim=1)
         keep = torch.cat([segment.tokens.keep for segment in segments], dim=1)
         past = None if cache is None else cache.keep
@@ -68,8 +71,9 @@ class UnifiedTransformer(nn.Module):
         mask = self._mask(segments, every, past)
         positions = (every.long().cumsum(1) - 1).clamp(min=0)[:, every.shape[1] - keep.shape[1] :]
         turn = rotary(positions, self.head_dim)
+        noise = None if seeds is None else Noise(seeds, positions)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, turn, None if cache is None else cache.layers[i])
+            x = block(x, mask, turn, None if cache is None else cache.layers[i], noise=noise)
         if cache is not None:
             cache.keep = every
         return list(self.norm(x).split([segment.tokens.keep.shape[1] for segment in segments], dim=1))

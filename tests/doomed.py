@@ -200,14 +200,13 @@ class Moved:
 
 
 def move_and_compare(folder: Path) -> Moved:
-    """A run that goes on with other numbers of ranks and loader processes, against one of a single rank. Dropout is
-    off: it is drawn for what a rank holds."""
-    from toys import toy_config
+    """A run that goes on with other numbers of ranks and loader processes, against one of a single rank; its dropout
+    belongs to positions, so that it moves along."""
 
     from mmfm.config import Optim
 
     steps = MOVE_STEPS * len(MOVES)
-    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), model=toy_config(dropout=0.0), save_every_steps=10)
+    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), save_every_steps=10)
     ends = [MOVE_STEPS * (i + 1) for i in range(len(MOVES) - 1)]
     shapes = [{"devices": ranks, "workers": workers} for ranks, workers in MOVES]
     lives = [Life(step=end, moment="saved", **shape) for end, shape in zip(ends, shapes, strict=False)]

@@ -84,5 +84,7 @@ def pick(batch: Batch, rows: list[int]) -> Batch:
         keep = item.keep[chosen]
         longest = int(keep.sum(1).max())
         x = item.x[chosen]
-        items[name] = Items(x=x if name == "image" else x[:, :longest], keep=keep[:, :longest], rows=new_rows)
+        draws = None if item.draws is None else item.draws[chosen]
+        x = x if name == "image" else x[:, :longest]
+        items[name] = Items(x=x, keep=keep[:, :longest], rows=new_rows, draws=draws)
     return Batch(size=len(rows), items=items, same=identity(batch)[rows])

@@ -9,12 +9,12 @@ import math
 import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Tokens
-from mmfm.layers import Attention, Mlp, key_mask, positions_of, rotary
+from mmfm.layers import Attention, Dropout, Mlp, Noise, key_mask, positions_of, rotary
 
 
 class LogMel(nn.Module):
@@ -91,13 +91,13 @@ class ConformerBlock(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(cfg.width) for _ in range(5))
         self.before, self.after = Mlp(cfg.width, 4 * cfg.width), Mlp(cfg.width, 4 * cfg.width)
         self.attn, self.conv = Attention(cfg.width, cfg.heads), ConvModule(cfg.width, cfg.kernel)
-        self.dropout = nn.Dropout(dropout)
+        self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(4))
 
-    def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn):
-        x = x + self.dropout(self.before(self.norms[0](x))) / 2
-        x = x + self.dropout(self.attn(self.norms[1](x), mask, turn))
-        x = x + self.dropout(self.conv(self.norms[2](x), keep))
-        x = x + self.dropout(self.after(self.norms[3](x))) / 2
+    def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn, noise: Noise | None = None):
+        x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
+        x = x + self.dropouts[1](self.attn(self.norms[1](x), mask, turn), noise)
+        x = x + self.dropouts[2](self.conv(self.norms[2](x), keep), noise)
+        x = x + self.dropouts[3](self.after(self.norms[3](x)), noise) / 2
         return self.norms[4](x)
 
 
@@ -110,9 +110,12 @@ class AudioConformer(nn.Module):
         self.mel, self.subsample = LogMel(cfg.mel), Subsample(cfg.mel.bins, cfg.width)
         self.blocks = nn.ModuleList(ConformerBlock(cfg, dropout) for _ in range(cfg.depth))
 
-    def forward(self, frames: Tokens) -> Tokens:
+    def forward(self, frames: Tokens, seeds: Int[Tensor, " batch"] | None = None) -> Tokens:
+        """`seeds`: of dropout, one for each row."""
         x, keep = self.subsample(frames)
-        mask, turn = key_mask(keep), rotary(positions_of(keep), self.head_dim)
+        places = positions_of(keep)
+        mask, turn = key_mask(keep), rotary(places, self.head_dim)
+        noise = None if seeds is None else Noise(seeds, places)
         for block in self.blocks:
-            x = block(x, keep, mask, turn)
+            x = block(x, keep, mask, turn, noise)
         return Tokens(x, keep)

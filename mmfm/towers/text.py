@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Tokens
-from mmfm.layers import encoder_block, key_mask, positions_of, rotary
+from mmfm.layers import Noise, encoder_block, key_mask, positions_of, rotary
 
 
 class TextTransformer(nn.Module):
@@ -19,9 +19,16 @@ class TextTransformer(nn.Module):
         self.blocks = nn.ModuleList(encoder_block(cfg.width, cfg.heads, dropout) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
 
-    def forward(self, ids: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"]) -> Tokens:
-        x, mask = self.embedding(ids), key_mask(keep)
-        turn = rotary(positions_of(keep), self.head_dim)
+    def forward(
+        self,
+        ids: Int[Tensor, "batch time"],
+        keep: Bool[Tensor, "batch time"],
+        seeds: Int[Tensor, " batch"] | None = None,
+    ) -> Tokens:
+        """`seeds`: of dropout, one for each row."""
+        x, mask, places = self.embedding(ids), key_mask(keep), positions_of(keep)
+        turn = rotary(places, self.head_dim)
+        noise = None if seeds is None else Noise(seeds, places)
         for block in self.blocks:
-            x = block(x, mask, turn)
+            x = block(x, mask, turn, noise=noise)
         return Tokens(self.norm(x), keep)

@@ -3,12 +3,12 @@
 import itertools
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Tokens
-from mmfm.layers import encoder_block
+from mmfm.layers import Noise, encoder_block, positions_of
 
 
 def patch_stem(channels: int, width: int, patch_px: int) -> nn.Module:
@@ -41,12 +41,16 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(encoder_block(cfg.width, cfg.heads, dropout) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
 
-    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Tokens:
-        """`pixels` as `normalise` gives them."""
+    def forward(
+        self, pixels: Float[Tensor, "batch channels height width"], seeds: Int[Tensor, " batch"] | None = None
+    ) -> Tokens:
+        """`pixels` as `normalise` gives them; `seeds`: of dropout, one for each row."""
         x = self.stem(pixels).flatten(2).transpose(1, 2) + self.position
+        keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        noise = None if seeds is None else Noise(seeds, positions_of(keep))
         for block in self.blocks:
-            x = block(x)
-        return Tokens(self.norm(x), torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+            x = block(x, noise=noise)
+        return Tokens(self.norm(x), keep)
 
 
 def normalise(

@@ -1,0 +1,93 @@
+"""What is dropped belongs to the sample, the place and the layer: no rank, neighbour or padding changes it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import pick, toy_batch, toy_model
+
+from mmfm.batch import Batch
+from mmfm.grammar import parse
+from mmfm.inputs.augment import DRAWS
+from mmfm.layers import Dropout, Noise, mix, number_dropouts
+from mmfm.tasks import read
+
+
+def drawn(batch: Batch, seed: int = 0) -> Batch:
+    """The batch as training sees it: every item with draws of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    items = {
+        name: replace(item, draws=torch.rand(len(item.rows), DRAWS, generator=draw))
+        for name, item in batch.items.items()
+    }
+    return replace(batch, items=items)
+
+
+@pytest.mark.parametrize("task", ["image>text", "audio>text", ">text", "image,audio>text", "text"])
+def test_a_row_alone_is_the_row_in_its_batch(task):
+    """In training, at a dropout of a half: each sample's embedding and states are those that it has without others."""
+    model, batch = toy_model(dropout=0.5).train(), drawn(toy_batch())
+    whole = read(model, parse(task), batch)
+    for at, row in enumerate(whole.rows.tolist()):
+        alone = read(model, parse(task), pick(batch, [row]))
+        if parse(task).sources:
+            torch.testing.assert_close(alone.embedding, whole.embedding[at : at + 1])
+        torch.testing.assert_close(alone.states, whole.states[whole.owners == row])
+
+
+def test_another_position_another_mask_and_the_same_again():
+    """Other draws change what is dropped; the same draws do not, whatever the global generator did in between."""
+    model, task = toy_model(dropout=0.5).train(), parse("image>text")
+    first = read(model, task, drawn(toy_batch())).states
+    torch.manual_seed(77)
+    assert torch.equal(first, read(model, task, drawn(toy_batch())).states)
+    assert not torch.allclose(first, read(model, task, drawn(toy_batch(), seed=1)).states)
+    assert torch.equal(read(model.eval(), task, drawn(toy_batch())).states, read(model, task, toy_batch()).states)
+
+
+def masks(chance: float, layer: int = 0, rows: int = 64) -> torch.Tensor:
+    dropout = Dropout(chance).train()
+    dropout.layer = layer
+    noise = Noise(torch.arange(rows), torch.arange(32).expand(rows, -1))
+    return dropout(torch.ones(rows, 32, 24), noise)
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
+def test_the_share_that_is_dropped(chance):
+    """Of 49,152 values the given share is zero, evenly over rows, places and channels; the mean stays one."""
+    kept = masks(chance)
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / (1 - chance)).item()}
+    assert abs(kept.mean() - 1) < 4 * (chance / (1 - chance) / kept.numel()) ** 0.5
+    for dims in ((1, 2), (0, 2), (0, 1)):
+        counts = (kept == 0).float().mean(dims)
+        spread = (chance * (1 - chance) / (kept.numel() / len(counts))) ** 0.5
+        assert (counts - chance).abs().max() < 5 * spread and 0.6 * spread < counts.std() < 1.5 * spread
+
+
+def test_masks_of_neighbours_are_strangers():
+    """Rows, places, channels and layers next to each other do not drop together."""
+    kept, other = (masks(0.5, layer) - 1 for layer in (0, 1))
+    pairs = {
+        "rows": (kept[1:], kept[:-1]),
+        "places": (kept[:, 1:], kept[:, :-1]),
+        "channels": (kept[..., 1:], kept[..., :-1]),
+        "layers": (kept, other),
+    }
+    for name, (a, b) in pairs.items():
+        assert abs((a * b).mean()) < 4 / a.numel() ** 0.5, name
+
+
+def test_only_what_is_kept_has_a_gradient():
+    dropout, x = Dropout(0.5).train(), torch.ones(2, 3, 4, requires_grad=True)
+    out = dropout(x, Noise(torch.arange(2), torch.arange(3).expand(2, -1)))
+    out.sum().backward()
+    assert torch.equal(x.grad == 0, out == 0) and (out == 0).any() and (out == 2).any()
+
+
+def test_layers_are_told_apart_and_mixing_loses_nothing():
+    """Every dropout of a model has another number; the hash is a bijection, so that rows never share one by chance."""
+    model = toy_model(dropout=0.5)
+    number_dropouts(model)
+    numbers = [part.layer for part in model.modules() if isinstance(part, Dropout)]
+    assert len(numbers) > 6 and sorted(numbers) == list(range(len(numbers)))
+    assert len(mix(torch.arange(-50_000, 50_000)).unique()) == 100_000
