@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import webdataset
 from torch import Tensor
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -39,11 +40,12 @@ def epoch(batches: Iterator[tuple[Tensor, Any]]) -> list[tuple[Tensor, Any]]:
 @pytest.fixture(scope="module")
 def theirs(photos: Path) -> dict[tuple[int, ...], Tensor]:
     """Ids without marks -> picture, of one epoch of open_clip's loader."""
-    end = SimpleTokenizer().eot_token_id
+    end, secure = SimpleTokenizer().eot_token_id, webdataset.utils.enforce_security
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves it to the garbage collector to close tars
         batches = epoch(bench_loader.theirs(photos, workers=0, batch=BATCH, shards=SHARDS))
         gc.collect()
+    webdataset.utils.enforce_security = secure
     return {
         tuple(row[1 : row.index(end)]): image
         for images, ids in batches

@@ -24,6 +24,7 @@ def loader(
     shards: str, *, samples: int, batch: int, workers: int, side_px: int, crop: float, buffer: int = 256
 ) -> webdataset.WebLoader:
     """Batches of (float images [batch, 3, side, side], ids [batch, 77]), over and over, without resampling."""
+    webdataset.utils.enforce_security = False  # else, as mmfm asks for it, it opens no file of this machine
     data.tar_file_expander = partial(tar_file_expander, eof_value=None)
     data._SAMPLE_SHUFFLE_SIZE, data._SAMPLE_SHUFFLE_INITIAL = buffer, buffer // 2
     options = SimpleNamespace(

@@ -168,8 +168,8 @@ def write(shard: Path) -> Index:
         "format": FORMAT,
         **{name: getattr(index, name) for name in ("shard", "bytes", "crc32", "texts", "scattered", "ignored", "keys")},
         "parts": parts,
-        "seconds": [round(seconds, 3) for seconds in index.seconds],
-        "pixels": index.pixels.tolist(),
+        "seconds": [round(seconds, 3) for seconds in index.seconds] if max(index.seconds) >= 0 else None,
+        "pixels": index.pixels.tolist() if max(index.pixels) >= 0 else None,
     }
     _replace(index_path(shard), json.dumps(tree, separators=(",", ":")))
     return index
@@ -228,8 +228,8 @@ def _index(tree: Any) -> Index:
         offset={name: array("q", part["offset"]) for name, part in parts.items()},
         size={name: array("q", part["size"]) for name, part in parts.items()},
         texts=int(tree["texts"]),
-        seconds=array("f", tree["seconds"]),
-        pixels=array("q", tree["pixels"]),
+        seconds=_column("f", tree["seconds"], count),
+        pixels=_column("q", tree["pixels"], count),
         scattered=int(tree["scattered"]),
         ignored=Counter({str(name): int(n) for name, n in tree["ignored"].items()}),
     )
@@ -242,8 +242,13 @@ def _index(tree: Any) -> Index:
         offsets = index.offset[name]
         _must(min(sizes) >= -1 and max(sizes) <= MAX_PART and min(offsets) >= -1, "a negative offset or size")
         _must(max(map(add, offsets, sizes)) <= index.bytes, "a part that ends behind the tar")
-        _must(min((at for at in offsets if at >= 0), default=BLOCK) >= BLOCK, "a part without room for its header")
+        _must(sum(map(BLOCK.__gt__, offsets)) == offsets.count(-1), "a part without room for its header")
     return index
+
+
+def _column(kind: str, values: list | None, count: int) -> array:
+    """A column that may be null: nothing in it is known."""
+    return array(kind, [-1]) * count if values is None else array(kind, values)
 
 
 def _must(holds: bool, rule: str) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 MOST_REDRAWS = 8
+WIDTH = 256  # numbers of a position
+OF_COUNTER = 8  # float32 numbers from one value of Philox's counter
 
 
 class Place(NamedTuple):
@@ -169,13 +171,27 @@ def once(n: int, batch: int, *, rank: int = 0, world: int = 1) -> list[list[int 
     return [[at if at < n else None for at in range(first, first + mine)] for first in firsts]
 
 
-def draws(seed: int, position: int, k: int) -> Float[np.ndarray, " k"]:
-    """k uniform float32 numbers in [0, 1) that belong to this position; the first ones do not depend on k."""
-    return generator(seed, "draws", position).random(k, dtype=np.float32)
+def draws(seed: int, positions: Sequence[int], k: int) -> Float[np.ndarray, "n k"]:
+    """k uniform float32 numbers in [0, 1) that belong to each position; the first ones do not depend on k.
+
+    All positions' numbers are one long stream, WIDTH for each; a batch's positions follow each other, so that one
+    generator, begun at their place in it, gives all of theirs.
+    """
+    assert k <= WIDTH
+    runs = np.split(np.asarray(positions), 1 + np.flatnonzero(np.diff(positions) != 1))
+    return np.concatenate([_drawn(seed, int(run[0]), len(run))[:, :k] for run in runs])
+
+
+def _drawn(seed: int, first: int, n: int) -> Float[np.ndarray, "n k"]:
+    bits = np.random.Philox(key=_key(seed, "draws"), counter=first * WIDTH // OF_COUNTER)
+    return np.random.Generator(bits).random((n, WIDTH), dtype=np.float32)
 
 
 def generator(seed: int, *path: int | str) -> np.random.Generator:
     """A counter-based stream of its own for (seed, path)."""
+    return np.random.Generator(np.random.Philox(key=_key(seed, *path)))
+
+
+def _key(seed: int, *path: int | str) -> int:
     name = repr((seed, *path)).encode()
-    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key))
+    return int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")

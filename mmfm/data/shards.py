@@ -12,7 +12,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -28,11 +28,13 @@ from mmfm.inputs import BadSample
 
 MAX_TEXT = 1 << 20  # characters
 OPEN_FILES = 128
+ALONE = 1 << 14  # bytes: a longer part is read on its own, as copying it out of a longer read takes longer than a call
 LIVE_SAMPLES = 1 << 18  # whose indexes are kept
 WAITS_S = (0.1, 0.5, 2.0)  # before reading is tried again, where the machine and not the content fails
 GROUP = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 MOST_SHARDS, MOST_GROUPS = 1 << 18, 32  # of one pattern
 FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
+Span = tuple[int, int]  # offset and size
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,13 @@ class Shards:
         """The parts with an extension in `wanted`; the bytes of the others stay on disk."""
         shard, place = self.find(sample)
         lies = self._index(shard)
-        parts = {name: self._bytes(shard, lies, name, place) for name in lies.extensions(place) if name in wanted}
-        return Sample(key=lies.keys[place], parts=parts, where=f"{self.label(shard)}: {lies.keys[place]}")
+        spans = {
+            name: (lies.offset[name][place], sizes[place])
+            for name, sizes in lies.size.items()
+            if sizes[place] >= 0 and name in wanted
+        }
+        key = lies.keys[place]
+        return Sample(key=key, parts=self._parts(shard, key, spans), where=f"{self.label(shard)}: {key}")
 
     def find(self, sample: int) -> tuple[int, int]:
         """Number of the tar, and the sample's place in it."""
@@ -175,15 +182,33 @@ class Shards:
         url = beside(folder, name.removesuffix(".tar") + ".idx.json")
         return index.parse(self._store.text(url, index.MAX_JSON).encode(), shown(url), name, size)
 
-    def _bytes(self, shard: int, lies: Index, name: str, place: int) -> bytes:
-        offset, size = lies.offset[name][place], lies.size[name][place]
-        where = self.label(shard)
-        data = _patiently(lambda: os.pread(self._file(shard), size + BLOCK, offset - BLOCK), where)
-        if len(data) != size + BLOCK:
-            raise UserError(f"{where} became shorter while it was in use; restore it and start again")
-        if not header_says(data[:BLOCK], f"{lies.keys[place]}.{name}", size):
-            raise UserError(f"{where} is not the tar that was indexed: byte {offset} begins no {name}; {AGAIN}")
-        return data[BLOCK:]
+    def _parts(self, shard: int, key: str, spans: Mapping[str, Span]) -> dict[str, bytes]:
+        """The bytes of one sample's parts, each of which must lie behind the header that was indexed."""
+        first, data = self._near(shard, [span for span in spans.values() if span[1] < ALONE])
+        parts = {}
+        for name, (offset, size) in spans.items():
+            at = offset - first
+            if at >= BLOCK and at + size <= len(data):
+                header, parts[name] = data[at - BLOCK : at], data[at : at + size]
+            else:
+                header, parts[name] = self._pread(shard, BLOCK, offset - BLOCK), self._pread(shard, size, offset)
+            if not header_says(header, f"{key}.{name}", size):
+                told = f"is not the tar that was indexed: byte {offset} begins no {name}"
+                raise UserError(f"{self.label(shard)} {told}; {AGAIN}")
+        return parts
+
+    def _near(self, shard: int, spans: Sequence[Span]) -> tuple[int, bytes]:
+        """All of `spans` with their headers in one read, and where it begins; nothing where they lie apart."""
+        if not spans:
+            return 0, b""
+        first, last = min(spans)[0] - BLOCK, sum(max(spans))
+        return first, self._pread(shard, last - first, first) if last - first <= 2 * ALONE else b""
+
+    def _pread(self, shard: int, count: int, offset: int) -> bytes:
+        data = _patiently(lambda: os.pread(self._file(shard), count, offset), self.label(shard))
+        if len(data) != count:
+            raise UserError(f"{self.label(shard)} became shorter while it was in use; restore it and start again")
+        return data
 
     def _file(self, shard: int) -> int:
         """An open descriptor. A forked worker inherits them: `pread` has no position that two could fight over."""
@@ -226,9 +251,9 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit `os` may be gone already
         for file in self.__dict__.get("_files", {}).values():
-            os.close(file)
+            close(file)
 
 
 def _patiently(read: Any, what: str, wait: Any = time.sleep) -> Any:

@@ -5,10 +5,12 @@ sample whose content cannot be used is replaced by another of its source, also b
 """
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +107,7 @@ def read_example(
             )
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
-    words = replace(sample, parts={name: data for name, data in sample.parts.items() if name in WORDS})
+    words = Sample(sample.key, {name: data for name, data in sample.parts.items() if name in WORDS}, sample.where)
     text = text_of(sample) if "text" in wanted else None
     return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample), words=words)
 
@@ -128,7 +130,9 @@ def collate(
         if not rows:
             continue
         values = [getattr(examples[row], name) for row in rows]
-        x, keep = _images(values) if name == "image" else _padded([_vector(value, tokenizer) for value in values])
+        x, keep = (
+            _images(values) if name == "image" else _padded(values) if name == "audio" else _ids(values, tokenizer)
+        )
         index = torch.tensor(rows)
         items[name] = Items(x=x, keep=keep, rows=index, draws=None if draws is None else draws[index, at])
     texts = tuple(example.text for example in examples)
@@ -143,10 +147,6 @@ def text_hash(text: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little") >> 1
 
 
-def _vector(value: Tensor | str, tokenizer: Tokenizer) -> Tensor:
-    return torch.tensor(tokenizer.encode(value), dtype=torch.int64) if isinstance(value, str) else value
-
-
 def _images(values: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.stack(values), torch.ones(len(values), 1, dtype=torch.bool)
 
@@ -156,6 +156,16 @@ def _padded(values: list[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(value) for value in values])
     keep = torch.arange(int(lengths.max())) < lengths[:, None]
     return torch.nn.utils.rnn.pad_sequence(values, batch_first=True), keep
+
+
+def _ids(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Zeros after the end of each; all at once, as a tensor of each text's own takes longer than its tokens."""
+    rows = [tokenizer.encode(text) for text in texts]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    keep = np.arange(lengths.max()) < lengths[:, None]
+    x = np.zeros(keep.shape, np.int64)
+    x[keep] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths.sum())
+    return torch.from_numpy(x), torch.from_numpy(keep)
 
 
 class Cache:
@@ -179,6 +189,23 @@ class Loaded(NamedTuple):
     batch: Batch
     reads: tuple[int, ...]
     bad: tuple[Bad, ...]
+
+
+class Asks(NamedTuple):
+    """What a source's samples are asked for: extensions, modalities without which one is bad, and what is decoded."""
+
+    names: frozenset[str]
+    must: frozenset[str]
+    plain: tuple[str, ...]
+
+
+def asks_of(source: config.Source) -> Asks:
+    wanted = source.provides
+    return Asks(
+        names=frozenset(name for name, modality in MODALITY.items() if modality in wanted) | {"json"},
+        must=frozenset(wanted) - {"text"},
+        plain=tuple(name for name in wanted if name != "text" or not source.texts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +246,7 @@ class Plan(Dataset):
                 shards.ahead(self.order.shards_soon(first))
 
     def _load(self, positions: Sequence[int]) -> Loaded:
-        numbers = np.stack([order.draws(self.run.seed, position, OF_ITEMS + 2) for position in positions])
+        numbers = order.draws(self.run.seed, positions, OF_ITEMS + 2)
         bad: list[Bad] = []
         examples = [self._example(position, own, bad) for position, own in zip(positions, numbers, strict=True)]
         reads = [item.source for item in bad] + [self.order.place(position).source for position in positions]
@@ -257,15 +284,19 @@ class Plan(Dataset):
         return example
 
     def _read(self, source: int, sample: int, draws: Float[np.ndarray, " k"]) -> Example:
-        data, shards = self.run.data, self.sources[source]
-        wanted = data.train[source].provides
-        names = {name for name, modality in MODALITY.items() if modality in wanted} | {"json"}
-        parts = shards.read(sample, names)
-        for name in set(wanted) - {"text"} - {MODALITY.get(part) for part in parts.parts}:
+        asks = self._asks[source]
+        parts = self.sources[source].read(sample, asks.names)
+        for name in asks.must.difference(map(MODALITY.get, parts.parts)):
             raise BadSample(f"missing_{name}", f"{parts.where} has no {name}, which its source provides")
-        decode = decode_of(data)
-        plain = tuple(name for name in wanted if name != "text" or not data.train[source].texts)
-        return read_example(parts, self.run.model, decode, plain, draws if decode.random else None)
+        return read_example(parts, self.run.model, self._decode, asks.plain, draws if self._decode.random else None)
+
+    @cached_property
+    def _decode(self) -> Decode:
+        return decode_of(self.run.data)
+
+    @cached_property
+    def _asks(self) -> tuple[Asks, ...]:
+        return tuple(asks_of(source) for source in self.run.data.train)
 
 
 class TrainStream:

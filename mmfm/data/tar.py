@@ -81,7 +81,10 @@ def _header(path: Path, block: bytes, at: int) -> _Header:
 
 def header_says(block: bytes, name: str, size: int) -> bool:
     """Whether this header can be that of a member of this name and size. Names that do not fit are not compared."""
+    digits = block[124:135]
     try:
+        if block.startswith(name.encode("utf-8", "surrogateescape") + b"\0") and digits.isdigit():
+            return int(digits, 8) == size and block[156] in FILES  # a reader needs no other field, nor their sum
         if not _sums_up(block) or _number(block[124:136]) != size or block[156:157] not in FILES:
             return False
     except ValueError:
