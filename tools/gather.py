@@ -1,0 +1,74 @@
+"""Puts the scores of finished runs beside each other: results.json of an experiment, and the table in its README.
+
+    .venv/bin/python tools/gather.py experiments/003-stamps mixed=runs/stamps numbers=runs/numbers-alone
+
+Each run was trained by `mmfm train` and scored by `mmfm eval` before, as the experiment's README says.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiment import setting
+
+COLUMNS = (
+    ("image->text", "R@1"),
+    ("audio->text", "R@1"),
+    ("text->image", "R@1"),
+    ("text->audio", "R@1"),
+    ("image>text", "bits_per_byte"),
+    ("audio>text", "bits_per_byte"),
+)
+BEGIN, END = "<!-- results: written by tools/gather.py -->", "<!-- end of results -->"
+
+
+def cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}), chance {row['chance']:.2g}, n {row['n']}"
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each score and split, a column for each arm."""
+    arms = [run["arm"] for run in runs]
+    found = {(run["arm"], row["split"], row["task"], row["metric"]): row for run in runs for row in run["rows"]}
+    splits = list(dict.fromkeys(row["split"] for run in runs for row in run["rows"]))
+    lines = [["split", "score", *arms], ["---"] * (2 + len(arms))]
+    for split in splits:
+        for task, metric in COLUMNS:
+            lines.append([split, f"`{task}` {metric}", *(cell(found.get((arm, split, task, metric))) for arm in arms)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(readme: str, results: str) -> str:
+    """The README with the table that belongs to the text of results.json."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table(json.loads(results)['runs'])}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("runs", nargs="+", help="NAME=RUN, or NAME=RUN@COMMIT of the code that trained it")
+    chosen = parser.parse_args()
+    runs = []
+    for item in chosen.runs:
+        arm, _, place = item.partition("=")
+        run, _, commit = place.partition("@")
+        rows = json.loads((Path(run) / "results.json").read_text())
+        last = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()][-1]
+        runs.append(
+            {"arm": arm, "trained_from": commit, "steps": last["step"], "seconds": last["seconds"], "rows": rows}
+        )
+    told = setting(["tools/gather.py", str(chosen.folder), *(item.partition("=")[0] + "=RUN" for item in chosen.runs)])
+    results = json.dumps({**told, "runs": runs}, indent=1) + "\n"
+    (chosen.folder / "results.json").write_text(results)
+    readme = chosen.folder / "README.md"
+    readme.write_text(render(readme.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
