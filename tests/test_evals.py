@@ -158,6 +158,21 @@ def test_planted_confusion(tmp_path: Path, kind: str) -> None:
     assert scores.details["counts"] == {"samples": 5, kind: 5, other: 0, "text": 5, "without_class": 0}
 
 
+def test_a_sample_that_cannot_be_used_asks_nothing_and_is_told(tmp_path: Path) -> None:
+    """A cut picture, a text that is no UTF-8 and a broken .json leave every figure as it is without them."""
+    spec, model = pets(tmp_path)
+    clean = evaluate(model, spec, split="pets", how=QUICK)
+    samples = {key: {"image": n, "txt": name} for n, (key, (name, _)) in enumerate(PETS.items())}
+    bad = {"aa": {"png": picture(9)[:60], "txt": "cat"}, "bb": {"image": 8, "txt": b"\xff\xfe"}}
+    bad["cc"] = {"image": 7, "json": "{"}
+    ordered = dict(sorted({**samples, **bad}.items()))
+    scores = evaluate(model, shard(tmp_path / "more" / "0.tar", ordered), split="pets", how=QUICK)
+    assert [{**row, "split": ""} for row in scores.rows] == [{**row, "split": ""} for row in clean.rows]
+    (line,) = [line for line in scores.details["left_out"] if "cannot be used" in line]
+    told = "image_damaged (1), json_damaged (1), text_not_utf8 (1); the first is aa"
+    assert line == f"3 of 8 samples cannot be used: {told}"
+
+
 def test_the_head_is_the_mean_of_unit_prompts(tmp_path: Path) -> None:
     """Each prompt counts alike, and the head has length one: open_clip's recipe, by hand."""
     texts = {f"a {name}": torch.randn(8).tolist() for name in NAMES} | {

@@ -8,7 +8,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mmfm.data.stream import Decode, decode_of
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
-from mmfm.evals.split import Evaluable, Split, asked_and_more, at_rest, read_split
+from mmfm.evals.split import Evaluable, Split, Watch, asked_and_more, at_rest, read_split
 from mmfm.evals.table import print_split
 from mmfm.evals.writing import writing_figures
 from mmfm.evals.zeroshot import (
@@ -93,9 +93,7 @@ class _Scored:
         return [*classes, *pairs, *writing_figures(self.split)]
 
 
-def evaluate(
-    model: Evaluable, spec: str, *, split: str, how: How, watch: Callable[[list[slice]], Iterable[slice]] = iter
-) -> Scores:
+def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter) -> Scores:
     """All figures of one split, with intervals, and its gallery. Raises UserError where the data cannot be used."""
     with at_rest(model):
         scored = _score(model, spec, split, how, with_nats=True, watch=watch)
@@ -142,7 +140,7 @@ def _score(
     how: How,
     *,
     with_nats: bool,
-    watch: Callable[[list[slice]], Iterable[slice]] = iter,
+    watch: Watch = iter,
 ) -> _Scored:
     templates = find_templates(spec, how.templates, how.default_templates)
     split = read_split(
@@ -273,7 +271,7 @@ def _finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, consol
     return rows
 
 
-def _progress(name: str, console: Console) -> Callable[[list[slice]], Iterable[slice]]:
+def _progress(name: str, console: Console) -> Watch:
     return lambda batches: track(batches, name, console=console, transient=True, disable=not console.is_terminal)
 
 

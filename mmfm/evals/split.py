@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
+from mmfm.data import order
 from mmfm.data.shards import Sample, Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.stream import Decode, Example, collate, read_example
@@ -28,6 +29,7 @@ from mmfm.grammar import Task, parse
 from mmfm.inputs import BadSample
 
 TEXTS_AT_ONCE = 256
+Watch = Callable[[list[list[int]]], Iterable[list[int]]]
 STORE = Store()
 
 
@@ -135,6 +137,11 @@ def slices(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def batches(first: int, count: int, size: int) -> list[list[int]]:
+    """first ... first+count-1, each once, as `order.once` deals them out; what only fills up is left out."""
+    return [[first + at for at in part if at is not None] for part in order.once(count, size)]
+
+
 def spread(total: int, limit: int | None) -> tuple[int, ...]:
     """At most `limit` of the places 0 ... total-1: one from each of `limit` equal runs, always the same ones.
 
@@ -168,7 +175,7 @@ def read_split(
     max_tokens: int,
     limit: int | None = None,
     with_nats: bool = True,
-    watch: Callable[[list[slice]], Iterable[slice]] = iter,
+    watch: Watch = iter,
 ) -> Split:
     """Read every sample once and put all questions to the model, which must be `at_rest`. `watch` sees the batches go.
 
@@ -179,9 +186,9 @@ def read_split(
     shards = open_shards([asking, *([more] if more else [])], store)
     places = (*spread(total, limit), *range(total, len(shards)))
     own = len(places) - (len(shards) - total)
-    runs = [*slices(own, batch), *(slice(r.start + own, r.stop + own) for r in slices(len(shards) - total, batch))]
+    runs = [*batches(0, own, batch), *batches(own, len(shards) - total, batch)]
     parts = [
-        _ask(model, [shards[place] for place in places[part]], decode, max_tokens, with_nats, part.start < own)
+        _ask(model, [shards[places[at]] for at in part], decode, max_tokens, with_nats, part[0] < own)
         for part in watch(runs)
     ]
     split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
