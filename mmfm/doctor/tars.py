@@ -17,6 +17,7 @@ from mmfm.data import index
 from mmfm.data.index import AGAIN, Index
 from mmfm.data.remote import Store, expand_remote, is_remote
 from mmfm.data.shards import Sample, braces, expand
+from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
 from mmfm.evals.run import default_splits
 from mmfm.evals.split import asked_and_more
@@ -193,6 +194,7 @@ def _prove(
     path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | None, store: Store | None = None
 ) -> None:
     """Adds the tar if it is whole; says what it or its index lacks. With a store, `path` is a copy of a URL, `name`."""
+    url, name = name, name if store is None else shown(name)
     try:
         headers = index.scan(path)
     except UserError as why:
@@ -202,9 +204,7 @@ def _prove(
         told = f"{name} cannot be read ({why.strerror or why}); check the disk and the file's rights"
         seen.findings.append(finding("ERROR", "shard_unreadable", told, [name]))
         return
-    indexed = (
-        _compare(path, name, headers, seen, sums) if store is None else _compare_remote(name, headers, seen, store)
-    )
+    indexed = _compare(path, name, headers, seen, sums) if store is None else _compare_remote(url, headers, seen, store)
     if entry is not None and (entry.bytes, entry.samples) != (headers.bytes, len(headers)):
         told = f"the list of shards gives {name} {entry.samples} samples in {entry.bytes} bytes, but it has "
         told += f"{len(headers)} in {headers.bytes}; {AGAIN}"
@@ -233,15 +233,15 @@ def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> 
     return True
 
 
-def _compare_remote(name: str, headers: Index, seen: _Seen, store: Store) -> bool:
+def _compare_remote(place: str, headers: Index, seen: _Seen, store: Store) -> bool:
     """The same of the index beside a URL. It is not on this machine, and so never what is read here."""
-    url = name.removesuffix(".tar") + ".idx.json"
+    folder, tar = folder_of(place)
+    url = beside(folder, tar.removesuffix(".tar") + ".idx.json")
     try:
-        text = store.text(url, index.MAX_JSON)
-        said = index.parse(text.encode("utf-8", "surrogateescape"), url, name.rpartition("/")[2], headers.bytes)
-        _agree(name, headers, said, seen)
+        said = index.parse(store.text(url, index.MAX_JSON).encode(), shown(url), tar, headers.bytes)
+        _agree(shown(place), headers, said, seen)
     except (UserError, OSError) as why:
-        seen.findings.append(finding("ERROR", "index_stale", str(why), [name]))
+        seen.findings.append(finding("ERROR", "index_stale", str(why), [shown(place)]))
     return False
 
 
