@@ -18,6 +18,10 @@ COLUMNS = (
     ("audio->text", "R@1"),
     ("text->image", "R@1"),
     ("text->audio", "R@1"),
+    ("image->text", "R@10"),
+    ("audio->text", "R@10"),
+    ("text->image", "R@10"),
+    ("text->audio", "R@10"),
     ("image>text", "bits_per_byte"),
     ("audio>text", "bits_per_byte"),
 )
