@@ -4,7 +4,9 @@
 minute. Standard library only.
 """
 
+import json
 import runpy
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,8 +135,18 @@ def _check_samples(found: list[Found], objective: Objective) -> None:
 
 
 def finished(run: Run) -> bool:
-    """Whether the run's folder holds just this run, trained to its last step."""
+    """Whether the run's folder holds just this run, trained to its last step, with that checkpoint whole."""
     saved = run.folder / "run.json"
     same = saved.is_file() and saved.read_text(encoding="utf-8") == to_json(run)
-    names = [path.name.removeprefix("step-") for path in run.folder.glob("checkpoints/step-*")]
-    return same and any(name.isdecimal() and int(name) >= run.optim.steps for name in names)
+    last = {path.name.removeprefix("step-"): path for path in run.folder.glob("checkpoints/step-*")}
+    return same and any(name.isdecimal() and int(name) >= run.optim.steps and _whole(last[name]) for name in last)
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether its files are those that its manifest counts."""
+    try:
+        files = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))["files"]
+        found = {name: (checkpoint / Path(name).name).read_bytes() for name in files}
+        return all({"bytes": len(d), "crc32": zlib.crc32(d)} == files[name] for name, d in found.items())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False

@@ -2,11 +2,13 @@
 
 import errno
 import io
+import json
 import re
 import signal
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -183,17 +185,23 @@ def test_a_tower_of_none_stays_none(config: Path, trained: list[Any]) -> None:
 
 
 def test_a_finished_run_is_kept(config: Path, trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the same run with its last checkpoint counts as finished; --force trains it all the same."""
+    """Only the same run with its last checkpoint, whole, counts as finished; --force trains it all the same."""
     run = read_run(config)
     checkpoint = run.folder / "checkpoints" / f"step-{run.optim.steps:08d}"
     checkpoint.mkdir(parents=True)
+    (weights := checkpoint / "model.safetensors").write_bytes(b"weights")
+    told = {"bytes": 7, "crc32": zlib.crc32(b"weights")}
+    (checkpoint / "manifest.json").write_text(json.dumps({"step": run.optim.steps, "files": {weights.name: told}}))
     (run.folder / "run.json").write_text(to_json(run))
     assert main(["train", str(config)]) == 0
     assert trained == [] and "is trained already and kept; --force" in capsys.readouterr().out
     assert main(["train", str(config), "--seed", "1"]) == 0 and main(["train", str(config), "--force"]) == 0
+    weights.write_bytes(b"weightz")
+    assert main(["train", str(config)]) == 0
+    weights.write_bytes(b"weights")
     checkpoint.rename(checkpoint.with_name("step-00000500"))
     assert main(["train", str(config)]) == 0
-    assert [force for _, _, force in trained] == [False, True, False]
+    assert [force for _, _, force in trained] == [False, True, False, False]
 
 
 def test_known_options_are_tyros(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
