@@ -8,8 +8,10 @@
 Cost, scores and what the mixture does to each part: experiments/003-stamps/README.md.
 """
 
+from pathlib import Path
+
+from mmfm.check import read_run
 from mmfm.config import (
-    Augment,
     Conformer,
     Contrast,
     Data,
@@ -26,6 +28,7 @@ from mmfm.config import (
     Write,
 )
 
+QUICKSTART = Path(__file__).with_name("quickstart.py")
 NUMBERS, STAMPS = "data/numbers", "data/stamps"
 SPOKEN = ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")  # the languages with hundreds of descriptions
 WIDTH = 64
@@ -66,18 +69,7 @@ def data() -> Data:
         batch=128,
         max_seconds=15.0,
         crop_seconds=4.0,  # one clip in fifty is longer; a batch is padded to its longest
-        augment=Augment(
-            rotate_deg=10.0,
-            scale=0.15,
-            shear=0.1,
-            shift=0.08,
-            contrast=0.2,
-            speed=0.25,
-            formant=0.25,
-            mask_frames=10,
-            mask_bins=8,
-            hide_target_tokens=0.7,
-        ),
+        augment=read_run(QUICKSTART).data.augment,
     )
 
 

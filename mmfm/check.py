@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfm.config import Data, Model, Run, Source, UserError, require
-from mmfm.data.shards import Shards, check_holds, expand
+from mmfm.data.names import expand
+from mmfm.data.shards import Shards, check_holds
 from mmfm.grammar import parse_writing
 from mmfm.strict import from_json, to_json
 

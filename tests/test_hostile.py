@@ -19,7 +19,8 @@ from toys import toy_run
 
 from mmfm import checkpoint, config
 from mmfm.config import UserError
-from mmfm.data.shards import Sample, Shards, text_of
+from mmfm.data.sample import Sample, text_of
+from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio

@@ -9,7 +9,9 @@ import pytest
 
 from mmfm.config import Source, UserError
 from mmfm.data import index, shards
-from mmfm.data.shards import Shards, check_holds, expand, text_of
+from mmfm.data.names import expand
+from mmfm.data.sample import text_of
+from mmfm.data.shards import Shards, check_holds
 
 
 @pytest.fixture

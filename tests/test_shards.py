@@ -13,7 +13,9 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmfm.config import UserError
-from mmfm.data.shards import Sample, Shards, expand, meta_of, text_of
+from mmfm.data.names import expand
+from mmfm.data.sample import Sample, meta_of, text_of
+from mmfm.data.shards import Shards
 from mmfm.data.tar import members
 from mmfm.inputs import BadSample
 

@@ -31,8 +31,9 @@ from measure import in_turns, on_cores, ratios, row, seconds, write_report
 
 from mmfm.config import Augment, Data, Model, Optim, Run, Source, Vit
 from mmfm.data import index, stream
+from mmfm.data.names import expand
 from mmfm.data.order import Order
-from mmfm.data.shards import Shards, expand
+from mmfm.data.shards import Shards
 from mmfm.data.writer import Item, write_shard
 from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.image import picture

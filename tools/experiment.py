@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from readme import between
+
 ROOT = Path(__file__).parent.parent
 RUNS = Path("runs") / "experiments"
 COLUMNS = (
@@ -146,9 +148,7 @@ def figure(runs: list[dict[str, Any]], path: Path) -> None:
 
 def render(readme: str, results: str) -> str:
     """The README with the table that belongs to the text of results.json."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(json.loads(results)['runs'])}\n{END}{after}"
+    return between(readme, BEGIN, END, table(json.loads(results)["runs"]))
 
 
 def main() -> None:

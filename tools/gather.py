@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import setting
+from readme import between
 
 COLUMNS = (
     ("image->text", "R@1"),
@@ -48,9 +49,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def render(readme: str, results: str) -> str:
     """The README with the table that belongs to the text of results.json."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(json.loads(results)['runs'])}\n{END}{after}"
+    return between(readme, BEGIN, END, table(json.loads(results)["runs"]))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import soundfile
 
 from mmfm.data.build_rows import Part, Row
 from mmfm.data.index import MAX_PART, MODALITY
-from mmfm.data.shards import Sample, meta_of, text_of
+from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.writer import Item
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio

@@ -22,8 +22,8 @@ from mmfm import config
 from mmfm.config import UserError
 from mmfm.data import index
 from mmfm.data.index import Entry
+from mmfm.data.names import braces
 from mmfm.data.servers import Absent, Again, request
-from mmfm.data.shards import braces
 from mmfm.data.urls import beside, check_scheme, folder_of, shown
 
 CHUNK = 1 << 20  # bytes

@@ -4,46 +4,29 @@ What lies where is in the indexes. Those of the last few tars are kept; of the o
 so that memory does not grow with the samples of a set. Standard library only: checking a run's data needs no torch.
 """
 
-import glob
-import json
 import os
-import re
 import time
 from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mmfm.config import Source, Text, UserError
+from mmfm.config import Source, UserError
 from mmfm.data import index
-from mmfm.data.index import AGAIN, CAPTIONS, EXTENSIONS, MODALITY, Entry, Index
+from mmfm.data.index import AGAIN, EXTENSIONS, Entry, Index
+from mmfm.data.sample import Sample, modalities, text_of
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
-from mmfm.inputs import BadSample
 
-MAX_TEXT = 1 << 20  # characters
 OPEN_FILES = 128
 ALONE = 1 << 14  # bytes: a longer part is read on its own, as copying it out of a longer read takes longer than a call
 LIVE_SAMPLES = 1 << 18  # whose indexes are kept
 WAITS_S = (0.1, 0.5, 2.0)  # before reading is tried again, where the machine and not the content fails
-GROUP = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
-MOST_SHARDS, MOST_GROUPS = 1 << 18, 32  # of one pattern
-FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
 Span = tuple[int, int]  # offset and size
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample's parts by extension. `where` names shard and key, for messages."""
-
-    key: str
-    parts: dict[str, bytes]
-    where: str
 
 
 @runtime_checkable
@@ -282,136 +265,3 @@ def check_holds(source: Source, shards: Shards, most_bad: float) -> None:
             where = next(shards.where(sample) for sample in range(len(shards)) if name not in shards.modalities(sample))
             told = f"{where} has no {name}, which its source provides; neither have {lack - 1} others of {len(shards)}"
             raise UserError(f"{told}; add it or drop {name!r}")
-
-
-def modalities(extensions: Collection[str]) -> set[str]:
-    """What files with these extensions are."""
-    return {MODALITY[extension] for extension in extensions if extension in MODALITY}
-
-
-def meta_of(sample: Sample) -> dict[str, Any]:
-    """The object in the sample's .json; empty where there is none. Raises BadSample for anything but an object."""
-    if "json" not in sample.parts:
-        return {}
-    try:
-        tree = json.loads(sample.parts["json"])
-    except (ValueError, RecursionError):
-        raise BadSample("json_damaged", f"{sample.where}: the .json is no JSON; write it again") from None
-    if not isinstance(tree, dict):
-        raise BadSample("json_no_object", f"{sample.where}: the .json holds no object ({{...}}); write it again")
-    return tree
-
-
-def text_of(sample: Sample, texts: Collection[Text] = (), draw: float = 0.0) -> str | None:
-    """The sample's text, without white space around it; None where it has none.
-
-    Of `texts` those that the sample has are drawn from by weight, with `draw` in [0, 1); without any it is the .txt, or
-    else "caption" or "text" of the .json.
-    """
-    found = _drawn(sample, texts, draw) if texts else _plain_text(sample)
-    if found is None:
-        return None
-    if len(found) > MAX_TEXT:
-        told = f"the text has {len(found)} characters, over {MAX_TEXT}"
-        raise BadSample("text_too_long", f"{sample.where}: {told}; cut it")
-    if not found.strip():
-        raise BadSample("text_empty", f"{sample.where}: the text is empty; write one or leave the file out")
-    return found.strip()
-
-
-def _plain_text(sample: Sample) -> str | None:
-    if "txt" in sample.parts:
-        return _decoded(sample)
-    meta = meta_of(sample)
-    return next((meta[name] for name in CAPTIONS if isinstance(meta.get(name), str)), None)
-
-
-def _decoded(sample: Sample) -> str:
-    try:
-        return sample.parts["txt"].decode("utf-8-sig")
-    except UnicodeDecodeError as why:
-        told = f"the .txt is not UTF-8 (byte {why.start})"
-        raise BadSample("text_not_utf8", f"{sample.where}: {told}; convert it") from None
-
-
-def _drawn(sample: Sample, texts: Collection[Text], draw: float) -> str | None:
-    """One of the candidates of one of the fields that the sample has; a field of many is one of them, evenly."""
-    meta = meta_of(sample)
-    have = [(text.weight, found) for text in texts if (found := _candidates(sample, meta, text.field))]
-    left = draw * sum(weight for weight, _ in have)
-    for weight, found in have:
-        if left < weight or found is have[-1][1]:
-            return found[min(int(max(left, 0.0) / weight * len(found)), len(found) - 1)]
-        left -= weight
-    return None
-
-
-def _candidates(sample: Sample, meta: dict[str, Any], field: str) -> list[str]:
-    """The texts at a field such as "txt", "caption", "captions.fr" or "captions.*"; of a list, all that it has."""
-    if field == "txt":
-        return [_decoded(sample)] if "txt" in sample.parts else []
-    values: list[Any] = [meta]
-    for step in field.split("."):
-        maps = [value for value in values if isinstance(value, dict)]
-        values = [v for m in maps for v in (m.values() if step == "*" else [m[step]] if step in m else [])]
-        values = [v for value in values for v in (value if isinstance(value, list) else [value])]
-    return [value for value in values if isinstance(value, str)]
-
-
-def expand(spec: str) -> list[Path]:
-    """The tars that a specification names, parts joined by commas. Raises UserError where a part names nothing."""
-    patterns = [pattern for part in re.split(r",(?![^{]*\})", spec) for pattern in braces(part.strip())]
-    paths = [path for pattern in patterns for path in _found(pattern)]
-    twice = [str(path) for path, count in Counter(paths).items() if count > 1]
-    if twice:
-        raise UserError(f"{spec!r} names {twice[0]} twice; name each shard once")
-    return paths
-
-
-def braces(pattern: str) -> list[str]:
-    """What a shell makes of {000..007} and {a,b}: all combinations, the first ones vary most slowly."""
-    found: list[str] = []
-    open_groups = [iter([pattern])]
-    while open_groups:
-        now = next(open_groups[-1], None)
-        match = GROUP.search(now) if now is not None else None
-        if now is None:
-            open_groups.pop()
-        elif match:
-            open_groups.append(_choices(now, match))
-        else:
-            found.append(now)
-        if len(found) > MOST_SHARDS or len(open_groups) > MOST_GROUPS:
-            raise UserError(f"{pattern[:80]!r} names over {MOST_SHARDS} shards; give their folder, or larger ones")
-    return found
-
-
-def _choices(pattern: str, match: re.Match[str]) -> Iterator[str]:
-    first, last, listed = match.groups()
-    middles = listed.split(",") if listed else (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
-    return (pattern[: match.start()] + middle + pattern[match.end() :] for middle in middles)
-
-
-def _found(pattern: str) -> list[Path]:
-    try:
-        path = Path(pattern).expanduser()
-        if pattern and path.is_file():
-            return [path]
-    except (OSError, RuntimeError) as why:  # a name that is too long, a user that is not there
-        raise UserError(f"there is no {pattern[:80]!r} ({' '.join(str(why).split())[:80]}); {FORMS}") from None
-    named = path / "*.tar" if pattern and path.is_dir() else path
-    found = sorted(map(Path, glob.glob(str(named)))) if glob.has_magic(str(named)) else []
-    if strange := next((name for name in found if not name.is_file()), None):
-        raise UserError(f"{strange} is no file, but a folder, a pipe or a link to nothing; take it away")
-    if found:
-        return found
-    if pattern and path.is_dir():
-        raise UserError(f"the folder {pattern!r} holds no .tar; {_remedy(path)}")
-    raise UserError(f"there is no {pattern!r}; {_remedy(path)}")
-
-
-def _remedy(path: Path) -> str:
-    if "numbers" not in path.parts:
-        return FORMS
-    root = Path(*path.parts[: path.parts.index("numbers") + 1])
-    return f"make it with: mmfm data numbers {root}"

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from mmfm import config
 from mmfm.config import require
+from mmfm.data.names import expand
 from mmfm.data.remote import Store, expand_remote, is_remote
-from mmfm.data.shards import Shards, check_holds, expand
+from mmfm.data.shards import Shards, check_holds
 
 
 def open_shards(specs: Sequence[str], settings: config.Store) -> Shards:

@@ -25,7 +25,8 @@ from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.health import Bad, Health
 from mmfm.data.index import MODALITY
-from mmfm.data.shards import Sample, Shards, meta_of, text_of
+from mmfm.data.sample import Sample, meta_of, text_of
+from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio

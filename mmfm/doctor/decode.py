@@ -16,7 +16,7 @@ import soundfile
 
 from mmfm.config import MODALITIES, Run
 from mmfm.data.index import EXTENSIONS, MODALITY
-from mmfm.data.shards import Sample, text_of
+from mmfm.data.sample import Sample, text_of
 from mmfm.data.stream import decode_of, read_example
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
 from mmfm.doctor.sweep import Swept

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfm.config import MODALITIES, Run
 from mmfm.data.index import MODALITY
-from mmfm.data.shards import text_of
+from mmfm.data.sample import text_of
 from mmfm.data.stream import WORDS, text_hash
 from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
 from mmfm.doctor.tars import TRAIN, Set, Tar, index_of, read

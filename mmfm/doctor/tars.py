@@ -15,8 +15,9 @@ from pathlib import Path
 from mmfm.config import Run, Source, UserError
 from mmfm.data import index
 from mmfm.data.index import AGAIN, Index
+from mmfm.data.names import braces, expand
 from mmfm.data.remote import Store, expand_remote, is_remote
-from mmfm.data.shards import Sample, braces, expand
+from mmfm.data.sample import Sample
 from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
 from mmfm.evals.run import default_splits

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from mmfm.checkpoint import load_model, replace_file
 from mmfm.config import Run, Store, UserError, require
-from mmfm.data.shards import expand
+from mmfm.data.names import expand
 from mmfm.data.stream import Decode, decode_of
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure

@@ -22,7 +22,8 @@ from torch import Tensor
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
 from mmfm.data import order
-from mmfm.data.shards import Sample, Shards
+from mmfm.data.sample import Sample
+from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.stream import Decode, Example, collate, read_example
 from mmfm.grammar import Task, parse

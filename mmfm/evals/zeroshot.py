@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.config import UserError, require
-from mmfm.data.shards import expand
+from mmfm.data.names import expand
 from mmfm.evals.metrics import (
     Figure,
     Ranks,

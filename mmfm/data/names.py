@@ -1,0 +1,72 @@
+"""What a specification of shards names: a folder, a tar, a glob or a pattern, parts joined by commas."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmfm.config import UserError
+
+GROUP = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+MOST_SHARDS, MOST_GROUPS = 1 << 18, 32  # of one pattern
+FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
+
+
+def expand(spec: str) -> list[Path]:
+    """The tars that a specification names, parts joined by commas. Raises UserError where a part names nothing."""
+    patterns = [pattern for part in re.split(r",(?![^{]*\})", spec) for pattern in braces(part.strip())]
+    paths = [path for pattern in patterns for path in _found(pattern)]
+    twice = [str(path) for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise UserError(f"{spec!r} names {twice[0]} twice; name each shard once")
+    return paths
+
+
+def braces(pattern: str) -> list[str]:
+    """What a shell makes of {000..007} and {a,b}: all combinations, the first ones vary most slowly."""
+    found: list[str] = []
+    open_groups = [iter([pattern])]
+    while open_groups:
+        now = next(open_groups[-1], None)
+        match = GROUP.search(now) if now is not None else None
+        if now is None:
+            open_groups.pop()
+        elif match:
+            open_groups.append(_choices(now, match))
+        else:
+            found.append(now)
+        if len(found) > MOST_SHARDS or len(open_groups) > MOST_GROUPS:
+            raise UserError(f"{pattern[:80]!r} names over {MOST_SHARDS} shards; give their folder, or larger ones")
+    return found
+
+
+def _choices(pattern: str, match: re.Match[str]) -> Iterator[str]:
+    first, last, listed = match.groups()
+    middles = listed.split(",") if listed else (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+    return (pattern[: match.start()] + middle + pattern[match.end() :] for middle in middles)
+
+
+def _found(pattern: str) -> list[Path]:
+    try:
+        path = Path(pattern).expanduser()
+        if pattern and path.is_file():
+            return [path]
+    except (OSError, RuntimeError) as why:  # a name that is too long, a user that is not there
+        raise UserError(f"there is no {pattern[:80]!r} ({' '.join(str(why).split())[:80]}); {FORMS}") from None
+    named = path / "*.tar" if pattern and path.is_dir() else path
+    found = sorted(map(Path, glob.glob(str(named)))) if glob.has_magic(str(named)) else []
+    if strange := next((name for name in found if not name.is_file()), None):
+        raise UserError(f"{strange} is no file, but a folder, a pipe or a link to nothing; take it away")
+    if found:
+        return found
+    if pattern and path.is_dir():
+        raise UserError(f"the folder {pattern!r} holds no .tar; {_remedy(path)}")
+    raise UserError(f"there is no {pattern!r}; {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    if "numbers" not in path.parts:
+        return FORMS
+    root = Path(*path.parts[: path.parts.index("numbers") + 1])
+    return f"make it with: mmfm data numbers {root}"
