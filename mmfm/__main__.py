@@ -132,8 +132,8 @@ def names(owner: Any, prefix: str = "--") -> Iterator[str]:
         name = prefix + field.name.replace("_", "-")
         value = None if isinstance(owner, type) else getattr(owner, field.name)
         parts = value if isinstance(value, tuple) else ()
-        if value == () and is_dataclass(get_args(kinds[field.name])[0]):
-            continue  # tyro cannot add to a list of these
+        if value in ((), None) and any(is_dataclass(kind) for kind in get_args(kinds[field.name])):
+            continue  # tyro cannot add to a list of these, nor build what is not there
         if isinstance(value, Run):
             yield from names(value)
         elif is_dataclass(value):

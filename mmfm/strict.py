@@ -39,8 +39,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        (rest,) = [argument for argument in arguments if argument is not type(None)]
-        return _build(rest, value, where)
+        return _build(_meant([argument for argument in arguments if argument is not type(None)], value), value, where)
     if origin is tuple:
         require(isinstance(value, list), f"{where}: {value!r} should be a list")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
@@ -54,6 +53,14 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     require(type(value) is kind, f"{where}: {value!r} should be of type {getattr(kind, '__name__', kind)}")
     require(kind is not float or math.isfinite(value), f"{where}: {value!r} is no finite number")
     return value
+
+
+def _meant(kinds: list[Any], value: Any) -> Any:
+    """Of several dataclasses the one that shares most keys with the value, the first in doubt: no class is named."""
+    keys = set(value) if isinstance(value, dict) else set()
+    if len(kinds) == 1:
+        return kinds[0]
+    return max(kinds, key=lambda kind: len(keys & {field.name for field in dataclasses.fields(kind)}))
 
 
 _PLAIN = (int, float, str, bool, type(None))

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 # An import may only point up this list.
 ORDER = [
     "config", "process", "strict", "grammar", "batch", "distributed", "layers", "losses", "vocabulary", "inputs",
-    "towers", "codecs", "trunk", "model", "tasks", "objectives", "generate", "optim", "data", "check",
-    "interface", "checkpoint", "evals", "adapt", "doctor", "module", "callbacks", "train", "commands", "__main__",
+    "encoders", "towers", "codecs", "trunk", "model", "layouts", "tasks", "objectives", "generate", "optim", "data",
+    "check", "interface", "checkpoint", "bundle", "importing", "evals", "adapt", "doctor", "hf", "export", "module",
+    "callbacks", "train", "commands", "__main__",
 ]  # fmt: skip
 LIGHT = ("mmfm.config", "mmfm.grammar", "mmfm.check", "mmfm.evals.report")  # these, and all they import: stdlib alone
 LIGHTNING = {"mmfm.module", "mmfm.callbacks", "mmfm.train"}

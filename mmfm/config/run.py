@@ -1,0 +1,127 @@
+"""What is learned, how fast, and where it is kept: objectives, optimiser, evaluation, and the run of it all."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mmfm.config.base import MODALITIES, positive, require
+from mmfm.config.data import Data
+from mmfm.config.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Bring together the embeddings of two modalities of one sample."""
+
+    pair: tuple[str, str]
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in self.pair:
+            require(name in MODALITIES, f"Contrast.pair names {name!r}; modalities are {', '.join(MODALITIES)}")
+        require(self.pair[0] != self.pair[1], f"Contrast.pair={self.pair} must name two modalities")
+        require(self.weight >= 0, f"Contrast.weight={self.weight} must not be negative")
+
+    @property
+    def name(self) -> str:
+        return f"{self.pair[0]}-{self.pair[1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """Predict the target of a task such as "image>text", ">text" or "image,text>text", token by token."""
+
+    task: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, f"Write.weight={self.weight} must not be negative")
+
+    @property
+    def name(self) -> str:
+        return self.task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast some parameters learn. `of` is a pattern of their names, such as "towers.image.*"; * is any text."""
+
+    of: str
+    lr: float  # times Optim.lr; 0 locks them: no gradient, no dropout, no decay
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0, f"Rate.lr={self.lr} of {self.of!r} must not be negative; 0 locks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    steps: int = 1_000
+    lr: float = 1e-3
+    warmup_steps: int = 100
+    lr_floor: float = 0.01  # of the peak, at the end of the cosine
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rates: tuple[Rate, ...] = ()  # of several that match a parameter the last one counts
+
+    def __post_init__(self) -> None:
+        positive(self, "steps", "lr", "clip_norm")
+        require(
+            0 <= self.warmup_steps < self.steps,
+            f"Optim.warmup_steps={self.warmup_steps} must be below steps={self.steps}",
+        )
+        require(0 <= self.lr_floor <= 1, f"Optim.lr_floor={self.lr_floor} must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    every_steps: int = 0  # zero-shot scores during training; 0: never
+    samples: int = 256  # of the validation shards, for those scores
+    batch: int = 64
+    templates: tuple[str, ...] = ("{}",)
+    max_tokens: int = 32  # longest text that is generated
+    bootstrap: int = 1_000
+
+    def __post_init__(self) -> None:
+        positive(self, "samples", "batch", "max_tokens", "bootstrap")
+        for template in self.templates:
+            require("{}" in template, f"Eval.templates: {template!r} has no {{}} for the name of the class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    name: str
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    contrast: tuple[Contrast, ...] = ()
+    write: tuple[Write, ...] = ()
+    passes: Literal["one", "two"] = "one"  # "two": embed in a pass of its own (experiments/001-one-pass)
+    optim: Optim = field(default_factory=Optim)
+    eval: Eval = field(default_factory=Eval)
+    out: str = "runs"
+    save_every_steps: int = 500
+    save_every_minutes: float = 0.0  # and whenever so much time has passed; 0: by steps alone
+    keep_checkpoints: int = 2  # the newest
+    keep_every_steps: int = 0  # and for ever those at multiples of this; 0: none
+    threads: int = 1  # of torch, per rank
+    devices: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "save_every_steps", "keep_checkpoints", "threads", "devices")
+        require(self.save_every_minutes >= 0, f"Run.save_every_minutes={self.save_every_minutes} must not be negative")
+        require(
+            self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0,
+            f"Run.keep_every_steps={self.keep_every_steps} is no multiple of save_every_steps={self.save_every_steps}",
+        )
+        plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
+        require(plain, f"Run.name={self.name!r} must be a plain folder name")
+        names = [item.name for item in (*self.contrast, *self.write)]
+        require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) / self.name
