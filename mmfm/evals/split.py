@@ -7,7 +7,8 @@ counted. With a limit, the samples are spread evenly over the shards, which may 
 classes that training never met can be looked for among all.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -23,7 +24,6 @@ from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
 from mmfm.data import order
 from mmfm.data.sample import Sample
-from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.stream import Decode, Example, collate, read_example
 from mmfm.grammar import Task, parse
@@ -32,6 +32,16 @@ from mmfm.inputs import BadSample
 TEXTS_AT_ONCE = 256
 Watch = Callable[[list[list[int]]], Iterable[list[int]]]
 STORE = Store()
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Samples by their number: `Shards`, or what reads files as if they were shards."""
+
+    ignored: Counter[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, sample: int, /) -> Sample: ...
 
 
 @runtime_checkable
@@ -85,7 +95,7 @@ class Split:
 
     name: str
     source: str
-    shards: Shards
+    shards: Samples
     places: tuple[int, ...]
     keys: tuple[str, ...]
     texts: tuple[str | None, ...]
@@ -176,20 +186,25 @@ def read_split(
     max_tokens: int,
     limit: int | None = None,
     with_nats: bool = True,
+    writing: Collection[str] | None = None,
+    opened: Samples | None = None,
     watch: Watch = iter,
 ) -> Split:
     """Read every sample once and put all questions to the model, which must be `at_rest`. `watch` sees the batches go.
 
+    `writing`: the tasks to write for; None: all of the model's. `opened`: the samples, where `spec` only names them.
+
     Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
     """
-    asking, more = asked_and_more(spec)
-    total = len(open_shards([asking], store))
-    shards = open_shards([asking, *([more] if more else [])], store)
+    asking, more = asked_and_more(spec) if opened is None else (spec, "")
+    shards = open_shards([asking, *([more] if more else [])], store) if opened is None else opened
+    total = len(open_shards([asking], store)) if more else len(shards)
     places = (*spread(total, limit), *range(total, len(shards)))
     own = len(places) - (len(shards) - total)
+    tasks = [task for task in writing_tasks(model) if writing is None or task in writing]
     runs = [*batches(0, own, batch), *batches(own, len(shards) - total, batch)]
     parts = [
-        _ask(model, [shards[places[at]] for at in part], decode, max_tokens, with_nats, part[0] < own)
+        _ask(model, [shards[places[at]] for at in part], decode, tasks, max_tokens, with_nats, part[0] < own)
         for part in watch(runs)
     ]
     split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
@@ -218,13 +233,19 @@ class _Part(NamedTuple):
 
 
 def _ask(
-    model: Evaluable, samples: list[Sample], decode: Decode, max_tokens: int, with_nats: bool, asking: bool
+    model: Evaluable,
+    samples: list[Sample],
+    decode: Decode,
+    tasks: Sequence[str],
+    max_tokens: int,
+    with_nats: bool,
+    asking: bool,
 ) -> _Part:
     """All that the model says about these samples; of those that only widen the galleries, where they lie."""
     examples, bad = _read(model.config, samples, decode)
     batch = collate(examples, model.tokenizer).to(device_of(model))
     held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
-    able = {task: _able(parse(task), held) if asking else set() for task in writing_tasks(model)}
+    able = {task: _able(parse(task), held) if asking else set() for task in tasks}
     return _Part(
         known=[_known(sample, example) for sample, example in zip(samples, examples, strict=True)],
         vectors=_embed(model, batch),
@@ -283,7 +304,7 @@ def _nats(model: Evaluable, task: str, batch: Batch, able: set[int]) -> Float[np
 
 
 def _joined(
-    parts: Sequence[_Part], *, name: str, source: str, shards: Shards, places: tuple[int, ...], own: int
+    parts: Sequence[_Part], *, name: str, source: str, shards: Samples, places: tuple[int, ...], own: int
 ) -> Split:
     starts = [0, *accumulate(len(part.known) for part in parts)]
     both = list(zip(starts, parts, strict=False))
