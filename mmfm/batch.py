@@ -21,19 +21,29 @@ class Tokens(NamedTuple):
     keep: Bool[Tensor, "batch time"]
 
 
+class Ids(NamedTuple):
+    """Padded local ids of what is written, without marks."""
+
+    ids: Int[Tensor, "n time"]
+    keep: Bool[Tensor, "n time"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Items:
     """The items of one modality, in rising order of `rows`.
 
     x: images uint8 [n, channels, height, width]; audio float [n, samples] at the model's rate; text int64 [n, tokens],
-    ids of the tokenizer without marks. keep: [n, samples] or [n, tokens]; [n, 1] for images, which are never padded.
-    draws: uniform numbers in [0, 1) that decide this item's augmentation; None: no augmentation.
+    ids of the tokenizer without marks, or those of the tower's own tokenizer, with its marks. keep: [n, samples] or
+    [n, tokens]; [n, 1] for images, which are never padded.
+    draws: uniform numbers in [0, 1) that decide this item's augmentation; None: no augmentation. written: what a task
+    with this target predicts; None: x itself.
     """
 
     x: Tensor
     keep: Bool[Tensor, "n time"]
     rows: Int[Tensor, " n"]
     draws: Float[Tensor, "n k"] | None = None
+    written: Ids | None = None
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
@@ -45,7 +55,9 @@ class Items:
 
     def to(self, device: torch.device) -> "Items":
         draws = None if self.draws is None else self.draws.to(device)
-        return Items(x=self.x.to(device), keep=self.keep.to(device), rows=self.rows.to(device), draws=draws)
+        written = None if self.written is None else Ids(*(part.to(device) for part in self.written))
+        x, keep, rows = (part.to(device) for part in (self.x, self.keep, self.rows))
+        return Items(x=x, keep=keep, rows=rows, draws=draws, written=written)
 
 
 @dataclass(frozen=True, kw_only=True)

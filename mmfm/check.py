@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmfm.config import Data, Model, Run, Source, UserError, require
+from mmfm.config import MODALITIES, Data, Model, Run, Source, UserError, require
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards, check_holds
 from mmfm.grammar import parse_writing
@@ -138,9 +138,20 @@ def _check_samples(found: list[Found], objective: Objective) -> None:
 def finished(run: Run) -> bool:
     """Whether the run's folder holds just this run, trained to its last step, with that checkpoint whole."""
     saved = run.folder / "run.json"
-    same = saved.is_file() and saved.read_text(encoding="utf-8") == to_json(run)
+    same = saved.is_file() and _told(saved.read_text(encoding="utf-8")) == _told(to_json(run))
     last = {path.name.removeprefix("step-"): path for path in run.folder.glob("checkpoints/step-*")}
     return same and any(name.isdecimal() and int(name) >= run.optim.steps and _whole(last[name]) for name in last)
+
+
+def _told(saved: str) -> object:
+    """What a person has said of a run: without the blueprints that training writes."""
+    try:
+        tree = json.loads(saved)
+        for name in MODALITIES:
+            (tree["model"][name] or {}).pop("blueprint", None)
+        return tree
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _whole(checkpoint: Path) -> bool:

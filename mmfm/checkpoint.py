@@ -14,6 +14,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,21 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Model, Run, UserError, require
+from mmfm.config import Conformer, Model, Run, Tower, UserError, Vit, Words, require
 from mmfm.distributed import first_process
-from mmfm.inputs.text import Tokenizer, parse_tokenizer
+from mmfm.inputs.text import Tokenizer, parse_reader, parse_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
 from mmfm.strict import from_json, to_json
 
 Tree = Any
-MODEL, TRAIN, STATE, RUN, TOKENIZER, MANIFEST = (
+MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
     "model.safetensors",
     "train.safetensors",
     "train.json",
     "run.json",
     "tokenizer.json",
+    "reader.json",  # the text tower's, where it has one of its own
     "manifest.json",
 )
 
@@ -118,18 +120,20 @@ def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Map
         }
         for name, data in files.items():
             write_file(temporary / name, data)
+        if tokenizer.reader is not None:
+            files[READER] = tokenizer.reader.to_json().encode()
         manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
         write_file(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=2).encode())
         set_aside(final)
         os.replace(temporary, final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
     except OSError as why:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _not_saved(why, final, run_folder) from why
     return final
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -246,7 +250,7 @@ def load_train(files: Mapping[str, bytes], where: str) -> Tree:
 def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
     """Weights into the module; another configuration's weights are a UserError that names the first difference."""
     found = _weights(files, where)
-    _check_shapes(model, found, where)
+    check_shapes(model, found, where)
     model.load_state_dict(found, strict=True)
 
 
@@ -257,7 +261,7 @@ def _weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
         raise UserError(f"{where}/{MODEL} cannot be read ({why}); choose another step or train again") from None
 
 
-def _check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
+def check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
     wanted = model.state_dict()
     for name in (*wanted, *found):
         here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
@@ -268,18 +272,33 @@ def _check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: st
             )
 
 
-def _check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
+def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
     """Before a model takes memory: no single matrix that the configuration asks for is larger than all the weights."""
-    parts = [part for part in (cfg.image, cfg.audio, cfg.text, cfg.trunk) if part is not None]
+    whole = (cfg.image, cfg.audio, cfg.text, cfg.trunk)
+    parts = [part for part in whole if part is not None and not isinstance(part, Tower)]
     asked: list[float] = [part.width**2 for part in parts]
     asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.image_codes, cfg.audio_codes)]
     asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)
-    asked += [cfg.audio.kernel * cfg.audio.width] if cfg.audio is not None else []
-    asked += [cfg.image.tokens * cfg.image.width] if cfg.image is not None else []
+    asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
+    asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
     told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
     held, deepest = sum(tensor.numel() for tensor in found.values()), max(part.depth for part in parts)
     require(max(asked) <= held, f"{told}: a matrix of {max(asked):g} numbers, of {held} in all; {remedy}")
     require(deepest <= len(found), f"{told}: {deepest} layers of {len(found)} tensors; {remedy}")
+
+
+def read_tokenizer(files: Mapping[str, bytes], cfg: Model, where: Path) -> Tokenizer:
+    """The model's tokenizer of a checkpoint, and with it that of a text tower which has one of its own."""
+    tokenizer, words = parse_tokenizer(_text(files, TOKENIZER, where), str(where / TOKENIZER)), words_of(cfg)
+    if words is None:
+        return tokenizer
+    require(READER in files, f"{where} lacks {READER}, by which its text tower reads; choose another step")
+    return replace(tokenizer, reader=parse_reader(_text(files, READER, where), words, str(where / READER)))
+
+
+def words_of(cfg: Model) -> Words | None:
+    """The contract of a text tower that has its own tokenizer."""
+    return None if cfg.text is None else cfg.text.words
 
 
 def _text(files: Mapping[str, bytes], name: str, where: Path) -> str:
@@ -326,10 +345,10 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
             files = read_verified(folder_of(folder, step))
         where = folder_of(folder, step)
     cfg = from_json(_text(files, RUN, where), str(where / RUN))
-    tokenizer = parse_tokenizer(_text(files, TOKENIZER, where), str(where / TOKENIZER))
+    tokenizer = read_tokenizer(files, cfg.model, where)
     weights = _weights(files, str(where))
-    _check_size(cfg.model, weights, str(where))
+    check_size(cfg.model, weights, str(where))
     core = build(cfg.model, tokenizer.size, cfg.contrast)
-    _check_shapes(core, weights, str(where))
+    check_shapes(core, weights, str(where))
     core.load_state_dict(weights, strict=True)
     return Interface(core.to(device).eval(), cfg, tokenizer).eval()

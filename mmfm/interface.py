@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
-from mmfm.data.stream import Example, collate
+from mmfm.data.stream import Example, collate, shape_of
 from mmfm.generate import greedy, sampled, write
 from mmfm.grammar import Task, parse_writing
 from mmfm.inputs.audio import load_audio
@@ -46,19 +46,12 @@ class Interface(nn.Module):
 
     def transform(self, picture: Picture) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""
-        tower = self._tower("image")
-        return load_picture(
-            picture,
-            channels=tower.channels,
-            height_px=tower.height_px,
-            width_px=tower.width_px,
-            fit=tower.fit,
-            exact=self.run.data.exact_decode,
-        )
+        how = shape_of(self._tower("image").pixels)
+        return load_picture(picture, **how, exact=self.run.data.exact_decode)
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n time"]:
-        """Ids padded with -1 to the longest."""
-        ids = [torch.tensor(self.tokenizer.encode(text), dtype=torch.int64) for text in texts]
+        """Ids as the text tower reads them, padded with -1 to the longest."""
+        ids = [torch.tensor(self.tokenizer.read(text), dtype=torch.int64) for text in texts]
         return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
 
     @torch.no_grad()
@@ -74,7 +67,7 @@ class Interface(nn.Module):
         normalize: bool = False,
         keep: Bool[Tensor, "n samples"] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Waveforms at the model's rate (`config.audio.mel.rate_hz`), `keep` True where real; or paths."""
+        """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths."""
         if isinstance(waves, Tensor):
             return self._encode(
                 "audio", waves, torch.ones_like(waves, dtype=torch.bool) if keep is None else keep, normalize
@@ -167,7 +160,7 @@ class Interface(nn.Module):
         return tower
 
     def _load_audio(self, path: str | Path) -> Tensor:
-        rate_hz, data = self._tower("audio").mel.rate_hz, self.run.data
+        rate_hz, data = self._tower("audio").sound.rate_hz, self.run.data
         return load_audio(path, rate_hz=rate_hz, max_seconds=data.max_seconds, crop_seconds=data.crop_seconds)
 
     def _encode(self, modality: str, x: Tensor, keep: Tensor, normalize: bool) -> Float[Tensor, "n d"]:

@@ -5,7 +5,7 @@ image -> tower -> connector -> [i i i i pool] --+
 text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits             (write)
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,13 @@ from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_toke
 from mmfm.layers import initialise, number_dropouts
 from mmfm.losses import START
 from mmfm.towers.conformer import AudioConformer
+from mmfm.towers.imported import ImportedTower
 from mmfm.towers.text import TextTransformer
 from mmfm.towers.vit import VisionTransformer, normalise
 from mmfm.trunk import Segment, UnifiedTransformer
 from mmfm.vocabulary import Vocabulary
 
-Tower = VisionTransformer | AudioConformer | TextTransformer
+Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower
 
 
 class UnifiedModel(nn.Module):
@@ -51,6 +52,20 @@ class UnifiedModel(nn.Module):
         self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[0]).log()) for k, v in start.items()})
         self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
 
+    def lock(self, names: Collection[str]) -> None:
+        """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in names)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "UnifiedModel":
+        super().train(mode)
+        for module in self.modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self
+
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
@@ -69,22 +84,32 @@ class UnifiedModel(nn.Module):
         if modality == "image":
             pixels = normalise(items.x, self.dtype)
             pixels = pixels if items.draws is None else augment_images(pixels, items.draws, self.augment)
+            if isinstance(tower, ImportedTower):
+                return tower(pixels, items.keep)
             return tower(pixels, items.seeds())
         if modality == "audio":
+            if isinstance(tower, ImportedTower):
+                return tower(items.x, items.keep)
             assert isinstance(tower, AudioConformer)
             frames = tower.mel(items.x.to(self.dtype), items.keep)
             frames = frames if items.draws is None else augment_frames(frames, items.draws, self.augment)
             return tower(frames, items.seeds())
-        assert isinstance(tower, TextTransformer)
+        assert isinstance(tower, TextTransformer | ImportedTower)
         ids, chance = items.x, self.augment.hide_source_tokens
         if items.draws is not None and chance:
             ids = hide_tokens(ids, items.draws[:, : DRAWS // 2], chance, tower.hidden)
+        if isinstance(tower, ImportedTower):
+            return tower(ids, items.keep)
         return tower(ids, items.keep, items.seeds())
 
     def source(self, modality: str, items: Items) -> Segment:
-        """The source segment of these items: the tower's tokens in the trunk's width, and the pool token."""
-        x, keep = self.tokens(modality, items)
-        pool = self.pools[modality].expand(len(x), 1, -1)
+        """The source segment of these items."""
+        return self.enter(modality, self.tokens(modality, items))
+
+    def enter(self, modality: str, tokens: Tokens) -> Segment:
+        """The tower's tokens in the trunk's width, and the pool token."""
+        x, keep = tokens
+        pool = self.pools[modality].expand(x.shape[0], 1, -1)
         return Segment(Tokens(torch.cat([self.connectors[modality](x), pool], 1), F.pad(keep, (0, 1), value=True)))
 
     def target(self, shared: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"]) -> Segment:
@@ -108,15 +133,22 @@ def build(
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
     vocabulary = Vocabulary(text=text_size, image=cfg.image_codes, audio=cfg.audio_codes)
-    towers: dict[str, Tower] = {}
-    if cfg.image is not None:
-        towers["image"] = VisionTransformer(cfg.image, cfg.dropout)
-    if cfg.audio is not None:
-        towers["audio"] = AudioConformer(cfg.audio, cfg.dropout)
-    if cfg.text is not None:
-        towers["text"] = TextTransformer(cfg.text, text_size, cfg.dropout)
+    parts = {name: getattr(cfg, name) for name in config.MODALITIES}
+    towers = {name: _tower(part, text_size, cfg.dropout) for name, part in parts.items() if part is not None}
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
     model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment)
-    initialise(model)
+    initialise(model, [tower for tower in towers.values() if isinstance(tower, ImportedTower)])
     number_dropouts(model)
     return model
+
+
+def _tower(part: config.Vit | config.Conformer | config.TextTower | config.Tower, text_size: int, dropout: float):
+    match part:
+        case config.Vit():
+            return VisionTransformer(part, dropout)
+        case config.Conformer():
+            return AudioConformer(part, dropout)
+        case config.TextTower():
+            return TextTransformer(part, part.vocabulary or text_size, dropout)
+        case config.Tower():
+            return ImportedTower(part)

@@ -21,7 +21,7 @@ from mmfm.distributed import joined_if_many
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel
 from mmfm.objectives import Objectives
-from mmfm.optim import adamw, warm_cosine
+from mmfm.optim import adamw, factors, warm_cosine
 
 PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
@@ -36,6 +36,9 @@ class JointModule(L.LightningModule):
     def __init__(self, run: Run, model: UnifiedModel) -> None:
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
+        found = factors(model, run.optim.rates)
+        model.lock([name for name, factor in found.items() if factor == 0])
+        self.factors = {f"model.{name}": factor for name, factor in found.items()}
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
@@ -53,7 +56,7 @@ class JointModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optim = self.run.optim
-        optimizer = adamw(self.objectives, optim)
+        optimizer = adamw(self.objectives, optim, self.factors)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: warm_cosine(step, warmup=optim.warmup_steps, total=optim.steps, floor=optim.lr_floor),

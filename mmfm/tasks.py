@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.batch import Batch, Items
+from mmfm.batch import Batch, Ids, Items
 from mmfm.config import MODALITIES, Augment, UserError
 from mmfm.grammar import Task
 from mmfm.inputs.augment import DRAWS, hide_tokens
@@ -108,7 +108,8 @@ def select(items: Items, rows: Int[Tensor, " n"]) -> Items:
     x, keep = items.x[index], keep[:, :longest]
     padded = items.x.shape[1:] == items.keep.shape[1:]
     draws = None if items.draws is None else items.draws[index]
-    return Items(x=x[:, :longest] if padded else x, keep=keep, rows=rows, draws=draws)
+    written = None if items.written is None else Ids(*(part[index] for part in items.written))
+    return Items(x=x[:, :longest] if padded else x, keep=keep, rows=rows, draws=draws, written=written)
 
 
 def target_ids(
@@ -124,7 +125,8 @@ def target_ids(
         return none + vocabulary.begin(modality), none.bool(), none
     place = torch.searchsorted(items.rows, rows).clamp(max=len(items.rows) - 1)
     has = items.rows[place] == rows
-    ids, lengths = vocabulary.shared(modality, items.x[place]), items.keep[place].sum(1)
+    written = items.written or Ids(items.x, items.keep)
+    ids, lengths = vocabulary.shared(modality, written.ids[place]), written.keep[place].sum(1)
     steps = torch.arange(ids.shape[1] + 1, device=rows.device)
     seen, chance = ids, augment.hide_target_tokens
     if items.draws is not None and chance:

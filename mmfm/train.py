@@ -18,11 +18,14 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
+from mmfm.adapt import adopt, begin, check_augment, prepare
 from mmfm.callbacks import LOG_EVERY_STEPS, METRICS, Agree, Bar, Journal, Saves, Scores, console
 from mmfm.checkpoint import (
     clear,
     folder_of,
     newest_whole,
+    read_tokenizer,
+    read_verified,
     refuse_foreign,
     refuse_unsafe,
     replace_file,
@@ -32,8 +35,8 @@ from mmfm.checkpoint import (
 )
 from mmfm.config import Run, UserError, require
 from mmfm.distributed import first_process, leave
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
+from mmfm.inputs.text import Tokenizer
+from mmfm.model import UnifiedModel, build
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
 from mmfm.process import Signals, Stopped, follow, lead, locked
 from mmfm.strict import from_json, to_json
@@ -65,8 +68,8 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
     _quiet()
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    tokenizer = load_tokenizer(run.model.tokenizer)
-    module = JointModule(run, build(run.model, tokenizer.size, run.contrast, run.data.augment))
+    run, tokenizer, model = _model(run, start)
+    module = JointModule(run, model)
     data, files = StreamData(run, tokenizer), FolderCheckpoints(run, tokenizer)
     data.open()  # what is wrong with the data is said before anything is written
     if first_process():
@@ -80,6 +83,22 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
         trainer.fit(module, data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero:  # what all ranks know is said by the first; the others end in peace
         _tell(run, trainer, module, agree)
+
+
+def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
+    """The run with its towers' blueprints, its tokenizer, and its model before the first step; a run that goes on
+    asks no source: its weights are those of its checkpoint."""
+    if start is None:
+        prepared = prepare(run)
+        model = build(prepared.run.model, prepared.tokenizer.size, run.contrast, run.data.augment)
+        begin(model, prepared)
+        return prepared.run, prepared.tokenizer, model
+    where = folder_of(run.folder, start)
+    files = read_verified(where)
+    run = adopt(run, from_json(files["run.json"].decode(), f"{where}/run.json"))
+    check_augment(run)
+    tokenizer = read_tokenizer(files, run.model, where)
+    return run, tokenizer, build(run.model, tokenizer.size, run.contrast, run.data.augment)
 
 
 @contextlib.contextmanager
@@ -126,7 +145,7 @@ def _start(run: Run, resume: bool, force: bool) -> int | None:
     before = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json")
     finished = step >= before.optim.steps
     if resume or finished:
-        _same_configuration(before, run)
+        _same_configuration(before, adopt(run, before))
         return step
     raise UserError(
         f"{folder} holds a run stopped at step {step}; add --resume to continue it or --force to start anew"

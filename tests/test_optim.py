@@ -11,7 +11,7 @@ from mmfm.optim import adamw, parameter_groups, warm_cosine
 def test_every_parameter_is_in_one_group_and_only_matrices_decay():
     """A partition; temperatures, pools, norms, biases, tables and positions do not decay, other weights do."""
     model = toy_model()
-    decays, rest = ({id(p) for p in group["params"]} for group in parameter_groups(model, 0.1))
+    decays, rest = ({id(p) for p in group["params"]} for group in parameter_groups(model, Optim(weight_decay=0.1)))
     names = {id(p): name for name, p in model.named_parameters()}
     assert decays | rest == set(names) and not decays & rest
     assert all(name.endswith("weight") for name in map(names.get, decays))
@@ -30,7 +30,7 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay():
 def test_what_is_frozen_is_in_no_group():
     model = toy_model()
     model.towers["image"].requires_grad_(False)
-    chosen = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    chosen = {id(p) for group in parameter_groups(model, Optim(weight_decay=0.1)) for p in group["params"]}
     assert not chosen & {id(p) for p in model.towers["image"].parameters()}
 
 

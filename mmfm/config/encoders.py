@@ -25,7 +25,7 @@ class Pixels:
     channels: int = 3
     fit: Literal["stretch", "crop"] = "stretch"  # "crop": the middle of the picture, as much as has the right shape
     central: float = 1.0  # with "crop": only this fraction of that part's sides (timm's crop_pct)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # with antialiasing
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # with antialiasing
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
@@ -123,6 +123,11 @@ class Tower:
     def pixels(self) -> Pixels:
         assert self.made.pixels is not None
         return self.made.pixels
+
+    @property
+    def words(self) -> Words:
+        assert self.made.words is not None
+        return self.made.words
 
     @property
     def sound(self) -> Sound:

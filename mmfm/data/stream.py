@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmfm import config
-from mmfm.batch import NO_TEXT, Batch, Items
+from mmfm.batch import NO_TEXT, Batch, Ids, Items
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.health import Bad, Health
@@ -97,11 +97,11 @@ def read_example(
     image = audio = None
     try:
         if "image" in named and "image" in wanted and model.image is not None:
-            image = _picture(named["image"], model.image, decode, draws)
+            image = _picture(named["image"], model.image.pixels, decode, draws)
         if "audio" in named and "audio" in wanted and model.audio is not None:
             audio = decode_audio(
                 named["audio"],
-                rate_hz=model.audio.mel.rate_hz,
+                rate_hz=model.audio.sound.rate_hz,
                 max_seconds=decode.max_seconds,
                 crop_seconds=decode.crop_seconds,
                 where=None if draws is None else float(draws[CROP_DRAW]),
@@ -114,11 +114,15 @@ def read_example(
 
 
 def _picture(
-    data: bytes, tower: config.Vit, decode: Decode, draws: Float[np.ndarray, " k"] | None
+    data: bytes, how: config.Pixels, decode: Decode, draws: Float[np.ndarray, " k"] | None
 ) -> UInt8[Tensor, "channels height width"]:
     crop = {} if draws is None else {"draws": draws[:DRAWS], "crop": decode.crop, "mirror": decode.mirror}
-    sides = {"height_px": tower.height_px, "width_px": tower.width_px, "fit": tower.fit}
-    return picture(data, channels=tower.channels, **sides, exact=decode.exact, **crop)
+    return picture(data, **shape_of(how), exact=decode.exact, **crop)
+
+
+def shape_of(how: config.Pixels) -> dict[str, Any]:
+    """What `picture` is told of a tower's contract; its mean and deviation are the tower's own matter."""
+    return {name: value for name, value in vars(how).items() if name not in ("mean", "std")}
 
 
 def collate(
@@ -131,11 +135,14 @@ def collate(
         if not rows:
             continue
         values = [getattr(examples[row], name) for row in rows]
-        x, keep = (
-            _images(values) if name == "image" else _padded(values) if name == "audio" else _ids(values, tokenizer)
-        )
-        index = torch.tensor(rows)
-        items[name] = Items(x=x, keep=keep, rows=index, draws=None if draws is None else draws[index, at])
+        index, written = torch.tensor(rows), None
+        if name == "text":
+            x, keep = _ids(list(map(tokenizer.read, values)))
+            written = None if tokenizer.reader is None else Ids(*_ids(list(map(tokenizer.encode, values))))
+        else:
+            x, keep = _images(values) if name == "image" else _padded(values)
+        mine = None if draws is None else draws[index, at]
+        items[name] = Items(x=x, keep=keep, rows=index, draws=mine, written=written)
     texts = tuple(example.text for example in examples)
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
     return Batch(size=len(examples), items=items, same=same, keys=tuple(e.key for e in examples), texts=texts)
@@ -159,9 +166,8 @@ def _padded(values: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(values, batch_first=True), keep
 
 
-def _ids(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+def _ids(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Zeros after the end of each; all at once, as a tensor of each text's own takes longer than its tokens."""
-    rows = [tokenizer.encode(text) for text in texts]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     keep = np.arange(lengths.max()) < lengths[:, None]
     x = np.zeros(keep.shape, np.int64)

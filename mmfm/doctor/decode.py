@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from mmfm.config import MODALITIES, Run
+from mmfm.config import MODALITIES, Conformer, Run
 from mmfm.data.index import EXTENSIONS, MODALITY
 from mmfm.data.sample import Sample, text_of
 from mmfm.data.stream import decode_of, read_example
@@ -152,9 +152,10 @@ def _loss(one: Set, found: Decoded, known: Swept, run: Run) -> Iterator[Finding]
 
 def _rates(sets: Sequence[Set], decoded: Sequence[Decoded], run: Run) -> Iterator[Finding]:
     """Sounds that lack the highest frequencies that the model looks at."""
-    if run.model.audio is None:
+    audio = run.model.audio
+    if audio is None:
         return
-    wanted = 2 * run.model.audio.mel.high_hz
+    wanted = 2 * audio.mel.high_hz if isinstance(audio, Conformer) else audio.sound.rate_hz
     for one, found in zip(sets, decoded, strict=True):
         if low := sum(rate < wanted for rate in found.rates_hz):
             told = f"{one.label}: {low:,} of {plural(len(found.rates_hz), 'sound')} have a rate below {wanted:g} Hz, "

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mmfm.adapt import Prepared, native_only, prepare
 from mmfm.check import check
 from mmfm.config import MODALITIES, Run, UserError
 from mmfm.data.remote import Store, is_remote
@@ -15,7 +16,7 @@ from mmfm.doctor.near import near
 from mmfm.doctor.pace import pace_and_memory
 from mmfm.doctor.sweep import Swept, lengths, presence, sweep
 from mmfm.doctor.tars import Set, look, sets_of
-from mmfm.inputs.text import Tokenizer, load_tokenizer
+from mmfm.inputs.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,10 @@ class Extent:
 def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object] = lambda _: None) -> Diagnosis:
     """Looks at all that the run would read. `watch` is told what comes next. Raises nothing for what data can be."""
     begun = time.perf_counter()
+    prepared, start = _start(run)
+    run, tokenizer = (native_only(run), None) if prepared is None else (prepared.run, prepared.tokenizer)
     watch("shards")
     sets, shards = look(sets_of(run), Store(run.data.store), sums=not extent.quick, fetch=extent.fetch)
-    tokenizer, start = _start(run)
     watch("lengths")
     swept = [sweep(one, run) for one in sets]
     sections = [start, shards, presence(sets, swept, run), lengths(sets, swept, run, tokenizer)]
@@ -50,18 +52,18 @@ def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object
     return Diagnosis(run=run.name, config=config, seconds=took, sections=tuple(sections))
 
 
-def _start(run: Run) -> tuple[Tokenizer | None, Section]:
-    """What `mmfm train` asks before it begins, and the tokenizer."""
-    findings, tokenizer = list[Finding](), None
+def _start(run: Run) -> tuple[Prepared | None, Section]:
+    """What `mmfm train` asks before it begins, and the run with its towers resolved."""
+    findings, prepared = list[Finding](), None
     remote = any(is_remote(source.shards) for source in run.data.train)
     try:
-        tokenizer = load_tokenizer(run.model.tokenizer)
+        prepared = prepare(run)
         check(run, open_source) if remote else check(run)
         told = f"mmfm train would begin: {run.optim.steps:,} steps of {plural(run.data.batch, 'sample')}"
         findings.append(finding("OK", "begins", told))
     except (UserError, OSError) as why:
         findings.append(finding("ERROR", "refused", f"mmfm train would refuse this run: {why}"))
-    return tokenizer, Section(name="Start", findings=tuple(findings))
+    return prepared, Section(name="Start", findings=tuple(findings))
 
 
 def duplicates(sets: list[Set], swept: list[Swept]) -> Section:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmfm.batch import Batch
-from mmfm.config import Model, Run
+from mmfm.config import Conformer, Model, Run, TextTower, Vit
 from mmfm.data.stream import PREFETCH, Plan, TrainStream
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import build
@@ -227,11 +227,11 @@ def fits(run: Run, tokenizer: Tokenizer) -> tuple[bool, int, int]:
 
 def rough_parameters(model: Model, text_size: int) -> int:
     """Within some tens of percent: a block of a transformer has about 12 width^2, of a conformer 26 width^2."""
-    parts = [model.trunk, *(part for part in (model.image, model.text) if part is not None)]
+    parts = [model.trunk, *(part for part in (model.image, model.text) if isinstance(part, Vit | TextTower))]
     blocks = sum(12 * part.depth * part.width**2 for part in parts)
-    if model.audio is not None:
+    if isinstance(model.audio, Conformer):
         blocks += 26 * model.audio.depth * model.audio.width**2
-    towers = model.text.width * text_size if model.text is not None else 0
+    towers = model.text.width * text_size if isinstance(model.text, TextTower) else 0
     return blocks + towers + model.trunk.width * (text_size + model.image_codes + model.audio_codes)
 
 

@@ -38,6 +38,7 @@ MODES = {1: "L", 3: "RGB"}
 TURBO = ("YCbCr", "RGB", "Gray")  # what libjpeg-turbo turns into RGB; Pillow takes the rest (CMYK)
 ASPECTS, TRIES = (3 / 4, 4 / 3), 10  # of a random crop: width by height, and attempts before its middle is taken
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+Interpolation = Literal["bicubic", "bilinear"]
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Pixels = UInt8[np.ndarray, "height width channels"]
@@ -59,12 +60,15 @@ def picture(
     height_px: int,
     width_px: int,
     fit: Literal["stretch", "crop"] = "stretch",
+    central: float = 1.0,
+    interpolation: Interpolation = "bicubic",
     exact: bool = True,
     draws: Float[np.ndarray, " k"] | None = None,
     crop: float = 0.0,
     mirror: bool = False,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
-    """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part.
+    """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part. `central`:
+    only this fraction of the middle's sides.
 
     `draws` are the item's uniform numbers. With them, `crop` takes torchvision's RandomResizedCrop of scale
     (1 - crop, 1), and `mirror` exchanges left and right half of the time. `exact` False: a JPEG is decoded at a half,
@@ -74,7 +78,7 @@ def picture(
     def cut(height: int, width: int) -> Box:
         if draws is not None and crop > 0:
             return random_box(height, width, draws, crop)
-        return middle_box(height, width, width_px / height_px) if fit == "crop" else Box(0, 0, height, width)
+        return middle_box(height, width, width_px / height_px, central) if fit == "crop" else Box(0, 0, height, width)
 
     def least(height: int, width: int) -> tuple[int, int]:
         box = cut(height, width)
@@ -83,7 +87,7 @@ def picture(
     pixels, size = _decode(data, channels, None if exact else least)
     box = _scaled(cut(*size), size, pixels.shape[:2])
     part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
-    image = resize(torch.from_numpy(part).permute(2, 0, 1), height_px, width_px)
+    image = resize(torch.from_numpy(part).permute(2, 0, 1), height_px, width_px, interpolation)
     turned = mirror and draws is not None and bool(draws[MIRROR_DRAW] < 0.5)
     return image.flip(2) if turned else image.contiguous()
 
@@ -98,12 +102,12 @@ def decode_image(data: bytes, *, channels: int = 3) -> UInt8[Tensor, "channels h
 
 
 def resize(
-    image: UInt8[Tensor, "channels height_in width_in"], height: int, width: int
+    image: UInt8[Tensor, "channels height_in width_in"], height: int, width: int, mode: Interpolation = "bicubic"
 ) -> UInt8[Tensor, "channels height width"]:
-    """Bicubic, averaging when it shrinks (antialias), in 8-bit arithmetic; the sides are stretched independently."""
+    """Averaging when it shrinks (antialias), in 8-bit arithmetic; the sides are stretched independently."""
     if image.shape[1:] == (height, width):
         return image
-    small = torch.nn.functional.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)
+    small = torch.nn.functional.interpolate(image[None], size=(height, width), mode=mode, antialias=True)
     return small[0].contiguous()
 
 
@@ -114,13 +118,16 @@ def load_picture(
     height_px: int,
     width_px: int,
     fit: Literal["stretch", "crop"] = "stretch",
+    central: float = 1.0,
+    interpolation: Interpolation = "bicubic",
     exact: bool = True,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
     """`picture` of a file of the user, which every error names, or of a picture that Pillow holds."""
     name = "the picture" if isinstance(given, Image.Image) else given
     try:
         data = _png(given) if isinstance(given, Image.Image) else Path(given).read_bytes()
-        return picture(data, channels=channels, height_px=height_px, width_px=width_px, fit=fit, exact=exact)
+        how = {"fit": fit, "central": central, "interpolation": interpolation, "exact": exact}
+        return picture(data, channels=channels, height_px=height_px, width_px=width_px, **how)
     except BadSample as why:
         raise BadSample(why.code, f"{name}: {why}") from None
     except OSError as why:
@@ -134,9 +141,10 @@ def _png(given: Image.Image) -> bytes:
     return stored.getvalue()
 
 
-def middle_box(height: int, width: int, aspect: float) -> Box:
-    """The largest part of this aspect (width by height), from the middle."""
+def middle_box(height: int, width: int, aspect: float, central: float = 1.0) -> Box:
+    """The largest part of this aspect (width by height), from the middle; of it the `central` fraction of the sides."""
     high, wide = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
+    high, wide = max(1, round(central * high)), max(1, round(central * wide))
     return Box((height - high) // 2, (width - wide) // 2, high, wide)
 
 

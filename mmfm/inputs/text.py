@@ -3,6 +3,7 @@
 "bytes" is the same machinery with no merges: 256 ids, each the value of a byte.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,41 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mmfm.config import UserError, require
+from mmfm.config import UserError, Words, require
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a text tower from elsewhere wants its texts: its own tokenizer's ids, with its marks, cut to its context."""
+
+    inner: tokenizers.Tokenizer
+    words: Words
+
+    def encode(self, text: str) -> list[int]:
+        words = self.words
+        whole = text.encode("utf-8", errors="replace").decode("utf-8")
+        ids = self.inner.encode(whole.lower() if words.lower else whole, add_special_tokens=False).ids
+        room = words.context - len(words.begin) - len(words.end)
+        row = [*words.begin, *ids[:room], *words.end]
+        return row + [words.pad] * (words.context - len(row)) if words.fill else row
+
+    def to_json(self) -> str:
+        return self.inner.to_str(pretty=True)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Ids 0 to size - 1. Marks such as begin and end are no text: they belong to the vocabulary, not here."""
+    """Ids 0 to size - 1. Marks such as begin and end are no text: they belong to the vocabulary, not here.
+
+    These ids are written, and read too unless the text tower has a tokenizer of its own: then that is `reader`.
+    """
 
     inner: tokenizers.Tokenizer
+    reader: Reader | None = None
+
+    def read(self, text: str) -> list[int]:
+        """The ids that the text tower reads."""
+        return self.encode(text) if self.reader is None else self.reader.encode(text)
 
     @property
     def size(self) -> int:
@@ -59,6 +87,16 @@ def parse_tokenizer(text: str, where: str = "tokenizer.json") -> Tokenizer:
         raise UserError(f"{where} is no tokenizer.json ({' '.join(str(why).split())}); restore or rebuild it") from None
     require(inner.get_vocab_size() > 0, f"{where} has an empty vocabulary; rebuild it")
     return _plain(inner)
+
+
+def parse_reader(text: str, words: Words, where: str) -> Reader:
+    """A text tower's tokenizer.json, which must be the one that its contract names."""
+    found = hashlib.sha256(text.encode()).hexdigest()
+    require(
+        found == words.sha256,
+        f"{where} is not the tokenizer of this tower (SHA-256 {found[:12]}, not {words.sha256[:12]}); restore it",
+    )
+    return Reader(parse_tokenizer(text, where).inner, words)
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:

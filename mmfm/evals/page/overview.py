@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from mmfm.config import Conformer, Run, TextTower, Trunk, Vit
+from mmfm.config import Conformer, Run, TextTower, Tower, Trunk, Vit
 from mmfm.evals.page import scores
 from mmfm.evals.page.charts import round_figure
 from mmfm.evals.page.markup import Html, tag
@@ -81,16 +81,19 @@ def _objectives(run: Run) -> Iterator[str]:
 def _model(run: Run) -> Iterator[str]:
     model = run.model
     if model.image:
-        yield f"images: {model.image.width_px} × {model.image.height_px} px, vision transformer, {_size(model.image)}"
+        seen = model.image.pixels
+        yield f"images: {seen.width_px} × {seen.height_px} px, {_size(model.image, 'vision transformer')}"
     if model.audio:
-        yield f"sounds: {model.audio.mel.rate_hz / 1000:g} kHz, conformer, {_size(model.audio)}"
+        yield f"sounds: {model.audio.sound.rate_hz / 1000:g} kHz, {_size(model.audio, 'conformer')}"
     if model.text:
-        yield f"text: transformer, {_size(model.text)}"
-    yield f"trunk: transformer, {_size(model.trunk)}; embeddings of {model.embed_dim}"
+        yield f"text: {_size(model.text, 'transformer')}"
+    yield f"trunk: {_size(model.trunk, 'transformer')}; embeddings of {model.embed_dim}"
 
 
-def _size(part: Vit | Conformer | TextTower | Trunk) -> str:
-    return f"{part.depth} layers of {part.width}"
+def _size(part: Vit | Conformer | TextTower | Trunk | Tower, kind: str) -> str:
+    if isinstance(part, Tower):
+        return f"{part.source}, tokens of {part.width}"
+    return f"{kind}, {part.depth} layers of {part.width}"
 
 
 def _training(record: Record) -> Iterator[str]:

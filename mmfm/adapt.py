@@ -1,0 +1,105 @@
+"""A run before its first step: what its towers are, where their weights come from, and by what their text is read.
+
+A source is resolved once. From then on run.json holds the blueprint and checkpoints hold the weights, so that a run is
+resumed, evaluated and moved without its sources.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mmfm import bundle
+from mmfm.checkpoint import words_of
+from mmfm.config import MODALITIES, Model, Run, Tower, UserError, require
+from mmfm.encoders import Resolved, resolve
+from mmfm.inputs.text import Tokenizer, load_tokenizer, parse_reader
+from mmfm.model import UnifiedModel
+from mmfm.towers.imported import ImportedTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """`run` with its blueprints; `towers` are those that came from other libraries."""
+
+    run: Run
+    tokenizer: Tokenizer
+    towers: Mapping[str, Resolved] = field(default_factory=dict)
+
+
+def prepare(run: Run) -> Prepared:
+    """Resolves the run's sources, which may download. Raises UserError where one cannot be had or used."""
+    parts = {name: getattr(run.model, name) for name in MODALITIES}
+    towers = {name: resolve(part, name) for name, part in parts.items() if isinstance(part, Tower)}
+    made = {name: replace(parts[name], blueprint=found.blueprint) for name, found in towers.items()}
+    run = replace(run, model=replace(run.model, **made))
+    check_augment(run)
+    return Prepared(run=run, tokenizer=_tokenizer(run.model, towers), towers=towers)
+
+
+def adopt(run: Run, before: Run) -> Run:
+    """`run`, as a person writes it, with the blueprints that it had before."""
+    parts = {name: (getattr(run.model, name), getattr(before.model, name)) for name in MODALITIES}
+    made = {
+        name: replace(now, blueprint=old.blueprint)
+        for name, (now, old) in parts.items()
+        if isinstance(now, Tower) and isinstance(old, Tower) and now.blueprint is None
+    }
+    return replace(run, model=replace(run.model, **made))
+
+
+def begin(model: UnifiedModel, prepared: Prepared) -> None:
+    """Weights where there are some to begin with: those of sources and of bundles."""
+    for name, found in prepared.towers.items():
+        tower = model.towers[name]
+        assert isinstance(tower, ImportedTower)
+        if found.weights is not None:
+            tower.encoder.load_state_dict(found.weights, strict=True)
+    bundle.start(model, prepared.run.model)
+
+
+def check_augment(run: Run) -> None:
+    """What changes an input is refused where an imported tower could not take it, or would never see it twice."""
+    augment, image, audio, text = run.data.augment, run.model.image, run.model.audio, run.model.text
+    frames = [n for n in ("speed", "formant", "mask_frames", "mask_bins", "noise") if getattr(augment, n)]
+    told = "augment.{} changes our own log-mel frames, which the imported audio tower does not read; set it to 0"
+    require(not (isinstance(audio, Tower) and frames), told.format("".join(frames[:1])))
+    masks = not isinstance(text, Tower) or text.words.mask >= 0 or not augment.hide_source_tokens
+    require(
+        masks, "augment.hide_source_tokens needs a mask token, and the text tower's tokenizer has none; set it to 0"
+    )
+    moved = [
+        name
+        for name in ("rotate_deg", "scale", "shear", "shift", "elastic", "contrast", "crop", "cutout")
+        if getattr(augment, name)
+    ]
+    moved += ["mirror"] * augment.mirror
+    told = "augment.{} makes every picture new, and keep_tokens would keep each; set it to 0, or leave keep_tokens out"
+    require(not (isinstance(image, Tower) and image.keep_tokens and moved), told.format("".join(moved[:1])))
+
+
+def _tokenizer(model: Model, towers: Mapping[str, Resolved]) -> Tokenizer:
+    """The model's, and with it that of a text tower which has one of its own."""
+    tokenizer, words, text = load_tokenizer(model.tokenizer), words_of(model), model.text
+    if words is None or text is None:
+        return tokenizer
+    if isinstance(text, Tower):
+        source, found = text.source, towers["text"].tokenizer
+        if found is None:
+            raise UserError(f"{source} gave no tokenizer for its text tower; give another source")
+    else:
+        source = str(Path(text.weights) / bundle.READER)
+        found = _read(Path(source))
+    return replace(tokenizer, reader=parse_reader(found, words, source))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as why:
+        raise UserError(f"{path} cannot be read ({why}); import the text tower anew") from None
+
+
+def native_only(run: Run) -> Run:
+    """Without the towers of other libraries, for looking at data where these cannot be had."""
+    parts = {name: getattr(run.model, name) for name in MODALITIES}
+    return replace(run, model=replace(run.model, **{n: None for n, part in parts.items() if isinstance(part, Tower)}))

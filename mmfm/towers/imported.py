@@ -1,0 +1,120 @@
+"""An encoder of another library as a tower: what a batch holds goes in, tokens in the encoder's width come out.
+
+A locked tower says the same of the same input for ever, so its tokens can be kept on disk, under a name made of the
+weights and of the input: each is computed once, whatever the run, the epoch or the rank.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.batch import Tokens
+from mmfm.config import require
+from mmfm.encoders import Encoder, build
+
+Pixels = Float[Tensor, "batch channels height width"]
+
+
+class ImportedTower(nn.Module):
+    """`width`: of its tokens. `hidden`: the id of a masked token of text, or -1."""
+
+    def __init__(self, cfg: config.Tower) -> None:
+        super().__init__()
+        self.encoder: Encoder = build(cfg.made)
+        self.modality, self.width, self.contract = cfg.made.modality, cfg.made.width, cfg.made
+        self.hidden = -1 if cfg.made.words is None else cfg.made.words.mask
+        self.kept = Kept(Path(cfg.keep_tokens)) if cfg.keep_tokens else None
+
+    def forward(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
+        """Pictures as pixels in -1..1; waveforms at the contract's rate; ids of the tower's own tokenizer."""
+        if self.kept is None:
+            return self._encode(x, keep)
+        name = "keep_tokens of a tower that trains would soon be wrong; lock it (Rate of 0), or leave keep_tokens out"
+        require(not any(parameter.requires_grad for parameter in self.parameters()), name)
+        return self.kept(x, keep, self.encoder, self._encode)
+
+    def _encode(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
+        if self.modality == "image":
+            assert self.contract.pixels is not None
+            return self.encoder(renormalise(x, self.contract.pixels))
+        if self.modality == "audio":
+            x, keep = self.encoder.features(x.float(), keep)
+            x = x.to(next(self.parameters()).dtype) if x.is_floating_point() else x
+        return self.encoder(x, keep)
+
+
+def renormalise(pixels: Pixels, how: config.Pixels) -> Pixels:
+    """From -1..1 to the mean and deviation that a tower was trained with."""
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (how.mean, how.std))
+    return (pixels / 2 + 0.5 - mean) / std
+
+
+class Kept:
+    """Tokens by content: one safetensors file for each row, written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.owner = folder, ""
+
+    def __call__(
+        self,
+        x: Tensor,
+        keep: Bool[Tensor, "batch time"],
+        encoder: nn.Module,
+        encode: Callable[[Tensor, Tensor], Tokens],
+    ) -> Tokens:
+        """What `encode` gives; only rows that no one has asked for before are computed. Without gradient."""
+        self.owner = self.owner or _fingerprint(encoder)
+        paths = [self._path(row, mask) for row, mask in zip(x, keep, strict=True)]
+        found = [_read(path) for path in paths]
+        missing = [row for row, tokens in enumerate(found) if tokens is None]
+        if missing:
+            with torch.no_grad():
+                new = encode(x[missing], keep[missing])
+            for place, row in enumerate(missing):
+                found[row] = new.x[place][new.keep[place]]
+                _write(paths[row], found[row])
+        rows = [tokens.to(x.device) for tokens in found if tokens is not None]
+        lengths = torch.tensor([len(tokens) for tokens in rows], device=x.device)
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return Tokens(padded, torch.arange(padded.shape[1], device=x.device) < lengths[:, None])
+
+    def _path(self, row: Tensor, keep: Bool[Tensor, " time"]) -> Path:
+        """Of what is real in the row; padding does not count."""
+        real = row[keep] if row.shape[:1] == keep.shape and row.ndim == 1 else row
+        key = hashlib.blake2b(f"{self.owner} {real.dtype} {tuple(real.shape)} ".encode(), digest_size=16)
+        key.update(real.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        name = key.hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+
+def _fingerprint(encoder: nn.Module) -> str:
+    """Of all weights and buffers."""
+    key = hashlib.blake2b(digest_size=16)
+    for name, value in encoder.state_dict().items():
+        key.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        key.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return key.hexdigest()
+
+
+def _read(path: Path) -> Tensor | None:
+    """None where there is none, or none that is whole: then it is made again."""
+    try:
+        return load_file(path)["tokens"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _write(path: Path, tokens: Tensor | None) -> None:
+    assert tokens is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({"tokens": tokens.detach().cpu().contiguous()}, temporary)
+    os.replace(temporary, path)
