@@ -3,6 +3,8 @@
 Masks say where a key may be seen: True = seen. `keep` is True where a token is real.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 KeyMask = Bool[Tensor, "batch 1 #query key"]
+
+
+def quick_gelu(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """What the first CLIP was trained with in place of GELU; up to 0.02 away from it."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
 
 
 def key_mask(keep: Bool[Tensor, "batch time"]) -> KeyMask:
@@ -37,30 +52,66 @@ def rotate(
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-class Attention(nn.Module):
-    """Multi-head attention with a fused projection; fewer key heads than query heads is grouped-query attention."""
+class RelativeKeys(nn.Module):
+    """How much a query minds a key's distance, up to `left` before it and `right` after (arXiv 1803.02155, eq. 4)."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int | None = None, bias: bool = True) -> None:
+    def __init__(self, dim: int, left: int, right: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.dim = heads, kv_heads or heads, width // heads
+        self.left, self.right, self.table = left, right, nn.Embedding(left + 1 + right, dim)
+
+    def forward(
+        self, q: Float[Tensor, "batch heads time dim"], mask: KeyMask | None
+    ) -> Float[Tensor, "batch heads time time"]:
+        """What is added to the scores, the mask included."""
+        place = torch.arange(q.shape[2], device=q.device)
+        distance = (place - place[:, None]).clamp(-self.left, self.right) + self.left
+        scores = q @ self.table.weight.T * q.shape[-1] ** -0.5  # of each distance, then of each key
+        bias = scores.gather(-1, distance.expand(*scores.shape[:2], -1, -1))
+        return bias if mask is None else bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a fused projection; fewer key heads than query heads is grouped-query attention.
+
+    dim: of a head; 0: width / heads. norms: of a head's queries and of its keys, before they are turned.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        bias: bool = True,
+        *,
+        dim: int = 0,
+        out_bias: bool = True,
+        norms: tuple[nn.Module, nn.Module] | None = None,
+        relative: RelativeKeys | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = heads, kv_heads or heads, dim or width // heads
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.dim, bias=bias)
-        self.proj = nn.Linear(width, width, bias=bias)
+        self.q_norm, self.k_norm = norms or (nn.Identity(), nn.Identity())
+        self.relative = relative
+        self.proj = nn.Linear(heads * self.dim, width, bias=out_bias)
 
     def forward(
         self, x, mask: KeyMask | None = None, turn=None, cache: "LayerCache | None" = None, causal: bool = False
     ):
         """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added."""
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).view(batch, time, -1, self.dim).transpose(1, 2).split(sizes, dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         if cache is not None:
             k, v = cache.extend(k, v)
+        bias = mask if self.relative is None else self.relative(q, mask)
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
+            q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=self.heads != self.kv_heads
         )
-        return self.proj(out.transpose(1, 2).reshape(batch, time, width))
+        return self.proj(out.transpose(1, 2).reshape(batch, time, self.heads * self.dim))
 
 
 class LayerCache:
@@ -78,27 +129,39 @@ class LayerCache:
 
 
 class Mlp(nn.Module):
-    """Two layers with an exact GELU between."""
+    """Two layers with a function of `ACTIVATIONS` between."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.fc1, self.fc2, self.activation = nn.Linear(width, hidden), nn.Linear(hidden, width), activation
 
     def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class Swiglu(nn.Module):
-    """Gated MLP with SiLU (arXiv 2002.05202), without biases."""
+    """Gated MLP without biases (arXiv 2002.05202); the gate is SiLU or another of `ACTIVATIONS`."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: str = "silu") -> None:
         super().__init__()
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
+        self.activation = activation
 
     def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(ACTIVATIONS[self.activation](gate) * up)
+
+
+class Scale(nn.Module):
+    """One learned factor per channel, `start` at first (LayerScale, arXiv 2103.17239)."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        return x * self.gamma
 
 
 class Noise(NamedTuple):
@@ -147,12 +210,20 @@ def number_dropouts(model: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. `norm`, `attention` and `mlp` are passed in; `dropout` acts on both branches."""
+    """Pre-norm transformer block. Its parts are passed in; `dropout` and `scales` act on both branches."""
 
-    def __init__(self, norms: tuple[nn.Module, nn.Module], attn: Attention, mlp: nn.Module, dropout: float = 0.0):
+    def __init__(
+        self,
+        norms: tuple[nn.Module, nn.Module],
+        attn: Attention,
+        mlp: nn.Module,
+        dropout: float = 0.0,
+        scales: tuple[nn.Module, nn.Module] | None = None,
+    ):
         super().__init__()
         self.norm1, self.norm2 = norms
         self.attn, self.mlp = attn, mlp
+        self.scale1, self.scale2 = scales or (nn.Identity(), nn.Identity())
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(2))
 
     def forward(
@@ -164,20 +235,46 @@ class Block(nn.Module):
         causal: bool = False,
         noise: Noise | None = None,
     ) -> Float[Tensor, "batch time width"]:
-        x = x + self.dropouts[0](self.attn(self.norm1(x), mask, turn, cache, causal), noise)
-        return x + self.dropouts[1](self.mlp(self.norm2(x)), noise)
+        x = x + self.dropouts[0](self.scale1(self.attn(self.norm1(x), mask, turn, cache, causal)), noise)
+        return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
 
 
-def encoder_block(width: int, heads: int, dropout: float = 0.0) -> Block:
-    """The block of ViT, CLIP and BERT-like towers: LayerNorm, biases, GELU, four times as wide inside."""
-    norms = (nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6))
-    return Block(norms, Attention(width, heads), Mlp(width, 4 * width), dropout)
+def encoder_block(
+    width: int,
+    heads: int,
+    dropout: float = 0.0,
+    *,
+    hidden: int = 0,
+    eps: float = 1e-6,
+    activation: str = "gelu",
+    layer_scale: float = 0.0,
+) -> Block:
+    """The block of ViT, CLIP and BERT-like towers: LayerNorm, biases, GELU, four times as wide inside unless said."""
+    norms = (nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps))
+    scales = (Scale(width, layer_scale), Scale(width, layer_scale)) if layer_scale else None
+    return Block(norms, Attention(width, heads), Mlp(width, hidden or 4 * width, activation), dropout, scales)
 
 
-def decoder_block(width: int, heads: int, kv_heads: int, hidden: int, dropout: float = 0.0) -> Block:
-    """The block of Llama: RMSNorm, no biases, SwiGLU, grouped-query attention."""
-    norms = (nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6))
-    return Block(norms, Attention(width, heads, kv_heads, bias=False), Swiglu(width, hidden), dropout)
+def decoder_block(
+    width: int,
+    heads: int,
+    kv_heads: int,
+    hidden: int,
+    dropout: float = 0.0,
+    *,
+    dim: int = 0,
+    eps: float = 1e-6,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: bool = False,
+    activation: str = "silu",
+) -> Block:
+    """The block of Llama: RMSNorm, no biases, SwiGLU, grouped-query attention; Qwen's biases and norms if said."""
+    dim = dim or width // heads
+    norms = (nn.RMSNorm(dim, eps=eps), nn.RMSNorm(dim, eps=eps)) if qk_norm else None
+    attn = Attention(width, heads, kv_heads, qkv_bias, dim=dim, out_bias=out_bias, norms=norms)
+    outer = (nn.RMSNorm(width, eps=eps), nn.RMSNorm(width, eps=eps))
+    return Block(outer, attn, Swiglu(width, hidden, activation), dropout)
 
 
 def positions_of(keep: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
@@ -186,12 +283,14 @@ def positions_of(keep: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module) -> None:
+def initialise(model: nn.Module, but: Sequence[nn.Module] = ()) -> None:
     """Linear maps keep the variance of what they read, at any width (LeCun, 1998); a table's rows have length one.
 
-    A fixed deviation such as 0.02 suits a width of 768 and starves a narrow model: its branches start near zero.
+    A fixed deviation such as 0.02 suits a width of 768 and starves a narrow model: its branches start near zero. What
+    is in `but` stays as it is.
     """
-    for module in model.modules():
+    others = {part for module in but for part in module.modules()}
+    for module in (part for part in model.modules() if part not in others):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Tokens
+from mmfm.config import UserError
 from mmfm.layers import KeyMask, LayerCache, Noise, decoder_block, rotary
 
 
@@ -50,12 +51,25 @@ def sees(segments: Sequence[Segment]) -> Bool[Tensor, "query key"]:
 class UnifiedTransformer(nn.Module):
     def __init__(self, cfg: config.Trunk, dropout: float = 0.0) -> None:
         super().__init__()
-        self.width, self.head_dim = cfg.width, cfg.width // cfg.heads
-        hidden = round(cfg.mlp_ratio * cfg.width)
+        self.width, self.head_dim = cfg.width, cfg.head_dim or cfg.width // cfg.heads
+        self.rope_base, self.window = cfg.rope_base, cfg.window
         self.blocks = nn.ModuleList(
-            decoder_block(cfg.width, cfg.heads, cfg.kv_heads, hidden, dropout) for _ in range(cfg.depth)
+            decoder_block(
+                cfg.width,
+                cfg.heads,
+                cfg.kv_heads,
+                cfg.hidden or round(cfg.mlp_ratio * cfg.width),
+                dropout,
+                dim=self.head_dim,
+                eps=cfg.eps,
+                qkv_bias=cfg.qkv_bias,
+                out_bias=cfg.out_bias,
+                qk_norm=cfg.qk_norm,
+                activation=cfg.activation,
+            )
+            for _ in range(cfg.depth)
         )
-        self.norm = nn.RMSNorm(cfg.width, eps=1e-6)
+        self.norm = nn.RMSNorm(cfg.width, eps=cfg.eps)
 
     def forward(
         self, segments: Sequence[Segment], cache: Cache | None = None, seeds: Int[Tensor, " batch"] | None = None
@@ -68,9 +82,14 @@ class UnifiedTransformer(nn.Module):
         keep = torch.cat([segment.tokens.keep for segment in segments], dim=1)
         past = None if cache is None else cache.keep
         every = keep if past is None else torch.cat([past, keep], dim=1)
+        if self.window and every.shape[1] > self.window:
+            raise UserError(
+                f"a sentence of {every.shape[1]} tokens is longer than Trunk.window={self.window}, beyond which the "
+                "source of this trunk did not look back; give shorter ones"
+            )
         mask = self._mask(segments, every, past)
         positions = (every.long().cumsum(1) - 1).clamp(min=0)[:, every.shape[1] - keep.shape[1] :]
-        turn = rotary(positions, self.head_dim)
+        turn = rotary(positions, self.head_dim, self.rope_base)
         noise = None if seeds is None else Noise(seeds, positions)
         for i, block in enumerate(self.blocks):
             x = block(x, mask, turn, None if cache is None else cache.layers[i], noise=noise)

@@ -6,6 +6,8 @@ from typing import Literal
 from mmfm.config.base import positive, require
 from mmfm.config.encoders import Pixels, Sound, Words
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vit:
@@ -20,24 +22,55 @@ class Vit:
     width: int = 384
     depth: int = 12
     heads: int = 6
+    hidden: int = 0  # inside the MLPs; 0: four times the width
+    activation: Activation = "gelu"
+    eps: float = 1e-6  # of the norms
+    prefix: int = 0  # learned tokens before the patches: a class token, registers
+    patch_bias: bool = True  # a bias in the stem
+    norm_pre: bool = False  # a norm before the first block (CLIP)
+    norm_post: bool = True  # a norm after the last
+    layer_scale: float = 0.0  # where the factors of a block's branches start (arXiv 2103.17239); 0: none
+    central: float = 1.0  # with "crop": only this fraction of the picture's sides
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, ...] = (0.5,)  # of RGB in 0..1, one or one per channel; the tower sees (RGB - mean) / std
+    std: tuple[float, ...] = (0.5,)
     weights: str = ""  # a folder of `mmfm import` to start from; empty: fresh ones
 
     def __post_init__(self) -> None:
-        positive(self, "height_px", "width_px", "patch_px", "channels", "width", "depth", "heads")
+        positive(self, "height_px", "width_px", "patch_px", "channels", "width", "depth", "heads", "eps")
+        require(
+            min(self.hidden, self.prefix, self.layer_scale) >= 0, "Vit: hidden, prefix and layer_scale are at least 0"
+        )
         for side in (self.height_px, self.width_px):
             require(side % self.patch_px == 0, f"Vit: a side of {side} px is no multiple of patch_px={self.patch_px}")
         require(self.width % self.heads == 0, f"Vit: width={self.width} is no multiple of heads={self.heads}")
         power = self.patch_px & (self.patch_px - 1) == 0 and self.patch_px > 1
         require(self.stem == "patch" or power, f"Vit: a conv stem needs patch_px={self.patch_px} to be a power of 2")
+        assert self.pixels  # it checks the fields that it is given
 
     @property
     def pixels(self) -> Pixels:
         """What it expects of a picture."""
-        return Pixels(height_px=self.height_px, width_px=self.width_px, channels=self.channels, fit=self.fit)
+        return Pixels(
+            height_px=self.height_px,
+            width_px=self.width_px,
+            channels=self.channels,
+            fit=self.fit,
+            central=self.central,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height_px // self.patch_px, self.width_px // self.patch_px
 
     @property
     def tokens(self) -> int:
-        return (self.height_px // self.patch_px) * (self.width_px // self.patch_px)
+        """Patches, without the prefix."""
+        return self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +83,7 @@ class Mel:
     bins: int = 80
     low_hz: float = 20.0
     high_hz: float = 7_600.0
+    recipe: Literal["centred", "kaldi"] = "centred"  # "kaldi": its filter bank, each bin normalised over the clip
 
     def __post_init__(self) -> None:
         positive(self, "rate_hz", "window_ms", "hop_ms", "bins")
@@ -68,19 +102,38 @@ class Mel:
 
 @dataclass(frozen=True, kw_only=True)
 class Conformer:
-    """Convolution-augmented transformer over log-mel frames, four times shorter (arXiv 2005.08100)."""
+    """Convolution-augmented transformer over log-mel frames, which its stem makes fewer (arXiv 2005.08100).
+
+    stem: "conv" makes one token of four frames.
+    """
 
     mel: Mel = field(default_factory=Mel)
+    stem: Literal["conv", "stack", "none"] = "conv"  # "stack": two frames to a token; "none": frames are tokens
     width: int = 256
     depth: int = 8
     heads: int = 4
+    hidden: int = 0  # inside the MLPs; 0: four times the width
+    activation: Activation = "gelu"
+    eps: float = 1e-5  # of the norms
     kernel: int = 15
+    causal: bool = False  # the convolution looks back only
+    conv_norm: Literal["layer", "fixed"] = "layer"  # "fixed": a batch norm whose statistics stay as they were trained
+    conv_bias: bool = True
+    mask_conv: bool = True  # False: the convolution sees the padding, as in torchaudio
+    position: Literal["rotary", "relative", "none"] = "rotary"
+    left: int = 0  # of relative positions: the distances that are told apart, before and after a frame
+    right: int = 0
     weights: str = ""  # as for Vit
 
     def __post_init__(self) -> None:
-        positive(self, "width", "depth", "heads", "kernel")
+        positive(self, "width", "depth", "heads", "kernel", "eps")
+        require(min(self.hidden, self.left, self.right) >= 0, "Conformer: hidden, left and right are at least 0")
         require(self.width % self.heads == 0, f"Conformer: width={self.width} is no multiple of heads={self.heads}")
         require(self.kernel % 2 == 1, f"Conformer: kernel={self.kernel} must be odd, to have a centre")
+        require(
+            self.stem != "none" or self.mel.bins == self.width,
+            f"Conformer: without a stem, mel.bins={self.mel.bins} must be its width={self.width}",
+        )
 
     @property
     def sound(self) -> Sound:
@@ -90,17 +143,23 @@ class Conformer:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """A bidirectional transformer over text tokens."""
+    """A transformer over text tokens; bidirectional unless it is causal."""
 
     width: int = 384
     depth: int = 6
     heads: int = 6
+    hidden: int = 0  # inside the MLPs; 0: four times the width
+    activation: Activation = "gelu"
+    eps: float = 1e-6  # of the norms
+    context: int = 0  # learned positions for so many tokens; 0: rotary ones, for any length
+    causal: bool = False  # a token sees those before it only
     vocabulary: int = 0  # ids that it knows, where it has a tokenizer of its own; 0: those of Model.tokenizer
     words: Words | None = None  # that tokenizer's contract; None: the model's tokenizer
     weights: str = ""  # as for Vit
 
     def __post_init__(self) -> None:
-        positive(self, "width", "depth", "heads")
+        positive(self, "width", "depth", "heads", "eps")
+        require(min(self.hidden, self.context) >= 0, "TextTower: hidden and context are at least 0")
         require(self.width % self.heads == 0, f"TextTower: width={self.width} is no multiple of heads={self.heads}")
 
 
@@ -112,16 +171,28 @@ class Trunk:
     depth: int = 8
     heads: int = 6
     kv_heads: int = 6
+    head_dim: int = 0  # width of a head; 0: width / heads
     mlp_ratio: float = 2.75
+    hidden: int = 0  # inside the MLPs; 0: mlp_ratio times the width
+    activation: Activation = "silu"  # of the MLPs' gates
+    eps: float = 1e-6  # of the norms
+    rope_base: float = 10_000.0  # of the rotary positions
+    qkv_bias: bool = False  # Qwen2
+    out_bias: bool = False
+    qk_norm: bool = False  # Qwen3
+    window: int = 0  # the longest sentence that it may read, where its source saw no further; 0: any
+    tied: bool = True  # the table of embeddings is the output's too
     weights: str = ""  # as for Vit; a causal language model, with its embeddings
 
     def __post_init__(self) -> None:
-        positive(self, "width", "depth", "heads", "kv_heads", "mlp_ratio")
-        require(self.width % self.heads == 0, f"Trunk: width={self.width} is no multiple of heads={self.heads}")
+        positive(self, "width", "depth", "heads", "kv_heads", "mlp_ratio", "eps", "rope_base")
+        require(min(self.head_dim, self.hidden, self.window) >= 0, "Trunk: head_dim, hidden, window are at least 0")
         require(
-            self.width // self.heads % 2 == 0,
-            f"Trunk: rotary positions need an even width per head, not {self.width // self.heads}",
+            self.head_dim > 0 or self.width % self.heads == 0,
+            f"Trunk: width={self.width} is no multiple of heads={self.heads}; say head_dim",
         )
+        head_dim = self.head_dim or self.width // self.heads
+        require(head_dim % 2 == 0, f"Trunk: rotary positions need an even width per head, not {head_dim}")
         require(
             self.heads % self.kv_heads == 0, f"Trunk: heads={self.heads} is no multiple of kv_heads={self.kv_heads}"
         )

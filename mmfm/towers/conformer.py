@@ -1,51 +1,23 @@
 """An audio conformer over log-mel frames that is computed here, on the device (arXiv 2005.08100).
 
 Every operation over time is masked, so that a padded clip gives what it gives alone: silence is laid around the clip,
-convolutions see zeros beyond its end, and means are taken over real frames only.
+convolutions see zeros beyond its end, and means are taken over real frames only. With other choices of
+`config.Conformer` it is torchaudio's, or w2v-BERT 2.0 (arXiv 2312.05187).
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-import torchaudio.functional as AF
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Tokens
-from mmfm.layers import Attention, Dropout, Mlp, Noise, key_mask, positions_of, rotary
+from mmfm.layers import Attention, Dropout, Mlp, Noise, RelativeKeys, key_mask, positions_of, rotary
+from mmfm.towers.mel import RECIPES, KaldiMel, LogMel
 
-
-class LogMel(nn.Module):
-    """Waveform -> log-mel frames, centred on each clip's own mean. Buffers are saved: they are part of the model."""
-
-    def __init__(self, cfg: config.Mel) -> None:
-        super().__init__()
-        self.window_samples = round(cfg.window_ms * cfg.rate_hz / 1000)
-        self.hop_samples = round(cfg.hop_ms * cfg.rate_hz / 1000)
-        self.fft_size = 2 ** math.ceil(math.log2(self.window_samples))
-        banks = AF.melscale_fbanks(
-            self.fft_size // 2 + 1, cfg.low_hz, cfg.high_hz, cfg.bins, cfg.rate_hz, norm=None, mel_scale="htk"
-        )
-        self.banks, self.window = nn.Buffer(banks), nn.Buffer(torch.hann_window(self.window_samples))
-
-    def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
-        """One frame per started hop, its window centred on the hop's first sample; silence before and after."""
-        wave = wave * keep
-        hops = math.ceil(wave.shape[1] / self.hop_samples)
-        half = self.window_samples // 2
-        end = (hops - 1) * self.hop_samples + self.window_samples - half - wave.shape[1]
-        frames = F.pad(wave, (half, max(end, 0))).unfold(1, self.window_samples, self.hop_samples)[:, :hops]
-        with torch.autocast(wave.device.type, enabled=False):  # powers span more than bf16 can tell apart
-            power = torch.fft.rfft(frames.to(self.window.dtype) * self.window, n=self.fft_size).abs().square()
-            mel = (power @ self.banks).clamp(min=1e-8).log()
-        real = keep[:, :: self.hop_samples]
-        weight = real.unsqueeze(-1)
-        centred = mel - (mel * weight).sum((1, 2), keepdim=True) / (
-            weight.sum((1, 2), keepdim=True) * mel.shape[2]
-        ).clamp(min=1)
-        return Tokens((centred * weight / 4).to(wave.dtype), real)
+__all__ = ["AudioConformer", "KaldiMel", "LogMel"]
 
 
 class Subsample(nn.Module):
@@ -65,21 +37,61 @@ class Subsample(nn.Module):
         return Tokens(self.out(x.transpose(1, 2).flatten(2)), keep)
 
 
-class ConvModule(nn.Module):
-    """Pointwise, gate, depthwise over time, norm, pointwise. LayerNorm, since a batch norm would see the padding."""
+class Stack(nn.Module):
+    """Two frames beside each other become one token; the last odd frame is left out, unless it is the only one."""
 
-    def __init__(self, width: int, kernel: int) -> None:
+    def __init__(self, bins: int, width: int, eps: float) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, 2 * width)
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, width)
+        self.norm, self.out = nn.LayerNorm(2 * bins, eps=eps), nn.Linear(2 * bins, width)
+
+    def forward(self, frames: Tokens) -> Tokens:
+        odd = frames.x.shape[1] % 2
+        x, keep = F.pad(frames.x, (0, 0, 0, odd)), F.pad(frames.keep, (0, odd))
+        keep = torch.cat([keep[:, :1], keep[:, 3::2]], dim=1)
+        return Tokens(self.out(self.norm(x.unflatten(1, (-1, 2)).flatten(2))) * keep.unsqueeze(-1), keep)
+
+
+def stem(cfg: config.Conformer) -> nn.Module:
+    """Frames -> tokens of the blocks' width."""
+    if cfg.stem == "conv":
+        return Subsample(cfg.mel.bins, cfg.width)
+    return Stack(cfg.mel.bins, cfg.width, cfg.eps) if cfg.stem == "stack" else nn.Identity()
+
+
+class FixedNorm(nn.Module):
+    """A batch norm that uses the statistics it was given and never gathers new ones: it ties no sample to another."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), eps
+        self.running_mean, self.running_var = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        return (x - self.running_mean) * ((self.running_var + self.eps).rsqrt() * self.weight) + self.bias
+
+
+NORMS = {"layer": nn.LayerNorm, "fixed": FixedNorm}
+
+
+class ConvModule(nn.Module):
+    """Pointwise, gate, depthwise over time, norm, pointwise. No batch norm gathers statistics: it would see padding."""
+
+    def __init__(self, cfg: config.Conformer) -> None:
+        super().__init__()
+        width, kernel, bias = cfg.width, cfg.kernel, cfg.conv_bias
+        self.masked, self.before = cfg.mask_conv, kernel - 1 if cfg.causal else 0
+        padding = 0 if cfg.causal else kernel // 2
+        self.inner = nn.Linear(width, 2 * width, bias=bias)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=padding, groups=width, bias=bias)
+        self.norm, self.out = NORMS[cfg.conv_norm](width, eps=cfg.eps), nn.Linear(width, width, bias=bias)
 
     def forward(
         self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch time width"]:
-        # Masked after the gate: the bias of `inner` would revive zeros that were masked earlier.
-        x = F.glu(self.inner(x)) * keep.unsqueeze(-1)
-        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        x = F.glu(self.inner(x))
+        if self.masked:  # after the gate: the bias of `inner` would revive zeros that were masked earlier
+            x = x * keep.unsqueeze(-1)
+        x = self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
         return self.out(F.silu(self.norm(x)))
 
 
@@ -88,9 +100,11 @@ class ConformerBlock(nn.Module):
 
     def __init__(self, cfg: config.Conformer, dropout: float) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(cfg.width) for _ in range(5))
-        self.before, self.after = Mlp(cfg.width, 4 * cfg.width), Mlp(cfg.width, 4 * cfg.width)
-        self.attn, self.conv = Attention(cfg.width, cfg.heads), ConvModule(cfg.width, cfg.kernel)
+        width, hidden = cfg.width, cfg.hidden or 4 * cfg.width
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=cfg.eps) for _ in range(5))
+        self.before, self.after = Mlp(width, hidden, cfg.activation), Mlp(width, hidden, cfg.activation)
+        near = RelativeKeys(width // cfg.heads, cfg.left, cfg.right) if cfg.position == "relative" else None
+        self.attn, self.conv = Attention(width, cfg.heads, relative=near), ConvModule(cfg)
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(4))
 
     def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn, noise: Noise | None = None):
@@ -102,19 +116,20 @@ class ConformerBlock(nn.Module):
 
 
 class AudioConformer(nn.Module):
-    """Log-mel frames in, one token per four frames out. `mel` turns a waveform into frames."""
+    """Log-mel frames in, as many tokens out as the stem makes of them. `mel` turns a waveform into frames."""
 
     def __init__(self, cfg: config.Conformer, dropout: float = 0.0) -> None:
         super().__init__()
         self.width, self.head_dim = cfg.width, cfg.width // cfg.heads
-        self.mel, self.subsample = LogMel(cfg.mel), Subsample(cfg.mel.bins, cfg.width)
+        self.rotary = cfg.position == "rotary"
+        self.mel, self.subsample = RECIPES[cfg.mel.recipe](cfg.mel), stem(cfg)
         self.blocks = nn.ModuleList(ConformerBlock(cfg, dropout) for _ in range(cfg.depth))
 
     def forward(self, frames: Tokens, seeds: Int[Tensor, " batch"] | None = None) -> Tokens:
         """`seeds`: of dropout, one for each row."""
         x, keep = self.subsample(frames)
         places = positions_of(keep)
-        mask, turn = key_mask(keep), rotary(places, self.head_dim)
+        mask, turn = key_mask(keep), rotary(places, self.head_dim) if self.rotary else None
         noise = None if seeds is None else Noise(seeds, places)
         for block in self.blocks:
             x = block(x, keep, mask, turn, noise)
