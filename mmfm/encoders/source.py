@@ -1,0 +1,89 @@
+"""Where an encoder comes from, as a person writes it: "LIBRARY:NAME" or a folder; and what to say if it cannot come."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmfm.config import UserError, require
+from mmfm.config.encoders import LIBRARIES
+
+KINDS = (*LIBRARIES, "wheel", "bundle")
+FORMS = "timm:NAME, open_clip:NAME/TAG, hf:NAME, torchaudio:BUNDLE, wheel:PACKAGE or a folder"
+
+
+class Source(NamedTuple):
+    """kind: one of KINDS. name: the library's own name, or where there is a folder, that."""
+
+    kind: str
+    name: str
+    folder: Path | None = None
+
+
+def parse(source: str) -> Source:
+    kind, colon, name = source.partition(":")
+    if colon and kind in (*LIBRARIES, "wheel"):
+        require(bool(name), f"source {source!r} names nothing; give {FORMS}")
+        return Source(kind, name)
+    folder = Path(source)
+    require(folder.is_dir(), f"source {source!r} is no folder, and no library's name; give {FORMS}")
+    return Source(_kind_of(folder), source, folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as why:
+        raise UserError(f"{path} cannot be read as JSON ({why}); fetch or write it again") from None
+    require(isinstance(tree, dict), f"{path} should hold a JSON object; fetch or write it again")
+    return tree
+
+
+def _kind_of(folder: Path) -> str:
+    """By the file that each library leaves in a folder."""
+    if (folder / "bundle.json").is_file():
+        return "bundle"
+    if (folder / "open_clip_config.json").is_file():
+        return "open_clip"
+    require(
+        (folder / "config.json").is_file(),
+        f"folder {str(folder)!r} has no bundle.json, config.json or open_clip_config.json: no encoder is in it; "
+        "give a folder that `mmfm import`, transformers, timm or open_clip wrote",
+    )
+    found = read_json(folder / "config.json")
+    kind = "hf" if "model_type" in found else "timm" if "architecture" in found else ""
+    require(bool(kind), f"{folder / 'config.json'} has neither model_type (transformers) nor architecture (timm)")
+    return kind
+
+
+def require_safetensors(folder: Path) -> None:
+    """Weights of a folder are read from safetensors alone: a pickle of weights is converted by whoever trusts it."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for kind in ("*.bin", "*.pth", "*.pt", "*.ckpt") for path in folder.glob(kind))
+    if pickles:
+        raise UserError(
+            f"{folder / pickles[0]} is a pickle, which is not opened here; where you trust it, load it with its own "
+            "library and save it again as safetensors (save_pretrained, or safetensors.torch.save_file)"
+        )
+    raise UserError(
+        f"folder {str(folder)!r} has no *.safetensors: no weights are in it; "
+        "add them, or set the tower's weights to 'random'"
+    )
+
+
+@contextmanager
+def fetching(source: str, what: str, cache: str) -> Iterator[None]:
+    """Whatever a library raises when it can neither find `what` in its cache nor download it, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as why:  # each library and each of its transports raises classes of its own
+        told = " ".join(str(why).split())[:240]
+        raise UserError(
+            f"{source}: {what} is neither in the cache nor could it be downloaded ({type(why).__name__}: {told}). With "
+            f"a network, run the same command once, or copy that cache ({cache}) from where it is; or give "
+            "a local folder as source; weights='random' needs the architecture alone"
+        ) from None
