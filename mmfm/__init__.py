@@ -1,4 +1,7 @@
-"""mmfm: one model that reads and writes text, images and audio. `mmfm.load(RUN)` gives it back from a run's folder."""
+"""mmfm: one model that reads and writes text, images and audio. `mmfm.load(RUN)` gives it back from a run's folder.
+
+Torch is imported by what needs it, when it is called, so that `import mmfm` and `mmfm --help` stay fast.
+"""
 
 import os
 
@@ -9,6 +12,44 @@ __version__ = "0.1.0"
 
 def load(run: str, step: int | None = None):
     """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last."""
-    from mmfm.checkpoint import load_model  # torch is imported here, so that `import mmfm` and `mmfm --help` stay fast
+    from mmfm.checkpoint import load_model
 
     return load_model(run, step)
+
+
+def load_encoder(modality: str, where: str, *, check: bool = True, device: str = "cpu"):
+    """The encoder of one modality, of a bundle's folder, a run's, or "owner/name" on the hub: `tokens` and `embed`.
+
+    Only what it needs is read. `check`: it must give what it gave when it was written.
+    """
+    from mmfm.bundle.load import load_encoder
+
+    return load_encoder(modality, where, check=check, device=device)
+
+
+def from_pretrained(where: str, *, check: bool = True, device: str = "cpu"):
+    """The whole model of a bundle, from its folder or from "owner/name" on the hub, as `load` gives that of a run."""
+    from mmfm.bundle.load import from_pretrained
+
+    return from_pretrained(where, check=check, device=device)
+
+
+def save_bundle(run, folder: str, modalities: tuple[str, ...] | None = None, *, force: bool = False):
+    """A run's folder or model, or only these of its modalities, as a folder that other people can load and trust."""
+    from mmfm.bundle.save import save_bundle
+
+    return save_bundle(run, folder, modalities, force=force)
+
+
+def push_to_hub(run, repo_id: str, modalities: tuple[str, ...] | None = None, *, private: bool = False) -> str:
+    """A bundle of a run's folder or model, or a bundle's folder, to "owner/name" on the hub; returns its address."""
+    from mmfm.bundle.publish import push_to_hub
+
+    return push_to_hub(run, repo_id, modalities, private=private)
+
+
+def native(folder: str, part: str = ""):
+    """A bundle's tower or trunk, as a configuration that starts from its weights: Model(image=native("bundles/dino"))."""
+    from mmfm.bundle.contents import native
+
+    return native(folder, part)

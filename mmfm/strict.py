@@ -8,23 +8,35 @@ import json
 import math
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mmfm.config import Run, UserError, require
+
+Kind = TypeVar("Kind")
 
 
 def to_json(run: Run) -> str:
     """Everything that was chosen, in full: defaults too, so that a later default cannot change an old run."""
-    return json.dumps(dataclasses.asdict(run), indent=2, allow_nan=False) + "\n"
+    return write(run)
 
 
 def from_json(text: str, where: str = "run.json") -> Run:
     """The run that `to_json` wrote. An unknown or missing key, or a value of the wrong type, is an error."""
+    return parse(Run, text, where, "restore it from the run's checkpoint folder")
+
+
+def write(value: Any) -> str:
+    """Any frozen dataclass of plain values, tuples and such dataclasses, as JSON that `parse` gives back."""
+    return json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False) + "\n"
+
+
+def parse(kind: type[Kind], text: str, where: str, remedy: str = "restore it") -> Kind:
+    """The `kind` that `write` wrote. Raises UserError for what is no strict JSON, and as `from_json` does."""
     try:
         tree = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as why:
-        raise UserError(f"{where} is not strict JSON ({why}); restore it from the run's checkpoint folder") from None
-    return _build(Run, tree, where)
+        raise UserError(f"{where} is not strict JSON ({why}); {remedy}") from None
+    return _build(kind, tree, where)
 
 
 def _no_constant(name: str) -> float:

@@ -34,9 +34,10 @@ class LogMel(nn.Module):
         half = self.window_samples // 2
         end = (hops - 1) * self.hop_samples + self.window_samples - half - wave.shape[1]
         frames = F.pad(wave, (half, end)).unfold(1, self.window_samples, self.hop_samples)
+        exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
         with torch.autocast(wave.device.type, enabled=False):  # powers span more than bf16 can tell apart
-            power = torch.fft.rfft(frames.to(self.window.dtype) * self.window, n=self.fft_size).abs().square()
-            mel = (power @ self.banks).clamp(min=1e-8).log()
+            power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
+            mel = (power @ self.banks.to(exact)).clamp(min=1e-8).log()
         real = keep[:, :: self.hop_samples]
         weight = real.unsqueeze(-1)
         centred = mel - (mel * weight).sum((1, 2), keepdim=True) / (
@@ -68,9 +69,10 @@ class KaldiMel(nn.Module):
         frames = wave.unfold(1, self.window_samples, self.hop_samples)
         frames = frames - frames.mean(2, keepdim=True)
         frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[..., :-1]
+        exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
         with torch.autocast(wave.device.type, enabled=False):  # as for LogMel
-            power = torch.fft.rfft(frames.to(self.window.dtype) * self.window, n=self.fft_size).abs().square()
-            mel = (power @ self.banks).clamp(min=torch.finfo(torch.float32).eps).log()
+            power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
+            mel = (power @ self.banks.to(exact)).clamp(min=torch.finfo(torch.float32).eps).log()
         last = (keep.sum(1, keepdim=True) - self.window_samples) // self.hop_samples
         real = torch.arange(mel.shape[1], device=mel.device) <= last.clamp(min=0)
         weight = real.unsqueeze(-1)
