@@ -5,7 +5,7 @@ What a field's docstring says is its line in `mmfm COMMAND --help`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -168,6 +168,30 @@ class Report:
         print(write_report(Path(self.run)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run for other programs: a folder for open_clip or transformers, or ONNX or torch.export files, checked."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart, one of its checkpoints, or a bundle's folder."""
+    out: tyro.conf.Positional[str]
+    """The folder to be made."""
+    to: Literal["open_clip", "hf", "onnx", "torch_export"]
+    """For whom."""
+    modality: tuple[str, ...] = ()
+    """Only these, of image, audio and text; else all that the model reads."""
+    step: int = 0
+    """Which checkpoint; 0: the last."""
+    force: bool = False
+    """Replace OUT where it is an earlier export."""
+
+    def __call__(self) -> None:
+        from mmfm.export.command import export
+
+        step = self.step or None
+        print(export(self.run, self.to, self.out, modalities=self.modality, step=step, force=self.force))
+
+
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "eval": Evaluate,
@@ -175,6 +199,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "data": DATA,
     "doctor": Doctor,
     "report": Report,
+    "export": Export,
 }
 
 

@@ -1,1 +1,1 @@
-"""A run as other tools load it: open_clip, transformers, ONNX, torch.export, timm."""
+"""Models for other programs: graphs for ONNX Runtime and torch.export, folders for open_clip, names for timm."""
