@@ -129,7 +129,9 @@ def build(blueprint: Blueprint) -> Encoder:
 
 
 def describe(config: PreTrainedConfig) -> str:
-    return json.dumps({"config": json.loads(config.to_json_string(use_diff=False))})
+    said = json.loads(config.to_json_string(use_diff=False))
+    said.pop("_name_or_path", None)  # where it lay on this machine
+    return json.dumps({"config": said})
 
 
 def trunk_of(model: nn.Module, modality: str, name: str) -> nn.Module:
@@ -137,7 +139,7 @@ def trunk_of(model: nn.Module, modality: str, name: str) -> nn.Module:
     children = dict(model.named_children())
     trunk = next((children[part] for part in PARTS[modality] if part in children), None)
     if trunk is None:
-        halves = bool(cast(Any, model).config.is_encoder_decoder)
+        halves = {"encoder", "decoder"} <= children.keys()  # what an encoder saved alone says of itself may differ
         trunk = cast(PreTrainedModel, model).get_encoder() if halves else model
     found = getattr(trunk, "main_input_name", "")
     require(
