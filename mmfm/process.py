@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0  # `timeout` and schedulers signal a process, then its group: one request that arrives twice
 PARENT = "MMFM_PARENT"
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+RANK_ENDS_S = 10.0
 
 
 class Stopped(Exception):
@@ -84,6 +86,47 @@ def follow() -> None:
 def lead() -> None:
     """For the first process, before it starts the other ranks: they are told whose they are."""
     os.environ[PARENT] = str(os.getpid())
+
+
+def start_ranks(command: Sequence[str], count: int, address: str, port: int) -> list[subprocess.Popen]:
+    """Ranks 1 ... count-1 on this machine: `mmfm` with the words of `command`, told what torch.distributed asks for.
+
+    In process groups of their own, so that Ctrl-C reaches the first alone, whose end is theirs.
+    """
+    base = os.environ | {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    words = [sys.executable, "-m", "mmfm", *command]
+    return [
+        subprocess.Popen(
+            words,
+            env=base | {PARENT: str(os.getpid()), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,
+        )
+        for rank in range(1, count)
+    ]
+
+
+def fallen(children: Sequence[subprocess.Popen], wait_s: float = RANK_ENDS_S) -> str:
+    """How a rank that was started here has ended, if one did not end well; where several, one that was killed."""
+    ended: dict[int, int] = {}
+    for rank, child in enumerate(children, 1):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ended[rank] = child.wait(wait_s / len(children)) if wait_s else child.poll() or 0
+    rank, status = min(ended.items(), key=lambda item: (item[1] >= 0, item[1] == 0), default=(0, 0))
+    if status < 0:
+        return f"rank {rank} was killed by {signal.Signals(-status).name}; start the command again"
+    return f"rank {rank} ended with status {status}; what it said, if anything, stands above" if status else ""
+
+
+def end_ranks(children: Sequence[subprocess.Popen], kill: bool = False) -> None:
+    """Waits until they are gone; those that do not go are made to."""
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if not kill:
+                child.wait(RANK_ENDS_S)
+        child.kill()
+        child.wait()
 
 
 def loader_worker(_: int) -> None:

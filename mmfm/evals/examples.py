@@ -108,7 +108,7 @@ class Gallery:
         if modality == "audio" and self.model.config.audio is not None:
             heard = read_example(sample, self.model.config, self.decode, wanted=("audio",)).audio
             assert heard is not None
-            return sound_uri(heard, self.model.config.audio.mel.rate_hz)
+            return sound_uri(heard, self.model.config.audio.sound.rate_hz)
         return ""
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmfm.distributed import Alone
+from mmfm.distributed import Ranks as Processes
 from mmfm.evals.metrics import (
     Figure,
     Ranks,
@@ -28,6 +30,7 @@ from mmfm.evals.split import Evaluable, Split, encode_texts, slices
 
 QUERIES_AT_ONCE = 256
 RECALL_AT = (1, 5, 10)
+ALONE = Alone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +84,8 @@ class Retrieved:
         ]
 
 
-def sides_of(split: Split, model: Evaluable) -> list[Side]:
-    """The sides that this split has, in the order image, audio, text."""
+def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> list[Side]:
+    """The sides that this split has, in the order image, audio, text. Ranks share the encoding of texts."""
     captions = {caption: number for number, caption in enumerate(split.captions)}
     alone = len(captions) + np.arange(len(split.keys))  # a sample without a text is relevant to itself only
     groups = np.array([alone[row] if text is None else captions[text] for row, text in enumerate(split.texts)], int)
@@ -101,7 +104,7 @@ def sides_of(split: Split, model: Evaluable) -> list[Side]:
     if captions and "text" in model.modalities:
         places = np.arange(len(captions))
         asks = np.array([caption in own for caption in captions])
-        x = encode_texts(model, list(captions))
+        x = encode_texts(model, list(captions), processes)
         sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks))
     return sides
 
@@ -116,6 +119,7 @@ def retrieve(query: Side, gallery: Side) -> Retrieved:
     return replace(pair, found=joined(parts)) if parts else pair
 
 
-def retrieve_all(split: Split, model: Evaluable) -> list[Retrieved]:
-    """Every direction between two different sides, also those where no query has an answer."""
-    return [retrieve(query, gallery) for query, gallery in permutations(sides_of(split, model), 2)]
+def retrieve_all(split: Split, model: Evaluable, processes: Processes = ALONE) -> list[Retrieved]:
+    """Every direction between two different sides, also those where no query has an answer; all from the first rank."""
+    sides = sides_of(split, model, processes)
+    return [retrieve(query, gallery) for query, gallery in permutations(sides, 2)] if processes.rank == 0 else []

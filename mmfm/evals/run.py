@@ -22,6 +22,7 @@ from mmfm.checkpoint import load_model, replace_file
 from mmfm.config import Run, Store, UserError, require
 from mmfm.data.names import expand
 from mmfm.data.stream import Decode, decode_of
+from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
@@ -45,7 +46,7 @@ from mmfm.strict import from_json
 SPLITS = ("val", "test", "test-unseen")
 SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact")
 BOOTSTRAP = Bootstrap()
-DECODE, STORE = Decode(), Store()
+DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,16 @@ class _Scored:
         return [*classes, *pairs, *writing_figures(self.split)]
 
 
-def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter) -> Scores:
-    """All figures of one split, with intervals, and its gallery. Raises UserError where the data cannot be used."""
+def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter, ranks: Ranks = ALONE) -> Scores:
+    """All figures of one split, with intervals, and its gallery. Raises UserError where the data cannot be used.
+
+    Ranks share the reading and encoding; figures are the first rank's, and the others get none.
+    """
     with at_rest(model):
-        scored = _score(model, spec, split, how, with_nats=True, watch=watch)
-        rows = [_row(split, figure, how.bootstrap) for figure in scored.figures()]
+        scored = _score(model, spec, split, how, with_nats=True, watch=watch, ranks=ranks)
+        if ranks.rank:
+            return Scores(rows=[], details={})
+        rows = [row_of(split, figure, how.bootstrap) for figure in scored.figures()]
         shown = show(scored.split, model, scored.retrieved, how.decode)
     counts = {**scored.split.counts(), "without_class": int((scored.owned[: len(scored.split)] == NONE).sum())}
     details = {
@@ -112,10 +118,15 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
     return Scores(rows=rows, details=details)
 
 
-def scores_during_training(model: Evaluable, spec: str, *, run: Run) -> dict[str, float]:
-    """acc@1, R@1 and exact match over `eval.samples` samples of the shards, as "image->text/acc@1"."""
+def scores_during_training(model: Evaluable, spec: str, *, run: Run, ranks: Ranks = ALONE) -> dict[str, float]:
+    """acc@1, R@1 and exact match over `eval.samples` samples of the shards, as "image->text/acc@1".
+
+    Shared over `ranks`, all of which must ask; the first gets the scores.
+    """
     with at_rest(model):
-        scored = _score(model, spec, "val", how_of(run, limit=run.eval.samples), with_nats=False)
+        scored = _score(model, spec, "val", how_of(run, limit=run.eval.samples), with_nats=False, ranks=ranks)
+        if ranks.rank:
+            return {}
         chosen = [figure for figure in scored.figures() if figure.metric in SCORES_DURING_TRAINING]
         return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}
 
@@ -141,6 +152,7 @@ def _score(
     *,
     with_nats: bool,
     watch: Watch = iter,
+    ranks: Ranks = ALONE,
 ) -> _Scored:
     templates = find_templates(spec, how.templates, how.default_templates)
     split = read_split(
@@ -154,21 +166,23 @@ def _score(
         limit=how.limit,
         with_nats=with_nats,
         watch=watch,
+        ranks=ranks,
     )
     classes = find_classes(split.captions, spec, how.classes)
     owned = class_of_samples(split, classes)
     classified: dict[str, Classified] = {}
     if "text" in model.modalities and (owned != NONE).any():
-        head = class_vectors(model, classes.names, templates)
-        found = {modality: classify(split, modality, owned, head) for modality in ("image", "audio")}
+        head = class_vectors(model, classes.names, templates, ranks)
+        heard = ("image", "audio") if ranks.rank == 0 else ()
+        found = {modality: classify(split, modality, owned, head) for modality in heard}
         classified = {modality: result for modality, result in found.items() if result is not None}
-    retrieved = retrieve_all(split, model)
+    retrieved = retrieve_all(split, model, ranks)
     return _Scored(
         split=split, classes=classes, templates=templates, owned=owned, classified=classified, retrieved=retrieved
     )
 
 
-def _row(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
+def row_of(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
     low, high = figure.interval(bootstrap)
     return {
         "split": split,
@@ -229,13 +243,16 @@ def evaluate_run(
     limit: int | None = None,
     step: int | None = None,
     console: Console | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Evaluate a saved run on each SPEC or NAME=SPEC of `data` and write results.json and results.details.json.
 
     Without `data`: the splits beside the run's validation data. What is None, empty or 0 is as the run was configured.
-    `templates`: sentences with {} for the class's name, or files with one a line.
+    `templates`: sentences with {} for the class's name, or files with one a line. `ranks` share the work, whose figures
+    are the same to the bit for any number of them; the first prints, writes and returns, the others return nothing.
     """
-    folder, console = Path(run_folder), console or Console()
+    folder = Path(run_folder)
+    console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
     run = read_run(folder)
     splits = named_splits(data or default_splits(run))
     how = how_of(
@@ -251,13 +268,15 @@ def evaluate_run(
         read_lines(how.classes, "class")  # so that a mistake is told before the work
     results = check_place(Path(out) if out else folder / "results.json")
     torch.set_num_threads(run.threads)
-    model, scores = load_model(folder, step), {}
+    model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
+    scores = {}
     for name, spec in splits.items():
-        scores[name] = evaluate(model, spec, split=name, how=how, watch=_progress(name, console))
-    return _finish(scores, splits, results, console)
+        watch = progress(name, console)
+        scores[name] = evaluate(model, spec, split=name, how=how, watch=watch, ranks=ranks)
+    return [] if ranks.rank else finish(scores, splits, results, console)
 
 
-def _finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, console: Console) -> list[dict[str, Any]]:
+def finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, console: Console) -> list[dict[str, Any]]:
     """Write and print."""
     rows = [row for score in scores.values() for row in score.rows]
     lines = [f"{name}: {line}" for name, score in scores.items() for line in score.details["left_out"]]
@@ -271,7 +290,7 @@ def _finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, consol
     return rows
 
 
-def _progress(name: str, console: Console) -> Watch:
+def progress(name: str, console: Console) -> Watch:
     return lambda batches: track(batches, name, console=console, transient=True, disable=not console.is_terminal)
 
 

@@ -7,17 +7,19 @@ counted. With a limit, the samples are spread evenly over the shards, which may 
 classes that training never met can be looked for among all.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mmfm.batch import Batch
@@ -26,20 +28,23 @@ from mmfm.data import order
 from mmfm.data.sample import Sample
 from mmfm.data.sources import open_shards
 from mmfm.data.stream import Decode, Example, collate, read_example
+from mmfm.distributed import Alone, Ranks
+from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
+from mmfm.evals.share import shared
 from mmfm.grammar import Task, parse
 from mmfm.inputs import BadSample
 
 TEXTS_AT_ONCE = 256
 Watch = Callable[[list[list[int]]], Iterable[list[int]]]
-STORE = Store()
+STORE, ALONE = Store(), Alone()
 
 
 @runtime_checkable
 class Samples(Protocol):
     """Samples by their number: `Shards`, or what reads files as if they were shards."""
 
-    ignored: Counter[str]
-
+    @property
+    def ignored(self) -> Counter[str]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, sample: int, /) -> Sample: ...
 
@@ -75,20 +80,6 @@ def at_rest(model: Evaluable) -> Iterator[None]:
         model.train(training)
 
 
-class Vectors(NamedTuple):
-    """Unit vectors of one modality and the samples that they belong to."""
-
-    x: Float[Tensor, "n d"]
-    rows: Int[np.ndarray, " n"]
-
-
-class Written(NamedTuple):
-    """What the model wrote for a sample that has a text of its own to compare with."""
-
-    row: int
-    text: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """A split as the model sees it. Rows count the samples that were read; `places` are their places in `shards`."""
@@ -106,6 +97,7 @@ class Split:
     unread: int  # samples with nothing that the model reads
     bad: dict[int, str]  # row -> code of a sample whose content cannot be used: it asks nothing and answers nothing
     own: int  # rows from here on only widen the galleries
+    digest: str = ""  # equal where the same samples were read, byte for byte, in the same order
 
     def __len__(self) -> int:
         return self.own
@@ -135,12 +127,18 @@ def device_of(model: Evaluable) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def encode_texts(model: Evaluable, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-    """Unit vectors on the CPU, a few hundred texts at a time."""
-    parts = [
-        model.encode_text(list(texts[part]), normalize=True).float().cpu() for part in slices(len(texts), TEXTS_AT_ONCE)
-    ]
-    return finite(torch.cat(parts), "text") if parts else torch.empty(0, model.embed_dim)
+def encode_texts(model: Evaluable, texts: Sequence[str], ranks: Ranks = ALONE) -> Float[Tensor, "n d"]:
+    """Unit vectors on the CPU, a few hundred texts at a time; with `ranks` all must ask, of the same texts."""
+
+    def encode(part: slice) -> Tensor:
+        return finite(model.encode_text(list(texts[part]), normalize=True).float().cpu(), "text")
+
+    parts = shared(slices(len(texts), TEXTS_AT_ONCE), encode, ranks, pack=_as_it_is, unpack=_as_it_is)
+    return torch.cat(parts) if parts else torch.empty(0, model.embed_dim)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def slices(total: int, size: int) -> list[slice]:
@@ -189,9 +187,11 @@ def read_split(
     writing: Collection[str] | None = None,
     opened: Samples | None = None,
     watch: Watch = iter,
+    ranks: Ranks = ALONE,
 ) -> Split:
     """Read every sample once and put all questions to the model, which must be `at_rest`. `watch` sees the batches go.
 
+    With `ranks` all must ask for the same; whole batches are dealt to them, and each returns the same, whole Split.
     `writing`: the tasks to write for; None: all of the model's. `opened`: the samples, where `spec` only names them.
 
     Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
@@ -203,33 +203,15 @@ def read_split(
     own = len(places) - (len(shards) - total)
     tasks = [task for task in writing_tasks(model) if writing is None or task in writing]
     runs = [*batches(0, own, batch), *batches(own, len(shards) - total, batch)]
-    parts = [
-        _ask(model, [shards[places[at]] for at in part], decode, tasks, max_tokens, with_nats, part[0] < own)
-        for part in watch(runs)
-    ]
+
+    def ask(part: list[int]) -> Part:
+        return _ask(model, [shards[places[at]] for at in part], decode, tasks, max_tokens, with_nats, part[0] < own)
+
+    parts = shared(runs, ask, ranks, pack=pack, unpack=unpack, watch=watch)
     split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
     able = ", ".join(name for name in MODALITIES if name in reads(model))
     require(split.unread < len(split), f"{spec}: none of its {len(split)} samples has what this model reads ({able})")
     return split
-
-
-class _Known(NamedTuple):
-    """What is kept of a sample besides what the model says about it."""
-
-    key: str
-    text: str | None
-    labels: tuple[Any, Any]
-
-
-class _Part(NamedTuple):
-    """What a batch gave; rows count from the batch's first sample."""
-
-    known: list[_Known]
-    vectors: dict[str, Vectors]
-    written: dict[str, list[Written]]
-    nats: dict[str, Float[np.ndarray, " size"]]
-    unread: int
-    bad: dict[int, str]
 
 
 def _ask(
@@ -240,13 +222,13 @@ def _ask(
     max_tokens: int,
     with_nats: bool,
     asking: bool,
-) -> _Part:
+) -> Part:
     """All that the model says about these samples; of those that only widen the galleries, where they lie."""
     examples, bad = _read(model.config, samples, decode)
     batch = collate(examples, model.tokenizer).to(device_of(model))
     held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
     able = {task: _able(parse(task), held) if asking else set() for task in tasks}
-    return _Part(
+    return Part(
         known=[_known(sample, example) for sample, example in zip(samples, examples, strict=True)],
         vectors=_embed(model, batch),
         written={
@@ -271,11 +253,12 @@ def _read(model: Model, samples: list[Sample], decode: Decode) -> tuple[list[Exa
     return examples, bad
 
 
-def _known(sample: Sample, example: Example) -> _Known:
+def _known(sample: Sample, example: Example) -> Known:
     mark = sample.parts.get("cls")
     whole = mark is None or mark.strip().isdigit()
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
-    return _Known(example.key, example.text, (None if mark is None else int(mark), example.meta.get("label")))
+    labels = (None if mark is None else int(mark), example.meta.get("label"))
+    return Known(example.key, example.text, labels, mark_of(sample))
 
 
 def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
@@ -304,7 +287,7 @@ def _nats(model: Evaluable, task: str, batch: Batch, able: set[int]) -> Float[np
 
 
 def _joined(
-    parts: Sequence[_Part], *, name: str, source: str, shards: Samples, places: tuple[int, ...], own: int
+    parts: Sequence[Part], *, name: str, source: str, shards: Samples, places: tuple[int, ...], own: int
 ) -> Split:
     starts = [0, *accumulate(len(part.known) for part in parts)]
     both = list(zip(starts, parts, strict=False))
@@ -324,13 +307,14 @@ def _joined(
         unread=sum(part.unread for part in parts),
         bad={start + row: code for start, part in both for row, code in part.bad.items()},
         own=own,
+        digest=hashlib.blake2b(json.dumps([own, *(one.mark for one in known)]).encode(), digest_size=16).hexdigest(),
     )
 
 
-def _vectors(modality: str, parts: Sequence[tuple[int, _Part]]) -> Vectors:
+def _vectors(modality: str, parts: Sequence[tuple[int, Part]]) -> Vectors:
     own = [(start, part.vectors[modality]) for start, part in parts if modality in part.vectors]
     return Vectors(torch.cat([vectors.x for _, vectors in own]), np.concatenate([s + v.rows for s, v in own]))
 
 
-def _shifted(task: str, parts: Sequence[tuple[int, _Part]]) -> list[Written]:
+def _shifted(task: str, parts: Sequence[tuple[int, Part]]) -> list[Written]:
     return [Written(start + item.row, item.text) for start, part in parts for item in part.written[task]]

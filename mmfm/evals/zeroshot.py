@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mmfm.config import UserError, require
 from mmfm.data.names import expand
+from mmfm.distributed import Alone
+from mmfm.distributed import Ranks as Processes
 from mmfm.evals.metrics import (
     Figure,
     Ranks,
@@ -33,6 +35,7 @@ from mmfm.evals.split import Evaluable, Split, asked_and_more, encode_texts, sli
 ROWS_AT_ONCE = 512
 CLASSES_AT_ONCE = 256
 NONE = -1
+ALONE = Alone()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +122,17 @@ def _listed(number: int, classes: Classes, key: str) -> int:
     return number
 
 
-def class_vectors(model: Evaluable, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "classes d"]:
-    """One unit vector per class: the mean over its prompts' unit vectors, scaled back to length one."""
+def class_vectors(
+    model: Evaluable, names: Sequence[str], templates: Sequence[str], processes: Processes = ALONE
+) -> Float[Tensor, "classes d"]:
+    """One unit vector per class: the mean over its prompts' unit vectors, scaled back to length one.
+
+    Ranks share the encoding; all must ask for the same.
+    """
     heads = []
     for part in slices(len(names), CLASSES_AT_ONCE):
         prompts = [template.replace("{}", name) for name in names[part] for template in templates]
-        x = encode_texts(model, prompts)
+        x = encode_texts(model, prompts, processes)
         heads.append(F.normalize(x.view(-1, len(templates), x.shape[1]).mean(1), dim=-1))
     return torch.cat(heads)
 

@@ -1,0 +1,82 @@
+"""What a batch of a split gave, and how it travels from the rank that asked to the others."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmfm.data.sample import Sample
+
+MARK_BYTES = 8
+
+
+class Vectors(NamedTuple):
+    """Unit vectors of one modality and the samples that they belong to."""
+
+    x: Float[Tensor, "n d"]
+    rows: Int[np.ndarray, " n"]
+
+
+class Written(NamedTuple):
+    """What the model wrote for a sample that has a text of its own to compare with."""
+
+    row: int
+    text: str
+
+
+class Known(NamedTuple):
+    """What is kept of a sample besides what the model says about it. `labels`: its .cls and its json "label"."""
+
+    key: str
+    text: str | None
+    labels: tuple[Any, Any]
+    mark: str  # equal where all bytes of the sample are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a batch gave; rows count from the batch's first sample."""
+
+    known: list[Known]
+    vectors: dict[str, Vectors]
+    written: dict[str, list[Written]]
+    nats: dict[str, Float[np.ndarray, " size"]]
+    unread: int
+    bad: dict[int, str]
+
+
+def mark_of(sample: Sample) -> str:
+    """A digest of the sample's key and bytes, by which two evaluations can tell that they saw the same."""
+    digest = hashlib.blake2b(sample.key.encode("utf-8", "surrogateescape"), digest_size=MARK_BYTES)
+    for name, data in sorted(sample.parts.items()):
+        digest.update(f"/{name}/{len(data)}/".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def pack(part: Part) -> dict[str, Any]:
+    """As what JSON and tensors can hold."""
+    return {
+        "known": [list(one) for one in part.known],
+        "vectors": {name: [x, torch.from_numpy(rows)] for name, (x, rows) in part.vectors.items()},
+        "written": {task: [list(item) for item in items] for task, items in part.written.items()},
+        "nats": {task: torch.from_numpy(nats) for task, nats in part.nats.items()},
+        "unread": part.unread,
+        "bad": part.bad,
+    }
+
+
+def unpack(tree: dict[str, Any]) -> Part:
+    """The inverse of `pack`."""
+    return Part(
+        known=[Known(key, text, (cls, label), mark) for key, text, (cls, label), mark in tree["known"]],
+        vectors={name: Vectors(x, rows.numpy()) for name, (x, rows) in tree["vectors"].items()},
+        written={task: [Written(row, text) for row, text in items] for task, items in tree["written"].items()},
+        nats={task: nats.numpy() for task, nats in tree["nats"].items()},
+        unread=tree["unread"],
+        bad=tree["bad"],
+    )
