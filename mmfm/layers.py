@@ -3,6 +3,7 @@
 Masks say where a key may be seen: True = seen. `keep` is True where a token is real.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -34,10 +35,18 @@ def key_mask(keep: Bool[Tensor, "batch time"]) -> KeyMask:
 
 
 def rotary(
-    positions: Int[Tensor, "batch time"], dim: int, base: float = 10_000.0
+    positions: Int[Tensor, "batch time"], dim: int, base: float = 10_000.0, stretch: tuple[float, ...] = ()
 ) -> tuple[Float[Tensor, "batch 1 time half"], Float[Tensor, "batch 1 time half"]]:
-    """Cosine and sine of RoPE (arXiv 2104.09864, eq. 15), for the halves of a head of size `dim`."""
+    """Cosine and sine of RoPE (arXiv 2104.09864, eq. 15), for the halves of a head of size `dim`.
+
+    stretch: factor, low, high, context of Llama 3.1: what turns less than `low` times within `context` turns `factor`
+    times slower, what turns more than `high` times as ever, what lies between in proportion.
+    """
     rates = base ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    if stretch:
+        factor, low, high, context = stretch
+        fast = ((context * rates / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        rates = rates * (fast + (1 - fast) / factor)
     angle = positions[:, None, :, None].float() * rates
     return angle.cos(), angle.sin()
 

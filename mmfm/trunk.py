@@ -52,7 +52,7 @@ class UnifiedTransformer(nn.Module):
     def __init__(self, cfg: config.Trunk, dropout: float = 0.0) -> None:
         super().__init__()
         self.width, self.head_dim = cfg.width, cfg.head_dim or cfg.width // cfg.heads
-        self.rope_base, self.window = cfg.rope_base, cfg.window
+        self.rope, self.window = (cfg.rope_base, cfg.rope_stretch), cfg.window
         self.blocks = nn.ModuleList(
             decoder_block(
                 cfg.width,
@@ -89,13 +89,25 @@ class UnifiedTransformer(nn.Module):
             )
         mask = self._mask(segments, every, past)
         positions = (every.long().cumsum(1) - 1).clamp(min=0)[:, every.shape[1] - keep.shape[1] :]
-        turn = rotary(positions, self.head_dim, self.rope_base)
         noise = None if seeds is None else Noise(seeds, positions)
-        for i, block in enumerate(self.blocks):
-            x = block(x, mask, turn, None if cache is None else cache.layers[i], noise=noise)
+        x = self.run(x, mask, positions, None if cache is None else cache.layers, noise)
         if cache is not None:
             cache.keep = every
-        return list(self.norm(x).split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
+        return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
+
+    def run(
+        self,
+        x: Float[Tensor, "batch time width"],
+        mask: KeyMask,
+        positions: Int[Tensor, "batch time"],
+        layers: Sequence[LayerCache] | None = None,
+        noise: Noise | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        """The normed states of tokens at these positions. `layers`: of a cache, one for each block."""
+        turn = rotary(positions, self.head_dim, *self.rope)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, turn, None if layers is None else layers[i], noise=noise)
+        return self.norm(x)
 
     @staticmethod
     def _mask(segments: Sequence[Segment], every: Bool[Tensor, "batch time"], past: Tensor | None) -> KeyMask:

@@ -177,6 +177,7 @@ class Trunk:
     activation: Activation = "silu"  # of the MLPs' gates
     eps: float = 1e-6  # of the norms
     rope_base: float = 10_000.0  # of the rotary positions
+    rope_stretch: tuple[float, ...] = ()  # Llama 3.1: factor, low, high, context (`layers.rotary`); empty: none
     qkv_bias: bool = False  # Qwen2
     out_bias: bool = False
     qk_norm: bool = False  # Qwen3
@@ -191,6 +192,7 @@ class Trunk:
             self.head_dim > 0 or self.width % self.heads == 0,
             f"Trunk: width={self.width} is no multiple of heads={self.heads}; say head_dim",
         )
+        require(len(self.rope_stretch) in (0, 4), "Trunk.rope_stretch is factor, low, high, context, or empty")
         head_dim = self.head_dim or self.width // self.heads
         require(head_dim % 2 == 0, f"Trunk: rotary positions need an even width per head, not {head_dim}")
         require(

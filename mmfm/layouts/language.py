@@ -11,12 +11,15 @@ from mmfm.layouts.layout import Foreign, Layout, allow
 from mmfm.layouts.settings import activation_of, hf_config
 from mmfm.vocabulary import Vocabulary
 
+STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
 
 def trunk(foreign: Foreign) -> Trunk:
     cfg = hf_config(foreign)
     kind = cfg["model_type"]
     rope = cfg["rope_parameters"]
-    allow(f"this {kind}", rope.get("rope_type", "default") == "default", f"{rope.get('rope_type')} positions")
+    turns = rope.get("rope_type", "default")
+    allow(f"this {kind}", turns in ("default", "llama3"), f"{turns} positions")
     allow(f"this {kind}", not cfg.get("mlp_bias"), "MLPs with biases")
     bias = kind == "qwen2" or bool(cfg.get("attention_bias"))
     return Trunk(
@@ -29,6 +32,7 @@ def trunk(foreign: Foreign) -> Trunk:
         activation=activation_of(cfg["hidden_act"], kind),
         eps=cfg["rms_norm_eps"],
         rope_base=float(rope["rope_theta"]),
+        rope_stretch=tuple(float(rope[name]) for name in STRETCH) if turns == "llama3" else (),
         qkv_bias=bias,
         out_bias=bias and kind != "qwen2",
         qk_norm=kind == "qwen3",

@@ -125,12 +125,16 @@ def checked(part: Part, weights: Weights) -> Weights:
 
 def foreign(blueprint: Blueprint) -> Foreign:
     """The module that a blueprint builds."""
-    contract = blueprint.pixels or blueprint.sound or blueprint.words
+    made = architecture(blueprint)
+    if blueprint.library == "hf":
+        made = made["config"]
+    if blueprint.library == "open_clip":
+        made |= {"vision_cfg" if blueprint.modality == "image" else "text_cfg": made["tower"]}
     return Foreign(
         library=blueprint.library,
-        architecture=architecture(blueprint),
+        architecture=made,
         modality=blueprint.modality,
-        contract=contract,
+        contract=blueprint.pixels or blueprint.sound or blueprint.words,
     )
 
 

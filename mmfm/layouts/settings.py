@@ -66,7 +66,7 @@ def hf_config(foreign: Foreign) -> dict[str, Any]:
     """transformers' configuration of the tower, with all its defaults, whatever version wrote it."""
     kind = hf_kind(foreign)
     inner = foreign.architecture.get(f"{TOWER.get(foreign.modality, '')}_config", foreign.architecture)
-    own = {key: value for key, value in inner.items() if key not in ("model_type", "transformers_version", "unread")}
+    own = {key: value for key, value in inner.items() if key not in ("model_type", "transformers_version")}
     try:
         return AutoConfig.for_model(kind, **own).to_dict()
     except (TypeError, ValueError) as why:
