@@ -118,10 +118,10 @@ def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Map
             RUN: to_json(run).encode(),
             TOKENIZER: tokenizer.to_json().encode(),
         }
-        for name, data in files.items():
-            write_file(temporary / name, data)
         if tokenizer.reader is not None:
             files[READER] = tokenizer.reader.to_json().encode()
+        for name, data in files.items():
+            write_file(temporary / name, data)
         manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
         write_file(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=2).encode())
         set_aside(final)
@@ -200,7 +200,7 @@ def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
         found = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as why:
         raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
-    wrong = found.keys() ^ {MODEL, TRAIN, STATE, RUN, TOKENIZER}
+    wrong = (found.keys() - {READER}) ^ {MODEL, TRAIN, STATE, RUN, TOKENIZER}
     require(not wrong, f"{folder / MANIFEST} should not lack or list {min(wrong, default='')!r}; choose another step")
     return found
 

@@ -20,6 +20,7 @@ class Reader:
 
     inner: tokenizers.Tokenizer
     words: Words
+    text: str  # of its tokenizer.json, as `words` hashes it
 
     def encode(self, text: str) -> list[int]:
         words = self.words
@@ -30,7 +31,7 @@ class Reader:
         return row + [words.pad] * (words.context - len(row)) if words.fill else row
 
     def to_json(self) -> str:
-        return self.inner.to_str(pretty=True)
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def parse_reader(text: str, words: Words, where: str) -> Reader:
         found == words.sha256,
         f"{where} is not the tokenizer of this tower (SHA-256 {found[:12]}, not {words.sha256[:12]}); restore it",
     )
-    return Reader(parse_tokenizer(text, where).inner, words)
+    return Reader(parse_tokenizer(text, where).inner, words, text)
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
