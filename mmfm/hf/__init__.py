@@ -1,1 +1,54 @@
-"""The face that transformers sees: configuration, model, processor."""
+"""The face that transformers sees: our models under its Auto classes, and a folder that it loads by itself."""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from mmfm.hf.causal import MMFMForCausalLM
+from mmfm.hf.config import MMFMConfig
+from mmfm.hf.folder import write
+from mmfm.hf.model import MMFMModel
+from mmfm.hf.processing import (
+    MMFMAudioTextProcessor,
+    MMFMFeatureExtractor,
+    MMFMImageProcessor,
+    MMFMImageTextProcessor,
+    MMFMProcessor,
+)
+
+__all__ = [
+    "MMFMAudioTextProcessor",
+    "MMFMConfig",
+    "MMFMFeatureExtractor",
+    "MMFMForCausalLM",
+    "MMFMImageProcessor",
+    "MMFMImageTextProcessor",
+    "MMFMModel",
+    "MMFMProcessor",
+    "register",
+    "write",
+]
+
+
+def register() -> None:
+    """Make transformers' Auto classes know ours. What loads a folder with remote code calls it through the folder."""
+    AutoConfig.register(MMFMConfig.model_type, MMFMConfig, exist_ok=True)
+    for auto, kind in (
+        (AutoModel, MMFMModel),
+        (AutoModelForZeroShotImageClassification, MMFMModel),
+        (AutoModelForCausalLM, MMFMForCausalLM),
+        (AutoProcessor, MMFMProcessor),
+        (AutoFeatureExtractor, MMFMFeatureExtractor),
+    ):
+        auto.register(MMFMConfig, kind, exist_ok=True)
+    backends = {"pil": MMFMImageProcessor, "torchvision": MMFMImageProcessor}
+    AutoImageProcessor.register(MMFMConfig, image_processor_classes=backends, exist_ok=True)
+    AutoTokenizer.register(MMFMConfig, tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)

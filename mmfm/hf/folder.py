@@ -1,0 +1,117 @@
+"""A model as a folder that transformers loads: weights, configuration, tokenizer, processors, and a stub of code.
+
+    config.json  model.safetensors  generation_config.json  tokenizer.json  tokenizer_config.json
+    processor_config.json  modeling_mmfm.py  README.md
+
+The stub imports this package and registers it, so that programs which never import mmfm can load the folder too.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import GenerationConfig
+
+from mmfm.config import Run, require
+from mmfm.hf.card import card
+from mmfm.hf.config import MMFMConfig, config_of
+from mmfm.hf.processing import MMFMFeatureExtractor, MMFMImageProcessor, MMFMProcessor
+from mmfm.hf.tokens import hf_tokenizer
+from mmfm.interface import Interface
+
+STUB = "modeling_mmfm"
+CODE = '''"""mmfm's classes, for programs that load this folder with remote code; mmfm itself must be installed."""
+
+from mmfm.hf import (  # noqa: F401
+    MMFMConfig,
+    MMFMFeatureExtractor,
+    MMFMForCausalLM,
+    MMFMImageProcessor,
+    MMFMModel,
+    MMFMProcessor,
+    register,
+)
+
+register()  # the parts of a processor are looked up by name
+'''
+NEW_TOKENS = 64
+
+
+def write(model: Interface, folder: Path) -> None:
+    """Write `model` to a new folder, whole or not at all. UserError where it exists, or where the model cannot be
+    told in transformers' words."""
+    require(not folder.exists(), f"{folder} exists already; give a new one, or remove it first")
+    own_words = model.tokenizer.reader is not None
+    told = "the text tower has a tokenizer of its own, and a folder of transformers holds one; export it to open_clip"
+    require(not own_words, told)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    part.mkdir(parents=True)
+    try:
+        _fill(model, part)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill(model: Interface, folder: Path) -> None:
+    config = config_of(model.run, model.tokenizer)
+    tensors = {f"core.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.core.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_config(config, folder)
+    hf_tokenizer(model.tokenizer, config.vocabulary()).save_pretrained(folder)
+    _save_processors(model.run, model.modalities, folder)
+    generation(config).save_pretrained(folder)
+    (folder / f"{STUB}.py").write_text(CODE, encoding="utf-8")
+    (folder / "README.md").write_text(card(model), encoding="utf-8")
+
+
+def _save_config(config: MMFMConfig, folder: Path) -> None:
+    autos = {
+        "AutoConfig": "MMFMConfig",
+        "AutoModel": "MMFMModel",
+        "AutoModelForZeroShotImageClassification": "MMFMModel",
+        "AutoModelForCausalLM": "MMFMForCausalLM",
+    }
+    config.auto_map = {auto: f"{STUB}.{name}" for auto, name in autos.items()}
+    config.architectures = ["MMFMModel"]
+    config.save_pretrained(folder)
+
+
+def _save_processors(run: Run, modalities: tuple[str, ...], folder: Path) -> None:
+    """One processor_config.json for both, with where remote code finds each class."""
+    parts: dict[str, Any] = {}
+    if "image" in modalities and run.model.image is not None:
+        pixels = dataclasses.asdict(run.model.image.pixels)
+        parts["image_processor"] = MMFMImageProcessor(pixels=pixels, exact_decode=run.data.exact_decode)
+    if "audio" in modalities and run.model.audio is not None:
+        parts["feature_extractor"] = MMFMFeatureExtractor(
+            sampling_rate=run.model.audio.sound.rate_hz,
+            max_seconds=run.data.max_seconds,
+            crop_seconds=run.data.crop_seconds,
+        )
+    if not parts:
+        return
+    autos = {"image_processor": "AutoImageProcessor", "feature_extractor": "AutoFeatureExtractor"}
+    tree: dict[str, Any] = {"processor_class": MMFMProcessor.__name__}
+    tree["auto_map"] = {"AutoProcessor": f"{STUB}.MMFMProcessor"}
+    for name, part in parts.items():
+        tree[name] = part.to_dict() | {"auto_map": {autos[name]: f"{STUB}.{type(part).__name__}"}}
+    (folder / "processor_config.json").write_text(json.dumps(tree, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def generation(config: MMFMConfig) -> GenerationConfig:
+    """Greedy by default. Only text and the end mark are written: what else the vocabulary holds cannot be decoded."""
+    vocabulary = config.vocabulary()
+    text = vocabulary.span("text")
+    other = [i for i in range(vocabulary.size) if i not in text and i != vocabulary.end]
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        max_new_tokens=NEW_TOKENS,
+        suppress_tokens=other,
+    )

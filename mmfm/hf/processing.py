@@ -1,0 +1,157 @@
+"""Pictures and sounds to tensors, as transformers' processors do it and with exactly the numbers of `mmfm.load`."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, ProcessorMixin
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from mmfm.config import Pixels, require
+from mmfm.data.stream import shape_of
+from mmfm.inputs.audio import resample
+from mmfm.inputs.image import load_picture
+from mmfm.strict import parse
+
+PARTS = {"image_processor": "image", "feature_extractor": "audio"}
+
+
+class MMFMImageProcessor(BaseImageProcessor):
+    """Pictures to `pixel_values`, uint8 [n, channels, height, width]; the model itself normalises them."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, pixels: Mapping[str, Any] | None = None, exact_decode: bool = False, **kwargs: Any) -> None:
+        """`pixels`: the fields of `mmfm.config.Pixels`."""
+        super().__init__(**kwargs)
+        self.pixels, self.exact_decode = dict(pixels or {}), exact_decode
+
+    def __call__(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, return_tensors=return_tensors)
+
+    def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+        """One picture or many: of Pillow, or uint8 [height, width, channels] (numpy), or uint8 [c, h, w] (torch)."""
+        shape = shape_of(self.contract)
+        given = [_picture(image) for image in _flat(images)]
+        x = torch.stack([load_picture(picture, **shape, exact=self.exact_decode) for picture in given])
+        return BatchFeature({"pixel_values": x if return_tensors in (None, "pt") else x.numpy()})
+
+    @property
+    def contract(self) -> Pixels:
+        return parse(Pixels, json.dumps(self.pixels), "processor_config.json: pixels")
+
+    @property
+    def size(self) -> dict[str, int]:
+        return {"height": self.contract.height_px, "width": self.contract.width_px}
+
+
+class MMFMFeatureExtractor(SequenceFeatureExtractor):
+    """Sounds to `input_features`, float32 [n, samples] padded to the longest, and `input_features_mask`, 1 where real.
+
+    It never speaks of an attention_mask: the text has one, and clients give both to one call.
+    """
+
+    model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        max_seconds: float = 30.0,
+        crop_seconds: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """`max_seconds` and `crop_seconds`: as in `mmfm.config.Data`, since a longer clip is to be the same here."""
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.max_seconds, self.crop_seconds = max_seconds, crop_seconds
+
+    def __call__(
+        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """One clip or many, mono: arrays at `sampling_rate`, or {"array": .., "sampling_rate": ..}. Resampled here."""
+        given = raw_speech if _many(raw_speech) else [raw_speech]
+        clips = [self._wave(clip, sampling_rate) for clip in given]
+        x = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        lengths = torch.tensor([len(clip) for clip in clips])
+        keep = (torch.arange(x.shape[1]) < lengths[:, None]).long()
+        data = {"input_features": x, "input_features_mask": keep}
+        as_torch = return_tensors in (None, "pt")
+        return BatchFeature(data if as_torch else {name: value.numpy() for name, value in data.items()})
+
+    def _wave(self, clip: Any, sampling_rate: int | None) -> Tensor:
+        if isinstance(clip, Mapping):
+            clip, sampling_rate = clip["array"], clip["sampling_rate"]
+        wave = np.asarray(clip, dtype=np.float32)
+        require(wave.ndim == 1 and len(wave) > 0, f"a sound is one channel of samples, not of shape {wave.shape}")
+        wave = resample(wave, int(sampling_rate or self.sampling_rate), self.sampling_rate)
+        most = round(self.crop_seconds * self.sampling_rate)
+        if most and len(wave) > most:
+            start = (len(wave) - most) // 2
+            return torch.from_numpy(wave[start : start + most].copy())
+        seconds = len(wave) / self.sampling_rate
+        told = f"the sound lasts {seconds:.2f} s, over max_seconds={self.max_seconds:g}; cut it or raise the limit"
+        require(seconds <= self.max_seconds, told)
+        return torch.from_numpy(wave)
+
+
+class MMFMProcessor(ProcessorMixin):
+    """What a model reads: pictures, texts and sounds. A model without one of them has one of the classes below."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, feature_extractor: Any = None) -> None:
+        super().__init__(image_processor, tokenizer, feature_extractor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The processor that has just the parts of this folder; of a model that only reads text, the tokenizer."""
+        found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        has = [modality for part, modality in PARTS.items() if part in found]
+        if not has:
+            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super(MMFMProcessor, KINDS[tuple(has)]).from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Under the one name that transformers knows."""
+        return super().to_dict() | {"processor_class": MMFMProcessor.__name__}
+
+
+class MMFMImageTextProcessor(MMFMProcessor):
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer)
+
+
+class MMFMAudioTextProcessor(MMFMProcessor):
+    def __init__(self, feature_extractor: Any = None, tokenizer: Any = None) -> None:
+        ProcessorMixin.__init__(self, feature_extractor, tokenizer)
+
+
+KINDS: dict[tuple[str, ...], type[MMFMProcessor]] = {
+    ("image", "audio"): MMFMProcessor,
+    ("image",): MMFMImageTextProcessor,
+    ("audio",): MMFMAudioTextProcessor,
+}
+
+
+def _many(sounds: Any) -> bool:
+    return not isinstance(sounds, Mapping) and (isinstance(sounds[0], Mapping) or np.ndim(sounds[0]) > 0)
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flat(part)]
+    return list(images) if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 else [images]
+
+
+def _picture(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    fine = array.ndim in (2, 3) and array.dtype == np.uint8
+    require(fine, f"a picture of {array.dtype} {array.shape} cannot be read; give Pillow's, or uint8 pixels")
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)

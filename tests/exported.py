@@ -1,0 +1,51 @@
+"""A small trained-looking run on disk, as `mmfm.load` gives it, and the folder that `mmfm.hf.write` makes of it."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from toys import PAIRS, toy_config, toy_run
+
+import mmfm
+from mmfm import hf
+from mmfm.checkpoint import save
+from mmfm.config import Run, Vit, Write
+from mmfm.inputs.text import Tokenizer, load_tokenizer
+from mmfm.interface import Interface
+from mmfm.model import build
+
+TASKS = (">text", "image>text", "audio>text", "image,audio>text")
+IMAGE = Vit(height_px=8, width_px=16, patch_px=4, channels=3, width=16, depth=1, heads=2)
+
+
+class Exported(NamedTuple):
+    run: Path
+    model: Interface
+    folder: Path
+
+
+def export(where: Path, run: Run | None = None, tokenizer: Tokenizer | None = None, seed: int = 0) -> Exported:
+    """Every parameter lies away from its neutral start, and what is read matters much more than at a fresh start."""
+    run = run or full_run()
+    tokenizer = tokenizer or load_tokenizer("bytes")
+    torch.manual_seed(seed)
+    core = build(run.model, tokenizer.size, run.contrast)
+    with torch.no_grad():
+        for name, parameter in core.named_parameters():
+            if "scales" not in name:
+                parameter += (1.0 if "connectors" in name else 0.3) * torch.randn_like(parameter)
+    save(where / "run", 7, run, tokenizer, core.state_dict(), {})
+    model = mmfm.load(str(where / "run"))
+    hf.write(model, where / "hf")
+    return Exported(where / "run", model, where / "hf")
+
+
+def full_run(**model: object) -> Run:
+    run = toy_run(model=toy_config(**({"image": IMAGE} | model)), write=tuple(Write(task=task) for task in TASKS))
+    have = {name for name in ("image", "audio", "text") if getattr(run.model, name) is not None}
+    return dataclasses.replace(
+        run,
+        contrast=tuple(pair for pair in PAIRS if set(pair.pair) <= have),
+        write=tuple(item for item in run.write if set(item.task.split(">")[0].split(",")) - {""} <= have),
+    )
