@@ -153,6 +153,17 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split()).removesuffix(".").rstrip()
 
 
+def letters(text: str) -> str:
+    """The rule for comparing what was said: NFKC, case folded, and every run of what is no letter, mark, digit or
+    apostrophe within a word is one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
+    kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" or sign == "'" else " " for sign in folded)
+    return " ".join(word for part in kept.split() if (word := part.strip("'")))
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {"plain": normalised, "letters": letters}
+
+
 def edit_distance(reference: Sequence[str], written: Sequence[str]) -> int:
     """Fewest insertions, deletions and substitutions from one to the other (Levenshtein)."""
     if reference == written:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-HEADLINES = ("acc@1", "R@1", "exact", "wer", "bits_per_byte")
+HEADLINES = ("acc@1", "mAP", "R@1", "exact", "cider", "bleu4", "rouge_l", "wer", "bits_per_byte")
 
 
 def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, Any], console: Console) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mmfm.config import require
 from mmfm.evals.metrics import (
+    SPELLINGS,
     Figure,
     bits_per_byte,
     characters,
@@ -51,6 +53,18 @@ def error_rates(split: Split, task: str) -> list[Figure]:
         edits, lengths = error_rate([reference(split, item) for item in items], [item.text for item in items], cut)
         if lengths.sum() > 0:
             figures.append(Figure(task=task, metric=metric, statistic=ratio(edits, lengths), n=len(items), chance=1.0))
+    return figures
+
+
+def transcription_figures(task: str, references: Sequence[str], written: Sequence[str], spelling: str) -> list[Figure]:
+    """WER and CER after a normalisation of SPELLINGS, over the texts of which it leaves a word."""
+    spelt = [[SPELLINGS[spelling](text) for text in texts] for texts in (references, written)]
+    pairs = [(said, heard) for said, heard in zip(*spelt, strict=True) if said]
+    require(bool(pairs), f"{task}: no reference holds a word in the spelling {spelling!r}")
+    figures = []
+    for metric, cut in {"wer": str.split, "cer": list}.items():
+        edits, lengths = error_rate([said for said, _ in pairs], [heard for _, heard in pairs], cut)
+        figures.append(Figure(task=task, metric=metric, statistic=ratio(edits, lengths), n=len(pairs), chance=1.0))
     return figures
 
 

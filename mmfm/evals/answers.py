@@ -1,0 +1,340 @@
+"""The questions of a suite, each answered with figures: one function for each kind of task, all over `Seen` data.
+
+A data set is seen once, whatever is asked of it. What zero-shot classes are made of, and how items are ranked, is as in
+`zeroshot` and `retrieval`; only where the classes and the captions come from differs. All ranks share what the model
+does, and then call for nothing from each other: `Answer.result` is for the first of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmfm.config import UserError, require
+from mmfm.distributed import Ranks
+from mmfm.evals.captioning import caption_figures
+from mmfm.evals.collection import Item, Label, Opened
+from mmfm.evals.examples import Gallery
+from mmfm.evals.metrics import Figure, normalised
+from mmfm.evals.multilabel import multilabel_figures
+from mmfm.evals.probes import Predicted, cross_predicted, nearest_neighbours, probe_figures, regression
+from mmfm.evals.retrieval import Side, retrieve
+from mmfm.evals.run import How
+from mmfm.evals.split import Evaluable, Split, Vectors, encode_texts
+from mmfm.evals.suite import KNN, Caption, Classify, Data, LinearProbe, MultiLabel, Names, Retrieve, Transcribe
+from mmfm.evals.tables import read_names, read_names_table
+from mmfm.evals.writing import transcription_figures
+from mmfm.evals.zeroshot import NONE, class_vectors, classify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A data set, and what the model made of it."""
+
+    data: Data
+    opened: Opened
+    split: Split
+    hint: str  # what its suite expects, for errors
+
+    @property
+    def items(self) -> list[Item]:
+        """What is known of each row of the split."""
+        return [self.opened.items[place] for place in self.split.places]
+
+    def vectors(self, modality: str) -> Vectors:
+        found = self.split.vectors.get(modality)
+        if found is None or len(found.rows) == 0:
+            raise UserError(f"{self.split.source}: not one {modality} of {len(self.split)} samples can be used")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every answer needs. `see` gives a data set's samples with these media."""
+
+    model: Evaluable
+    how: How
+    root: Path
+    see: Callable[[Data, tuple[str, ...]], Seen]
+    ranks: Ranks
+
+
+class Result(NamedTuple):
+    """Figures of one task, and what results.SUITE.details.json says of it."""
+
+    figures: list[Figure]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was seen for a task, and what makes its figures of it."""
+
+    seen: tuple[Seen, ...]
+    result: Callable[[], Result]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Classes: what labels say of them, and what prompts call them."""
+
+    marks: tuple[str, ...]
+    names: tuple[str, ...]
+    where: str
+
+
+def known_classes(classes: str | tuple[str, ...] | Names, seen: Seen, root: Path) -> Known:
+    """Those that are given; else of classnames.txt in the root; else the labels, with spaces for underscores."""
+    if isinstance(classes, tuple):
+        require(bool(classes), "a task's classes are an empty list; name some, or leave them out")
+        return Known(marks=classes, names=classes, where="the suite's list")
+    if isinstance(classes, Names):
+        table = root / classes.table
+        require(table.is_file(), f"there is no table of classes {table}; {seen.hint}")
+        marks, names = read_names_table(classes, table)
+        return Known(marks=marks, names=names, where=str(table))
+    file = root / (classes or "classnames.txt")
+    told = f"there is no list of classes {file}; give a text file with one class a line"
+    require(file.is_file() or not classes, told)
+    if file.is_file():
+        marks, names = read_names(file)
+        return Known(marks=marks, names=names, where=str(file))
+    marks = seen.opened.marks or tuple(sorted({str(label) for item in seen.opened.items for label in item.labels}))
+    require(bool(marks), f"{seen.split.source} has no labels; name the classes by `classes` or in {file}")
+    return Known(marks=marks, names=tuple(mark.replace("_", " ") for mark in marks), where="the labels")
+
+
+def places_of(known: Known, seen: Seen) -> Callable[[Label], int]:
+    """From a label to its class. Raises UserError for one that is none of the classes.
+
+    By what it says, as a mark or as a name; else, where all are numbers, by place from 0; else the folders of classes,
+    of which there must be as many as classes, in their order.
+    """
+    places = {spoken(name): place for place, name in reversed(list(enumerate(known.names)))}
+    places.update({spoken(mark): place for place, mark in reversed(list(enumerate(known.marks)))})
+    labels = {label for item in seen.opened.items for label in item.labels}
+    if all(isinstance(label, str) and spoken(label) in places for label in labels):
+        return lambda label: places[spoken(str(label))]
+    if all(str(label).isdecimal() for label in labels):
+        wrong = next((label for label in labels if int(label) >= len(known.names)), 0)
+        rule = f"label {wrong} is none of the {len(known.names)} classes of {known.where}, which count from 0"
+        require(int(wrong) < len(known.names), f"{seen.split.source}: {rule}")
+        return int
+    if seen.opened.marks and len(seen.opened.marks) == len(known.names):
+        return seen.opened.marks.index
+    strange = sorted(str(label) for label in labels if spoken(str(label)) not in places)
+    rule = f"{len(strange)} of {len(labels)} labels, such as {strange[0]!r}, are none of the {len(known.names)} classes"
+    raise UserError(f"{seen.split.source}: {rule} of {known.where}; correct the list or the labels")
+
+
+def spoken(label: str) -> str:
+    return normalised(label.replace("_", " "))
+
+
+def owned(known: Known, seen: Seen) -> Int[np.ndarray, " samples"]:
+    """The class of each row, NONE where it has no label. Raises UserError for several labels."""
+    place, rows = places_of(known, seen), []
+    for item in seen.items:
+        told = f"{seen.split.source}: {item.key} has {len(item.labels)} labels; ask MultiLabel of such data"
+        require(len(item.labels) <= 1, told)
+        rows.append(place(item.labels[0]) if item.labels else NONE)
+    return np.array(rows, int)
+
+
+def heads(
+    task: Classify | MultiLabel, known: Known, context: Context
+) -> tuple[Float[Tensor, "classes d"], dict[str, Any]]:
+    """A unit vector of each class, and how it was made."""
+    templates = task.templates or context.how.templates or context.how.default_templates
+    head = class_vectors(context.model, known.names, templates, context.ranks)
+    return head, {"classes": list(known.names), "templates": list(templates)}
+
+
+def answer_classify(task: Classify, context: Context) -> Answer:
+    need_text(context.model, "Classify")
+    seen = context.see(task.data, (task.modality,))
+    known = known_classes(task.classes, seen, context.root)
+    classes = owned(known, seen)
+    asked = classes[seen.vectors(task.modality).rows] != NONE
+    require(bool(asked.any()), f"{seen.split.source}: no sample has a label; Classify needs them")
+    head, details = heads(task, known, context)
+
+    def result() -> Result:
+        found = classify(seen.split, task.modality, classes, head)
+        assert found is not None
+        return Result(found.figures, {**details, "confusion": {f"{task.modality}->text": found.confusion}})
+
+    return Answer(seen=(seen,), result=result)
+
+
+def answer_multilabel(task: MultiLabel, context: Context) -> Answer:
+    need_text(context.model, "MultiLabel")
+    seen = context.see(task.data, (task.modality,))
+    vectors = seen.vectors(task.modality)
+    known = known_classes(task.classes, seen, context.root)
+    place, items = places_of(known, seen), seen.items
+    truth = np.zeros((len(vectors.rows), len(known.names)), bool)
+    for row, sample in enumerate(vectors.rows.tolist()):
+        truth[row, [place(label) for label in items[sample].labels]] = True
+    require(bool(truth.any()), f"{seen.split.source}: no sample has a label; MultiLabel needs them")
+    head, details = heads(task, known, context)
+
+    def result() -> Result:
+        figures = multilabel_figures(f"{task.modality}->text", (vectors.x @ head.T).numpy(), truth)
+        return Result(figures, {**details, "classes_that_never_occur": int((~truth.any(0)).sum())})
+
+    return Answer(seen=(seen,), result=result)
+
+
+def answer_retrieve(task: Retrieve, context: Context) -> Answer:
+    """Relevant is what belongs to the same item: each caption is an item of the text side, also where two are equal."""
+    seen = context.see(task.data, tuple(name for name in task.pair if name != "text"))
+    sides = [side_of(name, seen, context) for name in task.pair]
+
+    def result() -> Result:
+        found = [retrieve(*pair) for pair in (sides, sides[::-1])]
+        counts = Counter(len(item.captions) for item in seen.items)
+        details = {"captions_per_item": {str(count): items for count, items in sorted(counts.items())}}
+        return Result([figure for one in found for figure in one.figures()], details)
+
+    return Answer(seen=(seen,), result=result)
+
+
+def side_of(modality: str, seen: Seen, context: Context) -> Side:
+    if modality != "text":
+        vectors = seen.vectors(modality)
+        every = np.ones(len(vectors.rows), bool)
+        return Side(modality=modality, x=vectors.x, groups=vectors.rows, rows=vectors.rows, asks=every)
+    need_text(context.model, "Retrieve")
+    usable = set(range(len(seen.split))) - set(seen.split.bad)
+    pairs = [(row, text) for row, item in enumerate(seen.items) if row in usable for text in item.captions]
+    require(bool(pairs), f"{seen.split.source} has no captions; Retrieve with text needs them")
+    rows, x = (
+        np.array([row for row, _ in pairs], int),
+        encode_texts(context.model, [text for _, text in pairs], context.ranks),
+    )
+    return Side(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=np.ones(len(rows), bool))
+
+
+def need_text(model: Evaluable, task: str) -> None:
+    reads = ", ".join(model.modalities)
+    require("text" in model.modalities, f"{task} needs a model with a text tower; this one reads {reads}")
+
+
+def written_of(task: Caption | Transcribe, context: Context) -> tuple[Seen, list[tuple[str, ...]], list[str]]:
+    """All references and the written text of each sample that could be read."""
+    seen = context.see(task.data, (task.modality,))
+    items, written = seen.items, seen.split.written.get(f"{task.modality}>text", [])
+    require(
+        bool(written), f"{seen.split.source}: no sample that can be used has a text; {type(task).__name__} needs it"
+    )
+    return seen, [items[one.row].captions for one in written], [one.text for one in written]
+
+
+def answer_caption(task: Caption, context: Context) -> Answer:
+    seen, references, written = written_of(task, context)
+    name = f"{task.modality}>text"
+
+    def result() -> Result:
+        return Result(caption_figures(name, references, written), shown(name, seen, context))
+
+    return Answer(seen=(seen,), result=result)
+
+
+def answer_transcribe(task: Transcribe, context: Context) -> Answer:
+    seen, references, written = written_of(task, context)
+    name, said = f"{task.modality}>text", [texts[0] for texts in references]
+
+    def result() -> Result:
+        figures = transcription_figures(name, said, written, task.spelling)
+        return Result(figures, {"spelling": task.spelling, **shown(name, seen, context)})
+
+    return Answer(seen=(seen,), result=result)
+
+
+def shown(task: str, seen: Seen, context: Context) -> dict[str, Any]:
+    gallery = Gallery(split=seen.split, model=context.model, decode=context.how.decode)
+    return {"writings": gallery.writings(task)}
+
+
+def answer_knn(task: KNN, context: Context) -> Answer:
+    def predict(x: Any, y: Any, asked: Any, classes: int) -> Predicted:
+        return nearest_neighbours(x, y, asked, classes, k=task.k, temperature=task.temperature)
+
+    return answer_probe(task, context, "knn", predict, {"k": task.k, "temperature": task.temperature})
+
+
+def answer_linear(task: LinearProbe, context: Context) -> Answer:
+    def predict(x: Any, y: Any, asked: Any, classes: int) -> Predicted:
+        return regression(x, y, asked, classes, costs=task.costs, held_out=task.held_out)
+
+    return answer_probe(task, context, "linear", predict, {"costs": list(task.costs), "held_out": task.held_out})
+
+
+def answer_probe(
+    task: KNN | LinearProbe, context: Context, kind: str, predict: Callable[..., Predicted], details: dict[str, Any]
+) -> Answer:
+    """Learnt on `train` and asked on `test`, or over the folds of `train`."""
+    train = context.see(task.train, (task.modality,))
+    test = train if task.test is None else context.see(task.test, (task.modality,))
+    known = known_classes("", train, context.root)
+    (x, y, folds), (asked, truth, _) = (labelled(known, seen, task.modality) for seen in (train, test))
+
+    def result() -> Result:
+        classes = len(known.names)
+        if task.test is None:
+            predicted = cross_predicted(x, y, folds, predict, classes, train.split.source)
+        else:
+            predicted = predict(x, y, asked, classes)
+        figures = probe_figures(f"{task.modality}:{kind}", predicted.scores, truth)
+        return Result(figures, {kind: {**details, **predicted.chosen}})
+
+    return Answer(seen=(train,) if task.test is None else (train, test), result=result)
+
+
+def labelled(known: Known, seen: Seen, modality: str) -> tuple[Any, Any, Any]:
+    """Features, classes and folds of the samples that have a label."""
+    vectors = seen.vectors(modality)
+    classes, items = owned(known, seen)[vectors.rows], seen.items
+    have = classes != NONE
+    require(bool(have.any()), f"{seen.split.source}: no sample has a label; probes need them")
+    folds = np.array([items[row].fold for row in vectors.rows.tolist()], int)
+    return vectors.x.numpy()[have], classes[have], folds[have]
+
+
+ANSWERS: Mapping[type, Callable[[Any, Context], Answer]] = {
+    Classify: answer_classify,
+    MultiLabel: answer_multilabel,
+    Retrieve: answer_retrieve,
+    Caption: answer_caption,
+    Transcribe: answer_transcribe,
+    KNN: answer_knn,
+    LinearProbe: answer_linear,
+}
+
+
+def left_out(seen: Sequence[Seen]) -> list[str]:
+    """One line for each thing that the figures do not cover."""
+    return [f"{one.split.name}: {line}" if len(seen) > 1 else line for one in seen for line in lines_of(one)]
+
+
+def lines_of(seen: Seen) -> list[str]:
+    split, total, lines = seen.split, len(seen.split), []
+    if total < len(seen.opened):
+        lines.append(f"{total} of {len(seen.opened)} samples were read, evenly spread (the limit)")
+    if split.bad:
+        codes = ", ".join(f"{code} ({count})" for code, count in sorted(Counter(split.bad.values()).items()))
+        named = ", ".join(split.keys[row] for row in list(split.bad)[:5])
+        more = ", ..." if len(split.bad) > 5 else ""
+        lines.append(f"{len(split.bad)} of {total} samples cannot be used: {codes}; they are {named}{more}")
+    if seen.opened.absent:
+        lines.append(f"{len(seen.opened.absent)} files that are listed are not there, such as {seen.opened.absent[0]}")
+    if seen.opened.ignored:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(seen.opened.ignored.items()))
+        lines.append(f"files that are not read: {kinds}")
+    return lines

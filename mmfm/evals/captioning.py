@@ -1,0 +1,195 @@
+"""How good captions are: BLEU-1 to 4, ROUGE-L and CIDEr, over the tokens of `words_of`. Pure Python.
+
+They are what COCO's caption evaluation computes (Chen et al., arXiv 1504.00325), so numbers compare with published ones
+where the tokens agree: these rules follow the Penn Treebank's on the texts of captions, but are not Stanford's program.
+
+`cider` is the number that papers call CIDEr, which is CIDEr-D times ten: matches are clipped, and another length costs.
+`cider_plain` has neither (Vedantam et al., arXiv 1411.5726, eq. 3 and 4), and no stemming. The document frequencies are
+those of all references; a resample of an interval keeps them. The chance level is silence, which scores 0.
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mmfm.evals.metrics import Figure, Statistic, mean
+
+LONGEST = 4  # words of an n-gram
+SIGMA = 6.0  # words: how much another length costs (arXiv 1411.5726, eq. 5)
+BETA = 1.2  # ROUGE-L: how much recall weighs against precision
+SMALL = 1e-9  # below any share of words: keeps logarithms and quotients finite
+
+Words = list[str]
+Gram = tuple[str, ...]
+Grams = tuple[Counter[Gram], ...]  # of one word, of two, ...
+
+SPELT = {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "--", "—": "--", "…": "...", "\u00a0": " "}
+TOKEN = re.compile(
+    r"""
+    \.{3} | --+                                  # an ellipsis, a dash
+    | (?:[a-z]\.){2,} | (?:mr|mrs|ms|dr|st|vs|jr|sr|prof|inc|co|corp|ltd|etc|no)\.(?=\s+\S)   # u.s., mr. smith
+    | \d+(?:[.,:/]\d+)+ | \.\d+                  # 1,000 3.5 10:30 1/2
+    | [^\W_]+(?:[-_/'&.][^\W_]+)*                 # words, also o'clock, t-shirt, black/white, at&t
+    | \S                                         # whatever else, each sign on its own
+    """,
+    re.VERBOSE,
+)
+CONTRACTED = re.compile(r"^(.+?)(n't|'(?:s|re|ve|ll|d|m))$")
+TOGETHER = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na"),
+            "gimme": ("gim", "me"), "lemme": ("lem", "me")}  # fmt: skip
+DROPPED = frozenset(["'", "''", "`", "``", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+
+
+def words_of(text: str) -> Words:
+    """Lower-case tokens without punctuation."""
+    plain = "".join(SPELT.get(letter, letter) for letter in unicodedata.normalize("NFC", text)).lower()
+    parts = (part for token in TOKEN.findall(plain) for part in _parted(token))
+    return [part for part in parts if part not in DROPPED]
+
+
+def _parted(token: str) -> Sequence[str]:
+    """isn't: is n't; dog's: dog 's; cannot: can not."""
+    found = CONTRACTED.match(token)
+    return found.groups() if found else TOGETHER.get(token, (token,))
+
+
+def grams(words: Sequence[str]) -> Grams:
+    """How often each run of 1 to LONGEST words occurs."""
+    runs = (zip(*(words[start:] for start in range(size)), strict=False) for size in range(1, LONGEST + 1))
+    return tuple(Counter(run) for run in runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """What BLEU counts of each caption."""
+
+    found: Int[np.ndarray, "n sizes"]  # n-grams that a reference has too, each at most as often as one has it
+    written: Int[np.ndarray, "n sizes"]
+    length: Int[np.ndarray, " n"]
+    wanted: Int[np.ndarray, " n"]  # length of the reference that is nearest in length, the shorter of two
+
+
+def matches(references: Sequence[Sequence[Words]], written: Sequence[Words]) -> Matches:
+    found = np.zeros((len(written), LONGEST), int)
+    for row, (texts, words) in enumerate(zip(references, written, strict=True)):
+        known = [grams(text) for text in texts]
+        for size, own in enumerate(grams(words)):
+            most = Counter[Gram]()
+            for one in known:
+                most |= one[size]
+            found[row, size] = (own & most).total()
+    length = np.array([len(words) for words in written], int)
+    return Matches(
+        found=found,
+        written=np.maximum(length[:, None] - np.arange(LONGEST), 0),
+        length=length,
+        wanted=np.array([_nearest(texts, words) for texts, words in zip(references, written, strict=True)], int),
+    )
+
+
+def _nearest(texts: Sequence[Words], words: Words) -> int:
+    return min((abs(len(text) - len(words)), len(text)) for text in texts)[1]
+
+
+def bleu(counted: Matches, size: int) -> Statistic:
+    """BLEU-`size` of the whole corpus (Papineni et al. 2002), without smoothing."""
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        found, written = counted.found[index, :].sum(1)[:, :size], counted.written[index, :].sum(1)[:, :size]
+        shares = np.log((found + SMALL**2) / (written + SMALL)).mean(1)
+        ratio = counted.length[index].sum(1) / (counted.wanted[index].sum(1) + SMALL)
+        return np.exp(shares + np.minimum(0.0, 1 - 1 / (ratio + SMALL**2)))
+
+    return statistic
+
+
+def rouge_l(references: Sequence[Words], words: Words) -> float:
+    """The longest common subsequence with the references, of which the best precision and the best recall count."""
+    common = [longest_common(text, words) for text in references]
+    precision = max(common) / max(len(words), 1)
+    recall = max(length / max(len(text), 1) for length, text in zip(common, references, strict=True))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    row = [0] * (len(b) + 1)
+    for word in a:
+        before = 0
+        for place, other in enumerate(b, 1):
+            before, row[place] = row[place], before + 1 if word == other else max(row[place], row[place - 1])
+    return row[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed:
+    """A text as CIDEr sees it: the weight of each n-gram, the norm for each n, and its length in words."""
+
+    weights: tuple[Mapping[Gram, float], ...]
+    norms: tuple[float, ...]
+    length: int
+
+
+def rarities(references: Sequence[Sequence[Words]]) -> dict[Gram, float]:
+    """log(samples / samples of which a reference has the n-gram)."""
+    seen = Counter(
+        gram for texts in references for gram in {gram for text in texts for own in grams(text) for gram in own}
+    )
+    return {gram: math.log(len(references)) - math.log(count) for gram, count in seen.items()}
+
+
+def weighed(words: Words, rarity: Mapping[Gram, float], unseen: float) -> Weighed:
+    weights = tuple({gram: count * rarity.get(gram, unseen) for gram, count in own.items()} for own in grams(words))
+    norms = tuple(math.sqrt(sum(weight * weight for weight in own.values())) for own in weights)
+    return Weighed(weights=weights, norms=norms, length=len(words))
+
+
+def likeness(own: Weighed, other: Weighed, clipped: bool) -> float:
+    """Mean cosine over n; `clipped`: of CIDEr-D."""
+    total = 0.0
+    for size in range(LONGEST):
+        norm = own.norms[size] * other.norms[size]
+        there = other.weights[size]
+        product = sum(
+            (min(weight, there[gram]) if clipped else weight) * there[gram]
+            for gram, weight in own.weights[size].items()
+            if gram in there
+        )
+        total += product / norm if norm else 0.0
+    # The scorer that tables of COCO come from takes the number of word pairs as the length; so the difference of
+    # lengths is that of pairs, which differs only where a text has no word.
+    delta = max(own.length - 1, 0) - max(other.length - 1, 0)
+    return total / LONGEST * (math.exp(-(delta**2) / (2 * SIGMA**2)) if clipped else 1.0)
+
+
+def ciders(references: Sequence[Sequence[Words]], written: Sequence[Words], clipped: bool) -> Float[np.ndarray, " n"]:
+    """Ten times the mean likeness of each text to its references."""
+    rarity, unseen = rarities(references), math.log(max(len(references), 1))
+    scores = []
+    for texts, words in zip(references, written, strict=True):
+        own = weighed(words, rarity, unseen)
+        scores.append(sum(likeness(own, weighed(text, rarity, unseen), clipped) for text in texts) / len(texts))
+    return 10 * np.array(scores, float)
+
+
+def caption_figures(task: str, references: Sequence[Sequence[str]], written: Sequence[str]) -> list[Figure]:
+    """Every sample has at least one reference."""
+    known, told = [[words_of(text) for text in texts] for texts in references], [words_of(text) for text in written]
+    counted = matches(known, told)
+    statistics = {
+        "cider": mean(ciders(known, told, True)),
+        **{f"bleu{size}": bleu(counted, size) for size in range(1, LONGEST + 1)},
+        "rouge_l": mean(np.array([rouge_l(texts, words) for texts, words in zip(known, told, strict=True)], float)),
+        "cider_plain": mean(ciders(known, told, False)),
+    }
+    return [
+        Figure(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0)
+        for metric, statistic in statistics.items()
+    ]

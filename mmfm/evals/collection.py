@@ -1,0 +1,212 @@
+"""Data sets as they lie on disk, read as if they were shards: folders, tables, captions in JSON, transcripts, tars.
+
+All become numbered samples of one picture or sound each, whose text is the first caption; what else is known of them
+are the `items`. Files are read when they are asked for, and pass the same decoders as shards: one that is broken is
+counted and named there. Nothing is left out in silence: `ignored` counts other files, `absent` names missing ones.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmfm.config import Store, UserError, require
+from mmfm.data.index import MAX_PART, MODALITY
+from mmfm.data.sample import Sample, meta_of, text_of
+from mmfm.data.sources import open_shards
+from mmfm.evals.suite import ClassFolders, Coco, Data, Table, Tars, Transcripts
+from mmfm.evals.tables import Place, read_coco, read_table, read_transcripts
+from mmfm.inputs import BadSample
+
+CAPTION_FIELDS = ("captions", "caption", "text")
+Label = str | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What is known of a sample besides its picture or sound."""
+
+    key: str
+    captions: tuple[str, ...] = ()
+    labels: tuple[Label, ...] = ()
+    fold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A data set: `items`, and samples by the same numbers. `marks`: its classes, where the layout lists them."""
+
+    items: tuple[Item, ...]
+    parts: Callable[[int], Mapping[str, bytes]]
+    where: Callable[[int], str]
+    ignored: Counter[str] = field(default_factory=Counter)
+    absent: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Sample:
+        item = self.items[number]
+        text = {"txt": item.captions[0].encode()} if item.captions else {}
+        return Sample(item.key, {**self.parts(number), **text}, self.where(number))
+
+
+def open_data(data: Data, root: Path, media: Collection[str], hint: str, store: Store) -> Opened:
+    """The samples of a data set that have `media` ("image", "audio"). Raises UserError where it is not as declared."""
+    if isinstance(data, Tars):
+        return open_tars(data, root, media, store)
+    if isinstance(data, ClassFolders):
+        return open_folders(there(root / data.path, hint, folder=True), media)
+    if isinstance(data, Table):
+        folder = there(root / data.media, hint, folder=True)
+        return open_places(read_table(data, there(root / data.table, hint)), folder, data, media, hint)
+    if isinstance(data, Coco):
+        folder = there(root / data.media, hint, folder=True)
+        return open_places(read_coco(data, there(root / data.annotations, hint)), folder, data, media, hint)
+    assert isinstance(data, Transcripts)
+    folder = there(root / data.path, hint, folder=True)
+    return open_places(read_transcripts(folder), folder, data, media, hint)
+
+
+def there(path: Path, hint: str, folder: bool = False) -> Path:
+    held = path.is_dir() if folder else path.is_file()
+    require(held, f"there is no {'folder' if folder else 'file'} {path}; {hint}")
+    return path
+
+
+def open_folders(folder: Path, media: Collection[str]) -> Opened:
+    """The samples of path/class/**, classes and files in the order of their names."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    told = f"{folder} holds no folder of a class; put the files of each class into a folder of its name"
+    require(bool(classes), told)
+    found = [(name, path) for name in classes for path in sorted((folder / name).rglob("*")) if not path.is_dir()]
+    files = [(name, path) for name, path in found if kind_of(path) in media]
+    names = ", ".join(extension for extension, kind in MODALITY.items() if kind in media)
+    require(bool(files), f"{folder}: its {len(classes)} folders of classes hold no {' or '.join(media)} ({names})")
+    items = [Item(key=key_of(path, folder), labels=(name,)) for name, path in files]
+    return of_files(items, [path for _, path in files], ignored=others(found, media), marks=tuple(classes))
+
+
+def others(found: Iterable[tuple[str, Path]], media: Collection[str]) -> Counter[str]:
+    return Counter(path.suffix[1:].lower() or "(no ending)" for _, path in found if kind_of(path) not in media)
+
+
+def open_places(
+    places: Sequence[Place], folder: Path, data: Table | Coco | Transcripts, media: Collection[str], hint: str
+) -> Opened:
+    """Of a table's rows: a file each, which must be there, lie in the folder, and be of `media`."""
+    paths = [inside(folder, place) for place in places]
+    lacking = [not path.is_file() for path in paths]
+    if any(lacking) and not (isinstance(data, Table) and data.may_lack):
+        first = lacking.index(True)
+        told = f"{places[first].where}: there is no file {paths[first]}, nor {sum(lacking) - 1} others of {len(places)}"
+        raise UserError(f"{told}; {hint}")
+    both = [(place, path) for place, path, lack in zip(places, paths, lacking, strict=True) if not lack]
+    require(bool(both), f"{folder} holds none of the {len(places)} files that are listed; {hint}")
+    for place, path in both:
+        names = ", ".join(extension for extension, kind in MODALITY.items() if kind in media)
+        require(kind_of(path) in media, f"{place.where}: {path.name} is no {' or '.join(media)} ({names})")
+    items = [
+        Item(key=key_of(path, folder), captions=place.captions, labels=place.labels, fold=place.fold)
+        for place, path in both
+    ]
+    absent = tuple(place.file for place, lack in zip(places, lacking, strict=True) if lack)
+    return of_files(items, [path for _, path in both], absent=absent)
+
+
+def inside(folder: Path, place: Place) -> Path:
+    """The file that a table names; it may not lead out of the folder."""
+    name = Path(place.file)
+    stays = not name.is_absolute() and ".." not in name.parts
+    require(stays, f"{place.where}: {place.file!r} leads out of {folder}; name files inside it")
+    return folder / name
+
+
+def key_of(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def kind_of(path: Path) -> str | None:
+    kind = MODALITY.get(path.suffix[1:].lower())
+    return None if kind == "text" else kind
+
+
+def of_files(
+    items: Sequence[Item],
+    paths: Sequence[Path],
+    *,
+    ignored: Counter[str] | None = None,
+    absent: tuple[str, ...] = (),
+    marks: tuple[str, ...] = (),
+) -> Opened:
+    """Two files that differ in their ending alone would be one sample, so they are refused."""
+    counts = Counter(item.key for item in items)
+    twice = next((path for item, path in zip(items, paths, strict=True) if counts[item.key] > 1), None)
+    require(twice is None, f"{twice}: another file has the same name with another ending; rename or remove one")
+
+    def parts(number: int) -> dict[str, bytes]:
+        path = paths[number]
+        size = path.stat().st_size
+        require(size <= MAX_PART, f"{path} has {size} bytes, over {MAX_PART}; cut it into samples")
+        return {path.suffix[1:].lower(): path.read_bytes()}
+
+    return Opened(
+        items=tuple(items),
+        parts=parts,
+        where=lambda number: str(paths[number]),
+        ignored=ignored or Counter(),
+        absent=absent,
+        marks=marks,
+    )
+
+
+def open_tars(data: Tars, root: Path, media: Collection[str], store: Store) -> Opened:
+    """The samples of shards, which are looked through once for what they say of themselves."""
+    spec = data.shards if "://" in data.shards else ",".join(str(root / part) for part in data.shards.split(","))
+    shards = open_shards([spec], store)
+    names = [extension for extension, kind in MODALITY.items() if kind in media]
+    held = [number for number in range(len(shards)) if media_of(shards.extensions(number)) >= set(media)]
+    require(bool(held), f"{spec}: none of its {len(shards)} samples holds {' and '.join(media)}")
+    items = [described(shards.read(number, ("txt", "json", "cls")), data.captions) for number in held]
+    ignored = Counter(shards.ignored)
+    if len(held) < len(shards):
+        ignored[f"samples without {' and '.join(media)}"] = len(shards) - len(held)
+    return Opened(
+        items=tuple(items),
+        parts=lambda number: shards.read(held[number], names).parts,
+        where=lambda number: shards.where(held[number]),
+        ignored=ignored,
+    )
+
+
+def media_of(extensions: Iterable[str]) -> set[str | None]:
+    return {MODALITY.get(extension) for extension in extensions}
+
+
+def described(sample: Sample, field: str) -> Item:
+    """Captions and label of a sample of a tar. Raises UserError for a text or .cls that cannot be used."""
+    try:
+        captions, meta = captions_of(sample, field), meta_of(sample)
+        mark = sample.parts.get("cls")
+        whole = mark is None or mark.strip().isdigit()
+        require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in the list, from 0")
+        label: Any = meta.get("label") if mark is None else int(mark)
+        known = isinstance(label, str | int) and not isinstance(label, bool)
+        return Item(key=sample.key, captions=captions, labels=(label,) if known else captions[:1])
+    except BadSample as why:
+        raise UserError(str(why)) from None
+
+
+def captions_of(sample: Sample, field: str) -> tuple[str, ...]:
+    meta = meta_of(sample)
+    if field == "" and "txt" in sample.parts:
+        return tuple(line.strip() for line in (text_of(sample) or "").splitlines() if line.strip())
+    names = (field,) if field else CAPTION_FIELDS
+    value = next((meta[name] for name in names if name in meta), [])
+    captions = [value] if isinstance(value, str) else value
+    good = isinstance(captions, list) and all(isinstance(text, str) and text.strip() for text in captions)
+    require(good, f"{sample.where}: its captions are no text and no list of texts that say something")
+    return tuple(text.strip() for text in captions)

@@ -1,0 +1,282 @@
+"""What a suite is: data sets on disk, and what is asked of a model about each. Standard library only.
+
+A suite is a short Python file that defines suite() -> Suite. Paths in it are relative to its root, which --root or the
+environment names. A task's `name` is the "split" of its figures; without one it is the suite's.
+"""
+
+import os
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmfm.config import MODALITIES, UserError, require
+
+SEEN = ("image", "audio")  # what files hold; text stands in tables
+SPELLINGS = ("plain", "letters")
+COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tars:
+    """Shards as elsewhere. A sample's class: its .cls, else the json's "label", else its text.
+
+    `captions`: a field of the .json, a text or a list of them; "": each line of the .txt, else the json's captions,
+    caption or text.
+    """
+
+    shards: str
+    captions: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFolders:
+    """A folder for each class, as ImageNet has them: path/class/*.jpg, or sounds. Folders within are looked through."""
+
+    path: str = "."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A .csv or .tsv with a row for each file of the folder `media`; rows of one file are joined.
+
+    `file`, `captions`, `labels` and `fold` are columns. A label cell holds several where `between` parts them. `suffix`
+    is added to names without one that is known. `columns` names the columns of a table without a heading; lines that
+    begin with # are left out. `may_lack`: rows whose file is not there are left out and counted, not refused.
+    """
+
+    table: str
+    media: str
+    file: str
+    captions: tuple[str, ...] = ()
+    labels: str = ""
+    between: str = ""
+    fold: str = ""
+    folds: tuple[int, ...] = ()  # only these; (): all
+    suffix: str = ""
+    prefix: str = ""
+    columns: tuple[str, ...] = ()
+    may_lack: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coco:
+    """Captions of pictures: COCO's JSON, or Karpathy's with its own splits (test, val, train, restval)."""
+
+    annotations: str
+    media: str
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcripts:
+    """LibriSpeech's folders: *.trans.txt with a line "NAME WORDS" for each NAME.flac beside it."""
+
+    path: str = "."
+
+
+Data = Tars | ClassFolders | Table | Coco | Transcripts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """A table of classes: the column of what labels say (`mark`), and that of the name that is put into prompts."""
+
+    table: str
+    mark: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Zero-shot classes: acc@1, acc@5, mean per class.
+
+    `classes`: the names, a file of them or a table; "": classnames.txt in the root, else the labels themselves.
+    Labels are matched by name, or by place where they are numbers, or where as many folders as names are in order.
+    `templates`: sentences with {}; (): those of the run.
+    """
+
+    data: Data
+    classes: str | tuple[str, ...] | Names = ""
+    templates: tuple[str, ...] = ()
+    modality: str = "image"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_seen(self)
+        check_templates(self.templates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel:
+    """Zero-shot scores of every class against labels of any number: mAP over the classes that occur."""
+
+    data: Data
+    classes: str | tuple[str, ...] | Names = ""
+    templates: tuple[str, ...] = ()
+    modality: str = "audio"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_seen(self)
+        check_templates(self.templates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieve:
+    """Both directions of a pair: R@1, R@5, R@10, median rank. An item is found where any of its captions is (CLIP)."""
+
+    data: Data
+    pair: tuple[str, str] = ("image", "text")
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        known = set(self.pair) <= set(MODALITIES) and self.pair[0] != self.pair[1]
+        require(known, f"Retrieve.pair={self.pair}: give two different of {', '.join(MODALITIES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """Writing about a picture or a sound against all its captions: CIDEr, BLEU-1 to 4, ROUGE-L."""
+
+    data: Data
+    modality: str = "image"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_seen(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcribe:
+    """What was said: WER and CER. `spelling` is what comparison forgives: see `metrics.SPELLINGS`."""
+
+    data: Data
+    spelling: str = "letters"
+    modality: str = "audio"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_seen(self)
+        known = f"Transcribe.spelling={self.spelling!r}: there are {', '.join(SPELLINGS)}"
+        require(self.spelling in SPELLINGS, known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNN:
+    """The k nearest of `train` vote, each with exp(cosine / temperature) (Wu et al., arXiv 1805.01978, 3.4).
+
+    Without `test` each fold of `train` is asked of the others. Features are the unit embeddings.
+    """
+
+    train: Data
+    test: Data | None = None
+    k: int = 20
+    temperature: float = 0.07
+    modality: str = "image"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_seen(self)
+        require(self.k > 0, f"KNN.k={self.k} must be greater than 0")
+        require(self.temperature > 0, f"KNN.temperature={self.temperature} must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Logistic regression on the embeddings, standardised by `train`; its C is the best of `costs` on a part of
+    `train` that is held out for it, never on `test`. Without `test` each fold of `train` is asked of the others.
+    """
+
+    train: Data
+    test: Data | None = None
+    costs: tuple[float, ...] = COSTS
+    held_out: float = 0.2
+    modality: str = "image"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_seen(self)
+        require(bool(self.costs) and min(self.costs) > 0, f"LinearProbe.costs={self.costs}: list numbers above 0")
+        require(0 < self.held_out < 1, f"LinearProbe.held_out={self.held_out} must lie between 0 and 1")
+
+
+Task = Classify | MultiLabel | Retrieve | Caption | Transcribe | KNN | LinearProbe
+TASKS = (Classify, MultiLabel, Retrieve, Caption, Transcribe, KNN, LinearProbe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """`layout` and `source` tell whoever lacks the data what lies where in the root, and what it is called."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    layout: str = ""
+    source: str = ""
+    root: str = ""  # where neither --root nor the environment says
+
+    def __post_init__(self) -> None:
+        plain = bool(self.name) and all(letter.isalnum() or letter in "-_" for letter in self.name)
+        require(plain, f"Suite.name={self.name!r} must be of letters, digits, - and _: it becomes a file's name")
+        require(bool(self.tasks), f"Suite {self.name!r} has no tasks; list some")
+        for task in self.tasks:
+            kinds = ", ".join(kind.__name__ for kind in TASKS)
+            require(isinstance(task, TASKS), f"Suite {self.name!r}: {task!r} is no task; there are {kinds}")
+        named = [(type(task), task_name(self, task)) for task in self.tasks]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice:
+            raise UserError(f"Suite {self.name!r} has two {twice[0].__name__} called {twice[1]!r}; give each a name=")
+
+    @property
+    def variable(self) -> str:
+        """The environment's variable that names the root."""
+        return f"MMFM_{self.name.upper().replace('-', '_')}_ROOT"
+
+    @property
+    def hint(self) -> str:
+        """For errors: what was expected, and where it comes from."""
+        layout = f"suite {self.name} expects {self.layout}; " if self.layout else ""
+        source = f"the data set is {self.source}; " if self.source else ""
+        return f"{layout}{source}name its folder by --root or {self.variable}"
+
+
+def task_name(suite: Suite, task: Task) -> str:
+    return task.name or suite.name
+
+
+def check_seen(task: Classify | MultiLabel | Caption | Transcribe | KNN | LinearProbe) -> None:
+    rule = f"{type(task).__name__}.modality={task.modality!r} must be one of {', '.join(SEEN)}"
+    require(task.modality in SEEN, rule)
+
+
+def check_templates(templates: tuple[str, ...]) -> None:
+    for template in templates:
+        require("{}" in template, f"the template {template!r} has no {{}} for the class's name; add it")
+
+
+def read_suite(path: str | Path) -> Suite:
+    """The suite that a Python file's `suite()` returns: the file is executed."""
+    file = Path(path)
+    require(
+        file.suffix == ".py" and file.is_file(), f"there is no suite {str(path)!r}; give a Python file with suite()"
+    )
+    try:
+        make = runpy.run_path(str(file)).get("suite")
+        if not callable(make):
+            raise UserError(f"{file} has no function suite(); it should define suite() -> Suite")
+        made = make()
+    except UserError:
+        raise
+    except Exception as why:  # whatever the user's code raises
+        raise UserError(f"{file} fails with {type(why).__name__}: {why}; --debug shows where") from why
+    if not isinstance(made, Suite):
+        raise UserError(f"{file}: suite() returned {type(made).__name__}, but should return mmfm.evals.suite.Suite")
+    return made
+
+
+def root_of(suite: Suite, given: str = "") -> Path:
+    """The folder of --root, else of the environment, else of the suite."""
+    root = given or os.environ.get(suite.variable, "") or suite.root
+    require(bool(root), f"suite {suite.name} does not know where its data is; {suite.hint}")
+    folder = Path(root).expanduser()
+    require(folder.is_dir(), f"there is no folder {root}; {suite.hint}")
+    return folder

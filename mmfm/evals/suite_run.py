@@ -1,0 +1,163 @@
+"""A run asked all questions of a suite: results.SUITE.json, with rows as in results.json, and its details beside it.
+
+Each data set is read and encoded once, for all tasks that ask about it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mmfm.checkpoint import load_model
+from mmfm.config import UserError, require
+from mmfm.distributed import Alone, Ranks, device_of_rank, each
+from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out
+from mmfm.evals.collection import open_data
+from mmfm.evals.run import How, Scores, check_place, finish, how_of, progress, read_run, row_of
+from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
+from mmfm.evals.suite import (
+    Caption,
+    Data,
+    Retrieve,
+    Suite,
+    Task,
+    Transcribe,
+    read_suite,
+    root_of,
+    task_name,
+)
+
+Watches = Callable[[str], Watch]
+ALONE = Alone()
+
+
+def evaluate_suite(
+    run_folder: str | Path,
+    suite_file: str | Path,
+    *,
+    root: str = "",
+    out: str | Path | None = None,
+    batch: int | None = None,
+    max_tokens: int | None = None,
+    bootstrap: int | None = None,
+    limit: int | None = None,
+    step: int | None = None,
+    console: Console | None = None,
+    ranks: Ranks = ALONE,
+) -> list[dict[str, Any]]:
+    """Ask a saved run all of a suite, and write RUN/results.SUITE.json and RUN/results.SUITE.details.json.
+
+    `root`: the folder of its data. What is None or 0 is as the run was configured. `ranks` share the work; the first
+    prints, writes and returns, the others return nothing.
+    """
+    folder = Path(run_folder)
+    console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
+    run, suite = read_run(folder), read_suite(suite_file)
+    place = root_of(suite, root)
+    how = how_of(run, batch=batch, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
+    results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
+    torch.set_num_threads(run.threads)
+    model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
+    scores = suite_scores(model, suite, place, how, watches=lambda name: progress(name, console), ranks=ranks)
+    return [] if ranks.rank else finish(scores, {name: str(place) for name in scores}, results, console)
+
+
+def suite_scores(
+    model: Evaluable,
+    suite: Suite,
+    root: Path,
+    how: How,
+    watches: Watches = lambda _: iter,
+    ranks: Ranks = ALONE,
+) -> dict[str, Scores]:
+    """By the names of the tasks, tasks of one name together; nothing but for the first rank.
+
+    Raises UserError before the work where a task asks for what the model cannot do.
+    """
+    for task in suite.tasks:
+        check_able(model, suite, task)
+    with at_rest(model):
+        see = seer(model, suite, root, how, watches, ranks)
+        context = Context(model=model, how=how, root=root, see=see, ranks=ranks)
+        answers = [(task_name(suite, task), ANSWERS[type(task)](task, context)) for task in suite.tasks]
+        results = [(name, answer.seen, answer.result()) for name, answer in answers if ranks.rank == 0]
+    scores: dict[str, Scores] = {}
+    for name in dict.fromkeys(name for name, _, _ in results):
+        own = [(seen, result) for other, seen, result in results if other == name]
+        seen = list({id(one): one for several, _ in own for one in several}.values())
+        scores[name] = scores_of(name, seen, [result for _, result in own], how)
+    return scores
+
+
+def check_able(model: Evaluable, suite: Suite, task: Task) -> None:
+    """Raises UserError where the model lacks a tower or a way of writing that the task is about."""
+    told = f"suite {suite.name}: {type(task).__name__} {task_name(suite, task)}"
+    for name in task.pair if isinstance(task, Retrieve) else (task.modality,):
+        reads = ", ".join(model.modalities)
+        require(name in model.modalities, f"{told} needs a model that reads {name}; this one reads {reads}")
+    if isinstance(task, Caption | Transcribe):
+        wanted, writes = f"{task.modality}>text", ", ".join(model.tasks) or "nothing"
+        require(wanted in model.tasks, f"{told} needs a model that writes {wanted}; this one writes {writes}")
+
+
+def seer(
+    model: Evaluable, suite: Suite, root: Path, how: How, watches: Watches, ranks: Ranks
+) -> Callable[[Data, tuple[str, ...]], Seen]:
+    """Reads a data set once, with all the writing that tasks of the suite ask for."""
+    seen: dict[tuple[Data, frozenset[str]], Seen] = {}
+    writing: dict[tuple[Data, frozenset[str]], set[str]] = {}
+    for task in suite.tasks:
+        if isinstance(task, Caption | Transcribe):
+            writing.setdefault((task.data, frozenset({task.modality})), set()).add(f"{task.modality}>text")
+
+    def see(data: Data, media: tuple[str, ...]) -> Seen:
+        key = (data, frozenset(media))
+        if key not in seen:
+            opened, name = open_data(data, root, media, suite.hint, how.store), naming(data)
+            split = read_split(
+                model,
+                name,
+                name=name,
+                batch=how.batch,
+                decode=how.decode,
+                store=how.store,
+                max_tokens=how.max_tokens,
+                limit=how.limit,
+                with_nats=False,
+                writing=writing.get(key, set()),
+                opened=opened,
+                watch=watches(name),
+                ranks=ranks,
+            )
+            seen[key] = Seen(data=data, opened=opened, split=split, hint=suite.hint)
+        return seen[key]
+
+    return see
+
+
+def naming(data: Data) -> str:
+    """What messages call a data set."""
+    parts = {name: getattr(data, name, "") for name in ("shards", "path", "table", "annotations")}
+    place, chosen = next(filter(None, parts.values()), "."), getattr(data, "folds", ()) or getattr(data, "split", "")
+    return f"{type(data).__name__} {place}" + (f" ({chosen})" if chosen else "")
+
+
+def scores_of(name: str, seen: Sequence[Seen], results: Sequence[Result], how: How) -> Scores:
+    """Rows and details of all tasks of one name."""
+    rows = [row_of(name, figure, how.bootstrap) for result in results for figure in result.figures]
+    keys = [(row["task"], row["metric"]) for row in rows]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise UserError(f"two tasks called {name!r} both give {' '.join(twice)}; give each a name=")
+    details: dict[str, Any] = {"classes": [], "templates": [], "confusion": {}, "retrievals": [], "writings": []}
+    for result in results:
+        for key, value in result.details.items():
+            before = details.get(key)
+            merged = before | value if isinstance(before, dict) else value
+            details[key] = [*details[key], *value] if key == "writings" else merged
+    counts = {**seen[-1].split.counts(), "cannot_be_used": sum(len(one.split.bad) for one in seen)}
+    unusable = {one.split.keys[row]: code for one in seen for row, code in one.split.bad.items()}
+    told = {"source": "; ".join(one.split.source for one in seen), "counts": counts, "unusable": unusable}
+    return Scores(rows=rows, details={**told, **details, "left_out": left_out(seen)})
