@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmfm.checkpoint import folder_of
 from mmfm.config import Run, UserError
+from mmfm.distributed import Alone, Ranks, Said, joined_if_many, together
 from mmfm.evals.run import scores_during_training
 from mmfm.inputs.text import Tokenizer
 from mmfm.interface import Interface
@@ -138,13 +139,17 @@ class Agree(AfterStep):
 
 
 class Scores(AfterStep):
-    """Zero-shot scores on validation shards while training, by the functions of `mmfm eval`.
+    """Zero-shot scores on validation shards while training, by the functions of `mmfm eval`; all ranks share the work.
 
     A run that is asked to stop saves at once; the scores of that step are made when it is resumed.
     """
 
     def __init__(self, run: Run, tokenizer: Tokenizer, agree: Agree) -> None:
         self.run, self.tokenizer, self.agree = run, tokenizer, agree
+        self.ranks: Ranks = Alone()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.ranks = joined_if_many("gloo")  # what they tell each other is on the CPU
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, JointModule)
@@ -158,9 +163,13 @@ class Scores(AfterStep):
 
     def _due(self, trainer: L.Trainer) -> bool:
         every = self.run.eval.every_steps
-        return bool(every and self.run.data.val and trainer.global_step % every == 0 and trainer.is_global_zero)
+        return bool(every and self.run.data.val and trainer.global_step % every == 0)
 
     def _scored(self, step: int) -> bool:
+        """As the first rank finds it: the others may see another disk, or this one too late."""
+        return together(self.ranks, lambda: b"yes" if self._recorded(step) else b"no")[0] == b"yes"
+
+    def _recorded(self, step: int) -> bool:
         path = self.run.folder / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = [json.loads(line) for line in lines]
@@ -169,8 +178,16 @@ class Scores(AfterStep):
     def _score(self, trainer: L.Trainer, module: JointModule) -> None:
         core = module.objectives.model
         core.eval()
-        scores = scores_during_training(Interface(core, self.run, self.tokenizer), self.run.data.val, run=self.run)
-        core.train()
+        try:
+            interface = Interface(core, self.run, self.tokenizer)
+            scores = scores_during_training(interface, self.run.data.val, run=self.run, ranks=self.ranks)
+        except (UserError, Said) as why:
+            if self.ranks.size == 1:
+                raise
+            module.failure, trainer.should_stop = UserError(str(why)), True  # on all ranks: the first says it
+            return
+        finally:
+            core.train()
         named = {f"score/val/{name}": value for name, value in scores.items()}
         record(trainer, self.run, {"step": trainer.global_step} | named)
 
