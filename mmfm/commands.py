@@ -3,9 +3,9 @@
 What a field's docstring says is its line in `mmfm COMMAND --help`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -78,6 +78,10 @@ class Evaluate:
 
     run: tyro.conf.Positional[str]
     """The run's folder, such as runs/quickstart."""
+    suite: tyro.conf.Positional[str] = ""
+    """A suite, such as configs/suites/esc50.py: what it says is asked, instead of --data."""
+    root: str = ""
+    """The folder of the suite's data; else what the environment or the suite says."""
     data: tuple[str, ...] = ()
     """SHARDS, NAME=SHARDS, or SHARDS+MORE to search among MORE too; else the splits beside the run's own."""
     out: str = ""
@@ -96,12 +100,26 @@ class Evaluate:
     """Resamples behind each interval; 0: as the run says."""
     step: int = 0
     """Which checkpoint; 0: the last."""
+    ranks: int = 0
+    """Processes that share the work, each with a GPU of its own where there are some; 0: one, or a launcher's."""
 
     def __call__(self) -> None:
+        from mmfm.distributed import assembled
         from mmfm.evals.run import evaluate_run
+        from mmfm.evals.suite_run import evaluate_suite
 
-        chosen = {name: value for name, value in vars(self).items() if value and name != "run"}
-        evaluate_run(self.run, **chosen)
+        self._require()
+        chosen = {name: value for name, value in vars(self).items() if value and name not in ("run", "suite", "ranks")}
+        with assembled(self.ranks, ["eval", *words_of(self)]) as ranks:
+            if self.suite:
+                evaluate_suite(self.run, self.suite, **chosen, ranks=ranks)
+            else:
+                evaluate_run(self.run, **chosen, ranks=ranks)
+
+    def _require(self) -> None:
+        own = [f"--{name}" for name in ("data", "classes", "templates") if getattr(self, name)]
+        require(not self.suite or not own, f"{' and '.join(own)} and a suite do not go together: it declares its own")
+        require(bool(self.suite) or not self.root, f"--root {self.root} is for suites; name one, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +219,20 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "report": Report,
     "export": Export,
 }
+
+
+def words_of(command: Any) -> list[str]:
+    """The words that make this command again; what is as by default is left out."""
+    kinds = get_type_hints(type(command), include_extras=True)
+    words: list[str] = []
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if kinds[field.name] == tyro.conf.Positional[str]:
+            words += [value] if value else []
+        elif value != field.default:
+            given = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, given)]
+    return words
 
 
 def opener_for(run: Run) -> Opener:
