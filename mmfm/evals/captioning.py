@@ -1,7 +1,7 @@
 """How good captions are: BLEU-1 to 4, ROUGE-L and CIDEr, over the tokens of `words_of`. Pure Python.
 
 They are what COCO's caption evaluation computes (Chen et al., arXiv 1504.00325), so numbers compare with published ones
-where the tokens agree: these rules follow the Penn Treebank's on the texts of captions, but are not Stanford's program.
+as far as tokens agree: the rules are those of Stanford's tokenizer for the Penn Treebank as far as captions need them.
 
 `cider` is the number that papers call CIDEr, which is CIDEr-D times ten: matches are clipped, and another length costs.
 `cider_plain` has neither (Vedantam et al., arXiv 1411.5726, eq. 3 and 4), and no stemming. The document frequencies are
@@ -23,40 +23,58 @@ from mmfm.evals.metrics import Figure, Statistic, mean
 LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # words: how much another length costs (arXiv 1411.5726, eq. 5)
 BETA = 1.2  # ROUGE-L: how much recall weighs against precision
-SMALL = 1e-9  # below any share of words: keeps logarithms and quotients finite
+SMALL, TINY = 1e-9, 1e-15  # below any share of words: they keep logarithms and quotients finite
 
 Words = list[str]
 Gram = tuple[str, ...]
 Grams = tuple[Counter[Gram], ...]  # of one word, of two, ...
 
-SPELT = {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "--", "—": "--", "…": "...", "\u00a0": " "}
+SPELT = {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "--", "—": "--", "…": "...", "\u00a0": " ", "€": "$"}
+TITLES = "mr mrs ms dr st vs jr sr prof inc co corp ltd etc lt mt ft ave gen col capt sgt rev hon gov sen rep no"
+MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec"
 TOKEN = re.compile(
-    r"""
-    \.{3} | --+                                  # an ellipsis, a dash
-    | (?:[a-z]\.){2,} | (?:mr|mrs|ms|dr|st|vs|jr|sr|prof|inc|co|corp|ltd|etc|no)\.(?=\s+\S)   # u.s., mr. smith
-    | \d+(?:[.,:/]\d+)+ | \.\d+                  # 1,000 3.5 10:30 1/2
-    | [^\W_]+(?:[-_/'&.][^\W_]+)*                 # words, also o'clock, t-shirt, black/white, at&t
-    | \S                                         # whatever else, each sign on its own
+    rf"""
+    https?://\S+ | [\w.+-]+@[\w-]+(?:\.[\w-]+)+ | [#@][^\W\d]\w* | </?[a-z][^\s<>]*>   # addresses, #tags, marks
+    | \.{{3}} | --+ | [?!]{{2,}}                            # an ellipsis, a dash, ?! and !!!
+    | (?:[a-z]\.){{2,}} | ph\.d\. | (?:{"|".join(f"{TITLES} {MONTHS}".split())})\.(?=\s+\S)   # u.s., mr. smith
+    | (?:etc|inc|co|corp|ltd)\.(?=\s|$) | c\+\+ | c\# | at&t\b
+    | \d+(?:[.,:/]\d+)+(?:-[^\W_]+)* | \.\d+              # 1,000 3.5 10:30 1/2 3.5-inch
+    | '(?:n'|\d0s|tis\b|twas\b|em\b) | '(?:s|re|ve|ll|d|m)\b   # rock 'n' roll, the '80s
+    | [^\W_]+(?:[-_/'.][^\W_]+ | (?<=\b[a-z])&[^\W_]+)*   # words, also o'clock, t-shirt, black/white, at&t
+    | \S                                                 # whatever else, each sign on its own
     """,
     re.VERBOSE,
 )
-CONTRACTED = re.compile(r"^(.+?)(n't|'(?:s|re|ve|ll|d|m))$")
-TOGETHER = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na"),
-            "gimme": ("gim", "me"), "lemme": ("lem", "me")}  # fmt: skip
+CONTRACTED = re.compile(r"^(.+?)(n't|'(?:s|re|ve|ll|d|m|n))$")
+TOGETHER = {
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "wanna": ("wan", "na"),
+    "gimme": ("gim", "me"),
+    "lemme": ("lem", "me"),
+    "y'all": ("y'", "all"),
+    "'tis": ("'t", "is"),
+    "'twas": ("'t", "was"),
+}
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 DROPPED = frozenset(["'", "''", "`", "``", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 
 def words_of(text: str) -> Words:
-    """Lower-case tokens without punctuation."""
+    """Lower-case tokens without punctuation; brackets stay, under the names that the treebank gives them."""
     plain = "".join(SPELT.get(letter, letter) for letter in unicodedata.normalize("NFC", text)).lower()
     parts = (part for token in TOKEN.findall(plain) for part in _parted(token))
-    return [part for part in parts if part not in DROPPED]
+    return [BRACKETS.get(part, part) for part in parts if part not in DROPPED]
 
 
-def _parted(token: str) -> Sequence[str]:
-    """isn't: is n't; dog's: dog 's; cannot: can not."""
-    found = CONTRACTED.match(token)
-    return found.groups() if found else TOGETHER.get(token, (token,))
+def _parted(token: str) -> list[str]:
+    """isn't: is n't; who'd've: who 'd 've; cannot: can not."""
+    tail: list[str] = []
+    while token not in TOGETHER and (found := CONTRACTED.match(token)):
+        token, last = found.groups()
+        tail.insert(0, last)
+    return [*TOGETHER.get(token, (token,)), *tail]
 
 
 def grams(words: Sequence[str]) -> Grams:
@@ -102,9 +120,9 @@ def bleu(counted: Matches, size: int) -> Statistic:
 
     def statistic(index: np.ndarray) -> np.ndarray:
         found, written = counted.found[index, :].sum(1)[:, :size], counted.written[index, :].sum(1)[:, :size]
-        shares = np.log((found + SMALL**2) / (written + SMALL)).mean(1)
+        shares = np.log((found + TINY) / (written + SMALL)).mean(1)
         ratio = counted.length[index].sum(1) / (counted.wanted[index].sum(1) + SMALL)
-        return np.exp(shares + np.minimum(0.0, 1 - 1 / (ratio + SMALL**2)))
+        return np.exp(shares + np.minimum(0.0, 1 - 1 / (ratio + TINY)))
 
     return statistic
 
