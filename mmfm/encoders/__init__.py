@@ -3,7 +3,7 @@
 `resolve` may download, through the library's own loader; `build` never does, and its weights are fresh.
 """
 
-from mmfm.config import Blueprint, Tower, UserError
+from mmfm.config import Blueprint, Tower
 from mmfm.encoders.face import Encoder, Resolved
 from mmfm.encoders.layers import layers
 from mmfm.encoders.source import parse
@@ -35,7 +35,10 @@ def resolve(tower: Tower, modality: str) -> Resolved:
             from mmfm.encoders import wheels
 
             return wheels.resolve(source.name, tower, modality)
-    raise UserError(f"source {tower.source!r} is of no known kind")
+        case _:
+            from mmfm.encoders import from_bundle
+
+            return from_bundle.resolve(source, tower, modality)
 
 
 def build(blueprint: Blueprint) -> Encoder:

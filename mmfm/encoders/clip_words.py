@@ -56,7 +56,9 @@ def clip_bpe(clean: str = "lower", more: tuple[str, ...] = ()) -> tokenizers.Tok
     """CLIP's byte-level BPE, built from the merges in open_clip's wheel."""
     theirs = open_clip.SimpleTokenizer(additional_special_tokens=list(more) or None)
     made = tokenizers.Tokenizer(
-        models.BPE(vocab=theirs.encoder, merges=list(theirs.bpe_ranks), end_of_word_suffix="</w>")
+        models.BPE(
+            vocab=theirs.encoder, merges=[(left, right) for left, right in theirs.bpe_ranks], end_of_word_suffix="</w>"
+        )
     )
     made.normalizer = normalizers.Sequence(cleaning(clean))
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,7 +75,7 @@ def cleaning(clean: str) -> list[normalizers.Normalizer]:
     """open_clip's `clean` functions, as steps."""
     known = ("lower", "whitespace", "canonicalize")
     require(clean in known, f"open_clip cleans texts by {', '.join(known)}, not {clean!r}")
-    steps = [normalizers.Replace(entity, letter) for entity, letter in ENTITIES.items()]
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(entity, letter) for entity, letter in ENTITIES.items()]
     steps += [normalizers.Replace(Regex(quote), letter) for quote, letter in QUOTES.items()]
     steps += [normalizers.NFC()]
     if clean == "canonicalize":

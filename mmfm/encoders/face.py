@@ -105,7 +105,24 @@ def finish(
     unread = [name for name, parameter in encoder.named_parameters() if id(parameter) not in read]
     shape = json.dumps(architecture(draft) | {"unread": unread})
     blueprint = replace(draft, width=tokens.x.shape[-1], architecture=shape)
+    if weights is not None:
+        weights = _fitted(weights, encoder, unread)
     return Resolved(blueprint=blueprint, weights=weights, tokenizer=tokenizer)
+
+
+def _fitted(weights: Weights, encoder: Encoder, unread: list[str]) -> Weights:
+    """Each tensor that the encoder has and no other; those that no token depends on may be lacking."""
+    own = encoder.state_dict()
+    extra = sorted(weights.keys() - own.keys())
+    lacking = sorted(own.keys() - weights.keys() - set(unread))
+    other = sorted(name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape)
+    for told, names in (("lack", lacking), ("hold, with no place for it,", extra), ("hold in another shape", other)):
+        if names:
+            raise UserError(
+                f"these weights {told} {names[0].removeprefix('trunk.')} ({len(names)} such in all): they are not those "
+                f"of this {encoder.blueprint.library} architecture; give the source that they belong to"
+            )
+    return {name: weights.get(name, value).detach() for name, value in own.items()}
 
 
 def prefixed(weights: Weights) -> Weights:
@@ -143,10 +160,10 @@ def fit_keep(
 
 def _leaves(x: Tensor) -> Iterable[Tensor]:
     """The tensors that a gradient of `x` would reach: nothing is computed, so it costs no memory."""
-    waiting, seen = [x.grad_fn], {None}
+    waiting, seen = [x.grad_fn], set()
     while waiting:
-        node = waiting.pop()
-        if node in seen:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):

@@ -108,13 +108,13 @@ def resolve_parts(
 ) -> Resolved:
     """Of a configuration and weights at hand; `name`, a folder or a repository, is where preprocessing is described."""
     kind = config.model_type
-    config, own = sub_config(quiet(config), modality)
+    config, own, before = sub_config(quiet(config), modality)
     contract: dict[str, Any] = {}
     tokenizer = None
     if modality == "image":
         contract["pixels"] = pixels_of(name, own, kind, tower)
     elif modality == "text":
-        contract["words"], tokenizer = words_of(name, own)
+        contract["words"], tokenizer = words_of(name, own, before)
     else:
         contract["sound"] = sound_of(extractor_of(name, own, kind))
         config, contract["sound"], weights = shorten(config, contract["sound"], weights, tower.window_seconds)
@@ -150,19 +150,27 @@ def trunk_of(model: nn.Module, modality: str, name: str) -> nn.Module:
     return cast(nn.Module, trunk)
 
 
-def sub_config(config: PreTrainedConfig, modality: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """What to build the part from, and the part's own configuration.
+def sub_config(config: PreTrainedConfig, modality: str) -> tuple[PreTrainedConfig, PreTrainedConfig, int]:
+    """What to build the part from, the part's own configuration, and how many of its positions no token has.
 
-    They are the same where a model of the latter has the part's very parameters: the rest is then never built.
+    The two are the same where a model of the latter has the part's very parameters: the rest is then never built.
     """
     with torch.device("meta"):
         trunk = trunk_of(AutoModel.from_config(config), modality, config.model_type)
-        own = cast(Any, trunk).config
+        own, before = cast(Any, trunk).config, _before(trunk)
         if type(own) is type(config) or type(own) not in MODEL_MAPPING:
-            return config, own
+            return config, own, before
         alone = trunk_of(AutoModel.from_config(own), modality, own.model_type)
     shapes = [{name: value.shape for name, value in part.state_dict().items()} for part in (trunk, alone)]
-    return (own if shapes[0] == shapes[1] else config), own
+    return (own if shapes[0] == shapes[1] else config), own, before
+
+
+def _before(trunk: nn.Module) -> int:
+    """In a table of positions with a padding index, as RoBERTa's, they are counted from behind it."""
+    for name, table in trunk.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            return table.padding_idx + 1
+    return 0
 
 
 def quiet(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -170,20 +178,20 @@ def quiet(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config).from_dict(known | {name: value for name, value in OFF.items() if name in known})
 
 
-def words_of(name: str, config: PreTrainedConfig) -> tuple[Words, str]:
+def words_of(name: str, config: PreTrainedConfig, before: int = 0) -> tuple[Words, str]:
     """The tokenizer beside the weights, as what it does."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as why:
         told = " ".join(str(why).split())[:200]
         raise UserError(f"{name} has no tokenizer ({told}); add tokenizer.json beside its config.json") from None
-    words, text = words_of_hf(tokenizer, context_of(config))
+    words, text = words_of_hf(tokenizer, context_of(config) - before)
     require_room(words, name)
     return words, text
 
 
 def context_of(config: PreTrainedConfig) -> int:
-    """Positions that the model has; with a padding index, as in RoBERTa, they are counted from behind it."""
+    """Positions that the model has; 512 where they are relative and it sets no limit."""
     inner = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         if getattr(inner, name, None):

@@ -14,11 +14,15 @@ import torch.nn.functional as F
 from huggingface_hub import constants
 from jaxtyping import Bool, Float, Int
 from open_clip.model import (
+    CLIPTextCfg,
+    CLIPVisionCfg,
     _build_text_tower,
     _build_vision_tower,
     convert_to_custom_text_state_dict,
     get_model_preprocess_cfg,
 )
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
@@ -34,9 +38,9 @@ HALVES = {"image": "visual.", "text": "text."}
 class OpenClipImages(Encoder):
     def forward(self, x: Float[Tensor, "batch channels height width"], keep: Tensor | None = None) -> Tokens:
         trunk: Any = self.trunk
-        if isinstance(trunk, open_clip.timm_model.TimmModel):
+        if isinstance(trunk, TimmModel):
             return all_real(from_timm.features(trunk.trunk, x))
-        if isinstance(trunk, open_clip.modified_resnet.ModifiedResNet):
+        if isinstance(trunk, ModifiedResNet):
             places = trunk.forward_intermediates(x, 1, intermediates_only=True)["image_intermediates"][-1]
             return all_real(flat(places, places.shape[1]))
         before = trunk.attn_pool is None and not trunk.final_ln_after_pool
@@ -61,9 +65,7 @@ class OpenClipText(Encoder):
             more = self.blueprint.words.context - ids.shape[1]
             ids, keep = F.pad(ids, (0, more), value=self.blueprint.words.pad), F.pad(keep, (0, more))
         x, mask = trunk._embeds(ids)
-        if (
-            mask is not None and mask.ndim == 2
-        ):  # open_clip's is of the whole context, and cut only beside a class token
+        if mask is not None and mask.ndim == 2:  # of the whole context; beside a class token open_clip has cut it
             mask = mask[: x.shape[1], : x.shape[1]]
         tokens = trunk.ln_final(trunk.transformer(x, attn_mask=mask))
         return Tokens(tokens, keep if trunk.cls_emb is None else F.pad(keep, (0, 1), value=True))
@@ -79,13 +81,14 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     require(cfg is not None, f"open_clip has no model {name!r}; open_clip.list_models() lists those it has")
     assert cfg is not None
     kind = "vision_cfg" if modality == "image" else "text_cfg"
-    if modality == "image" and (tower.height_px or tower.width_px):
-        cfg[kind]["image_size"] = _size(cfg[kind], tower)
-    weights, preprocess = _pretrained(name, tag, cfg, tower) if tower.weights == "pretrained" else (None, {})
+    size = _size(cfg["vision_cfg"], tower) if modality == "image" and (tower.height_px or tower.width_px) else None
+    weights, preprocess = _pretrained(name, tag, cfg, size, tower) if tower.weights == "pretrained" else (None, {})
     half = None if weights is None else _half(weights, HALVES[modality])
     if modality == "text" and cfg[kind].get("hf_model_name"):
-        return _hf_text(cfg[kind], half, tower)
+        return _hf_text(cfg[kind], half, tower, source)
     shape = {"embed_dim": cfg["embed_dim"], "quick_gelu": cfg.get("quick_gelu", False), "tower": cfg[kind]}
+    if size is not None:
+        shape |= {"tower": cfg[kind] | {"image_size": size}, "resized": True}
     contract: dict[str, Any] = {}
     tokenizer = None
     if modality == "image":
@@ -102,9 +105,14 @@ def build(blueprint: Blueprint) -> Encoder:
     shape = architecture(blueprint)
     cfg = {name: value for name, value in shape["tower"].items() if not name.endswith("_pretrained")}
     if blueprint.modality == "image":
-        off = {"timm_model_pretrained": False}
-        return OpenClipImages(blueprint, _build_vision_tower(shape["embed_dim"], cfg | off, shape["quick_gelu"]))
-    return OpenClipText(blueprint, cast(nn.Module, _build_text_tower(shape["embed_dim"], cfg, shape["quick_gelu"])))
+        offline: dict[str, Any] = cfg | {"timm_model_pretrained": False}
+        vision = CLIPVisionCfg(**offline)
+        trunk = _build_vision_tower(shape["embed_dim"], vision, shape["quick_gelu"])
+        if shape.get("resized") and isinstance(trunk, TimmModel):
+            trunk.set_input_size(tuple(cfg["image_size"]))
+        return OpenClipImages(blueprint, trunk)
+    text = _build_text_tower(shape["embed_dim"], CLIPTextCfg(**cfg), shape["quick_gelu"])
+    return OpenClipText(blueprint, cast(nn.Module, text))
 
 
 def _name(source: Source) -> tuple[str, str | None]:
@@ -122,7 +130,9 @@ def _size(cfg: dict[str, Any], tower: Tower) -> list[int]:
     return [tower.height_px or height, tower.width_px or width]
 
 
-def _pretrained(name: str, tag: str | None, cfg: dict[str, Any], tower: Tower) -> tuple[Weights, dict[str, Any]]:
+def _pretrained(
+    name: str, tag: str | None, cfg: dict[str, Any], size: list[int] | None, tower: Tower
+) -> tuple[Weights, dict[str, Any]]:
     if ":" not in name:
         tags = open_clip.list_pretrained_tags_by_model(name)
         require(
@@ -140,13 +150,12 @@ def _pretrained(name: str, tag: str | None, cfg: dict[str, Any], tower: Tower) -
             if quick
             else f"weights {tag} were trained with exact GELU; write open_clip:{name.removesuffix('-quickgelu')}/{tag}",
         )
-    size = cfg["vision_cfg"].get("image_size")
     with fetching(tower.source, f"weights {tag or 'of the repository'} of {name}", str(constants.HF_HUB_CACHE)):
         model = open_clip.create_model(
             name,
             tag,
             precision="fp32",
-            force_image_size=tuple(size) if isinstance(size, list) else size,
+            force_image_size=None if size is None else (size[0], size[1]),
             pretrained_image=False,
             pretrained_text=False,
             require_pretrained=True,
@@ -182,14 +191,14 @@ def pixels_of(preprocess: dict[str, Any], shape: dict[str, Any], tower: Tower) -
     )
 
 
-def _hf_text(cfg: dict[str, Any], half: Weights | None, tower: Tower) -> Resolved:
+def _hf_text(cfg: dict[str, Any], half: Weights | None, tower: Tower, source: Source) -> Resolved:
     """The transformers model inside: pooler and projection, which its tokens do not reach, stay behind."""
     name = cfg["hf_model_name"]
-    inner = Source("hf", cfg.get("hf_tokenizer_name") or name)
+    tokenizer = cfg.get("hf_tokenizer_name") or name
     with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE)):
         config = from_hf.AutoConfig.from_pretrained(name)
     weights = None if half is None else _half(half, "transformer.")
     try:
-        return from_hf.resolve_parts(config, weights, inner.name, tower, "text")
+        return from_hf.resolve_parts(config, weights, str(source.folder or tokenizer), tower, "text")
     except UserError as why:
         raise UserError(f"{tower.source}: {why}") from None

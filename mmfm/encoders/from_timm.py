@@ -3,13 +3,15 @@
 architecture: {"name": timm's name of it, "kwargs": of create_model, "pretrained_cfg": timm's own, input size included}.
 """
 
+import contextlib
 import json
 from typing import Any, cast
 
 import timm
-import timm.data
 from huggingface_hub import constants
 from jaxtyping import Float
+from timm.data.config import resolve_model_data_config
+from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
@@ -26,29 +28,22 @@ class TimmEncoder(Encoder):
         return all_real(features(self.trunk, x))
 
 
-def features(trunk: Any, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch time width"]:
+def features(trunk: Any, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch time width"]:
     out = trunk.forward_features(x)
     return flat(out["patches"] if isinstance(out, dict) else out, trunk.num_features)
 
 
 def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     require(modality == "image", f"{tower.source} encodes images; timm has no {modality} encoders")
-    name, kwargs = source.name, {}
-    if source.folder is not None:
-        name, kwargs = (
-            f"local-dir:{source.folder}",
-            dict(read_json(source.folder / "config.json").get("model_args", {})),
-        )
+    name = source.name if source.folder is None else f"local-dir:{source.folder}"
     pretrained = tower.weights == "pretrained"
     if pretrained and source.folder is not None:
         require_safetensors(source.folder)
     known = name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name.split(".")[0])
     require(known, f"timm has no model {name!r}; timm.list_models() lists the {len(timm.list_models())} that it has")
-    kwargs |= {"num_classes": 0}
-    with fetching(tower.source, f"the model {source.name} of timm's hub", str(constants.HF_HUB_CACHE)):
-        model = timm.create_model(name, pretrained=pretrained, **(kwargs | _size(name, kwargs, tower)))
-    kwargs |= _size(name, kwargs, tower)
-    pixels = pixels_of(timm.data.resolve_model_data_config(model), tower)
+    with fetching(tower.source, f"the repository {_repository(name)}", str(constants.HF_HUB_CACHE)):
+        model, kwargs = _create(name, pretrained, _arguments(source) | {"num_classes": 0}, tower)
+    pixels = pixels_of(resolve_model_data_config(model), tower)
     cfg = {key: value for key, value in cast(Any, model).pretrained_cfg.items() if key in HELD}
     shape = {"name": cfg["architecture"], "kwargs": kwargs, "pretrained_cfg": cfg}
     draft = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=1, pixels=pixels)
@@ -62,16 +57,38 @@ def build(blueprint: Blueprint) -> Encoder:
     return TimmEncoder(blueprint, trunk)
 
 
-def _size(name: str, kwargs: dict[str, Any], tower: Tower) -> dict[str, Any]:
-    """Another picture size, where it is asked for and the architecture is made for one size: else any will do."""
-    if not tower.height_px and not tower.width_px:
-        return {}
-    import torch
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], tower: Tower) -> tuple[nn.Module, dict[str, Any]]:
+    """An architecture made for one size of picture takes another as `img_size`; one that takes any knows no such word.
 
-    with torch.device("meta"):
-        cfg = cast(Any, timm.create_model(name, pretrained=False, **kwargs)).pretrained_cfg
-    size = tower.height_px or cfg["input_size"][1], tower.width_px or cfg["input_size"][2]
-    return {"img_size": list(size)} if cfg.get("fixed_input_size") else {}
+    timm then resizes the positions as it loads the weights.
+    """
+    if tower.height_px or tower.width_px:
+        height, width = _own_size(name, kwargs)
+        sized: dict[str, Any] = kwargs | {"img_size": [tower.height_px or height, tower.width_px or width]}
+        with contextlib.suppress(TypeError):
+            return timm.create_model(name, pretrained=pretrained, **sized), sized
+    return timm.create_model(name, pretrained=pretrained, **kwargs), kwargs
+
+
+def _own_size(name: str, kwargs: dict[str, Any]) -> tuple[int, int]:
+    model: Any = timm.create_model(name, pretrained=False, **kwargs)
+    _, height, width = model.pretrained_cfg["input_size"]
+    return height, width
+
+
+def _arguments(source: Source) -> dict[str, Any]:
+    """Arguments of create_model that a folder or repository adds to its architecture's."""
+    if source.folder is not None:
+        return dict(read_json(source.folder / "config.json").get("model_args") or {})
+    if source.name.startswith("hf-hub:"):
+        return dict(load_model_config_from_hf(source.name.removeprefix("hf-hub:"))[2] or {})
+    return {}
+
+
+def _repository(name: str) -> str:
+    """Where timm downloads a model's weights from."""
+    cfg: Any = None if ":" in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return f"{cfg.hf_hub_id} (model.safetensors)" if cfg is not None and cfg.hf_hub_id else name
 
 
 def pixels_of(data: dict[str, Any], tower: Tower) -> Pixels:

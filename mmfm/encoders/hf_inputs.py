@@ -9,19 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoImageProcessor, FeatureExtractionMixin, PreTrainedConfig
-from transformers.models.auto.feature_extraction_auto import (
-    FEATURE_EXTRACTOR_MAPPING_NAMES,
-    feature_extractor_class_from_name,
-)
-from transformers.models.auto.image_processing_auto import (
-    IMAGE_PROCESSOR_MAPPING_NAMES,
-    get_image_processor_class_from_name,
-)
+from transformers.models.auto import feature_extraction_auto, image_processing_auto
 
 from mmfm.config import Pixels, Sound, Tower, UserError, require
 
 KALDI_FRAME_SECONDS = 0.01
 BICUBIC = 3  # of Pillow's filters
+EXTRACTORS: Mapping[str, Any] = vars(feature_extraction_auto)["FEATURE_EXTRACTOR_MAPPING_NAMES"]
+PROCESSORS: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
 
 
 def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower) -> Pixels:
@@ -74,9 +69,9 @@ def _size(found: Any) -> tuple[int, int] | None:
 
 
 def _default_processor(kind: str) -> Any:
-    names = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind, {})
+    names = PROCESSORS.get(kind, {})
     name = names.get("torchvision") or names.get("pil") if isinstance(names, Mapping) else names
-    made: Any = None if name is None else get_image_processor_class_from_name(name)
+    made: Any = None if name is None else image_processing_auto.get_image_processor_class_from_name(name)
     return _Plain() if made is None else made()
 
 
@@ -100,12 +95,12 @@ def default_extractor(config: PreTrainedConfig, kind: str) -> FeatureExtractionM
 
     A waveform model with layer norms in its first part reads a mask; one with a group norm there was trained without.
     """
-    made = FEATURE_EXTRACTOR_MAPPING_NAMES.get(kind)
+    made = EXTRACTORS.get(kind)
     if made is None:
         raise UserError(
             f"transformers names no feature extractor for {kind}; add preprocessor_config.json to the folder"
         )
-    cls: Any = feature_extractor_class_from_name(made)
+    cls: Any = feature_extraction_auto.feature_extractor_class_from_name(made)
     given: dict[str, Any] = {}
     if (bins := getattr(config, "num_mel_bins", None)) and "feature_size" in inspect.signature(cls).parameters:
         given["feature_size"] = bins
@@ -140,10 +135,10 @@ def rebuild(sound: Sound) -> FeatureExtractionMixin:
     said = json.loads(sound.extractor)
     kind = said.get("feature_extractor_type")
     require(
-        kind in FEATURE_EXTRACTOR_MAPPING_NAMES.values(),
+        kind in EXTRACTORS.values(),
         f"feature extractor {kind!r} is not one of transformers' own; only those are made again",
     )
-    cls: Any = feature_extractor_class_from_name(kind)
+    cls: Any = feature_extraction_auto.feature_extractor_class_from_name(kind)
     return cls.from_dict(said)
 
 
