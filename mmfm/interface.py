@@ -40,9 +40,10 @@ class Interface(nn.Module):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The logarithm of the first pair's inverse temperature, as open_clip keeps it."""
-        require(len(self.core.log_scales) > 0, "this model was trained without contrast: it has no logit_scale")
-        return next(iter(self.core.log_scales.values()))
+        """The logarithm of the inverse temperature of images and texts, else of the first pair, as open_clip keeps it."""
+        require(len(self.run.contrast) > 0, "this model was trained without contrast: it has no logit_scale")
+        first = min(self.run.contrast, key=lambda item: set(item.pair) != {"image", "text"})
+        return self.core.log_scales[first.name]
 
     def transform(self, picture: Picture) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""

@@ -1,15 +1,15 @@
 """`mmfm export`: opens a run and hands it to what writes the target, into a folder that is whole or not there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmfm.bundle.contents import is_bundle
+from mmfm.bundle.load import from_pretrained
 from mmfm.checkpoint import load_model
 from mmfm.config import require
 from mmfm.export.folder import ABOUT, refuse, whole_folder, write_json
 from mmfm.interface import Interface
-
-GRAPHS = ("onnx", "torch_export")
 
 
 def export(
@@ -26,14 +26,22 @@ def export(
     UserError: `out` exists and `force` is not given, the run has no such modality, or the target cannot hold it.
     """
     out = Path(out)
-    require(to in GRAPHS, f"--to {to} is not known; there are {', '.join(GRAPHS)}")
+    require(to in TARGETS, f"--to {to} is not known; there are {', '.join(TARGETS)}")
     refuse(out, force)
-    model = load_model(run, step)
+    model = open_model(run, step)
     chosen = chosen_of(model, modalities)
     with whole_folder(out, force) as folder:
-        about = {"to": to, "run": model.run.name, "modalities": list(chosen)} | _write(model, to, folder, chosen)
+        about = {"to": to, "run": model.run.name, "modalities": list(chosen)} | TARGETS[to](model, to, folder, chosen)
         write_json(folder / ABOUT, about)
     return out
+
+
+def open_model(run: str | Path, step: int | None = None) -> Interface:
+    """Of a run's folder, a checkpoint's, or a bundle's."""
+    if not is_bundle(Path(run)):
+        return load_model(run, step)
+    require(step is None, f"{run} is a bundle, which has no steps; leave out --step")
+    return from_pretrained(run)
 
 
 def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:
@@ -44,7 +52,28 @@ def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in model.modalities if name in modalities or not modalities)
 
 
-def _write(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+def _tensors(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
     from mmfm.export.tensors import write_tensors
 
     return write_tensors(model, to, folder, modalities)
+
+
+def _open_clip(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    both = {"image", "text"} & set(model.modalities) <= set(modalities)
+    require(both, "--to open_clip holds images and texts together; leave out --modality")
+    from mmfm.export.open_clip import write
+
+    return write(model, folder)
+
+
+def _hf(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    require(set(modalities) == set(model.modalities), "--to hf holds all that the model reads; leave out --modality")
+    from mmfm.hf import write
+
+    folder.rmdir()  # it makes its own
+    write(model, folder)
+    return {}
+
+
+Write = Callable[[Interface, str, Path, Sequence[str]], dict[str, Any]]
+TARGETS: dict[str, Write] = {"open_clip": _open_clip, "hf": _hf, "onnx": _tensors, "torch_export": _tensors}

@@ -46,6 +46,7 @@ class Graph:
     checked: tuple[Size, ...]
     reads: str
     lengths: str = "length"  # the free size after the batch, in words
+    longest: int | None = None  # of it; None: any
     notes: tuple[str, ...] = field(default=())
 
 
@@ -186,7 +187,8 @@ def _keep(size: Size) -> Tensor:
 
 def _text(core: UnifiedModel, cfg: config.Model, known: int) -> Graph:
     words = words_of(cfg)
-    most = 77 if words is None else words.context
+    longest = longest_text(cfg)
+    most = 77 if longest is None else longest
     lengths = (most,) * 4 if words is not None and words.fill else tuple(min(n, most) for n in (9, 4, 77, 17))
 
     def example(size: Size) -> Arrays:
@@ -203,6 +205,7 @@ def _text(core: UnifiedModel, cfg: config.Model, known: int) -> Graph:
         traced=Size(TRACED_BATCH, lengths[0]),
         checked=tuple(map(Size, CHECKED_BATCHES, lengths[1:])),
         reads="ids: int64 [batch, length], of tokenizer.json; keep: bool [batch, length], True where real",
+        longest=longest,
     )
 
 
@@ -211,6 +214,13 @@ def words_of(cfg: config.Model) -> config.Words | None:
     if isinstance(cfg.text, config.TextTower):
         return cfg.text.words
     return None if cfg.text is None else cfg.text.made.words
+
+
+def longest_text(cfg: config.Model) -> int | None:
+    """The most ids that the text path can read; None: any number."""
+    words, context = words_of(cfg), cfg.text.context if isinstance(cfg.text, config.TextTower) else 0
+    limits = [limit for limit in (context, 0 if words is None else words.context) if limit]
+    return min(limits, default=None)
 
 
 def free_sizes(graph: Graph) -> list[list[bool]]:

@@ -44,7 +44,7 @@ def trace(graph: Graph) -> ExportedProgram:
 
 def _shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
     """The first axis is the batch; another free one is the length, the same in every input."""
-    dims = {True: Dim("batch", min=1), False: Dim(graph.lengths, min=1)}
+    dims = {True: Dim("batch", min=1), False: Dim(graph.lengths, min=1, max=graph.longest)}
     return tuple({axis: dims[axis == 0] for axis, free in enumerate(each) if free} for each in free_sizes(graph))
 
 

@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         patches = self.stem(self.renormalise(pixels))
         x = patches.flatten(2).transpose(1, 2) + self._positions(patches.shape[2], patches.shape[3])
         if self.prefix is not None:
-            x = torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.norm_pre(x)
         keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         noise = None if seeds is None else Noise(seeds, positions_of(keep))
