@@ -15,8 +15,9 @@ from mmfm.layouts import audio, image, language, text
 from mmfm.layouts.language import place_embeddings
 from mmfm.layouts.layout import Foreign, Layout, Part, Weights, checked, foreign, renamed
 from mmfm.layouts.settings import hf_kind
+from mmfm.layouts.to_open_clip import to_open_clip
 
-__all__ = ["Converted", "Foreign", "Layout", "Part", "convert", "find", "foreign", "place_embeddings"]
+__all__ = ["Converted", "Foreign", "Layout", "Part", "convert", "find", "foreign", "place_embeddings", "to_open_clip"]
 LAYOUTS = (*image.LAYOUTS, *text.LAYOUTS, *audio.LAYOUTS, *language.LAYOUTS)
 
 
@@ -47,7 +48,10 @@ def kind_of(foreign: Foreign) -> str:
         case "hf":
             return hf_kind(foreign)
         case "timm":
-            return image.timm_kind(foreign.architecture)
+            return image.timm_kind(foreign)
+        case "open_clip":
+            within = "timm_model_name" in foreign.architecture.get("vision_cfg", {}) and foreign.modality == "image"
+            return image.timm_kind(foreign) if within else ""
         case "torchaudio":
             return "Conformer" if "depthwise_conv_kernel_size" in foreign.architecture else ""
     return ""

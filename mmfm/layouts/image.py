@@ -3,12 +3,12 @@
 A class token with a position is one vector here, so the prefix is their sum; positions are those of patches.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import timm
 import torch
+from open_clip.timm_model import TimmModel
 from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
@@ -60,19 +60,26 @@ def gathered(part: Part, weights: Weights, source: tuple[int, int]) -> Weights:
     return done
 
 
-def timm_model(architecture: Mapping[str, Any]) -> nn.Module:
-    """Without weights, to read its choices off."""
+def timm_model(foreign: Foreign) -> Any:
+    """Without weights, to read its choices off. open_clip has timm's models within its own."""
+    made = foreign.architecture
     with torch.device("meta"):
-        return timm.create_model(architecture["name"], pretrained=False, **architecture.get("kwargs", {}))
+        if foreign.library == "timm":
+            cfg = made.get("pretrained_cfg")
+            return timm.create_model(made["name"], pretrained=False, pretrained_cfg=cfg, **made.get("kwargs", {}))
+        cfg = made["vision_cfg"]
+        how = {"pool": cfg.get("timm_pool", "avg"), "proj": cfg.get("timm_proj", "linear")}
+        return cast(Any, TimmModel(cfg["timm_model_name"], made.get("embed_dim", 1), **how)).trunk
 
 
-def timm_kind(architecture: Mapping[str, Any]) -> str:
-    return type(timm_model(architecture)).__name__
+def timm_kind(foreign: Foreign) -> str:
+    return type(timm_model(foreign)).__name__
 
 
 def timm_vit(foreign: Foreign) -> Vit:
     """timm's, DeiT's, CLIP's, DINOv2's and SigLIP's ViT differ in choices that the module shows."""
-    name, model = f"timm's {foreign.architecture['name']}", cast(Any, timm_model(foreign.architecture))
+    model = timm_model(foreign)
+    name = f"timm's {model.pretrained_cfg['architecture']}"
     allow(name, {type(model)} <= {VisionTransformer, VisionTransformerDistilled}, f"the class {type(model).__name__}")
     block, stem = model.blocks[0], model.patch_embed
     allow(name, [type(x) for x in (block, block.attn, block.mlp)] == [Block, Attention, Mlp], "blocks of another kind")
@@ -133,7 +140,6 @@ def open_clip_vit(foreign: Foreign) -> Vit:
     cfg, name = foreign.architecture["vision_cfg"], "open_clip's image tower"
     patch, (height_px, width_px) = pair(cfg.get("patch_size", 16)), pair(cfg.get("image_size", 224))
     width = cfg.get("width", 768)
-    allow(name, "timm_model_name" not in cfg, "a model of timm")
     allow(name, isinstance(cfg.get("layers", 12), int), "convolutions")
     allow(name, not cfg.get("attentional_pool"), "an attentional pool")
     allow(name, not cfg.get("final_ln_after_pool"), "a last norm after its pool")
@@ -158,7 +164,7 @@ def open_clip_vit(foreign: Foreign) -> Vit:
 
 
 def fit_timm(part: Part, weights: Weights, foreign: Foreign) -> Weights:
-    size = cast(Any, timm_model(foreign.architecture)).patch_embed.grid_size
+    size = timm_model(foreign).patch_embed.grid_size
     return gathered(part, weights, (size[0], size[1]))
 
 
@@ -190,6 +196,15 @@ TIMM = Layout(
         (r"\.ls([12])\.gamma$", r".scale\1.gamma"),
     ),
 )
+OTHER_TOWER = (
+    r"(text|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection|logit_scale|logit_bias)$"
+)
+TIMM_IN_OPEN_CLIP = replace(
+    TIMM,
+    library="open_clip",
+    scopes=("visual.trunk.", "trunk."),
+    beside=rf"(visual\.)?head\.|{OTHER_TOWER}",
+)
 OPEN_CLIP = Layout(
     library="open_clip",
     modality="image",
@@ -198,7 +213,7 @@ OPEN_CLIP = Layout(
     fit=fit_open_clip,
     scopes=("visual.",),
     outside=(r"proj$",),
-    beside=r"(text|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection|logit_scale|logit_bias)$",
+    beside=OTHER_TOWER,
     renames=OPEN_CLIP_NAMES,
 )
 VIT = Layout(  # as transformers 5 names them, and as it saves them
@@ -242,4 +257,4 @@ SIGLIP = replace(
     kinds=("siglip_vision_model",),
     outside=(r"head\.", r"embeddings\.position_ids$"),
 )
-LAYOUTS = (TIMM, OPEN_CLIP, VIT, CLIP, SIGLIP)
+LAYOUTS = (TIMM, TIMM_IN_OPEN_CLIP, OPEN_CLIP, VIT, CLIP, SIGLIP)

@@ -36,33 +36,28 @@ def to_open_clip(part: Part, weights: Weights) -> tuple[Foreign, Weights]:
     """
     require(isinstance(part, Vit | TextTower), f"open_clip has towers of images and texts, not a {type(part).__name__}")
     assert isinstance(part, Vit | TextTower)
-    named = _image(part, weights) if isinstance(part, Vit) else _text(part, weights)
+    if isinstance(part, Vit):
+        modality, contract, cfg, table = "image", part.pixels, {"vision_cfg": _image_cfg(part)}, (*NAMES, *IMAGE)
+        named = _image(weights)
+    else:
+        modality, contract, cfg, table = "text", part.words, {"text_cfg": _text_cfg(part)}, (*NAMES, *TEXT)
+        named = weights | {"embedding.weight": weights["embedding.weight"][:-1]}  # the last: of a masked token
     found = {}
     for name, tensor in named.items():
-        for pattern, replacement in (*NAMES, *(IMAGE if isinstance(part, Vit) else TEXT)):
+        for pattern, replacement in table:
             name = re.sub(pattern, replacement, name)
         found[name] = tensor.contiguous()
-    image = isinstance(part, Vit)
-    architecture = {
-        "vision_cfg" if image else "text_cfg": _image_cfg(part) if isinstance(part, Vit) else _text_cfg(part),
-        "quick_gelu": part.activation == "quick_gelu",
-    }
-    contract = part.pixels if isinstance(part, Vit) else part.words
-    modality = "image" if image else "text"
+    architecture = cfg | {"quick_gelu": part.activation == "quick_gelu"}
     return Foreign(library="open_clip", architecture=architecture, modality=modality, contract=contract), found
 
 
-def _image(part: Vit, weights: Weights) -> Weights:
+def _image(weights: Weights) -> Weights:
     done = {name: tensor for name, tensor in weights.items() if not name.startswith("renormalise.")}
     bias = done.pop("stem.bias", None)
     position = done["position"] if bias is None else done["position"] + bias
     done["position"] = torch.cat([torch.zeros_like(position[:1]), position])
     done["prefix"] = done["prefix"][0]
     return done
-
-
-def _text(part: TextTower, weights: Weights) -> Weights:
-    return weights | {"embedding.weight": weights["embedding.weight"][:-1]}  # without the row of a masked token
 
 
 def _image_cfg(part: Vit) -> dict[str, Any]:
