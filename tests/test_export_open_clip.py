@@ -8,8 +8,8 @@ import clip_benchmark.cli
 import open_clip
 import pytest
 import torch
-from exported import NAMES, TEMPLATES, classification, pictures, retrieval, saved, square, words
 from safetensors import safe_open
+from shared_exports import NAMES, TEMPLATES, classification, pictures, retrieval, saved, square, words
 from toys import PAIRS, toy_config
 
 from mmfm import checkpoint
