@@ -6,56 +6,62 @@ all equal gets exactly the chance level, which is the share of items that have t
 Classes that no item has are left out of the mean.
 """
 
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mmfm.evals.metrics import Figure, Statistic
 
 RESAMPLES_AT_ONCE = 64
 
 
-def average_precision(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> Statistic:
-    """Precision at each score that occurs, weighed by the recall that it adds; nan where no item has the class.
+class Sorted(NamedTuple):
+    """Items in falling order of a class's scores, and of each that has the class, where its run of equals ends."""
 
-    For resamples an item counts as often as it was drawn, so that it is sorted once.
-    """
+    order: Int[np.ndarray, " n"]
+    right: Int[np.ndarray, " k"]  # places in `order`
+    ends: Int[np.ndarray, " k"]  # the last place in `order` of the same score
+    last: Int[np.ndarray, " k"]  # the last place in `right` of the same score
+
+
+def sort(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> Sorted:
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # the last of each run of equal scores
-    right = truth[order].astype(float)
-
-    def statistic(index: np.ndarray) -> np.ndarray:
-        parts = [index[start : start + RESAMPLES_AT_ONCE] for start in range(0, len(index), RESAMPLES_AT_ONCE)]
-        return np.concatenate([of_counts(drawn(part, len(scores))[:, order], right, ends) for part in parts])
-
-    return statistic
+    right = np.flatnonzero(truth[order])
+    falling = -scores[order]
+    ends = np.searchsorted(falling, falling[right], side="right") - 1
+    return Sorted(order, right, ends, np.searchsorted(right, ends, side="right") - 1)
 
 
-def drawn(index: np.ndarray, n: int) -> Float[np.ndarray, "resamples n"]:
-    """How often each item is in each resample."""
+def precision(counts: Int[np.ndarray, "resamples n"], by: Sorted) -> Float[np.ndarray, " resamples"]:
+    """Average precision where item i occurs counts[:, i] times; nan where none that occurs has the class."""
+    ordered = counts[:, by.order]
+    own = ordered[:, by.right]
+    seen, found = ordered.cumsum(1)[:, by.ends], own.cumsum(1)[:, by.last]
+    total = own.sum(1)
+    gained = (own * found / np.maximum(seen, 1)).sum(1)
+    return np.divide(gained, total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
+def drawn(index: np.ndarray, n: int) -> Int[np.ndarray, "resamples n"]:
+    """How often each of n items is in each resample: so that a class is sorted once for all of them."""
     cells = (np.arange(len(index))[:, None] * n + index).ravel()
-    return np.bincount(cells, minlength=len(index) * n).reshape(len(index), n).astype(float)
-
-
-def of_counts(
-    counts: Float[np.ndarray, "resamples n"], right: Float[np.ndarray, " n"], ends: np.ndarray
-) -> Float[np.ndarray, " resamples"]:
-    """Items in falling order of their scores; `ends`: where runs of equal scores end."""
-    found, seen = (counts * right).cumsum(1)[:, ends], counts.cumsum(1)[:, ends]
-    total = found[:, -1:]
-    precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
-    gained = np.diff(found, prepend=0.0)
-    with np.errstate(invalid="ignore"):
-        return (precision * gained).sum(1) / np.where(total[:, 0] > 0, total[:, 0], np.nan)
+    return np.bincount(cells, minlength=len(index) * n).reshape(len(index), n)
 
 
 def mean_average_precision(scores: Float[np.ndarray, "n classes"], truth: Bool[np.ndarray, "n classes"]) -> Statistic:
     """Over the classes that an item of the resample has."""
-    classes = [average_precision(scores[:, place], truth[:, place]) for place in np.flatnonzero(truth.any(0))]
+    classes = [sort(scores[:, place], truth[:, place]) for place in np.flatnonzero(truth.any(0))]
+
+    def of_some(index: np.ndarray) -> np.ndarray:
+        counts = drawn(index, len(scores))
+        values = np.stack([precision(counts, by) for by in classes], 1)
+        there = (~np.isnan(values)).sum(1)
+        return np.divide(np.nansum(values, 1), there, out=np.full(len(index), np.nan), where=there > 0)
 
     def statistic(index: np.ndarray) -> np.ndarray:
-        values = np.stack([one(index) for one in classes], 1)
-        there = ~np.isnan(values)
-        return np.where(there, values, 0.0).sum(1) / np.maximum(there.sum(1), 1)
+        starts = range(0, len(index), RESAMPLES_AT_ONCE)
+        return np.concatenate([of_some(index[start : start + RESAMPLES_AT_ONCE]) for start in starts])
 
     return statistic
 
@@ -63,7 +69,6 @@ def mean_average_precision(scores: Float[np.ndarray, "n classes"], truth: Bool[n
 def multilabel_figures(
     task: str, scores: Float[np.ndarray, "n classes"], truth: Bool[np.ndarray, "n classes"]
 ) -> list[Figure]:
-    occur = truth.any(0)
-    chance = float(truth[:, occur].mean())
-    statistic = mean_average_precision(scores, truth)
+    """mAP. Its chance level is the mean share of the items that have a class, over those that occur."""
+    chance, statistic = float(truth[:, truth.any(0)].mean()), mean_average_precision(scores, truth)
     return [Figure(task=task, metric="mAP", statistic=statistic, n=len(truth), chance=chance)]
