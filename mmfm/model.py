@@ -60,7 +60,7 @@ class UnifiedModel(nn.Module):
 
     def train(self, mode: bool = True) -> "UnifiedModel":
         super().train(mode)
-        for module in self.modules():
+        for module in (part for part in self.modules() if part is not self):
             own = list(module.parameters())
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()

@@ -6,6 +6,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
@@ -23,6 +24,7 @@ from mmfm.hf.processing import (
     MMFMImageTextProcessor,
     MMFMProcessor,
 )
+from mmfm.hf.shims import PlainFeatures, clip_score_shim
 
 __all__ = [
     "MMFMAudioTextProcessor",
@@ -33,6 +35,8 @@ __all__ = [
     "MMFMImageTextProcessor",
     "MMFMModel",
     "MMFMProcessor",
+    "PlainFeatures",
+    "clip_score_shim",
     "register",
     "write",
 ]
@@ -45,6 +49,7 @@ def register() -> None:
         (AutoModel, MMFMModel),
         (AutoModelForZeroShotImageClassification, MMFMModel),
         (AutoModelForCausalLM, MMFMForCausalLM),
+        (AutoModelForMultimodalLM, MMFMForCausalLM),
         (AutoProcessor, MMFMProcessor),
         (AutoFeatureExtractor, MMFMFeatureExtractor),
     ):

@@ -18,6 +18,7 @@ from mmfm.config import require
 from mmfm.hf.model import MMFMPreTrainedModel
 from mmfm.layers import LayerCache
 
+NEW_TOKENS = 64  # where nothing is said; not in a file, where it would overrule the max_length of a client
 SOURCES = {"image": "pixel_values", "audio": "input_features"}
 
 
@@ -137,6 +138,8 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         names = (*SOURCES.values(), "input_features_mask")
         sources = self.read_sources(*(kwargs.pop(name, None) for name in names))
         ids = kwargs.pop("input_ids", inputs)
+        if not kwargs.keys() & {"max_new_tokens", "max_length", "generation_config"}:
+            kwargs["max_new_tokens"] = NEW_TOKENS
         if sources is None:
             return parent.generate(ids, **kwargs)
         require("inputs_embeds" not in kwargs, "give the text behind sources as input_ids, not as inputs_embeds")
@@ -146,6 +149,8 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         require(len(ids) == size[0], f"{len(ids)} texts for {size[0]} sources; give one of each")
         text = kwargs.pop("attention_mask", None)
         text = torch.ones_like(ids) if text is None else text
+        if kwargs.get("max_length") is not None:
+            kwargs["max_length"] += size[1]
         found = parent.generate(
             torch.cat([ids.new_full(size, self.vocabulary.hidden), ids], 1),
             attention_mask=torch.cat([sources.keep.to(text), text], 1),

@@ -7,16 +7,24 @@ from typing import Any, no_type_check
 from transformers import PreTrainedConfig
 
 from mmfm.config import Data, Model, Run, Tower, require
+from mmfm.hf.stub import Foreign, auto_map, write_stub
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel, build
 from mmfm.strict import from_json, to_json
 from mmfm.vocabulary import Vocabulary
 
+AUTOS = auto_map(
+    AutoConfig="MMFMConfig",
+    AutoModel="MMFMModel",
+    AutoModelForZeroShotImageClassification="MMFMModel",
+    AutoModelForCausalLM="MMFMForCausalLM",
+    AutoModelForMultimodalLM="MMFMForCausalLM",
+)
 CONTEXT = 2_048  # tokens that clients who ask for a limit are told; positions are rotary, so the model itself has none
 
 
 @no_type_check  # transformers makes it a dataclass and then lets it take more names than a dataclass can
-class MMFMConfig(PreTrainedConfig):
+class MMFMConfig(Foreign, PreTrainedConfig):
     """`run`: what `mmfm.strict` writes of a run, without its data. `text_ids`: ids of its tokenizer.
 
     Ids are those of the whole vocabulary: marks first, then text, then codes. See `mmfm.vocabulary`.
@@ -38,6 +46,12 @@ class MMFMConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False  # one table by construction, so nothing has to be tied after loading
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As transformers', with the stub beside it, so that whatever saves a model saves a folder that loads."""
+        self.auto_map = AUTOS
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        write_stub(save_directory)
 
     def parsed(self) -> Run:
         """The run; UserError where it is none, which names the key."""
@@ -71,6 +85,7 @@ def config_of(run: Run, tokenizer: Tokenizer) -> MMFMConfig:
         bos_token_id=vocabulary.begin("text"),
         eos_token_id=vocabulary.end,
         pad_token_id=vocabulary.pad,
+        architectures=["MMFMModel"],
         dtype="float32",
     )
 

@@ -19,26 +19,9 @@ from transformers import GenerationConfig
 from mmfm.config import Run, require
 from mmfm.hf.card import card
 from mmfm.hf.config import MMFMConfig, config_of
-from mmfm.hf.processing import MMFMFeatureExtractor, MMFMImageProcessor, MMFMProcessor
+from mmfm.hf.processing import PROCESSOR, MMFMFeatureExtractor, MMFMImageProcessor
 from mmfm.hf.tokens import hf_tokenizer
 from mmfm.interface import Interface
-
-STUB = "modeling_mmfm"
-CODE = '''"""mmfm's classes, for programs that load this folder with remote code; mmfm itself must be installed."""
-
-from mmfm.hf import (  # noqa: F401
-    MMFMConfig,
-    MMFMFeatureExtractor,
-    MMFMForCausalLM,
-    MMFMImageProcessor,
-    MMFMModel,
-    MMFMProcessor,
-    register,
-)
-
-register()  # the parts of a processor are looked up by name
-'''
-NEW_TOKENS = 64
 
 
 def write(model: Interface, folder: Path) -> None:
@@ -61,46 +44,28 @@ def _fill(model: Interface, folder: Path) -> None:
     config = config_of(model.run, model.tokenizer)
     tensors = {f"core.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.core.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _save_config(config, folder)
+    config.save_pretrained(folder)
     hf_tokenizer(model.tokenizer, config.vocabulary()).save_pretrained(folder)
     _save_processors(model.run, model.modalities, folder)
     generation(config).save_pretrained(folder)
-    (folder / f"{STUB}.py").write_text(CODE, encoding="utf-8")
     (folder / "README.md").write_text(card(model), encoding="utf-8")
 
 
-def _save_config(config: MMFMConfig, folder: Path) -> None:
-    autos = {
-        "AutoConfig": "MMFMConfig",
-        "AutoModel": "MMFMModel",
-        "AutoModelForZeroShotImageClassification": "MMFMModel",
-        "AutoModelForCausalLM": "MMFMForCausalLM",
-    }
-    config.auto_map = {auto: f"{STUB}.{name}" for auto, name in autos.items()}
-    config.architectures = ["MMFMModel"]
-    config.save_pretrained(folder)
-
-
 def _save_processors(run: Run, modalities: tuple[str, ...], folder: Path) -> None:
-    """One processor_config.json for both, with where remote code finds each class."""
+    """One processor_config.json for both."""
     parts: dict[str, Any] = {}
     if "image" in modalities and run.model.image is not None:
         pixels = dataclasses.asdict(run.model.image.pixels)
-        parts["image_processor"] = MMFMImageProcessor(pixels=pixels, exact_decode=run.data.exact_decode)
+        parts["image_processor"] = MMFMImageProcessor(pixels=pixels, exact_decode=run.data.exact_decode).to_dict()
     if "audio" in modalities and run.model.audio is not None:
         parts["feature_extractor"] = MMFMFeatureExtractor(
             sampling_rate=run.model.audio.sound.rate_hz,
             max_seconds=run.data.max_seconds,
             crop_seconds=run.data.crop_seconds,
-        )
-    if not parts:
-        return
-    autos = {"image_processor": "AutoImageProcessor", "feature_extractor": "AutoFeatureExtractor"}
-    tree: dict[str, Any] = {"processor_class": MMFMProcessor.__name__}
-    tree["auto_map"] = {"AutoProcessor": f"{STUB}.MMFMProcessor"}
-    for name, part in parts.items():
-        tree[name] = part.to_dict() | {"auto_map": {autos[name]: f"{STUB}.{type(part).__name__}"}}
-    (folder / "processor_config.json").write_text(json.dumps(tree, indent=2, sort_keys=True), encoding="utf-8")
+        ).to_dict()
+    if parts:
+        tree = parts | PROCESSOR
+        (folder / "processor_config.json").write_text(json.dumps(tree, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def generation(config: MMFMConfig) -> GenerationConfig:
@@ -112,6 +77,6 @@ def generation(config: MMFMConfig) -> GenerationConfig:
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
         suppress_tokens=other,
     )

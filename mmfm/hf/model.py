@@ -14,6 +14,7 @@ from mmfm.batch import Batch, Items
 from mmfm.config import require
 from mmfm.grammar import Task
 from mmfm.hf.config import MMFMConfig
+from mmfm.hf.stub import Foreign
 from mmfm.losses import CONTRAST
 from mmfm.tasks import read
 
@@ -23,6 +24,7 @@ class MMFMOutput(ModelOutput):
     """Unit embeddings [n, dim] of what was given, and scaled similarities, a row for each picture, text or sound.
 
     `logits_per_image` and `logits_per_audio` have a column for each text, `logits_per_text` one for each picture.
+    `pooler_output`: the embeddings, where only one modality was given.
     """
 
     loss: Tensor | None = None
@@ -32,9 +34,10 @@ class MMFMOutput(ModelOutput):
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     audio_embeds: Tensor | None = None
+    pooler_output: Tensor | None = None
 
 
-class MMFMPreTrainedModel(PreTrainedModel):
+class MMFMPreTrainedModel(Foreign, PreTrainedModel):
     """Holds the `UnifiedModel` itself as `core`, so that weights keep their names."""
 
     config_class = MMFMConfig
@@ -146,6 +149,7 @@ class MMFMModel(MMFMPreTrainedModel):
             image_embeds=image,
             text_embeds=text,
             audio_embeds=audio,
+            pooler_output=next(iter(found.values())) if len(found) == 1 else None,
         )
 
     def embed(self, modality: str, x: Tensor, keep: Tensor | None) -> Float[Tensor, "n dim"]:

@@ -15,14 +15,16 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from mmfm.config import Pixels, require
 from mmfm.data.stream import shape_of
+from mmfm.hf.stub import Foreign, auto_map
 from mmfm.inputs.audio import resample
 from mmfm.inputs.image import load_picture
 from mmfm.strict import parse
 
+PROCESSOR = {"processor_class": "MMFMProcessor", "auto_map": auto_map(AutoProcessor="MMFMProcessor")}
 PARTS = {"image_processor": "image", "feature_extractor": "audio"}
 
 
-class MMFMImageProcessor(BaseImageProcessor):
+class MMFMImageProcessor(Foreign, BaseImageProcessor):
     """Pictures to `pixel_values`, uint8 [n, channels, height, width]; the model itself normalises them."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -42,6 +44,9 @@ class MMFMImageProcessor(BaseImageProcessor):
         x = torch.stack([load_picture(picture, **shape, exact=self.exact_decode) for picture in given])
         return BatchFeature({"pixel_values": x if return_tensors in (None, "pt") else x.numpy()})
 
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"auto_map": auto_map(AutoImageProcessor="MMFMImageProcessor")}
+
     @property
     def contract(self) -> Pixels:
         return parse(Pixels, json.dumps(self.pixels), "processor_config.json: pixels")
@@ -51,7 +56,7 @@ class MMFMImageProcessor(BaseImageProcessor):
         return {"height": self.contract.height_px, "width": self.contract.width_px}
 
 
-class MMFMFeatureExtractor(SequenceFeatureExtractor):
+class MMFMFeatureExtractor(Foreign, SequenceFeatureExtractor):
     """Sounds to `input_features`, float32 [n, samples] padded to the longest, and `input_features_mask`, 1 where real.
 
     It never speaks of an attention_mask: the text has one, and clients give both to one call.
@@ -85,6 +90,9 @@ class MMFMFeatureExtractor(SequenceFeatureExtractor):
         as_torch = return_tensors in (None, "pt")
         return BatchFeature(data if as_torch else {name: value.numpy() for name, value in data.items()})
 
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"auto_map": auto_map(AutoFeatureExtractor="MMFMFeatureExtractor")}
+
     def _wave(self, clip: Any, sampling_rate: int | None) -> Tensor:
         if isinstance(clip, Mapping):
             clip, sampling_rate = clip["array"], clip["sampling_rate"]
@@ -101,7 +109,7 @@ class MMFMFeatureExtractor(SequenceFeatureExtractor):
         return torch.from_numpy(wave)
 
 
-class MMFMProcessor(ProcessorMixin):
+class MMFMProcessor(Foreign, ProcessorMixin):
     """What a model reads: pictures, texts and sounds. A model without one of them has one of the classes below."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, feature_extractor: Any = None) -> None:
@@ -118,7 +126,7 @@ class MMFMProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Under the one name that transformers knows."""
-        return super().to_dict() | {"processor_class": MMFMProcessor.__name__}
+        return super().to_dict() | PROCESSOR
 
 
 class MMFMImageTextProcessor(MMFMProcessor):
