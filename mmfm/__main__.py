@@ -34,7 +34,8 @@ One model that reads and writes text, images and audio.
   mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
   mmfm data index FOLDER
   mmfm report RUN
-  mmfm export RUN OUT --to open_clip|hf|onnx|torch_export [--modality image ...]
+  mmfm import SOURCE OUT [--modality image|audio|text|trunk] [--layout native|wrapped|auto]
+  mmfm export RUN OUT --to open_clip|hf|timm|onnx|torch_export
 
 `mmfm COMMAND --help` lists the options of a command. --debug, anywhere, shows the traceback of an error.
 --version prints the version.

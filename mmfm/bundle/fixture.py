@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmfm.batch import Items
+from mmfm.batch import Items, Tokens
 from mmfm.bundle.encoder import BundledEncoder
 from mmfm.config import Sound, UserError, require
+from mmfm.trunk import Segment, UnifiedTransformer
 
 SENTENCES = ("A bird on a stone, and another.", "forty-two", "Über 7 kleine Katzen: miau!")
 TOLERANCE = 1e-4  # of the largest number: sums of fp32 in another order
@@ -36,6 +37,11 @@ def make(encoder: BundledEncoder, sentences: Sequence[str] = SENTENCES) -> dict[
     return {f"{encoder.modality}.{name}": value.cpu().clone() for name, value in found.items()}
 
 
+def inputs(encoder: BundledEncoder) -> list[Any]:
+    """What `make` gives it: pictures, sounds and sentences of different lengths."""
+    return _as_people_do(encoder, _given(encoder), SENTENCES)
+
+
 def check(encoder: BundledEncoder, fixture: Tensors, sentences: Sequence[str], tolerance: float, where: str | Path):
     """A UserError where this encoder, on this machine, gives other numbers than those that were written."""
     start = f"{encoder.modality}."
@@ -51,6 +57,29 @@ def check(encoder: BundledEncoder, fixture: Tensors, sentences: Sequence[str], t
     for name, value in found.items():
         require(name in stored, f"{where}: its fixture has no {start}{name}; {REMEDY}")
         _compare(f"{start}{name}", value, stored[name], tolerance * float(stored[name].double().abs().max()), where)
+
+
+def make_trunk(trunk: UnifiedTransformer) -> dict[str, Tensor]:
+    """Of a trunk: seeded vectors of a source and a target, some of them padding, and its states."""
+    x = torch.randn(2, 9, trunk.width, generator=torch.Generator().manual_seed(0))
+    keep = torch.arange(9) < torch.tensor([[9], [7]])
+    return {"trunk.x": x, "trunk.keep": keep, "trunk.states": _states(trunk, x, keep)}
+
+
+def check_trunk(trunk: UnifiedTransformer, fixture: Tensors, tolerance: float, where: str | Path) -> None:
+    lacking = {"trunk.x", "trunk.keep", "trunk.states"} - fixture.keys()
+    require(not lacking, f"{where}: its fixture has no {min(lacking, default='')}; {REMEDY}")
+    stored = fixture["trunk.states"]
+    found = _states(trunk, fixture["trunk.x"], fixture["trunk.keep"])
+    _compare("trunk.states", found, stored, tolerance * float(stored.abs().max()), where)
+
+
+@torch.no_grad()
+def _states(trunk: UnifiedTransformer, x: Tensor, keep: Tensor) -> Tensor:
+    dtype = next(trunk.parameters()).dtype
+    source, target = (Tokens(x[:, part].to(dtype), keep[:, part]) for part in (slice(0, 4), slice(4, None)))
+    states = trunk([Segment(source), Segment(target, causal=True)])
+    return (torch.cat(states, 1) * keep.unsqueeze(-1)).cpu().clone()
 
 
 def _given(encoder: BundledEncoder) -> dict[str, Tensor]:

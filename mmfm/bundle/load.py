@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,13 +24,14 @@ from mmfm.bundle.contents import (
     read_manifest,
     read_part,
 )
-from mmfm.bundle.encoder import BundledEncoder, bare, lone
+from mmfm.bundle.encoder import BundledEncoder, bare, lone, only
 from mmfm.bundle.hub import find
 from mmfm.checkpoint import check_shapes, check_size, load_model, refuse_foreign, refuse_unsafe
 from mmfm.config import MODALITIES, TextTower, Tower, Trunk, UserError, require
 from mmfm.inputs.text import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
+from mmfm.trunk import UnifiedTransformer
 
 SMALL = Trunk(width=2, depth=1, heads=1, kv_heads=1)  # stands where a tower alone has no trunk
 
@@ -81,15 +83,34 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
     return Interface(core.to(device).eval(), run, tokenizer).eval()
 
 
+def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer, dict[str, Tensor]]:
+    """The trunk of a bundle, and the tables of its vocabulary by name: "embedding.weight", "output.weight"."""
+    bundle, files = read_bundle(folder), read_manifest(folder)
+    require("trunk" in bundle.holds, f"{folder} holds no trunk; it holds {', '.join(bundle.holds)}")
+    found = read_tensors(folder, "trunk.safetensors", files)
+    model = run_of(bundle).model
+    check_size(only(model, ()), found, str(folder))
+    trunk = UnifiedTransformer(model.trunk).eval()
+    weights = {name.removeprefix("trunk."): tensor for name, tensor in found.items()}
+    check_shapes(trunk, weights, str(folder))
+    trunk.load_state_dict(weights, strict=True)
+    if check:
+        fixture.check_trunk(trunk, read_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
+    held = "vocabulary" in bundle.holds
+    return trunk, read_tensors(folder, "vocabulary.safetensors", files) if held else {}
+
+
 def run_of(bundle: Bundle) -> config.Run:
-    """What a model needs of the run that it comes from. Of a part: a run around it, whose trunk is none."""
+    """What a model needs of the run that it comes from. Of a part: a run around it, whose other parts are none."""
     data = config.Data(
         exact_decode=bundle.exact_decode, max_seconds=bundle.max_seconds, crop_seconds=bundle.crop_seconds
     )
     model = bundle.model
     if model is None:
-        towers = dict.fromkeys(MODALITIES) | {name: bundle.part for name in bundle.modalities}
-        model = config.Model(**towers, trunk=SMALL, embed_dim=1)  # pyright: ignore[reportArgumentType]
+        part = bundle.part
+        trunk, tower = (part, None) if isinstance(part, Trunk) else (SMALL, part)
+        towers: dict[str, Any] = {name: tower if name in bundle.modalities else None for name in MODALITIES}
+        model = config.Model(**towers, trunk=trunk, embed_dim=1)
     return config.Run(name="bundle", model=model, data=data, contrast=bundle.contrast, write=bundle.write)
 
 

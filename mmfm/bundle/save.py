@@ -65,6 +65,7 @@ def save_bundle(
 def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, bytes], Bundle]:
     encoders = [BundledEncoder(model.core, name, model.run, model.tokenizer) for name in modalities]
     tensors = {name: tensor for encoder in encoders for name, tensor in fixture.make(encoder).items()}
+    tensors |= fixture.make_trunk(model.core.trunk)
     contrast = tuple(item for item in model.run.contrast if set(item.pair) <= set(modalities))
     writing = tuple(item for item in model.run.write if set(parse_writing(item.task).sources) <= set(modalities))
     weights = split(model.core, modalities, [item.name for item in contrast])
