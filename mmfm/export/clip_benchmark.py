@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfm.export import open_clip
-from mmfm.export.command import open_model
+from mmfm.export.opening import open_model
 
 NAME = "mmfm"
 

@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfm.bundle.contents import is_bundle
-from mmfm.bundle.load import from_pretrained
-from mmfm.checkpoint import load_model
-from mmfm.config import require
+from mmfm.config import UserError, Vit, require
 from mmfm.export.folder import ABOUT, refuse, whole_folder, write_json
+from mmfm.export.opening import open_model, whole
 from mmfm.interface import Interface
 
 
@@ -36,14 +34,6 @@ def export(
     return out
 
 
-def open_model(run: str | Path, step: int | None = None) -> Interface:
-    """Of a run's folder, a checkpoint's, or a bundle's."""
-    if not is_bundle(Path(run)):
-        return load_model(run, step)
-    require(step is None, f"{run} is a bundle, which has no steps; leave out --step")
-    return from_pretrained(run)
-
-
 def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:
     """Those that were asked for, in the model's order."""
     for name in modalities:
@@ -59,6 +49,7 @@ def _tensors(model: Interface, to: str, folder: Path, modalities: Sequence[str])
 
 
 def _open_clip(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    whole(model, to)
     both = {"image", "text"} & set(model.modalities) <= set(modalities)
     require(both, "--to open_clip holds images and texts together; leave out --modality")
     from mmfm.export.open_clip import write
@@ -67,6 +58,7 @@ def _open_clip(model: Interface, to: str, folder: Path, modalities: Sequence[str
 
 
 def _hf(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    whole(model, to)
     require(set(modalities) == set(model.modalities), "--to hf holds all that the model reads; leave out --modality")
     from mmfm.hf import write
 
@@ -75,5 +67,22 @@ def _hf(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> d
     return {}
 
 
+def _timm(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    vit = model.config.image
+    told = "--to timm holds an image tower that is built here (a Vit)"
+    require(set(modalities) in ({"image"}, set(model.modalities)), f"{told} and nothing else; leave out --modality")
+    if not isinstance(vit, Vit):
+        raise UserError(f"{told}, and this model has none; take --to onnx")
+    from mmfm.export.timm import write
+
+    return {"modalities": ["image"]} | write(vit, model.core.towers["image"], folder)
+
+
 Write = Callable[[Interface, str, Path, Sequence[str]], dict[str, Any]]
-TARGETS: dict[str, Write] = {"open_clip": _open_clip, "hf": _hf, "onnx": _tensors, "torch_export": _tensors}
+TARGETS: dict[str, Write] = {
+    "open_clip": _open_clip,
+    "hf": _hf,
+    "timm": _timm,
+    "onnx": _tensors,
+    "torch_export": _tensors,
+}

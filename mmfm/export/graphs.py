@@ -51,17 +51,19 @@ class Graph:
 
 
 class Path(nn.Module):
-    """To a modality's embedding, its tower's tokens and which of those are real."""
+    """To a modality's embedding, unless it is of a tower alone, its tower's tokens and which of those are real."""
 
     def __init__(self, core: UnifiedModel, modality: str) -> None:
         super().__init__()
-        self.core, self.modality = only(core, modality), modality
+        self.core, self.modality, self.embeds = only(core, modality), modality, modality in core.heads
 
     def read(self, x: Tensor, keep: Tensor) -> Arrays:
         rows = torch.arange(x.shape[0], device=x.device)
         return self.finish(self.core.tokens(self.modality, Items(x=x, keep=keep, rows=rows)))
 
     def finish(self, tokens: Tokens) -> Arrays:
+        if not self.embeds:
+            return tuple(tokens)
         states = self.core.trunk([self.core.enter(self.modality, tokens)])[0]
         return self.core.head(self.modality, states), tokens.x, tokens.keep
 
@@ -70,7 +72,7 @@ class ImagePath(Path):
     """From pixels. Every token is real."""
 
     def forward(self, pixels: Tensor) -> Arrays:
-        return self.read(pixels, torch.ones(pixels.shape[0], 1, dtype=torch.bool, device=pixels.device))[:2]
+        return self.read(pixels, torch.ones(pixels.shape[0], 1, dtype=torch.bool, device=pixels.device))[:-1]
 
 
 class PaddedPath(Path):
@@ -99,9 +101,10 @@ def only(core: UnifiedModel, modality: str) -> UnifiedModel:
     part = copy.copy(core)
     part.__dict__["_modules"] = dict(core._modules)
     part.towers = nn.ModuleDict({modality: core.towers[modality]})
-    part.connectors = nn.ModuleDict({modality: core.connectors[modality]})
-    part.heads = nn.ModuleDict({modality: core.heads[modality]})
-    part.pools = nn.ParameterDict({modality: core.pools[modality]})
+    if modality in core.heads:
+        part.connectors = nn.ModuleDict({modality: core.connectors[modality]})
+        part.heads = nn.ModuleDict({modality: core.heads[modality]})
+        part.pools = nn.ParameterDict({modality: core.pools[modality]})
     part.log_scales, part.biases = nn.ParameterDict(), nn.ParameterDict()
     part.embedding = nn.Embedding(1, 1, dtype=core.dtype, device=core.device)  # what says dtype and device
     return part.eval()
@@ -111,6 +114,10 @@ def graphs(core: UnifiedModel, cfg: config.Model, modalities: Sequence[str], ids
     """Of a unified model: one graph for each of these modalities. `ids`: how many the text path knows."""
     makers = {"image": _image, "audio": _audio, "text": _text}
     return [makers[name](core, cfg, ids) for name in modalities]
+
+
+def _outputs(core: UnifiedModel, modality: str) -> tuple[str, ...]:
+    return (*(("embedding",) if modality in core.heads else ()), "tokens", "tokens_keep")
 
 
 def _image(core: UnifiedModel, cfg: config.Model, _: int) -> Graph:
@@ -126,7 +133,7 @@ def _image(core: UnifiedModel, cfg: config.Model, _: int) -> Graph:
         name="image",
         module=ImagePath(core, "image"),
         inputs=("pixels",),
-        outputs=("embedding", "tokens"),
+        outputs=_outputs(core, "image")[:-1],
         example=example,
         traced=Size(TRACED_BATCH, 0),
         checked=tuple(Size(batch, 0) for batch in CHECKED_BATCHES),
@@ -144,7 +151,7 @@ def _audio(core: UnifiedModel, cfg: config.Model, _: int) -> Graph:
         name="audio",
         module=PaddedPath(core, "audio"),
         inputs=("waves", "keep"),
-        outputs=("embedding", "tokens", "tokens_keep"),
+        outputs=_outputs(core, "audio"),
         example=lambda size: (_waves(size), _keep(size)),
         traced=Size(TRACED_BATCH, rate + 731),
         checked=tuple(map(Size, CHECKED_BATCHES, (rate // 2, 2 * rate + 7, rate // 3 + 1))),
@@ -165,7 +172,7 @@ def _features(core: UnifiedModel, sound: config.Sound) -> Graph:
         name="audio",
         module=FeaturePath(core, "audio"),
         inputs=("features", "keep"),
-        outputs=("embedding", "tokens", "tokens_keep"),
+        outputs=_outputs(core, "audio"),
         example=example,
         traced=Size(TRACED_BATCH, rate + 731),
         checked=tuple(map(Size, CHECKED_BATCHES, (rate // 2, 2 * rate + 7, rate // 3 + 1))),
@@ -200,7 +207,7 @@ def _text(core: UnifiedModel, cfg: config.Model, known: int) -> Graph:
         name="text",
         module=PaddedPath(core, "text"),
         inputs=("ids", "keep"),
-        outputs=("embedding", "tokens", "tokens_keep"),
+        outputs=_outputs(core, "text"),
         example=example,
         traced=Size(TRACED_BATCH, lengths[0]),
         checked=tuple(map(Size, CHECKED_BATCHES, lengths[1:])),
