@@ -28,6 +28,26 @@ def test_figures_are_generated() -> None:
     assert TOOL["generated"]() == README
 
 
+def test_the_table_of_encoders_is_generated() -> None:
+    """tools/PARITY.md is what tools/readme.py makes of tools/parity.json."""
+    assert TOOL["parity_page"]() == TOOL["PARITY_PAGE"].read_text("utf-8")
+
+
+def test_planted_rows_stand_in_the_summary() -> None:
+    """Differences are of the largest number; what has no native row has a dash; what sees its padding is named."""
+    plain = {"library": "a", "modality": "text", "way": "wrapped", "size": 4.0, "padded": 0.0, "invariant": True}
+    rows = [
+        {**plain, "model": "x", "difference": 4e-6},
+        {**plain, "model": "y", "difference": 0.0, "padded": 0.5, "invariant": False},
+        {**plain, "model": "y", "difference": 8e-6, "way": "native"},
+        {**plain, "model": "z", "difference": 3e-7, "library": "b", "size": 0.1},
+    ]
+    table = TOOL["parity_summary"]({"rows": rows, "hardware": {"cpu": "c"}, "date": "2026-01-01"})
+    assert "| a | 2 | 1e-06 | 1 | 2e-06 | y |" in table
+    assert "| b | 1 | 3e-07 | 0 | - | none |" in table
+    assert table.endswith("3 encoders. Measured on c, 2026-01-01.")
+
+
 def test_the_quickstarts_experiment_is_generated() -> None:
     """Both tables of experiments/000-quickstart: the scores, and what was tried before."""
     assert TOOL["generated_experiment"]() == TOOL["EXPERIMENT"].read_text("utf-8")

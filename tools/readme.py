@@ -1,4 +1,6 @@
-"""Writes the tables of README.md and of experiments/000-quickstart from their JSON, so that no figure is typed.
+"""Writes the tables of README.md, of tools/PARITY.md and of experiments/000-quickstart from their JSON.
+
+No figure is typed.
 
 .venv/bin/python tools/readme.py
 """
@@ -13,6 +15,8 @@ README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / 
 EXPERIMENT = RESULTS.with_name("README.md")
 BENCH = ROOT / "tools" / "bench_step.json"
 ENGINE = [ROOT / "tools" / f"bench_{name}.json" for name in ("loader", "decode", "read", "memory", "resume")]
+PARITY = ROOT / "tools" / "parity.json"
+PARITY_PAGE = PARITY.with_name("PARITY.md")
 BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
 SPLITS = {"test": "numbers seen in training", "test-unseen": "the twenty never seen"}
 LINES = (
@@ -25,6 +29,18 @@ LINES = (
     ("audio>text", "wer", "the same, word error rate (less is better)"),
     (">text", "bits_per_byte", "captions predicted, bits per byte (less is better)"),
 )
+PARITY_TEXT = """# Encoders of other libraries, there and here
+
+Written by tools/readme.py from tools/parity.json, which `{command}` wrote; what the columns are is said in
+tools/parity.py, and every row is a test (tests/test_parity_table.py, those of wheels in tests/slow/). Wrapped: the
+library's own module behind our interface. Native: its weights in our own modules. Difference: the largest between two
+numbers of their tokens and ours; size: the largest of these numbers. Padded: the largest difference between a shorter
+item beside a longer one and the same item alone; images are never padded.
+
+{table}
+
+Two items each, on {cpu}, {date}, commit {commit}; {versions}.
+"""
 DECODE_GOALS = {"seek": ">= 10"}  # of tools/bench_decode.json, which states none
 MISSING = "The table is made from `experiments/000-quickstart/results.json`, which is not there yet."
 
@@ -55,12 +71,49 @@ def render(readme: str, results: str | None) -> str:
 
 
 def generated() -> str:
-    """README.md with its three tables."""
+    """README.md with its four tables."""
     page = render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
     content = speed_table(json.loads(BENCH.read_text("utf-8")))
     page = between(page, "<!-- speed: written by tools/readme.py -->", "<!-- end of speed -->", content)
     content = engine_table([json.loads(path.read_text("utf-8")) for path in ENGINE if path.exists()])
-    return between(page, "<!-- data: written by tools/readme.py -->", "<!-- end of data -->", content)
+    page = between(page, "<!-- data: written by tools/readme.py -->", "<!-- end of data -->", content)
+    content = parity_summary(json.loads(PARITY.read_text("utf-8")))
+    return between(page, "<!-- parity: written by tools/readme.py -->", "<!-- end of parity -->", content)
+
+
+def parity_summary(report: Mapping[str, Any]) -> str:
+    """A line for each library: how many encoders, how far ours are from it, and which of them see their padding."""
+    head = ["library", "wrapped", "largest difference", "native", "largest difference", "see their padding"]
+    lines = [head, ["---"] * len(head)]
+    for library in dict.fromkeys(row["library"] for row in report["rows"]):
+        cells = [library]
+        for way in ("wrapped", "native"):
+            found = [row for row in report["rows"] if (row["library"], row["way"]) == (library, way)]
+            cells += [str(len(found)), worst(found)]
+        seen = [row["model"] for row in report["rows"] if row["library"] == library and row["invariant"] is False]
+        lines.append([*cells, "; ".join(seen) or "none"])
+    models = len({(row["library"], row["model"]) for row in report["rows"]})
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\n{models} encoders. Measured on {cpu(report['hardware'])}, {report['date']}."
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The largest difference, as a part of the largest number in the tokens (of 1, if that is smaller)."""
+    return f"{max(row['difference'] / max(1, row['size']) for row in rows):.2g}" if rows else "-"
+
+
+def parity_page() -> str:
+    """tools/PARITY.md: every row of tools/parity.json."""
+    report = json.loads(PARITY.read_text("utf-8"))
+    head = ["model", "library", "modality", "way", "difference", "size", "padded", "width", "seconds"]
+    lines = [head, ["---"] * len(head)]
+    for row in report["rows"]:
+        padded = "-" if row["padded"] is None else f"{row['padded']:.2g}{'' if row['invariant'] else ', sees padding'}"
+        figures = [f"{row['difference']:.2g}", f"{row['size']:.3g}", padded, str(row["width"]), f"{row['seconds']:.2g}"]
+        lines.append([row["model"], row["library"], row["modality"], row["way"], *figures])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return PARITY_TEXT.format(**{**report, "table": table, "versions": versions, "cpu": cpu(report["hardware"])})
 
 
 def speed_table(bench: Mapping[str, Any]) -> str:
@@ -143,4 +196,5 @@ def generated_experiment() -> str:
 
 if __name__ == "__main__":
     README.write_text(generated(), "utf-8")
+    PARITY_PAGE.write_text(parity_page(), "utf-8")
     EXPERIMENT.write_text(generated_experiment(), "utf-8")

