@@ -1,0 +1,125 @@
+"""Bundles as the start of other models: the same weights where nothing else was chosen, or words that say why."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_bundle import TOKENIZER, trained
+from toys import toy_config
+
+import mmfm
+from mmfm import bundle
+from mmfm.config import MODALITIES, Contrast, Model, UserError
+from mmfm.inputs.text import train_tokenizer
+from mmfm.model import UnifiedModel, build
+from mmfm.towers.vit import resize_positions
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory) -> Path:
+    return mmfm.save_bundle(model, tmp_path_factory.mktemp("start") / "toy")
+
+
+def fresh(cfg: Model, ids: int = TOKENIZER.size) -> UnifiedModel:
+    torch.manual_seed(7)
+    core = build(cfg, ids, (Contrast(pair=("image", "text")),))
+    bundle.start(core, cfg)
+    return core
+
+
+@pytest.mark.parametrize("name", [*MODALITIES, "trunk"])
+def test_a_part_begins_where_the_bundle_stands(model, folder, name):
+    """Its weights are those that were trained, to the bit, and those of the other parts are as without it."""
+    cfg = toy_config(**{name: mmfm.native(str(folder), name)})
+    core, without = fresh(cfg), fresh(toy_config())
+    starts = (f"towers.{name}.",) if name != "trunk" else ("trunk.", "embedding.")
+    for key, value in core.state_dict().items():
+        source = model.core if key.startswith(starts) else without
+        torch.testing.assert_close(value, source.state_dict()[key], rtol=0, atol=0)
+    moved = [key for key, value in without.state_dict().items() if not torch.equal(value, core.state_dict()[key])]
+    assert moved and all(key.startswith(starts) for key in moved)
+
+
+def test_nothing_named_nothing_changed(folder):
+    """A configuration without `weights` reads no bundle."""
+    torch.manual_seed(7)
+    plain = build(toy_config(), TOKENIZER.size, (Contrast(pair=("image", "text")),))
+    torch.testing.assert_close(dict(fresh(toy_config()).state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+
+
+def test_a_larger_picture_takes_resized_positions(model, folder):
+    """Every other weight is that of the bundle."""
+    vit = replace(mmfm.native(str(folder), "image"), height_px=16)
+    found = fresh(toy_config(image=vit)).towers["image"].state_dict()
+    before = model.core.towers["image"].state_dict()
+    expected = resize_positions(before["position"], (2, 4), (4, 4))
+    torch.testing.assert_close(found.pop("position"), expected, rtol=0, atol=0)
+    torch.testing.assert_close(dict(found), {k: v for k, v in before.items() if k != "position"}, rtol=0, atol=0)
+
+
+def test_the_configuration_comes_without_torch(folder):
+    """`native` is for configuration files, which are read before torch is."""
+    program = (
+        f"import mmfm, sys; part = mmfm.native({str(folder)!r}, 'audio'); "
+        "assert part.weights and not {'torch', 'numpy', 'safetensors', 'huggingface_hub'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert mmfm.native(str(folder), "audio") == replace(toy_config().audio, weights=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"heads": 4}, r"Vit.heads=4 is 2 in .*toy; take it from there: mmfm.native\("),
+        ({"patch_px": 8}, r"Vit.patch_px=8 is 4 in"),
+    ],
+)
+def test_what_shapes_the_numbers_must_be_equal(folder, changes, words):
+    """Other heads would load without an error and give other numbers."""
+    with pytest.raises(UserError, match=words):
+        fresh(toy_config(image=replace(mmfm.native(str(folder), "image"), **changes)))
+
+
+def test_what_is_not_there_is_named(model, folder, tmp_path):
+    eyes = str(mmfm.save_bundle(model, tmp_path / "eyes", ("image",)))
+    with pytest.raises(UserError, match=r"eyes holds no audio to start from; it holds image, trunk"):
+        fresh(toy_config(audio=replace(toy_config().audio, weights=eyes)))
+    with pytest.raises(UserError, match=r"eyes holds no 'text'; it holds image, trunk"):
+        mmfm.native(eyes, "text")
+    with pytest.raises(UserError, match=r"holds image, audio, text, trunk; name one: native\("):
+        mmfm.native(str(folder))
+    with pytest.raises(UserError, match=r"none is no bundle: it has no bundle.json"):
+        fresh(toy_config(image=replace(toy_config().image, weights=str(tmp_path / "none"))))
+
+
+@pytest.mark.parametrize("name", ["text", "trunk"])
+def test_a_table_of_words_needs_its_tokenizer(folder, tmp_path, name):
+    """As many ids of another tokenizer would be other words."""
+    letters = train_tokenizer(["abc"] * 9, 256)
+    (tmp_path / "tokenizer.json").write_text(letters.to_json().replace("true", "false", 1))
+    cfg = toy_config(**{name: mmfm.native(str(folder), name), "tokenizer": str(tmp_path / "tokenizer.json")})
+    with pytest.raises(UserError, match=r"is not the one that .*toy was trained with; set it to 'bytes'"):
+        fresh(cfg)
+
+
+def test_a_damaged_start_is_refused(model, tmp_path):
+    """A start is checked as an encoder is that is opened."""
+    folder = mmfm.save_bundle(model, tmp_path / "a")
+    (folder / "trunk.safetensors").write_bytes(b"x" + (folder / "trunk.safetensors").read_bytes()[1:])
+    with pytest.raises(UserError, match=r"trunk.safetensors is damaged"):
+        fresh(toy_config(trunk=mmfm.native(str(folder), "trunk")))
+
+
+def test_other_codes_are_refused(folder):
+    """Rows of a trained vocabulary have places that another number of codes would move."""
+    with pytest.raises(UserError, match=r"Model has other codes than .*; set image_codes=0 and audio_codes=0"):
+        fresh(toy_config(trunk=mmfm.native(str(folder), "trunk"), image_codes=3))
