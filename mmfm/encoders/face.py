@@ -91,9 +91,10 @@ def finish(
     draft: Blueprint, build: Callable[[Blueprint], Encoder], weights: Weights | None, tokenizer: str | None = None
 ) -> Resolved:
     """`draft` with the width of the tokens, and the names of the parameters that they do not depend on."""
-    encoder = build(draft).eval()
     try:
-        tokens = encoder(*encoder.example())
+        with torch.inference_mode(False), torch.enable_grad():  # it is the graph that is looked at
+            encoder = build(draft).eval()
+            tokens = encoder(*encoder.example())
     except UserError:
         raise
     except (AssertionError, RuntimeError, ValueError, TypeError) as why:
@@ -119,10 +120,10 @@ def _fitted(weights: Weights, encoder: Encoder, unread: list[str]) -> Weights:
     for told, names in (("lack", lacking), ("hold, with no place for it,", extra), ("hold in another shape", other)):
         if names:
             raise UserError(
-                f"these weights {told} {names[0].removeprefix('trunk.')} ({len(names)} such in all): they are not those "
-                f"of this {encoder.blueprint.library} architecture; give the source that they belong to"
+                f"these weights {told} {names[0].removeprefix('trunk.')} ({len(names)} such in all): they are not "
+                f"those of this {encoder.blueprint.library} architecture; give the source that they belong to"
             )
-    return {name: weights.get(name, value).detach() for name, value in own.items()}
+    return {name: value.detach() for name, value in (own | weights).items()}
 
 
 def prefixed(weights: Weights) -> Weights:

@@ -89,7 +89,7 @@ KINDS: dict[str, type[HfEncoder]] = {"image": HfImages, "text": HfText, "audio":
 def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     name = source.name
     pretrained = tower.weights == "pretrained"
-    with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE)):
+    with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE), False):
         config = AutoConfig.from_pretrained(name)
     if pretrained and source.folder is not None:
         require_safetensors(source.folder)

@@ -30,7 +30,7 @@ from mmfm.batch import Tokens
 from mmfm.config import Blueprint, Pixels, Tower, UserError, require
 from mmfm.encoders import clip_words, from_hf, from_timm
 from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, flat, prefixed
-from mmfm.encoders.source import Source, fetching, require_safetensors
+from mmfm.encoders.source import Source, fetching, read_json, require_safetensors
 
 HALVES = {"image": "visual.", "text": "text."}
 
@@ -92,7 +92,7 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     contract: dict[str, Any] = {}
     tokenizer = None
     if modality == "image":
-        contract["pixels"] = pixels_of(preprocess or _preprocess(name, tag), shape, tower)
+        contract["pixels"] = pixels_of(preprocess or _preprocess(name, tag, source), shape, tower)
     else:
         contract["words"], tokenizer = clip_words.words_of(name, cfg[kind])
     draft = Blueprint(
@@ -121,7 +121,7 @@ def _name(source: Source) -> tuple[str, str | None]:
     if source.name.startswith("hf-hub:"):
         return source.name, None
     name, _, tag = source.name.partition("/")
-    return name, tag or None
+    return name, tag
 
 
 def _size(cfg: dict[str, Any], tower: Tower) -> list[int]:
@@ -133,24 +133,8 @@ def _size(cfg: dict[str, Any], tower: Tower) -> list[int]:
 def _pretrained(
     name: str, tag: str | None, cfg: dict[str, Any], size: list[int] | None, tower: Tower
 ) -> tuple[Weights, dict[str, Any]]:
-    if ":" not in name:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        require(
-            bool(tag), f"{tower.source} names no weights; write open_clip:{name}/TAG with a TAG of {', '.join(tags)}"
-        )
-        require(
-            str(tag).lower() in tags,
-            f"open_clip has no weights {tag!r} of {name}; there are {', '.join(tags) or 'none'}",
-        )
-        quick = bool((open_clip.get_pretrained_cfg(name, str(tag)) or {}).get("quick_gelu", False))
-        require(
-            quick == bool(cfg.get("quick_gelu", False)),
-            f"weights {tag} of {name} were trained with {'QuickGELU' if quick else 'exact GELU'}; "
-            f"write open_clip:{name}-quickgelu/{tag}"
-            if quick
-            else f"weights {tag} were trained with exact GELU; write open_clip:{name.removesuffix('-quickgelu')}/{tag}",
-        )
-    with fetching(tower.source, f"weights {tag or 'of the repository'} of {name}", str(constants.HF_HUB_CACHE)):
+    what = name if tag is None else _repository(name, tag, bool(cfg.get("quick_gelu", False)))
+    with fetching(tower.source, f"the repository {what} (its safetensors)", str(constants.HF_HUB_CACHE)):
         model = open_clip.create_model(
             name,
             tag,
@@ -164,13 +148,26 @@ def _pretrained(
     return weights, get_model_preprocess_cfg(model)
 
 
+def _repository(name: str, tag: str, quick: bool) -> str:
+    """Where weights of this tag are downloaded from; they must be there, and trained with the architecture's GELU."""
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+    known = open_clip.get_pretrained_cfg(name, tag)
+    require(bool(known), f"open_clip has no weights {tag!r} of {name}; write open_clip:{name}/TAG with a TAG of {tags}")
+    trained = bool(known.get("quick_gelu", False))
+    kind, other = ("QuickGELU", f"{name}-quickgelu") if trained else ("exact GELU", name.removesuffix("-quickgelu"))
+    require(trained == quick, f"weights {tag} of {name} were trained with {kind}; write open_clip:{other}/{tag}")
+    return str(known.get("hf_hub") or known.get("url", "").rpartition("/")[2]).rstrip("/")
+
+
 def _half(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _preprocess(name: str, tag: str | None) -> dict[str, Any]:
+def _preprocess(name: str, tag: str | None, source: Source) -> dict[str, Any]:
     """As create_model puts it together, for an architecture whose weights are not loaded."""
-    known = open_clip.get_pretrained_cfg(name, tag) if tag and ":" not in name else {}
+    known = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    if source.folder is not None:
+        known = read_json(source.folder / "open_clip_config.json").get("preprocess_cfg")
     return merge_preprocess_dict(asdict(PreprocessCfg()), known or {})
 
 

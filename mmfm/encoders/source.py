@@ -1,6 +1,7 @@
 """Where an encoder comes from, as a person writes it: "LIBRARY:NAME" or a folder; and what to say if it cannot come."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from mmfm.config import UserError, require
 from mmfm.config.encoders import LIBRARIES
 
 KINDS = (*LIBRARIES, "wheel", "bundle")
+ADDRESS = re.compile(r"\S*https?://\S*")
 FORMS = "timm:NAME, open_clip:NAME/TAG, hf:NAME, torchaudio:BUNDLE, wheel:PACKAGE or a folder"
 
 
@@ -74,16 +76,22 @@ def require_safetensors(folder: Path) -> None:
 
 
 @contextmanager
-def fetching(source: str, what: str, cache: str) -> Iterator[None]:
-    """Whatever a library raises when it can neither find `what` in its cache nor download it, as one line."""
+def fetching(source: str, what: str, cache: str, random: bool = True) -> Iterator[None]:
+    """Whatever a library raises when it can neither find `what` in its cache nor download it, as one line.
+
+    random: whether the architecture without weights could be had all the same.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as why:  # each library and each of its transports raises classes of its own
-        told = " ".join(str(why).split())[:240]
+        told = f"{type(why).__name__}: {ADDRESS.sub('the hub', ' '.join(str(why).split()))[:240]}"
+        if Path(source).is_dir():
+            raise UserError(f"{source}: {what} cannot be loaded from this folder ({told}); write it again") from None
+        alone = "; weights='random' needs no download" if random else ""
         raise UserError(
-            f"{source}: {what} is neither in the cache nor could it be downloaded ({type(why).__name__}: {told}). With "
-            f"a network, run the same command once, or copy that cache ({cache}) from where it is; or give "
-            "a local folder as source; weights='random' needs the architecture alone"
+            f"{source}: {what} is neither in the cache nor could it be downloaded ({told}). With a network, run the "
+            f"same command once, or copy that cache ({cache}) from a machine that has it; or give a local folder as "
+            f"source{alone}"
         ) from None
