@@ -31,7 +31,7 @@ from mmfm.encoders.source import Source, fetching, parse, require_safetensors
 from mmfm.encoders.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
 from mmfm.encoders.words import words_of_hf
 from mmfm.inputs.text import load_tokenizer, parse_reader, parse_tokenizer
-from mmfm.layouts import Foreign, convert, find, foreign
+from mmfm.layouts import Foreign, convert, find, foreign, language
 from mmfm.strict import write
 from mmfm.trunk import Segment, UnifiedTransformer
 
@@ -113,7 +113,7 @@ def modality_of(source: str) -> str:
 
 def _modalities_of_hf(source: Source, told: str) -> tuple[str, ...]:
     config = _config(source, told)
-    if find(Foreign(library="hf", architecture=config.to_dict(), modality="text")) and _writes(config):
+    if any(str(name).endswith("ForCausalLM") for name in config.architectures or ()):
         return ("trunk",)
     names = []
     for name in MODALITIES:
@@ -130,9 +130,13 @@ def _config(source: Source, told: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source.name)
 
 
-def _writes(config: PreTrainedConfig) -> bool:
-    """Whether it is a causal language model of a family that our trunk can be."""
-    return any(str(name).endswith("ForCausalLM") for name in config.architectures or ())
+def _require_language(config: PreTrainedConfig, source: str) -> None:
+    known = find(Foreign(library="hf", architecture=config.to_dict(), modality="text")) in language.LAYOUTS
+    kinds = ", ".join(kind for layout in language.LAYOUTS for kind in layout.kinds)
+    require(
+        known,
+        f"{source} is a {config.model_type}, which our trunk cannot be; it can be a {kinds}; or say --modality text",
+    )
 
 
 def _import_tower(source: str, out: Path, modality: str, layout: str, force: bool) -> Proof:
@@ -334,6 +338,7 @@ def _causal_lm(source: str) -> CausalLm:
     )
     if found.folder is not None:
         require_safetensors(found.folder)
+    _require_language(_config(found, source), source)
     with fetching(source, f"the repository {found.name} (model.safetensors)", str(constants.HF_HUB_CACHE)):
         how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
         model, said = cast(Any, AutoModelForCausalLM.from_pretrained(found.name, **how))
