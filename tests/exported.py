@@ -14,6 +14,7 @@ from mmfm.config import Run, Vit, Write
 from mmfm.inputs.text import Tokenizer, load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
+from mmfm.strict import to_json
 
 TASKS = (">text", "image>text", "audio>text", "image,audio>text")
 IMAGE = Vit(height_px=8, width_px=16, patch_px=4, channels=3, width=16, depth=1, heads=2)
@@ -35,6 +36,8 @@ def export(where: Path, run: Run | None = None, tokenizer: Tokenizer | None = No
         for name, parameter in core.named_parameters():
             if "scales" not in name:
                 parameter += (1.0 if "connectors" in name else 0.3) * torch.randn_like(parameter)
+    (where / "run").mkdir(parents=True)
+    (where / "run" / "run.json").write_text(to_json(run))
     save(where / "run", 7, run, tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
     hf.write(model, where / "hf")
