@@ -202,6 +202,12 @@ class Dropout(nn.Module):
         return x * (keep.to(x.dtype) / (1 - self.chance))
 
 
+def shown(seeds: Int[Tensor, " batch"], keep: Bool[Tensor, "batch time"], chance: float) -> Bool[Tensor, "batch time"]:
+    """`keep` less each real token with this chance, by a hash of its row's seed and its place: no rank changes it."""
+    drawn = mix(mix(seeds)[:, None] + positions_of(keep) * GOLDEN)
+    return keep & ((drawn & (2**24 - 1)) >= chance * 2**24)
+
+
 GOLDEN = -7046029254386353131  # 2^64 over the golden ratio, as a signed number
 
 

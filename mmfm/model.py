@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Items, Tokens
 from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
-from mmfm.layers import initialise, number_dropouts
+from mmfm.layers import initialise, number_dropouts, shown
 from mmfm.losses import START
 from mmfm.towers.conformer import AudioConformer
 from mmfm.towers.imported import ImportedTower
@@ -48,6 +48,7 @@ class UnifiedModel(nn.Module):
         )
         self.heads = nn.ModuleDict({name: nn.Linear(trunk.width, embed_dim, bias=False) for name in towers})
         self.embedding = nn.Embedding(vocabulary.size, trunk.width)
+        self.output = None if trunk.tied else nn.Linear(trunk.width, vocabulary.size, bias=False)
         start = {item.name: START[item.loss] for item in contrast}
         self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[0]).log()) for k, v in start.items()})
         self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
@@ -103,8 +104,11 @@ class UnifiedModel(nn.Module):
         return tower(ids, items.keep, items.seeds())
 
     def source(self, modality: str, items: Items) -> Segment:
-        """The source segment of these items."""
-        return self.enter(modality, self.tokens(modality, items))
+        """The source segment of these items, some of its tokens hidden where the items carry draws."""
+        tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.hide_tower_tokens
+        if seeds is not None and chance:
+            tokens = Tokens(tokens.x, shown(seeds, tokens.keep, chance))
+        return self.enter(modality, tokens)
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""
@@ -121,8 +125,8 @@ class UnifiedModel(nn.Module):
         return F.normalize(self.heads[modality](states[:, -1]).float(), dim=-1).to(self.dtype)
 
     def logits(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocabulary"]:
-        """Scores over the whole vocabulary; the table of the input is that of the output."""
-        return F.linear(states, self.embedding.weight)
+        """Scores over the whole vocabulary; the table of the input is that of the output, where the trunk ties them."""
+        return F.linear(states, self.embedding.weight) if self.output is None else self.output(states)
 
 
 def build(

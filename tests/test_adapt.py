@@ -283,3 +283,15 @@ def test_a_tokenizer_that_is_not_the_towers_is_refused(run, sources):
     words = prepare(run).run.model.text.words
     with pytest.raises(UserError, match="is not the tokenizer of this tower"):
         parse_reader((sources["text"] / "tokenizer.json").read_text() + " ", words, "tokenizer.json")
+
+
+def test_a_pooled_tower_gives_the_mean_of_its_real_tokens(run):
+    """One token a text, whatever padding its batch has."""
+    pooled = replace(run.model, text=replace(run.model.text, pool="mean"))
+    prepared, model = prepared_model(run)
+    _, pooling = prepared_model(replace(run, model=pooled))
+    items = a_batch(run, prepared.tokenizer).items["text"]
+    every, one = model.tokens("text", items), pooling.tokens("text", items)
+    assert one.keep.shape == (len(items.rows), 1) and one.keep.all()
+    for row, keep in enumerate(every.keep):
+        assert (one.x[row, 0] - every.x[row][keep].mean(0)).abs().max() < 1e-6

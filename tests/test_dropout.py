@@ -7,9 +7,10 @@ import torch
 from toys import pick, toy_batch, toy_model
 
 from mmfm.batch import Batch
+from mmfm.config import Augment
 from mmfm.grammar import parse
 from mmfm.inputs.augment import DRAWS
-from mmfm.layers import Dropout, Noise, mix, number_dropouts
+from mmfm.layers import Dropout, Noise, mix, number_dropouts, shown
 from mmfm.tasks import read
 
 
@@ -91,3 +92,22 @@ def test_layers_are_told_apart_and_mixing_loses_nothing():
     numbers = [part.layer for part in model.modules() if isinstance(part, Dropout)]
     assert len(numbers) > 6 and sorted(numbers) == list(range(len(numbers)))
     assert len(mix(torch.arange(-50_000, 50_000)).unique()) == 100_000
+
+
+def test_hidden_tokens_belong_to_rows_and_places():
+    """A fifth of the real tokens is hidden; padding and neighbours change nothing, and another seed hides others."""
+    keep = torch.arange(400) < torch.tensor([400, 300, 350])[:, None]
+    seeds = torch.tensor([5, 6, 5])
+    seen = shown(seeds, keep, 0.2)
+    assert not (seen & ~keep).any() and abs(seen.sum() / keep.sum() - 0.8) < 0.04
+    assert torch.equal(seen[0, :350], seen[2, :350]) and not torch.equal(seen[0, :300], seen[1, :300])
+    assert torch.equal(shown(seeds[1:2], keep[1:2, :300], 0.2), seen[1:2, :300])
+
+
+def test_hidden_tokens_change_the_trunks_view_in_training_alone():
+    """The pool token's embedding moves with draws, and with none it is that of all tokens."""
+    model, batch = toy_model(), toy_batch()
+    plain = read(model, parse("image"), batch).embedding
+    model.augment = Augment(hide_tower_tokens=0.5)
+    assert torch.equal(read(model, parse("image"), batch).embedding, plain)
+    assert not torch.allclose(read(model, parse("image"), drawn(batch)).embedding, plain)

@@ -22,6 +22,7 @@ class Augment:
     mirror: bool = False  # left and right are exchanged, half of the time
     cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
     hide_source_tokens: float = 0.0  # probability that a token of a text that is read is masked
+    hide_tower_tokens: float = 0.0  # and that the trunk does not see a token of a tower (arXiv 2212.00794), in training
     hide_target_tokens: float = 0.0  # and of one that is to be continued, so that the sources must be read
     speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
     formant: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
@@ -32,7 +33,7 @@ class Augment:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             require(value >= 0, f"Augment.{name}={value} must not be negative")
-        for name in ("crop", "cutout", "hide_source_tokens", "hide_target_tokens"):
+        for name in ("crop", "cutout", "hide_source_tokens", "hide_tower_tokens", "hide_target_tokens"):
             require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
 
 

@@ -101,6 +101,7 @@ class Tower:
     height_px: int = 0  # another size of picture than the source's, positions resized; 0: the source's
     width_px: int = 0
     window_seconds: float = 0.0  # of an encoder with a fixed window (Whisper): a shorter one, positions cut; 0: its own
+    pool: Literal["none", "mean"] = "none"  # "mean": one token, the average of the real ones
     keep_tokens: str = ""  # a folder where a locked tower's tokens are kept, by content, so that each is made once
     blueprint: Blueprint | None = None  # written by training; leave it out
 

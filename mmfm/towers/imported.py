@@ -31,7 +31,8 @@ class ImportedTower(nn.Module):
         self.encoder: Encoder = build(cfg.made)
         self.modality, self.width, self.contract = cfg.made.modality, cfg.made.width, cfg.made
         self.hidden = -1 if cfg.made.words is None else cfg.made.words.mask
-        self.kept = Kept(Path(cfg.keep_tokens)) if cfg.keep_tokens else None
+        self.pooled = cfg.pool == "mean"
+        self.kept = Kept(Path(cfg.keep_tokens), cfg.pool) if cfg.keep_tokens else None
 
     def forward(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         """Pictures as pixels in -1..1; waveforms at the contract's rate; ids of the tower's own tokenizer."""
@@ -42,6 +43,10 @@ class ImportedTower(nn.Module):
         return self.kept(x, keep, self.encoder, self._encode)
 
     def _encode(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
+        tokens = self._tokens(x, keep)
+        return mean(tokens) if self.pooled else tokens
+
+    def _tokens(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         if self.modality == "image":
             assert self.contract.pixels is not None
             return self.encoder(renormalise(x, self.contract.pixels))
@@ -49,6 +54,13 @@ class ImportedTower(nn.Module):
             x, keep = self.encoder.features(x.float(), keep)
             x = x.to(next(self.parameters()).dtype) if x.is_floating_point() else x
         return self.encoder(x, keep)
+
+
+def mean(tokens: Tokens) -> Tokens:
+    """The average of each row's real tokens, as one."""
+    real = tokens.keep.unsqueeze(-1).to(tokens.x.dtype)
+    x = (tokens.x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    return Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
 
 
 def renormalise(pixels: Pixels, how: config.Pixels) -> Pixels:
@@ -60,8 +72,8 @@ def renormalise(pixels: Pixels, how: config.Pixels) -> Pixels:
 class Kept:
     """Tokens by content: one safetensors file for each row, written whole or not at all."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.owner = folder, ""
+    def __init__(self, folder: Path, how: str) -> None:
+        self.folder, self.how, self.owner = folder, how, ""
 
     def __call__(
         self,
@@ -71,7 +83,7 @@ class Kept:
         encode: Callable[[Tensor, Tensor], Tokens],
     ) -> Tokens:
         """What `encode` gives; only rows that no one has asked for before are computed. Without gradient."""
-        self.owner = self.owner or _fingerprint(encoder)
+        self.owner = self.owner or f"{self.how} {_fingerprint(encoder)}"
         paths = [self._path(row, mask) for row, mask in zip(x, keep, strict=True)]
         found = [_read(path) for path in paths]
         missing = [row for row, tokens in enumerate(found) if tokens is None]

