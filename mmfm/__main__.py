@@ -34,6 +34,7 @@ One model that reads and writes text, images and audio.
   mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
   mmfm data index FOLDER
   mmfm report RUN
+  mmfm compare RUN RUN ... [--out compare.html] [--json FILE]
   mmfm import SOURCE OUT [--modality image|audio|text|trunk] [--layout native|wrapped|auto]
   mmfm export RUN OUT --to open_clip|hf|timm|onnx|torch_export
 

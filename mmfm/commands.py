@@ -239,6 +239,27 @@ class Import:
         print(self.out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare runs that were scored on the same data: their figures, and which differences chance does not explain."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """The runs' folders, two or more, each scored by `mmfm eval`."""
+    out: str = ""
+    """A file for a page with all of it, such as compare.html."""
+    json: str = ""
+    """A file for all of it, for machines."""
+    resamples: int = 10_000
+    """Resamples behind each interval and test."""
+    seed: int = 0
+    """Of the resamples."""
+
+    def __call__(self) -> None:
+        from mmfm.evals.leaderboard import compare
+
+        compare(self.runs, **{name: value for name, value in vars(self).items() if name != "runs"})
+
+
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "eval": Evaluate,
@@ -246,6 +267,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "data": DATA,
     "doctor": Doctor,
     "report": Report,
+    "compare": Compare,
     "import": Import,
     "export": Export,
 }

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Real
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # item numbers [resamples, n] -> [resamples]
 
+SMALL, TINY = 1e-9, 1e-15  # below any share of words: they keep logarithms and quotients finite
 DRAWS_AT_ONCE = 2_000_000  # bounds the memory of a bootstrap to a few tens of megabytes
 
 
@@ -40,6 +41,7 @@ class Figure:
     statistic: Statistic
     n: int
     chance: float
+    items: tuple[str, ...] = ()  # what each of the n is called, by which two runs are paired; (): by place
 
     @property
     def value(self) -> float:
@@ -59,12 +61,27 @@ def interval(statistic: Statistic, n: int, bootstrap: Bootstrap) -> tuple[float,
     return float(low), float(high)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A statistic that also tells the numbers that it is made of, [n] each, so that runs can be compared by pairs.
+
+    `STATISTICS[kind](**parts)` makes it again.
+    """
+
+    kind: str
+    parts: dict[str, np.ndarray]
+    formula: Statistic
+
+    def __call__(self, index: np.ndarray) -> np.ndarray:
+        return self.formula(index)
+
+
 def mean(values: Real[np.ndarray, " n"]) -> Statistic:
-    return lambda index: values[index].mean(1)
+    return Kept("mean", {"values": values}, lambda index: values[index].mean(1))
 
 
 def median(values: Real[np.ndarray, " n"]) -> Statistic:
-    return lambda index: np.median(values[index], axis=1)
+    return Kept("median", {"values": values}, lambda index: np.median(values[index], axis=1))
 
 
 def ratio(numerator: Real[np.ndarray, " n"], denominator: Real[np.ndarray, " n"]) -> Statistic:
@@ -74,7 +91,7 @@ def ratio(numerator: Real[np.ndarray, " n"], denominator: Real[np.ndarray, " n"]
         over, under = numerator[index].sum(1), denominator[index].sum(1)
         return np.divide(over, under, out=np.full(len(index), np.nan), where=under > 0)
 
-    return statistic
+    return Kept("ratio", {"numerator": numerator, "denominator": denominator}, statistic)
 
 
 def mean_per_class(hits: Real[np.ndarray, " n"], classes: Int[np.ndarray, " n"]) -> Statistic:
@@ -88,7 +105,29 @@ def mean_per_class(hits: Real[np.ndarray, " n"], classes: Int[np.ndarray, " n"])
         recalls = np.divide(right, totals, out=np.zeros(right.shape), where=totals > 0)
         return recalls.sum(1) / (totals > 0).sum(1)
 
-    return statistic
+    return Kept("mean_per_class", {"hits": hits, "classes": classes}, statistic)
+
+
+def bleu(length: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " n"], **found: Int[np.ndarray, " n"]) -> Statistic:
+    """BLEU of a corpus (Papineni et al. 2002), unsmoothed. `found`: how many of the runs of one word, of two, and so on
+    a reference has too; `wanted`: the length of the reference nearest in length."""
+    runs = [(column, np.maximum(length - size, 0)) for size, column in enumerate(found.values())]
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        shares = [(own[index].sum(1) + TINY) / (all_[index].sum(1) + SMALL) for own, all_ in runs]
+        brevity = (length[index].sum(1) + TINY) / (wanted[index].sum(1) + SMALL)
+        return np.exp(np.log(shares).mean(0) + np.minimum(0.0, 1 - 1 / brevity))
+
+    return Kept("bleu", {"length": length, "wanted": wanted, **found}, statistic)
+
+
+STATISTICS: dict[str, Callable[..., Statistic]] = {
+    "bleu": bleu,
+    "mean": mean,
+    "median": median,
+    "ratio": ratio,
+    "mean_per_class": mean_per_class,
+}
 
 
 class Ranks(NamedTuple):

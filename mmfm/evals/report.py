@@ -4,22 +4,19 @@ What was trained on what, how long, how good, where it fails; from run.json, met
 results.details.json. Whatever is missing is named, with the command that makes it. Only run.json is needed.
 """
 
-import base64
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mmfm.config import Run, UserError
+from mmfm.config import Run
 from mmfm.evals.page import charts, examples, overview, scores
+from mmfm.evals.page.document import document, save_page, sectioned
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.mistakes import MAP_NOTE, mistakes, worst
 from mmfm.evals.page.record import Log, Record, Skipped, Split, read_record
 from mmfm.strict import to_json
 
 NAME = "report.html"
-HERE = Path(__file__).parent
 COUNTED = {
     "samples": "samples",
     "image": "images",
@@ -39,44 +36,17 @@ SMOOTHED = frozenset({"loss", "grad_norm", "samples_per_s"})
 
 def write_report(run_folder: Path) -> Path:
     """Writes report.html into the folder and returns its path. UserError: no run there, or no room to write."""
-    page = render(read_record(run_folder))
-    path, part = run_folder / NAME, run_folder / f"{NAME}.part"
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as why:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({why.strerror}); free some space or change the folder's rights"
-        ) from None
-    return path
+    return save_page(render(read_record(run_folder)), run_folder / NAME)
 
 
 def render(record: Record) -> Html:
-    """The page. Only the style and the script of this package may act in it: the policy names their hashes."""
-    style, script = (Html((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=f"{policy}; base-uri 'none'; form-action 'none'"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{record.run.name}: report"),
-        tag("style", style),
-    )
-    sections = _sections(record)
-    main = tag("main", *sections.values())
-    body = tag("body", _header(record, list(sections)), main, _footer(record), tag("script", script))
-    return join((Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"))
+    """The page."""
+    links, main = sectioned(_sections(record))
+    return document(f"{record.run.name}: report", _header(record, links), main, _footer(record))
 
 
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _sections(record: Record) -> dict[str, Html]:
-    """Name of the link -> section, in the order of the page; only those that have something to say."""
+def _sections(record: Record) -> dict[str, list[Html]]:
+    """Name of the link -> its parts, in the order of the page."""
     splits = record.splits or ()
     found: dict[str, list[Html | None]] = {
         "Overview": [*_overview(record)],
@@ -87,21 +57,16 @@ def _sections(record: Record) -> dict[str, Html]:
         "Data": [*([_data(splits)] if splits else []), *_skipped(record.skipped)],
         "Settings": [*_settings(record)],
     }
-    return {name: tag("section", tag("h2", name), *parts, id=_anchor(name)) for name, parts in found.items() if parts}
+    return {name: [part for part in parts if part is not None] for name, parts in found.items()}
 
 
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
-
-
-def _header(record: Record, names: Sequence[str]) -> Html:
-    links = (tag("li", tag("a", name, href=f"#{_anchor(name)}")) for name in names)
+def _header(record: Record, links: Html) -> Html:
     return tag(
         "header",
         tag("p", "mmfm report", class_="kicker"),
         tag("h1", record.run.name),
         tag("p", overview.summary(record), class_="summary"),
-        tag("nav", tag("ul", *links), aria_label="Sections"),
+        links,
     )
 
 

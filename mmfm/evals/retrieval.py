@@ -45,6 +45,7 @@ class Side:
     groups: Int[np.ndarray, " n"]
     rows: Int[np.ndarray, " n"]
     asks: Bool[np.ndarray, " n"]
+    names: tuple[str, ...] = ()  # of the items, by which two runs are paired
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,10 +77,11 @@ class Retrieved:
 
     def figures(self) -> list[Figure]:
         items, relevant = len(self.gallery), self.found.relevant
+        names = tuple(self.query.names[place] for place in self.asked) if self.query.names else ()
         recalls = [(f"R@{k}", mean(hits(self.found, k)), chance_recall(relevant, items, k)) for k in RECALL_AT]
         middle = ("median_rank", median(expected_ranks(self.found)), chance_median_rank(relevant, items))
         return [
-            Figure(task=self.task, metric=metric, statistic=statistic, n=len(self.asked), chance=chance)
+            Figure(task=self.task, metric=metric, statistic=statistic, n=len(self.asked), chance=chance, items=names)
             for metric, statistic, chance in (*recalls, middle)
         ]
 
@@ -97,6 +99,7 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
             groups=groups[split.vectors[name].rows],
             rows=split.vectors[name].rows,
             asks=split.vectors[name].rows < len(split),
+            names=split.names(split.vectors[name].rows),
         )
         for name in ("image", "audio")
         if name in split.vectors
@@ -105,7 +108,7 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
         places = np.arange(len(captions))
         asks = np.array([caption in own for caption in captions])
         x = encode_texts(model, list(captions), processes)
-        sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks))
+        sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks, names=tuple(captions)))
     return sides
 
 

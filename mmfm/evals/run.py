@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
+from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Split, Watch, asked_and_more, at_rest, read_split
 from mmfm.evals.table import print_split
 from mmfm.evals.writing import writing_figures
@@ -75,6 +76,7 @@ class Scores:
 
     rows: list[dict[str, Any]]
     details: dict[str, Any]
+    samples: dict[str, Any] = field(default_factory=dict)  # its entry in results.samples.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
         scored = _score(model, spec, split, how, with_nats=True, watch=watch, ranks=ranks)
         if ranks.rank:
             return Scores(rows=[], details={})
-        rows = [row_of(split, figure, how.bootstrap) for figure in scored.figures()]
+        figures = scored.figures()
+        rows = [row_of(split, figure, how.bootstrap) for figure in figures]
         shown = show(scored.split, model, scored.retrieved, how.decode)
     counts = {**scored.split.counts(), "without_class": int((scored.owned[: len(scored.split)] == NONE).sum())}
     details = {
@@ -115,7 +118,8 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
         **shown,
         "left_out": left_out(scored, model),
     }
-    return Scores(rows=rows, details=details)
+    samples = samples_of([scored.split], figures, scored.classes.names, scored.templates)
+    return Scores(rows=rows, details=details, samples=samples)
 
 
 def scores_during_training(model: Evaluable, spec: str, *, run: Run, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -282,6 +286,8 @@ def finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, console
     lines = [f"{name}: {line}" for name, score in scores.items() for line in score.details["left_out"]]
     require(bool(rows), f"nothing can be scored in {', '.join(splits.values())}: {'; '.join(lines)}")
     details = {"splits": {name: score.details for name, score in scores.items()}}
+    samples = {"splits": {name: score.samples for name, score in scores.items() if score.samples}}
+    write_json(out.with_name(f"{out.stem}.samples.json"), samples, indent=None)
     write_json(out.with_name(f"{out.stem}.details.json"), details)
     write_json(out, rows)
     for name, score in scores.items():
@@ -340,9 +346,9 @@ def check_place(path: Path) -> Path:
     return path
 
 
-def write_json(path: Path, tree: Any) -> None:
+def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
     """Whole or not at all."""
-    data = json.dumps(tree, indent=1, allow_nan=False).encode()
+    data = json.dumps(tree, indent=indent, allow_nan=False, separators=(",", ": " if indent else ":")).encode()
     try:
         replace_file(path, data)
     except OSError as why:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch
@@ -106,6 +106,12 @@ class Split:
     def captions(self) -> list[str]:
         """The distinct texts, in the order of their first sample."""
         return list(dict.fromkeys(text for text in self.texts if text is not None))
+
+    def names(self, rows: Sequence[int] | Int[np.ndarray, " n"]) -> tuple[str, ...]:
+        """What these samples are called: their keys, with a number behind one that came before."""
+        seen: Counter[str] = Counter()
+        names = [f"{key} #{seen[key]}" if seen.update([key]) or seen[key] > 1 else key for key in self.keys]
+        return tuple(names[row] for row in rows)
 
     def counts(self) -> dict[str, int]:
         rows = {name: self.vectors[name].rows if name in self.vectors else np.empty(0, int) for name in MODALITIES[:2]}

@@ -40,31 +40,33 @@ def exact_match(split: Split, task: str) -> list[Figure]:
     items = split.written.get(task, [])
     if not items:
         return []
-    return [
-        Figure(task=task, metric="exact", statistic=mean(correct(split, items).astype(float)), n=len(items), chance=0.0)
-    ]
+    right, names = mean(correct(split, items).astype(float)), split.names([item.row for item in items])
+    return [Figure(task=task, metric="exact", statistic=right, n=len(items), chance=0.0, items=names)]
 
 
 def error_rates(split: Split, task: str) -> list[Figure]:
     """WER and CER, where the references have a word at all."""
     items = split.written.get(task, [])
-    figures = []
+    names, figures = split.names([item.row for item in items]), []
     for metric, cut in ERROR_RATES.items():
         edits, lengths = error_rate([reference(split, item) for item in items], [item.text for item in items], cut)
         if lengths.sum() > 0:
-            figures.append(Figure(task=task, metric=metric, statistic=ratio(edits, lengths), n=len(items), chance=1.0))
+            rate = ratio(edits, lengths)
+            figures.append(Figure(task=task, metric=metric, statistic=rate, n=len(items), chance=1.0, items=names))
     return figures
 
 
-def transcription_figures(task: str, references: Sequence[str], written: Sequence[str], spelling: str) -> list[Figure]:
-    """WER and CER after a normalisation of SPELLINGS, over the texts of which it leaves a word."""
+def transcription_figures(
+    task: str, references: Sequence[str], written: Sequence[str], spelling: str, names: Sequence[str] = ()
+) -> list[Figure]:
+    """WER and CER after a normalisation of SPELLINGS, over the texts that keep a word. `names`: of the texts."""
     spelt = [[SPELLINGS[spelling](text) for text in texts] for texts in (references, written)]
     pairs = [(said, heard) for said, heard in zip(*spelt, strict=True) if said]
     require(bool(pairs), f"{task}: no reference holds a word in the spelling {spelling!r}")
-    figures = []
+    items, figures = tuple(name for name, said in zip(names, spelt[0], strict=False) if said), []
     for metric, cut in {"wer": str.split, "cer": list}.items():
-        edits, lengths = error_rate([said for said, _ in pairs], [heard for _, heard in pairs], cut)
-        figures.append(Figure(task=task, metric=metric, statistic=ratio(edits, lengths), n=len(pairs), chance=1.0))
+        rate = ratio(*error_rate([said for said, _ in pairs], [heard for _, heard in pairs], cut))
+        figures.append(Figure(task=task, metric=metric, statistic=rate, n=len(pairs), chance=1.0, items=items))
     return figures
 
 
@@ -75,7 +77,8 @@ def likelihood(split: Split, task: str) -> list[Figure]:
     if len(rows) == 0:
         return []
     statistic = bits_per_byte(nats[rows], [split.texts[row] or "" for row in rows])
-    return [Figure(task=task, metric="bits_per_byte", statistic=statistic, n=len(rows), chance=8.0)]
+    names = split.names(rows)
+    return [Figure(task=task, metric="bits_per_byte", statistic=statistic, n=len(rows), chance=8.0, items=names)]
 
 
 def writing_figures(split: Split) -> list[Figure]:

@@ -162,12 +162,16 @@ def classify(
         guesses.append(scores.argmax(1))
     pairs, counts = np.unique(np.stack([truth, np.concatenate(guesses)], 1), axis=0, return_counts=True)
     confusion = np.concatenate([pairs, counts[:, None]], 1).tolist()
-    return Classified(figures=_figures(f"{modality}->text", joined(found), truth, len(head)), confusion=confusion)
+    names = split.names(vectors.rows[chosen])
+    figures = _figures(f"{modality}->text", joined(found), truth, len(head), names)
+    return Classified(figures=figures, confusion=confusion)
 
 
-def _figures(task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int) -> list[Figure]:
+def _figures(
+    task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, names: tuple[str, ...]
+) -> list[Figure]:
     def figure(metric: str, statistic: Statistic, chance: float) -> Figure:
-        return Figure(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance)
+        return Figure(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance, items=names)
 
     accuracy = [figure(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
     return [*accuracy, figure("mean_per_class", mean_per_class(hits(found, 1), truth), 1 / classes)]

@@ -1,1 +1,1 @@
-"""The parts of report.html. Standard library only."""
+"""The parts of pages; those of report.html need the standard library alone."""

@@ -127,9 +127,9 @@ def read_record(folder: Path) -> Record:
     return Record(
         folder=folder,
         run=from_json(path.read_text(encoding="utf-8"), str(path)),
-        log=_read(folder / "metrics.jsonl", read_log),
-        rows=_read(folder / "results.json", lambda text: tuple(map(_row, json.loads(text)))),
-        splits=_read(folder / "results.details.json", lambda text: tuple(_splits(json.loads(text)["splits"]))),
+        log=parsed(folder / "metrics.jsonl", read_log),
+        rows=parsed(folder / "results.json", lambda text: tuple(map(row_of, json.loads(text)))),
+        splits=parsed(folder / "results.details.json", lambda text: tuple(_splits(json.loads(text)["splits"]))),
         skipped=tuple(read_skipped(folder)),
     )
 
@@ -151,7 +151,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield tree
 
 
-def _read(path: Path, parse: Callable[[str], Value]) -> Value | None:
+def parsed(path: Path, parse: Callable[[str], Value]) -> Value | None:
     if not path.is_file():
         return None
     try:
@@ -212,7 +212,7 @@ def _numeric(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _row(row: Any) -> Row:
+def row_of(row: Any) -> Row:
     return Row(
         split=str(row["split"]),
         task=str(row["task"]),

@@ -1,0 +1,171 @@
+"""Runs side by side, and which of their differences chance does not explain.
+
+Every headline figure of every pair of runs is one comparison: a difference with a paired bootstrap interval, a p-value
+(McNemar's exact one where every item is right or wrong, else the bootstrap's), and Holm's correction over all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from mmfm.config import require
+from mmfm.evals.contenders import Contender, Kept, Key, differing
+from mmfm.evals.metrics import Bootstrap
+from mmfm.evals.page.record import headline_first
+from mmfm.evals.page.scores import is_share, label
+from mmfm.evals.paired import Outcome, bootstrap_outcome, discordant, holm, lower_is_better, mcnemar, resampled
+from mmfm.evals.table import HEADLINES
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`first` less `second`, as places among the runs. `adjusted`: p after Holm's correction over all comparisons.
+
+    `only`: how many items only the first, and only the second, got right; None where items are more than that.
+    """
+
+    split: str
+    task: str
+    metric: str
+    first: int
+    second: int
+    values: tuple[float, float]
+    outcome: Outcome
+    only: tuple[int, int] | None
+    adjusted: float = 1.0
+
+    @property
+    def better(self) -> int | None:
+        """The run that is better beyond chance, if one is."""
+        if self.adjusted >= LEVEL or self.outcome.difference == 0:
+            return None
+        return self.first if (self.outcome.difference < 0) == lower_is_better(self.metric) else self.second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """All that is shown: the runs, their rows, the comparisons, and what was not compared."""
+
+    runs: list[Contender]
+    keys: list[Key]
+    comparisons: list[Comparison]
+    notes: list[str]
+    bootstrap: Bootstrap
+
+    def where(self, key: Key) -> str:
+        split, task, metric = key
+        return f"{split}, {task} {label(metric)}"
+
+
+def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
+    """Runs that `read_contenders` let pass, compared by pairs."""
+    keys = sorted(dict.fromkeys(key for one in runs for key in one.rows), key=lambda key: headline_first(key[0]))
+    notes, found = differing(runs), []
+    for key in keys:
+        holders = [place for place, one in enumerate(runs) if key in one.kept]
+        if key[2] in HEADLINES and len(holders) > 1:
+            found += _compared(key, runs, holders, bootstrap, notes)
+        elif key[2] in HEADLINES and sum(key in one.rows for one in runs) > 1:
+            notes.append(f"{key[0]}: {key[1]} {label(key[2])} is no sum over items, and is not tested")
+    adjusted = holm([one.outcome.p for one in found])
+    found = [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+    return Board(runs=list(runs), keys=keys, comparisons=found, notes=notes, bootstrap=bootstrap)
+
+
+def _compared(
+    key: Key, runs: Sequence[Contender], holders: list[int], bootstrap: Bootstrap, notes: list[str]
+) -> list[Comparison]:
+    """Every pair of these runs on the items that all of them have; resampled alike."""
+    kept = [runs[place].kept[key] for place in holders]
+    chosen = _common(kept)
+    n = len(chosen[0])
+    most = max(one.n for one in kept)
+    if n < most:
+        notes.append(f"{key[0]}: {key[1]} {label(key[2])} is compared on the {n} of {most} items that all runs have")
+    if n == 0:
+        return []
+    statistics = [one.statistic(places) for one, places in zip(kept, chosen, strict=True)]
+    values, draws = resampled(statistics, n, bootstrap)
+    return [
+        _comparison(
+            key, (holders[a], holders[b]), (kept[a], kept[b]), (chosen[a], chosen[b]), values[[a, b]], draws[[a, b]]
+        )
+        for a, b in combinations(range(len(holders)), 2)
+    ]
+
+
+def _common(kept: Sequence[Kept]) -> list[list[int]]:
+    """The places, in each of them, of the items that all have, in one order."""
+    if not all(one.names for one in kept):
+        require(len({one.n for one in kept}) == 1, "items without names differ in number; score the runs again")
+        return [list(range(one.n)) for one in kept]
+    shared = set.intersection(*(set(one.names) for one in kept))
+    order = [name for name in kept[0].names if name in shared]
+    return [[places[name] for name in order] for one in kept if (places := {n: i for i, n in enumerate(one.names)})]
+
+
+def _comparison(
+    key: Key,
+    pair: tuple[int, int],
+    kept: tuple[Kept, Kept],
+    places: tuple[list[int], list[int]],
+    values: np.ndarray,
+    draws: np.ndarray,
+) -> Comparison:
+    outcome, only = bootstrap_outcome(values, draws, len(places[0])), None
+    if all(one.kind == "mean" for one in kept):
+        only = discordant(*(one.parts["values"][at].astype(np.float64) for one, at in zip(kept, places, strict=True)))
+    if only is not None:
+        outcome = replace(outcome, p=mcnemar(*only), test="McNemar")
+    split, task, metric = key
+    told = {"split": split, "task": task, "metric": metric, "first": pair[0], "second": pair[1]}
+    return Comparison(**told, values=(float(values[0]), float(values[1])), outcome=outcome, only=only)
+
+
+def sentences(board: Board) -> list[str]:
+    """What differs beyond chance, in plain words; first how many do."""
+    found, every = [one for one in board.comparisons if one.better is not None], len(board.comparisons)
+    if not found:
+        return [
+            f"Nothing differs beyond chance: after Holm's correction none of {every} comparisons has p < {LEVEL:g}."
+        ]
+    verb = "differs" if len(found) == 1 else "differ"
+    head = f"{len(found)} of {every} comparisons {verb} beyond chance (p < {LEVEL:g} after Holm's correction)."
+    return [head, *(sentence(board, one) for one in found)]
+
+
+def sentence(board: Board, one: Comparison) -> str:
+    """One comparison that chance does not explain, from the better run's side."""
+    assert one.better is not None
+    worse, turned = (one.second, 1) if one.better == one.first else (one.first, -1)
+    mine, theirs = one.values[::turned]
+    sign = 1 if one.outcome.difference > 0 else -1
+    low, high = sorted((sign * one.outcome.low, sign * one.outcome.high))
+    where = board.where((one.split, one.task, one.metric))
+    names = f"{board.runs[one.better].name} is better than {board.runs[worse].name}"
+    points = is_share(one.metric)
+    limits = f"95 % interval {amount(low, points)} to {amount(high, points)}"
+    told = f"{amount(abs(one.outcome.difference), points)}{' points' * points}, {limits}"
+    shown = f"{figure(one.metric, mine)} against {figure(one.metric, theirs)}"
+    return f"{where}: {names}, {shown} (by {told}; {p_value(one.adjusted)})."
+
+
+def amount(value: float, points: bool) -> str:
+    return f"{100 * value:.1f}" if points else f"{value:.3f}"
+
+
+def figure(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.3f}"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" if p < 0.01 else f"p = {p:.2f}"
+
+
+def letter(place: int) -> str:
+    """A, B, ... Z, A1, B1, ...: what a run is called in narrow columns."""
+    return chr(ord("A") + place % 26) + str(place // 26 or "")

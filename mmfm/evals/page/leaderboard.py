@@ -1,0 +1,174 @@
+"""The page of `mmfm compare`: what differs beyond chance, every figure of every run, and how it was tested."""
+
+from collections.abc import Iterator, Sequence
+
+from mmfm.evals.board import Board, Comparison, amount, letter, p_value, sentences
+from mmfm.evals.contenders import Contender, Key
+from mmfm.evals.page import charts
+from mmfm.evals.page.charts import Axis
+from mmfm.evals.page.document import document, sectioned
+from mmfm.evals.page.markup import Html, join, tag
+from mmfm.evals.page.record import Row
+from mmfm.evals.page.scores import MEANINGS, axis_of, interval, is_share, label, plain, show, shown
+from mmfm.evals.table import HEADLINES
+
+HOW = (
+    "Each test asks whether two of these models would differ on other samples like these; it says nothing of what "
+    "training either again, with another seed, would give. A difference is the first run less the second. Its interval "
+    "is a percentile bootstrap over the items that both have, drawn alike. Where every item is right or wrong, "
+    "p is McNemar's, exact; else it is how often a resampled difference lies as far from the difference as that lies "
+    "from zero. Both are corrected by Holm's method over all comparisons of this page."
+)
+SHOWN = 12  # sentences; the table has the rest
+
+
+def render(board: Board) -> Html:
+    """The page."""
+    head, *told = sentences(board)
+    found = [tag("li", line) for line in told[:SHOWN]]
+    more = [tag("p", f"And {len(told) - SHOWN} more, in the table below.", class_="quiet")] if told[SHOWN:] else []
+    parts: dict[str, list[Html]] = {
+        "Overview": [*([tag("ul", *found, class_="findings")] if found else []), *more, _runs(board.runs)],
+        "Differences": [_comparisons(board)] if board.comparisons else [],
+        "Scores": [*_scores(board)],
+        "All figures": [_every(board)],
+        "How it was tested": [*_how(board)],
+    }
+    links, main = sectioned(parts)
+    names = [one.name for one in board.runs]
+    title = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
+    header = tag(
+        "header",
+        tag("p", "mmfm comparison", class_="kicker"),
+        tag("h1", title),
+        tag("p", head, class_="summary"),
+        links,
+    )
+    folders = ", ".join(str(one.folder) for one in board.runs)
+    footer = tag(
+        "footer", tag("p", f"Made by mmfm compare from the files of {folders}. It loads nothing from anywhere.")
+    )
+    return document(f"{title}: comparison", header, main, footer)
+
+
+def _table(names: Sequence[str], rows: Sequence[Html], kind: str = "plain") -> Html:
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
+    return tag("div", tag("table", head, tag("tbody", *rows), class_=kind), class_="scroll")
+
+
+def _number(text: str, value: int | float | None = None) -> Html:
+    return tag("td", text, class_="number", data_value=value)
+
+
+def _runs(runs: Sequence[Contender]) -> Html:
+    """Which run is which: its letter and mark are those of the charts."""
+    rows = [
+        tag(
+            "tr",
+            tag("th", charts.key(place), letter(place), scope="row", class_="run"),
+            tag("td", one.name),
+            tag("td", tag("code", one.folder)),
+            _number(f"{one.run.seed}"),
+            _number(f"{one.run.optim.steps:,}"),
+            tag("td", ", ".join(f"{name} ({tree['samples']:,})" for name, tree in one.splits.items())),
+        )
+        for place, one in enumerate(runs)
+    ]
+    return _table(("", "run", "folder", "seed", "steps", "scored on (samples)"), rows)
+
+
+def _comparisons(board: Board) -> Html:
+    names = ("split", "task", "metric", "first", "second", "difference", "95 % interval", "p", "p (Holm)", "items")
+    return _table(
+        (*names, "only first : second", "better"),
+        [*map(lambda one: _compared(board, one), board.comparisons)],
+        "plain sortable compared",
+    )
+
+
+def _compared(board: Board, one: Comparison) -> Html:
+    points, outcome = is_share(one.metric), one.outcome
+    only = "–" if one.only is None else f"{one.only[0]:,} : {one.only[1]:,}"
+    named = [board.runs[place].name for place in (one.first, one.second)]
+    better = "–" if one.better is None else board.runs[one.better].name
+    limits = f"{amount(outcome.low, points)} to {amount(outcome.high, points)}"
+    return tag(
+        "tr",
+        *(tag("td", text) for text in (one.split, shown(one.task), label(one.metric), *named)),
+        _number(f"{'+' * (outcome.difference > 0)}{amount(outcome.difference, points)}", outcome.difference),
+        _number(limits),
+        _number(p_value(outcome.p).removeprefix("p = ").removeprefix("p "), outcome.p),
+        _number(p_value(one.adjusted).removeprefix("p = ").removeprefix("p "), one.adjusted),
+        _number(f"{outcome.n:,}", outcome.n),
+        _number(only),
+        tag("td", tag("b", better) if one.better is not None else better),
+        class_="beyond" if one.better is not None else None,
+        title=outcome.test,
+    )
+
+
+def _scores(board: Board) -> Iterator[Html]:
+    """The headline figures: for each a lane for each run, on one axis."""
+    marks = [tag("li", charts.key(place), f"{letter(place)} {one.name}") for place, one in enumerate(board.runs)]
+    bar = tag("rect", x=-8, width=16, y=-6, height=12, class_="range m0")
+    tick = tag("line", x1=0, x2=0, y1=-8, y2=8, class_="chance")
+    for drawn, text in ((bar, "95 % bootstrap interval"), (tick, "chance")):
+        marks.append(tag("li", tag("svg", drawn, class_="key", viewBox="-9 -9 18 18", aria_hidden="true"), text))
+    yield tag("ul", *marks, class_="legend marks")
+    for split in dict.fromkeys(key[0] for key in board.keys):
+        own = [key for key in board.keys if key[0] == split and key[2] in HEADLINES]
+        if own:
+            yield join((tag("h3", split), tag("div", *(_panel(board, key) for key in own), class_="panels")))
+
+
+def _panel(board: Board, key: Key) -> Html:
+    found = [(place, row) for place, one in enumerate(board.runs) if (row := one.rows.get(key)) is not None]
+    axis = axis_of(row for _, row in found)
+    meaning = MEANINGS.get(plain(key[2]), "")
+    scale = "" if axis.high == 1.0 else f"{'; ' * bool(meaning)}drawn from {axis.low:g} to {axis.high:g}"
+    counts = " / ".join(dict.fromkeys(f"{row.n:,}" for _, row in found))
+    heading = tag("span", f" {label(key[2])}; {meaning}{scale}; n = {counts}", class_="quiet")
+    lanes = [_lane(row, axis, place) for place, row in found]
+    return tag("table", tag("caption", shown(key[1]), heading), tag("tbody", *lanes), class_="dots")
+
+
+def _lane(row: Row, axis: Axis, place: int) -> Html:
+    value = (tag("b", show(row.metric, row.value)), " ", tag("span", interval(row), class_="quiet"))
+    return tag(
+        "tr",
+        tag("th", charts.key(place), letter(place), scope="row"),
+        tag("td", charts.lane(row.value, row.low, row.high, row.chance, axis, place), class_="track"),
+        tag("td", *value, class_="value"),
+    )
+
+
+def _every(board: Board) -> Html:
+    """Every figure: a line for each, a column for each run."""
+    names = ["split", "task", "metric", *(f"{letter(place)} {one.name}" for place, one in enumerate(board.runs))]
+    rows = []
+    for key in board.keys:
+        found = [one.rows.get(key) for one in board.runs]
+        cells = [_cell(row) for row in found]
+        chance = next((row.chance for row in found if row is not None), None)
+        counts = " / ".join(dict.fromkeys(f"{row.n:,}" for row in found if row is not None))
+        texts = (tag("td", text) for text in (key[0], shown(key[1]), label(key[2])))
+        rows.append(tag("tr", *texts, *cells, _number(show(key[2], chance), chance), _number(counts)))
+    return _table([*names, "chance", "n"], rows, "plain sortable")
+
+
+def _cell(row: Row | None) -> Html:
+    if row is None or row.value is None:
+        return _number("–")
+    limits = tag("span", f" {interval(row)}", class_="quiet")
+    return tag("td", tag("b", show(row.metric, row.value)), limits, class_="number", data_value=row.value)
+
+
+def _how(board: Board) -> Iterator[Html]:
+    drawn = (
+        f"{board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}; {len(board.comparisons)} comparisons."
+    )
+    yield tag("p", HOW)
+    yield tag("p", drawn)
+    if board.notes:
+        yield tag("ul", *(tag("li", line) for line in board.notes), class_="left-out")
+    yield tag("pre", tag("code", f"mmfm compare {' '.join(str(one.folder) for one in board.runs)}"))
