@@ -9,7 +9,6 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from mmfm.evals.captioning import (
-    bleu,
     caption_figures,
     ciders,
     grams,
@@ -52,7 +51,7 @@ def test_scores_are_those_of_coco(seed: int, count: int) -> None:
     references, written = corpus(seed, count, least=0)
     known, told = split(references, written)
     index, counted = np.arange(count)[None], matches(known, told)
-    ours = [bleu(counted, size)(index)[0] for size in (1, 2, 3, 4)]
+    ours = [counted.bleu(size)(index)[0] for size in (1, 2, 3, 4)]
     np.testing.assert_allclose(ours, theirs(Bleu(4), references, written)[0], rtol=1e-6, atol=1e-9)
     rouges = [rouge_l(texts, words) for texts, words in zip(known, told, strict=True)]
     np.testing.assert_allclose(rouges, theirs(Rouge(), references, written)[1], atol=1e-12)
@@ -63,7 +62,7 @@ def test_a_resample_is_the_corpus_of_its_items() -> None:
     """BLEU of drawn items is BLEU of the corpus that they make, not a mean of what each scores."""
     references, written = corpus(4, 30)
     counted, index = matches(*split(references, written)), np.random.default_rng(0).integers(0, 30, (3, 30))
-    for row, value in zip(index, bleu(counted, 4)(index), strict=True):
+    for row, value in zip(index, counted.bleu(4)(index), strict=True):
         again = theirs(Bleu(4), [references[at] for at in row], [written[at] for at in row])[0]
         assert value == pytest.approx(again[3], rel=1e-6)  # type: ignore[index]
 
@@ -73,7 +72,7 @@ def test_planted_scores() -> None:
     references = [["a red bus in the rain", "one bus"], ["two dogs run on grass", "dogs"]]
     known = [[text.split() for text in texts] for texts in references]
     same = [texts[0] for texts in known]
-    assert bleu(matches(known, same), 4)(np.arange(2)[None])[0] == pytest.approx(1)
+    assert matches(known, same).bleu(4)(np.arange(2)[None])[0] == pytest.approx(1)
     assert [rouge_l(texts, words) for texts, words in zip(known, same, strict=True)] == [1.0, 1.0]
     alone = [[texts[0]] for texts in known]
     np.testing.assert_allclose(ciders(alone, same, True), 10)
@@ -82,9 +81,9 @@ def test_planted_scores() -> None:
     assert ciders(known, other, True).tolist() == [0, 0] and rouge_l(known[0], other[0]) == 0
     half = [["a", "red", "tree", "stands"], ["two", "dogs", "never", "sleep"]]
     counted = matches([[texts[0][:4]] for texts in known], half)
-    assert bleu(counted, 1)(np.arange(2)[None])[0] == pytest.approx(1 / 2)
+    assert counted.bleu(1)(np.arange(2)[None])[0] == pytest.approx(1 / 2)
     brief = matches([[["a", "b", "c", "d"]]], [["a", "b"]])
-    assert bleu(brief, 1)(np.array([[0]]))[0] == pytest.approx(math.exp(1 - 4 / 2))
+    assert brief.bleu(1)(np.array([[0]]))[0] == pytest.approx(math.exp(1 - 4 / 2))
 
 
 def test_plain_cider_by_hand() -> None:

@@ -21,6 +21,7 @@ from mmfm.evals.suite import (
     ClassFolders,
     Classify,
     Coco,
+    LinearProbe,
     Retrieve,
     Suite,
     Table,
@@ -275,10 +276,15 @@ def test_transcripts(tmp_path: Path) -> None:
     assert value(plain, "audio>text", "wer") == pytest.approx(2 / 6)  # "two," is another word
 
 
-def saved_run(folder: Path, model: config.Model = SMALL, tasks: tuple[str, ...] = ("image>text",)) -> Path:
+def saved_run(
+    folder: Path,
+    model: config.Model = SMALL,
+    tasks: tuple[str, ...] = ("image>text",),
+    contrast: tuple[config.Contrast, ...] = config.Run(name="x").contrast,
+) -> Path:
     """A run of an untrained small model, as training leaves it."""
     write = tuple(config.Write(task=task) for task in tasks)
-    made = config.Run(name="small", model=model, write=write, out=str(folder))
+    made = config.Run(name="small", model=model, write=write, contrast=contrast, out=str(folder))
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
     core = build(made.model, tokenizer.size, made.contrast)
@@ -291,7 +297,7 @@ def saved_run(folder: Path, model: config.Model = SMALL, tasks: tuple[str, ...] 
 def suite_file(path: Path, tasks: str, name: str = "mine") -> Path:
     """A suite as a person writes it."""
     head = "from mmfm.evals.suite import *\n\n\ndef suite():\n"
-    path.write_text(f"{head}    return Suite(name={name!r}, layout='a folder', source='a set', tasks=({tasks},))\n")
+    path.write_text(f"{head}    return Suite(name={name!r}, layout='a folder', source='a set', tasks=({tasks}))\n")
     return path
 
 
@@ -325,3 +331,39 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert details["pets"]["classes"] == list(NAMES) and details["found"]["captions_per_item"] == {"2": 1, "3": 1}
     said = capsys.readouterr().out
     assert "image:knn" in said and "text->image" in said and "results.mine.json" in said and "…" not in said
+
+
+def test_numbered_classes_need_no_names(tmp_path: Path, write_shard: Any) -> None:
+    """Neighbours by .cls alone: classes 2, 10 and 11 are three, whatever their numbers, and each is found."""
+    kinds = {"a": (2, axis(0)), "b": (10, axis(1)), "c": (11, axis(2))}
+    samples = {
+        f"{key}{n}": {"jpg": picture(tmp_path / "one.jpg", n).read_bytes(), "cls": str(kind).encode()}
+        for key, (kind, _) in kinds.items()
+        for n in range(2)
+    }
+    write_shard(tmp_path / "train" / "0.tar", samples)
+    vectors = {("image", f"{key}{n}"): at for key, (_, at) in kinds.items() for n in range(2)}
+    data = Tars(shards="train")
+    scores = asked(Planted(vectors), tmp_path, KNN(train=data, test=data, k=2))
+    assert value(scores, "image:knn", "acc@1") == 1 and value(scores, "image:knn", "acc@1", "chance") == pytest.approx(
+        1 / 3
+    )
+    with pytest.raises(
+        UserError, match=r"Tars test: 1 of 1 labels, such as '1', are none of the 3 classes of the labels"
+    ):
+        write_shard(tmp_path / "test" / "0.tar", {"a0": {**samples["a0"], "cls": b"1"}})
+        asked(Planted(vectors), tmp_path, KNN(train=data, test=Tars(shards="test"), k=2))
+
+
+def test_a_linear_probe_over_folders(tmp_path: Path) -> None:
+    """Learnt on train and asked on test; its C and what was tried are told; test has no part in that choice."""
+    vectors = {}
+    for part, name, n in ((part, name, n) for part in ("train", "test") for name in NAMES for n in range(6)):
+        picture(tmp_path / part / name / f"{n}.png", n)
+        near = [value + 0.1 * ((n + place) % 3) for place, value in enumerate(axis(NAMES.index(name)))]
+        vectors["image", f"{name}/{n}"] = near
+    train, test = ClassFolders(path="train"), ClassFolders(path="test")
+    scores = asked(Planted(vectors), tmp_path, LinearProbe(train=train, test=test, costs=(1e-3, 1.0)))
+    assert value(scores, "image:linear", "acc@1") == 1 and value(scores, "image:linear", "acc@1", "n") == 18
+    told = scores.details["linear"]
+    assert told["C"] in (1e-3, 1.0) and set(told["held_out_accuracy"]) == {"0.001", "1"}

@@ -6,7 +6,7 @@ does, and then call for nothing from each other: `Answer.result` is for the firs
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,19 @@ from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import Predicted, cross_predicted, nearest_neighbours, probe_figures, regression
 from mmfm.evals.retrieval import Side, retrieve
 from mmfm.evals.run import How
-from mmfm.evals.split import Evaluable, Split, Vectors, encode_texts
-from mmfm.evals.suite import KNN, Caption, Classify, Data, LinearProbe, MultiLabel, Names, Retrieve, Transcribe
+from mmfm.evals.split import Evaluable, Split, Vectors, Written, encode_texts
+from mmfm.evals.suite import (
+    KNN,
+    Caption,
+    Classify,
+    Key,
+    LinearProbe,
+    MultiLabel,
+    Names,
+    Retrieve,
+    Transcribe,
+    keys_of,
+)
 from mmfm.evals.tables import read_names, read_names_table
 from mmfm.evals.writing import transcription_figures
 from mmfm.evals.zeroshot import NONE, class_vectors, classify
@@ -36,10 +47,8 @@ from mmfm.evals.zeroshot import NONE, class_vectors, classify
 class Seen:
     """A data set, and what the model made of it."""
 
-    data: Data
     opened: Opened
     split: Split
-    hint: str  # what its suite expects, for errors
 
     @property
     def items(self) -> list[Item]:
@@ -49,18 +58,18 @@ class Seen:
     def vectors(self, modality: str) -> Vectors:
         found = self.split.vectors.get(modality)
         if found is None or len(found.rows) == 0:
-            raise UserError(f"{self.split.source}: not one {modality} of {len(self.split)} samples can be used")
+            raise UserError(f"{self.opened.source}: not one {modality} of {len(self.split)} samples can be used")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every answer needs. `see` gives a data set's samples with these media."""
+    """What every answer needs. `see` gives what the model makes of a data set."""
 
     model: Evaluable
     how: How
     root: Path
-    see: Callable[[Data, tuple[str, ...]], Seen]
+    see: Callable[[Key], Seen]
     ranks: Ranks
 
 
@@ -79,6 +88,9 @@ class Answer:
     result: Callable[[], Result]
 
 
+LABELS = "the labels to learn from"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """Classes: what labels say of them, and what prompts call them."""
@@ -88,14 +100,14 @@ class Known:
     where: str
 
 
-def known_classes(classes: str | tuple[str, ...] | Names, seen: Seen, root: Path) -> Known:
+def known_classes(classes: str | tuple[str, ...] | Names, opened: Opened, root: Path) -> Known:
     """Those that are given; else of classnames.txt in the root; else the labels, with spaces for underscores."""
     if isinstance(classes, tuple):
         require(bool(classes), "a task's classes are an empty list; name some, or leave them out")
         return Known(marks=classes, names=classes, where="the suite's list")
     if isinstance(classes, Names):
         table = root / classes.table
-        require(table.is_file(), f"there is no table of classes {table}; {seen.hint}")
+        require(table.is_file(), f"there is no table of classes {table}; {opened.hint}")
         marks, names = read_names_table(classes, table)
         return Known(marks=marks, names=names, where=str(table))
     file = root / (classes or "classnames.txt")
@@ -104,32 +116,49 @@ def known_classes(classes: str | tuple[str, ...] | Names, seen: Seen, root: Path
     if file.is_file():
         marks, names = read_names(file)
         return Known(marks=marks, names=names, where=str(file))
-    marks = seen.opened.marks or tuple(sorted({str(label) for item in seen.opened.items for label in item.labels}))
-    require(bool(marks), f"{seen.split.source} has no labels; name the classes by `classes` or in {file}")
-    return Known(marks=marks, names=tuple(mark.replace("_", " ") for mark in marks), where="the labels")
+    return known_labels(opened)
 
 
-def places_of(known: Known, seen: Seen) -> Callable[[Label], int]:
+def known_labels(opened: Opened) -> Known:
+    """What labels say, in order, numbers by their value; names have spaces for underscores."""
+    labels = {str(label) for item in opened.items for label in item.labels}
+    marks = opened.marks or tuple(sorted(labels, key=lambda mark: (not mark.isdecimal(), mark.zfill(20))))
+    require(bool(marks), f"{opened.source} has no labels; name the classes by `classes`, or label the samples")
+    return Known(marks=marks, names=tuple(mark.replace("_", " ") for mark in marks), where=LABELS)
+
+
+def places_of(known: Known, opened: Opened) -> Callable[[Label], int]:
     """From a label to its class. Raises UserError for one that is none of the classes.
 
     By what it says, as a mark or as a name; else, where all are numbers, by place from 0; else the folders of classes,
     of which there must be as many as classes, in their order.
     """
+    labels = {label for item in opened.items for label in item.labels}
+    if known.where == LABELS:
+        exact = {mark: place for place, mark in enumerate(known.marks)}
+        strange = sorted(str(label) for label in labels if str(label) not in exact)
+        require(not strange, f"{opened.source}: {strangers(strange, labels, known)}")
+        return lambda label: exact[str(label)]
     places = {spoken(name): place for place, name in reversed(list(enumerate(known.names)))}
     places.update({spoken(mark): place for place, mark in reversed(list(enumerate(known.marks)))})
-    labels = {label for item in seen.opened.items for label in item.labels}
     if all(isinstance(label, str) and spoken(label) in places for label in labels):
         return lambda label: places[spoken(str(label))]
     if all(str(label).isdecimal() for label in labels):
         wrong = next((label for label in labels if int(label) >= len(known.names)), 0)
         rule = f"label {wrong} is none of the {len(known.names)} classes of {known.where}, which count from 0"
-        require(int(wrong) < len(known.names), f"{seen.split.source}: {rule}")
+        require(int(wrong) < len(known.names), f"{opened.source}: {rule}")
         return int
-    if seen.opened.marks and len(seen.opened.marks) == len(known.names):
-        return seen.opened.marks.index
+    if opened.marks and len(opened.marks) == len(known.names):
+        order = {mark: place for place, mark in enumerate(opened.marks)}
+        return lambda label: order[str(label)]
     strange = sorted(str(label) for label in labels if spoken(str(label)) not in places)
-    rule = f"{len(strange)} of {len(labels)} labels, such as {strange[0]!r}, are none of the {len(known.names)} classes"
-    raise UserError(f"{seen.split.source}: {rule} of {known.where}; correct the list or the labels")
+    raise UserError(f"{opened.source}: {strangers(strange, labels, known)}")
+
+
+def strangers(strange: Sequence[str], labels: Collection[Label], known: Known) -> str:
+    first = strange[0] if strange else ""
+    rule = f"{len(strange)} of {len(labels)} labels, such as {first!r}, are none of the {len(known.names)} classes"
+    return f"{rule} of {known.where}; correct the list or the labels"
 
 
 def spoken(label: str) -> str:
@@ -138,9 +167,9 @@ def spoken(label: str) -> str:
 
 def owned(known: Known, seen: Seen) -> Int[np.ndarray, " samples"]:
     """The class of each row, NONE where it has no label. Raises UserError for several labels."""
-    place, rows = places_of(known, seen), []
+    place, rows = places_of(known, seen.opened), []
     for item in seen.items:
-        told = f"{seen.split.source}: {item.key} has {len(item.labels)} labels; ask MultiLabel of such data"
+        told = f"{seen.opened.source}: {item.key} has {len(item.labels)} labels; ask MultiLabel of such data"
         require(len(item.labels) <= 1, told)
         rows.append(place(item.labels[0]) if item.labels else NONE)
     return np.array(rows, int)
@@ -157,11 +186,11 @@ def heads(
 
 def answer_classify(task: Classify, context: Context) -> Answer:
     need_text(context.model, "Classify")
-    seen = context.see(task.data, (task.modality,))
-    known = known_classes(task.classes, seen, context.root)
+    seen = context.see(*keys_of(task))
+    known = known_classes(task.classes, seen.opened, context.root)
     classes = owned(known, seen)
     asked = classes[seen.vectors(task.modality).rows] != NONE
-    require(bool(asked.any()), f"{seen.split.source}: no sample has a label; Classify needs them")
+    require(bool(asked.any()), f"{seen.opened.source}: no sample has a label; Classify needs them")
     head, details = heads(task, known, context)
 
     def result() -> Result:
@@ -174,14 +203,14 @@ def answer_classify(task: Classify, context: Context) -> Answer:
 
 def answer_multilabel(task: MultiLabel, context: Context) -> Answer:
     need_text(context.model, "MultiLabel")
-    seen = context.see(task.data, (task.modality,))
+    seen = context.see(*keys_of(task))
     vectors = seen.vectors(task.modality)
-    known = known_classes(task.classes, seen, context.root)
-    place, items = places_of(known, seen), seen.items
+    known = known_classes(task.classes, seen.opened, context.root)
+    place, items = places_of(known, seen.opened), seen.items
     truth = np.zeros((len(vectors.rows), len(known.names)), bool)
     for row, sample in enumerate(vectors.rows.tolist()):
         truth[row, [place(label) for label in items[sample].labels]] = True
-    require(bool(truth.any()), f"{seen.split.source}: no sample has a label; MultiLabel needs them")
+    require(bool(truth.any()), f"{seen.opened.source}: no sample has a label; MultiLabel needs them")
     head, details = heads(task, known, context)
 
     def result() -> Result:
@@ -193,7 +222,7 @@ def answer_multilabel(task: MultiLabel, context: Context) -> Answer:
 
 def answer_retrieve(task: Retrieve, context: Context) -> Answer:
     """Relevant is what belongs to the same item: each caption is an item of the text side, also where two are equal."""
-    seen = context.see(task.data, tuple(name for name in task.pair if name != "text"))
+    seen = context.see(*keys_of(task))
     sides = [side_of(name, seen, context) for name in task.pair]
 
     def result() -> Result:
@@ -208,17 +237,18 @@ def answer_retrieve(task: Retrieve, context: Context) -> Answer:
 def side_of(modality: str, seen: Seen, context: Context) -> Side:
     if modality != "text":
         vectors = seen.vectors(modality)
-        every = np.ones(len(vectors.rows), bool)
-        return Side(modality=modality, x=vectors.x, groups=vectors.rows, rows=vectors.rows, asks=every)
+        every, names = np.ones(len(vectors.rows), bool), seen.split.names(vectors.rows)
+        return Side(modality=modality, x=vectors.x, groups=vectors.rows, rows=vectors.rows, asks=every, names=names)
     need_text(context.model, "Retrieve")
     usable = set(range(len(seen.split))) - set(seen.split.bad)
-    pairs = [(row, text) for row, item in enumerate(seen.items) if row in usable for text in item.captions]
-    require(bool(pairs), f"{seen.split.source} has no captions; Retrieve with text needs them")
-    rows, x = (
-        np.array([row for row, _ in pairs], int),
-        encode_texts(context.model, [text for _, text in pairs], context.ranks),
-    )
-    return Side(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=np.ones(len(rows), bool))
+    pairs = [
+        (row, n, text) for row, item in enumerate(seen.items) if row in usable for n, text in enumerate(item.captions)
+    ]
+    require(bool(pairs), f"{seen.opened.source} has no captions; Retrieve with text needs them")
+    rows, every = np.array([row for row, _, _ in pairs], int), np.ones(len(pairs), bool)
+    names = tuple(f"{seen.split.keys[row]}, caption {n}" for row, n, _ in pairs)
+    x = encode_texts(context.model, [text for _, _, text in pairs], context.ranks)
+    return Side(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=every, names=names)
 
 
 def need_text(model: Evaluable, task: str) -> None:
@@ -226,32 +256,33 @@ def need_text(model: Evaluable, task: str) -> None:
     require("text" in model.modalities, f"{task} needs a model with a text tower; this one reads {reads}")
 
 
-def written_of(task: Caption | Transcribe, context: Context) -> tuple[Seen, list[tuple[str, ...]], list[str]]:
-    """All references and the written text of each sample that could be read."""
-    seen = context.see(task.data, (task.modality,))
-    items, written = seen.items, seen.split.written.get(f"{task.modality}>text", [])
-    require(
-        bool(written), f"{seen.split.source}: no sample that can be used has a text; {type(task).__name__} needs it"
-    )
-    return seen, [items[one.row].captions for one in written], [one.text for one in written]
+def written_of(task: Caption | Transcribe, context: Context) -> tuple[Seen, list[Written]]:
+    """What was written for each sample that could be read."""
+    seen = context.see(*keys_of(task))
+    written = seen.split.written.get(f"{task.modality}>text", [])
+    told = f"no sample that can be used has a text; {type(task).__name__} needs it"
+    require(bool(written), f"{seen.opened.source}: {told}")
+    return seen, written
 
 
 def answer_caption(task: Caption, context: Context) -> Answer:
-    seen, references, written = written_of(task, context)
-    name = f"{task.modality}>text"
+    seen, written = written_of(task, context)
+    name, items, names = f"{task.modality}>text", seen.items, seen.split.names([one.row for one in written])
 
     def result() -> Result:
-        return Result(caption_figures(name, references, written), shown(name, seen, context))
+        references, told = [items[one.row].captions for one in written], [one.text for one in written]
+        return Result(caption_figures(name, references, told, names), shown(name, seen, context))
 
     return Answer(seen=(seen,), result=result)
 
 
 def answer_transcribe(task: Transcribe, context: Context) -> Answer:
-    seen, references, written = written_of(task, context)
-    name, said = f"{task.modality}>text", [texts[0] for texts in references]
+    seen, written = written_of(task, context)
+    name, items, names = f"{task.modality}>text", seen.items, seen.split.names([one.row for one in written])
 
     def result() -> Result:
-        figures = transcription_figures(name, said, written, task.spelling)
+        said, heard = [items[one.row].captions[0] for one in written], [one.text for one in written]
+        figures = transcription_figures(name, said, heard, task.spelling, names)
         return Result(figures, {"spelling": task.spelling, **shown(name, seen, context)})
 
     return Answer(seen=(seen,), result=result)
@@ -280,31 +311,36 @@ def answer_probe(
     task: KNN | LinearProbe, context: Context, kind: str, predict: Callable[..., Predicted], details: dict[str, Any]
 ) -> Answer:
     """Learnt on `train` and asked on `test`, or over the folds of `train`."""
-    train = context.see(task.train, (task.modality,))
-    test = train if task.test is None else context.see(task.test, (task.modality,))
-    known = known_classes("", train, context.root)
-    (x, y, folds), (asked, truth, _) = (labelled(known, seen, task.modality) for seen in (train, test))
+    seen = tuple(context.see(key) for key in keys_of(task))
+    train, test = seen[0], seen[-1]
+    known = known_labels(train.opened)
+    (x, y, folds, _), (asked, truth, _, names) = (labelled(known, one, task.modality) for one in (train, test))
 
     def result() -> Result:
         classes = len(known.names)
         if task.test is None:
-            predicted = cross_predicted(x, y, folds, predict, classes, train.split.source)
+            predicted = cross_predicted(x, y, folds, predict, classes, train.opened.source)
         else:
             predicted = predict(x, y, asked, classes)
-        figures = probe_figures(f"{task.modality}:{kind}", predicted.scores, truth)
+        figures = probe_figures(f"{task.modality}:{kind}", predicted.scores, truth, names)
         return Result(figures, {kind: {**details, **predicted.chosen}})
 
-    return Answer(seen=(train,) if task.test is None else (train, test), result=result)
+    return Answer(seen=seen, result=result)
 
 
-def labelled(known: Known, seen: Seen, modality: str) -> tuple[Any, Any, Any]:
-    """Features, classes and folds of the samples that have a label."""
+def labelled(known: Known, seen: Seen, modality: str) -> tuple[Any, Any, Any, tuple[str, ...]]:
+    """Features, classes, folds and names of the samples that have a label."""
     vectors = seen.vectors(modality)
     classes, items = owned(known, seen)[vectors.rows], seen.items
     have = classes != NONE
-    require(bool(have.any()), f"{seen.split.source}: no sample has a label; probes need them")
+    require(bool(have.any()), f"{seen.opened.source}: no sample has a label; probes need them")
     folds = np.array([items[row].fold for row in vectors.rows.tolist()], int)
-    return vectors.x.numpy()[have], classes[have], folds[have]
+    return vectors.x.numpy()[have], classes[have], folds[have], seen.split.names(vectors.rows[have])
+
+
+def check_labels(task: Classify | MultiLabel, opened: Opened, root: Path) -> None:
+    """Raises UserError where the list of classes cannot be read, or has not all that labels say."""
+    places_of(known_classes(task.classes, opened, root), opened)
 
 
 ANSWERS: Mapping[type, Callable[[Any, Context], Answer]] = {

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmfm.evals.metrics import Figure, Statistic, mean
+from mmfm.evals.metrics import Figure, Statistic, bleu, mean
 
 LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # words: how much another length costs (arXiv 1411.5726, eq. 5)
 BETA = 1.2  # ROUGE-L: how much recall weighs against precision
-SMALL, TINY = 1e-9, 1e-15  # below any share of words: they keep logarithms and quotients finite
 
 Words = list[str]
 Gram = tuple[str, ...]
@@ -85,12 +84,14 @@ def grams(words: Sequence[str]) -> Grams:
 
 @dataclass(frozen=True, kw_only=True)
 class Matches:
-    """What BLEU counts of each caption."""
+    """What BLEU counts of each text."""
 
     found: Int[np.ndarray, "n sizes"]  # n-grams that a reference has too, each at most as often as one has it
-    written: Int[np.ndarray, "n sizes"]
     length: Int[np.ndarray, " n"]
     wanted: Int[np.ndarray, " n"]  # length of the reference that is nearest in length, the shorter of two
+
+    def bleu(self, size: int) -> Statistic:
+        return bleu(self.length, self.wanted, **{f"found{n}": self.found[:, n - 1] for n in range(1, size + 1)})
 
 
 def matches(references: Sequence[Sequence[Words]], written: Sequence[Words]) -> Matches:
@@ -102,29 +103,13 @@ def matches(references: Sequence[Sequence[Words]], written: Sequence[Words]) -> 
             for one in known:
                 most |= one[size]
             found[row, size] = (own & most).total()
+    wanted = [_nearest(texts, words) for texts, words in zip(references, written, strict=True)]
     length = np.array([len(words) for words in written], int)
-    return Matches(
-        found=found,
-        written=np.maximum(length[:, None] - np.arange(LONGEST), 0),
-        length=length,
-        wanted=np.array([_nearest(texts, words) for texts, words in zip(references, written, strict=True)], int),
-    )
+    return Matches(found=found, length=length, wanted=np.array(wanted, int))
 
 
 def _nearest(texts: Sequence[Words], words: Words) -> int:
     return min((abs(len(text) - len(words)), len(text)) for text in texts)[1]
-
-
-def bleu(counted: Matches, size: int) -> Statistic:
-    """BLEU-`size` of the whole corpus (Papineni et al. 2002), without smoothing."""
-
-    def statistic(index: np.ndarray) -> np.ndarray:
-        found, written = counted.found[index, :].sum(1)[:, :size], counted.written[index, :].sum(1)[:, :size]
-        shares = np.log((found + TINY) / (written + SMALL)).mean(1)
-        ratio = counted.length[index].sum(1) / (counted.wanted[index].sum(1) + SMALL)
-        return np.exp(shares + np.minimum(0.0, 1 - 1 / (ratio + TINY)))
-
-    return statistic
 
 
 def rouge_l(references: Sequence[Words], words: Words) -> float:
@@ -197,17 +182,19 @@ def ciders(references: Sequence[Sequence[Words]], written: Sequence[Words], clip
     return 10 * np.array(scores, float)
 
 
-def caption_figures(task: str, references: Sequence[Sequence[str]], written: Sequence[str]) -> list[Figure]:
-    """Every sample has at least one reference."""
+def caption_figures(
+    task: str, references: Sequence[Sequence[str]], written: Sequence[str], names: tuple[str, ...] = ()
+) -> list[Figure]:
+    """Every sample has at least one reference. `names`: of the samples."""
     known, told = [[words_of(text) for text in texts] for texts in references], [words_of(text) for text in written]
     counted = matches(known, told)
     statistics = {
         "cider": mean(ciders(known, told, True)),
-        **{f"bleu{size}": bleu(counted, size) for size in range(1, LONGEST + 1)},
+        **{f"bleu{size}": counted.bleu(size) for size in range(1, LONGEST + 1)},
         "rouge_l": mean(np.array([rouge_l(texts, words) for texts, words in zip(known, told, strict=True)], float)),
         "cider_plain": mean(ciders(known, told, False)),
     }
     return [
-        Figure(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0)
+        Figure(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0, items=names)
         for metric, statistic in statistics.items()
     ]

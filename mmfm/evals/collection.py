@@ -8,7 +8,7 @@ counted and named there. Nothing is left out in silence: `ignored` counts other 
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A data set: `items`, and samples by the same numbers. `marks`: its classes, where the layout lists them."""
+    """A data set: `items`, and samples by the same numbers. `marks`: its classes, where the layout lists them.
+
+    `source` is what messages call it, `hint` what its suite expects.
+    """
 
     items: tuple[Item, ...]
     parts: Callable[[int], Mapping[str, bytes]]
@@ -44,6 +47,8 @@ class Opened:
     ignored: Counter[str] = field(default_factory=Counter)
     absent: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    source: str = ""
+    hint: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -56,6 +61,17 @@ class Opened:
 
 def open_data(data: Data, root: Path, media: Collection[str], hint: str, store: Store) -> Opened:
     """The samples of a data set that have `media` ("image", "audio"). Raises UserError where it is not as declared."""
+    return replace(opened(data, root, media, hint, store), source=naming(data), hint=hint)
+
+
+def naming(data: Data) -> str:
+    """What messages call a data set."""
+    parts = (getattr(data, name, "") for name in ("shards", "path", "table", "annotations"))
+    place, chosen = next(filter(None, parts), "."), getattr(data, "folds", ()) or getattr(data, "split", "")
+    return f"{type(data).__name__} {place}" + (f" ({chosen})" if chosen else "")
+
+
+def opened(data: Data, root: Path, media: Collection[str], hint: str, store: Store) -> Opened:
     if isinstance(data, Tars):
         return open_tars(data, root, media, store)
     if isinstance(data, ClassFolders):

@@ -128,13 +128,15 @@ def cross_predicted(
     return Predicted(scores=scores, chosen={"folds": chosen})
 
 
-def probe_figures(task: str, scores: Float[np.ndarray, "n classes"], y: Int[np.ndarray, " n"]) -> list[Figure]:
-    """acc@1, acc@5 and mean per class; chance is a random order of the classes."""
+def probe_figures(
+    task: str, scores: Float[np.ndarray, "n classes"], y: Int[np.ndarray, " n"], names: tuple[str, ...] = ()
+) -> list[Figure]:
+    """acc@1, acc@5 and mean per class; chance is a random order of the classes. `names`: of the items."""
     classes = scores.shape[1]
     found = ranks(scores, y[:, None] == np.arange(classes))
     values = [(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
     values.append(("mean_per_class", mean_per_class(hits(found, 1), y), 1 / classes))
     return [
-        Figure(task=task, metric=metric, statistic=statistic, n=len(y), chance=chance)
+        Figure(task=task, metric=metric, statistic=statistic, n=len(y), chance=chance, items=names)
         for metric, statistic, chance in values
     ]

@@ -8,6 +8,7 @@ import os
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from mmfm.config import MODALITIES, UserError, require
 
@@ -221,6 +222,10 @@ class Suite:
         for task in self.tasks:
             kinds = ", ".join(kind.__name__ for kind in TASKS)
             require(isinstance(task, TASKS), f"Suite {self.name!r}: {task!r} is no task; there are {kinds}")
+            for data in (getattr(task, name, None) for name in ("data", "train", "test")):
+                kinds = ", ".join(kind.__name__ for kind in get_args(Data))
+                told = f"Suite {self.name!r}: {type(task).__name__} asks of {data!r}, which is none of {kinds}"
+                require(data is None or isinstance(data, Data), told)
         named = [(type(task), task_name(self, task)) for task in self.tasks]
         twice = next((name for name in named if named.count(name) > 1), None)
         if twice:
@@ -237,6 +242,18 @@ class Suite:
         layout = f"suite {self.name} expects {self.layout}; " if self.layout else ""
         source = f"the data set is {self.source}; " if self.source else ""
         return f"{layout}{source}name its folder by --root or {self.variable}"
+
+
+Key = tuple[Data, tuple[str, ...]]  # a data set, and what of it is needed
+
+
+def keys_of(task: Task) -> list[Key]:
+    """The data sets that a task asks about, and what of each it needs."""
+    if isinstance(task, Retrieve):
+        return [(task.data, tuple(name for name in MODALITIES if name in task.pair and name != "text"))]
+    if isinstance(task, KNN | LinearProbe):
+        return [(data, (task.modality,)) for data in (task.train, task.test) if data is not None]
+    return [(task.data, (task.modality,))]
 
 
 def task_name(suite: Suite, task: Task) -> str:

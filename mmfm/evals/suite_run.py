@@ -3,7 +3,7 @@
 Each data set is read and encoded once, for all tasks that ask about it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,21 @@ from rich.console import Console
 from mmfm.checkpoint import load_model
 from mmfm.config import UserError, require
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
-from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out
-from mmfm.evals.collection import open_data
+from mmfm.evals.answers import ANSWERS, Context, Result, Seen, check_labels, left_out
+from mmfm.evals.collection import Opened, open_data
 from mmfm.evals.run import How, Scores, check_place, finish, how_of, progress, read_run, row_of
+from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
 from mmfm.evals.suite import (
     Caption,
-    Data,
+    Classify,
+    Key,
+    MultiLabel,
     Retrieve,
     Suite,
     Task,
     Transcribe,
+    keys_of,
     read_suite,
     root_of,
     task_name,
@@ -78,8 +82,12 @@ def suite_scores(
     """
     for task in suite.tasks:
         check_able(model, suite, task)
+    opened = {key: open_data(key[0], root, key[1], suite.hint, how.store) for key in wanted(suite)}
+    for task in suite.tasks:
+        if isinstance(task, Classify | MultiLabel):
+            check_labels(task, opened[keys_of(task)[0]], root)
     with at_rest(model):
-        see = seer(model, suite, root, how, watches, ranks)
+        see = seer(model, opened, wanted(suite), how, watches, ranks)
         context = Context(model=model, how=how, root=root, see=see, ranks=ranks)
         answers = [(task_name(suite, task), ANSWERS[type(task)](task, context)) for task in suite.tasks]
         results = [(name, answer.seen, answer.result()) for name, answer in answers if ranks.rank == 0]
@@ -102,20 +110,29 @@ def check_able(model: Evaluable, suite: Suite, task: Task) -> None:
         require(wanted in model.tasks, f"{told} needs a model that writes {wanted}; this one writes {writes}")
 
 
-def seer(
-    model: Evaluable, suite: Suite, root: Path, how: How, watches: Watches, ranks: Ranks
-) -> Callable[[Data, tuple[str, ...]], Seen]:
-    """Reads a data set once, with all the writing that tasks of the suite ask for."""
-    seen: dict[tuple[Data, frozenset[str]], Seen] = {}
-    writing: dict[tuple[Data, frozenset[str]], set[str]] = {}
+def wanted(suite: Suite) -> dict[Key, set[str]]:
+    """Each data set once, with all the writing that tasks ask for."""
+    found: dict[Key, set[str]] = {key: set() for task in suite.tasks for key in keys_of(task)}
     for task in suite.tasks:
         if isinstance(task, Caption | Transcribe):
-            writing.setdefault((task.data, frozenset({task.modality})), set()).add(f"{task.modality}>text")
+            found[keys_of(task)[0]].add(f"{task.modality}>text")
+    return found
 
-    def see(data: Data, media: tuple[str, ...]) -> Seen:
-        key = (data, frozenset(media))
+
+def seer(
+    model: Evaluable,
+    opened: Mapping[Key, Opened],
+    writing: Mapping[Key, set[str]],
+    how: How,
+    watches: Watches,
+    ranks: Ranks,
+) -> Callable[[Key], Seen]:
+    """Reads a data set when it is first asked for."""
+    seen: dict[Key, Seen] = {}
+
+    def see(key: Key) -> Seen:
         if key not in seen:
-            opened, name = open_data(data, root, media, suite.hint, how.store), naming(data)
+            name = opened[key].source
             split = read_split(
                 model,
                 name,
@@ -126,27 +143,21 @@ def seer(
                 max_tokens=how.max_tokens,
                 limit=how.limit,
                 with_nats=False,
-                writing=writing.get(key, set()),
-                opened=opened,
+                writing=writing[key],
+                opened=opened[key],
                 watch=watches(name),
                 ranks=ranks,
             )
-            seen[key] = Seen(data=data, opened=opened, split=split, hint=suite.hint)
+            seen[key] = Seen(opened=opened[key], split=split)
         return seen[key]
 
     return see
 
 
-def naming(data: Data) -> str:
-    """What messages call a data set."""
-    parts = {name: getattr(data, name, "") for name in ("shards", "path", "table", "annotations")}
-    place, chosen = next(filter(None, parts.values()), "."), getattr(data, "folds", ()) or getattr(data, "split", "")
-    return f"{type(data).__name__} {place}" + (f" ({chosen})" if chosen else "")
-
-
 def scores_of(name: str, seen: Sequence[Seen], results: Sequence[Result], how: How) -> Scores:
     """Rows and details of all tasks of one name."""
-    rows = [row_of(name, figure, how.bootstrap) for result in results for figure in result.figures]
+    figures = [figure for result in results for figure in result.figures]
+    rows = [row_of(name, figure, how.bootstrap) for figure in figures]
     keys = [(row["task"], row["metric"]) for row in rows]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice:
@@ -160,4 +171,5 @@ def scores_of(name: str, seen: Sequence[Seen], results: Sequence[Result], how: H
     counts = {**seen[-1].split.counts(), "cannot_be_used": sum(len(one.split.bad) for one in seen)}
     unusable = {one.split.keys[row]: code for one in seen for row, code in one.split.bad.items()}
     told = {"source": "; ".join(one.split.source for one in seen), "counts": counts, "unusable": unusable}
-    return Scores(rows=rows, details={**told, **details, "left_out": left_out(seen)})
+    samples = samples_of([one.split for one in seen], figures, details["classes"], details["templates"])
+    return Scores(rows=rows, details={**told, **details, "left_out": left_out(seen)}, samples=samples)

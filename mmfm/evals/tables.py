@@ -40,18 +40,22 @@ def read_table(data: Table, path: Path) -> list[Place]:
 
 
 def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row by its columns, and where it stands. Raises UserError for a row that is too short."""
+    """Each row by its columns, and where it stands. Raises UserError for a row that is too short, and for no CSV."""
     lines = [(number, line) for number, line in enumerate(text_lines(path), 1) if line.strip() and line[:1] != "#"]
     numbers = [number for number, _ in lines]
     reader = csv.reader((line for _, line in lines), delimiter=delimiter(path), skipinitialspace=True)
     names = list(columns)
-    for cells in reader:
-        where = f"{path}, line {numbers[reader.line_num - 1]}"
-        if not names:
-            names = [cell.strip() for cell in cells]
-            continue
-        require(len(cells) >= len(names), f"{where} has {len(cells)} cells, but {path.name} has {len(names)} columns")
-        yield where, dict(zip(names, (cell.strip() for cell in cells), strict=False))
+    try:
+        for cells in reader:
+            where = f"{path}, line {numbers[reader.line_num - 1]}"
+            if not names:
+                names = [cell.strip() for cell in cells]
+                continue
+            short = f"{where} has {len(cells)} cells, but {path.name} has {len(names)} columns"
+            require(len(cells) >= len(names), short)
+            yield where, dict(zip(names, (cell.strip() for cell in cells), strict=False))
+    except csv.Error as why:
+        raise UserError(f"{path} is no table that can be read ({why}); write it as UTF-8 CSV") from None
 
 
 def delimiter(path: Path) -> str:
