@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Conformer, Model, Run, Tower, UserError, Vit, Words, require
+from mmfm.config import Conformer, Model, Run, TextTower, Tower, UserError, Vit, Words, require
 from mmfm.distributed import first_process
 from mmfm.inputs.text import Tokenizer, parse_reader, parse_tokenizer
 from mmfm.interface import Interface
@@ -279,6 +279,9 @@ def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
     asked: list[float] = [part.width**2 for part in parts]
     asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.image_codes, cfg.audio_codes)]
     asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)
+    asked += [part.hidden * part.width for part in parts] + [cfg.trunk.head_dim * cfg.trunk.heads * cfg.trunk.width]
+    asked += [max(cfg.text.context, cfg.text.vocabulary) * cfg.text.width] if isinstance(cfg.text, TextTower) else []
+    asked += [cfg.image.prefix * cfg.image.width] if isinstance(cfg.image, Vit) else []
     asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
     asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
     told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"

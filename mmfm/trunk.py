@@ -52,7 +52,7 @@ class UnifiedTransformer(nn.Module):
     def __init__(self, cfg: config.Trunk, dropout: float = 0.0) -> None:
         super().__init__()
         self.width, self.head_dim = cfg.width, cfg.head_dim or cfg.width // cfg.heads
-        self.rope, self.window = (cfg.rope_base, cfg.rope_stretch), cfg.window
+        self.rope, self.window, self.tied = (cfg.rope_base, cfg.rope_stretch), cfg.window, cfg.tied
         self.blocks = nn.ModuleList(
             decoder_block(
                 cfg.width,

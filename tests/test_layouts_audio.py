@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor
 
 from mmfm.batch import Tokens
-from mmfm.config import Conformer, Mel, UserError
+from mmfm.config import Conformer, Mel, Sound, UserError
 from mmfm.layouts import Foreign, convert
 from mmfm.towers.conformer import AudioConformer
 from mmfm.towers.mel import KaldiMel
@@ -143,6 +143,17 @@ def test_what_has_no_place_is_refused(name: str) -> None:
     theirs, source = make()
     with pytest.raises(UserError, match=said):
         convert(source, theirs.state_dict())
+
+
+def test_frames_of_other_settings_are_refused() -> None:
+    """An extractor that is not ours in one number would feed the tower something else without a word."""
+    theirs, source = w2v_bert(feature_projection_input_dim=160)
+    said = SeamlessM4TFeatureExtractor().to_json_string()
+    contract = Sound(rate_hz=16_000, extractor=said)
+    assert convert(replace(source, contract=contract), theirs.state_dict()).part.mel.recipe == "kaldi"
+    other = replace(contract, extractor=said.replace('"stride": 2', '"stride": 1'))
+    with pytest.raises(UserError, match=r"frames made with \{'stride': 1\}"):
+        convert(replace(source, contract=other), theirs.state_dict())
 
 
 def test_tensors_that_are_too_many_or_too_few() -> None:

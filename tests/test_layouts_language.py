@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
-from mmfm.config import Trunk, UserError
+from mmfm.config import Model, Trunk, UserError
 from mmfm.layouts import Converted, Foreign, convert, place_embeddings
+from mmfm.model import build
 from mmfm.trunk import Segment, UnifiedTransformer
 from mmfm.vocabulary import Vocabulary
 
@@ -250,3 +251,27 @@ def test_a_source_before_the_words_is_seen_by_all_and_sees_none() -> None:
     first, second = (trunk([picture, word]) for word in words)
     torch.testing.assert_close(first[0], second[0])
     assert not torch.allclose(first[1], trunk([words[0]])[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["Llama", "SmolLM"])
+def test_a_whole_model_writes_with_the_language_models_tables(name: str) -> None:
+    """Both tables placed in the vocabulary, the output's own only where it is not tied: the model's logits of words."""
+    with double():
+        theirs, source = MODELS[name]()
+        converted, _ = ours(source, theirs.state_dict())
+        part = converted.part
+        assert isinstance(part, Trunk) and converted.embedding is not None
+        model = build(Model(trunk=part, image=None, audio=None, text=None, embed_dim=8, image_codes=4), 20).eval()
+        model.trunk.load_state_dict(converted.weights)
+        assert ("output.weight" in model.state_dict()) == (not part.tied)
+        ids, keep, vocabulary = ids_of(3, TIME), PADDINGS["right"], model.vocabulary
+        with torch.no_grad():
+            model.embedding.weight.copy_(place_embeddings(converted.embedding, model.embedding.weight, vocabulary))
+            if converted.output is not None:
+                assert model.output is not None
+                model.output.weight.copy_(place_embeddings(converted.output, model.output.weight, vocabulary))
+        (states,) = model.trunk([model.target(vocabulary.shared("text", ids), keep)])
+        span = vocabulary.span("text")
+        found = model.logits(states)[..., span.start : span.stop]
+        expected = theirs(input_ids=ids, attention_mask=keep.long()).logits
+        torch.testing.assert_close(found[keep], expected[keep], rtol=0, atol=CLOSE)

@@ -138,6 +138,7 @@ def bare(run: config.Run, modality: str, text_size: int) -> UnifiedModel:
     """What one modality's embedding needs: tower, connector, pool, head and trunk, fresh. Nothing to write with."""
     core = build(only(run.model, (modality,)), text_size)
     core.embedding = nn.Embedding(0, core.trunk.width)  # with no row it still tells device and type
+    core.output = None
     return core
 
 

@@ -4,7 +4,9 @@ w2v-BERT's own frames are `Mel(recipe="kaldi")`. torchaudio's Conformer takes wh
 as itself: our `mel` has as many bins, and the tower is called with other frames all the same.
 """
 
-from mmfm.config import Conformer, Mel
+import json
+
+from mmfm.config import Conformer, Mel, Sound
 from mmfm.layouts.layout import Foreign, Layout, Part, Weights, allow
 from mmfm.layouts.settings import activation_of, hf_config
 
@@ -27,6 +29,16 @@ def torchaudio_conformer(foreign: Foreign) -> Conformer:
     )
 
 
+def frames_of(foreign: Foreign, bins: int, name: str) -> Mel:
+    """The frames of transformers' extractor; UserError for one with other settings."""
+    said = json.loads(foreign.contract.extractor or "{}") if isinstance(foreign.contract, Sound) else {}
+    kind = "SeamlessM4TFeatureExtractor"
+    ours = {"feature_extractor_type": kind, "sampling_rate": 16_000, "num_mel_bins": bins, "stride": 2}
+    other = {key: value for key, value in said.items() if key in ours and value != ours[key]}
+    allow(name, not other, f"frames made with {other}")
+    return Mel(bins=bins, high_hz=8_000.0, recipe="kaldi")
+
+
 def w2v_bert(foreign: Foreign) -> Conformer:
     cfg, name = hf_config(foreign), "this w2v-BERT"
     allow(
@@ -39,7 +51,7 @@ def w2v_bert(foreign: Foreign) -> Conformer:
     bins, odd = divmod(cfg["feature_projection_input_dim"], 2)
     allow(name, not odd, f"frames of {2 * bins + 1} numbers, which is no pair of frames")
     return Conformer(
-        mel=Mel(bins=bins, high_hz=8_000.0, recipe="kaldi"),
+        mel=frames_of(foreign, bins, name),
         stem="stack",
         width=cfg["hidden_size"],
         depth=cfg["num_hidden_layers"],
