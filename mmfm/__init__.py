@@ -4,20 +4,25 @@ Torch is imported by what needs it, when it is called, so that `import mmfm` and
 """
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("WDS_SECURE", "1")  # webdataset then refuses pickles and `pipe:` addresses
 
 __version__ = "0.1.0"
 
 
-def load(run: str, step: int | None = None):
-    """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last."""
+def load(run: str | Path, step: int | None = None):
+    """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last.
+
+    A bundle of a whole model is one too.
+    """
+    from mmfm.bundle import is_bundle
     from mmfm.checkpoint import load_model
 
-    return load_model(run, step)
+    return from_pretrained(run) if step is None and is_bundle(run) else load_model(run, step)
 
 
-def load_encoder(modality: str, where: str, *, check: bool = True, device: str = "cpu"):
+def load_encoder(modality: str, where: str | Path, *, check: bool = True, device: str = "cpu"):
     """The encoder of one modality, of a bundle's folder, a run's, or "owner/name" on the hub: `tokens` and `embed`.
 
     Only what it needs is read. `check`: it must give what it gave when it was written.
@@ -27,14 +32,14 @@ def load_encoder(modality: str, where: str, *, check: bool = True, device: str =
     return load_encoder(modality, where, check=check, device=device)
 
 
-def from_pretrained(where: str, *, check: bool = True, device: str = "cpu"):
+def from_pretrained(where: str | Path, *, check: bool = True, device: str = "cpu"):
     """The whole model of a bundle, from its folder or from "owner/name" on the hub, as `load` gives that of a run."""
     from mmfm.bundle.load import from_pretrained
 
     return from_pretrained(where, check=check, device=device)
 
 
-def save_bundle(run, folder: str, modalities: tuple[str, ...] | None = None, *, force: bool = False):
+def save_bundle(run, folder: str | Path, modalities: tuple[str, ...] | None = None, *, force: bool = False):
     """A run's folder or model, or only these of its modalities, as a folder that other people can load and trust."""
     from mmfm.bundle.save import save_bundle
 
@@ -48,8 +53,8 @@ def push_to_hub(run, repo_id: str, modalities: tuple[str, ...] | None = None, *,
     return push_to_hub(run, repo_id, modalities, private=private)
 
 
-def native(folder: str, part: str = ""):
-    """A bundle's tower or trunk, as a configuration that starts from its weights: Model(image=native("bundles/dino"))."""
+def native(folder: str | Path, part: str = ""):
+    """A bundle's tower or trunk, as a configuration that starts from its weights: Model(image=native("bundles/a"))."""
     from mmfm.bundle.contents import native
 
     return native(folder, part)

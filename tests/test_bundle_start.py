@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bundle import TOKENIZER, trained
+from safetensors.torch import load_file, save
+from test_bundle import TOKENIZER, rewrite, trained
 from toys import toy_config
 
 import mmfm
@@ -116,6 +117,16 @@ def test_a_damaged_start_is_refused(model, tmp_path):
     folder = mmfm.save_bundle(model, tmp_path / "a")
     (folder / "trunk.safetensors").write_bytes(b"x" + (folder / "trunk.safetensors").read_bytes()[1:])
     with pytest.raises(UserError, match=r"trunk.safetensors is damaged"):
+        fresh(toy_config(trunk=mmfm.native(str(folder), "trunk")))
+
+
+def test_a_trunk_that_gives_other_numbers_is_refused(model, tmp_path):
+    """Its fixture: a weight that was changed, checksums and all, is no start."""
+    folder = mmfm.save_bundle(model, tmp_path / "a")
+    weights = load_file(folder / "trunk.safetensors")
+    weights["trunk.norm.weight"][0] += 0.1
+    rewrite(folder, "trunk.safetensors", save(weights))
+    with pytest.raises(UserError, match=r"when it was written: trunk.states differs by"):
         fresh(toy_config(trunk=mmfm.native(str(folder), "trunk")))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from mmfm import bundle, importing
 from mmfm.__main__ import main
 from mmfm.adapt import begin, prepare
 from mmfm.bundle.encoder import BundledEncoder
-from mmfm.config import Conformer, Contrast, Model, Run, TextTower, Tower, Trunk, UserError, Vit
+from mmfm.config import Conformer, Contrast, Model, Run, TextTower, Tower, Trunk, UserError, Vit, Write
 from mmfm.inputs.text import load_tokenizer
+from mmfm.interface import Interface
 from mmfm.model import build
 from mmfm.trunk import Segment
 
@@ -219,14 +221,16 @@ def language(folder: Path, tied: bool = True) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_a_language_model_becomes_the_trunk(tmp_path):
-    """Begun from the bundle, our model's logits over the text's rows are the language model's."""
-    native = language(tmp_path / "lm")
+def test_a_language_model_becomes_the_trunk(tied, tmp_path):
+    """Begun from the bundle, our model's logits over the text's rows are the language model's; where its output has a
+    table of its own, ours has too."""
+    native = language(tmp_path / "lm", tied)
     proof = importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
     assert (proof.modality, proof.part) == ("trunk", "Trunk") and proof.holds and proof.padding_invariant
     trunk = mmfm.native(str(tmp_path / "out"))
-    assert isinstance(trunk, Trunk) and trunk.kv_heads == 1
+    assert isinstance(trunk, Trunk) and trunk.kv_heads == 1 and trunk.tied == tied
     cfg = toy_config(trunk=trunk, tokenizer=str(tmp_path / "out/tokenizer.json"))
     tokenizer = load_tokenizer(cfg.tokenizer)
     core = build(cfg, tokenizer.size, (Contrast(pair=("image", "text")),))
@@ -260,6 +264,41 @@ def test_a_configuration_begins_from_it(make, tmp_path):
     given = seen(encoder)[0] if modality == "image" else SENTENCES
     ours = BundledEncoder(core.eval(), modality, prepared.run, prepared.tokenizer)(given)
     torch.testing.assert_close(ours, encoder(given), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_model_with_imported_towers_travels(tmp_path):
+    """A wrapped text tower with its own tokenizer and a native picture tower, in a model with a byte tokenizer: its
+    bundle gives what it gives, to the bit, and asks for no source."""
+    towers = {"audio": None}
+    for make in (vit, bert):
+        modality, *_ = make(tmp_path / make.__name__)
+        importing.import_source(str(tmp_path / make.__name__), tmp_path / f"{modality}s", modality=modality)
+        towers[modality] = mmfm.native(str(tmp_path / f"{modality}s"))
+    run = Run(
+        name="x",
+        model=Model(**towers, trunk=toy_config().trunk, embed_dim=8),
+        contrast=(Contrast(pair=("image", "text")),),
+        write=(Write(task="image>text"),),
+    )
+    prepared = prepare(run)
+    torch.manual_seed(5)
+    core = build(prepared.run.model, prepared.tokenizer.size, run.contrast)
+    begin(core, prepared)
+    model = Interface(core.eval(), prepared.run, prepared.tokenizer).eval()
+    mmfm.save_bundle(model, tmp_path / "whole")
+    for name in ("vit", "bert", "images", "texts"):
+        shutil.rmtree(tmp_path / name)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    back = mmfm.from_pretrained(tmp_path / "whole")
+    for modality, given in {"image": [picture], "text": SENTENCES}.items():
+        expected = getattr(model, f"encode_{modality}")(given)
+        encoder = mmfm.load_encoder(modality, tmp_path / "whole")
+        torch.testing.assert_close(encoder.embed(given), expected, rtol=0, atol=0)
+        torch.testing.assert_close(getattr(back, f"encode_{modality}")(given), expected, rtol=0, atol=0)
+    assert back.generate("image>text", image=picture) == model.generate("image>text", image=picture)
+    assert mmfm.load_encoder("text", tmp_path / "whole").preprocess.mask == 4
+    assert str(tmp_path) not in (tmp_path / "whole/bundle.json").read_text()
 
 
 @torch.no_grad()
