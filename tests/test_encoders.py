@@ -1,4 +1,4 @@
-"""Encoders of other libraries give what their own library gives, through a source, a blueprint and a file of weights."""
+"""Encoders of other libraries give what their own library gives, through source, blueprint and a file of weights."""
 
 from pathlib import Path
 
@@ -25,14 +25,17 @@ from toy_encoders import (
 
 from mmfm.config import Blueprint, Tower, UserError
 from mmfm.encoders import Encoder, build, resolve
+from mmfm.encoders.padding import padding_gap
 from mmfm.strict import parse, write
 
 CLIP = {"text_config": BLOCKS | WORDS, "vision_config": PICTURE}
+DINO = {name: value for name, value in PICTURE.items() if name != "intermediate_size"}
+SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 IMAGES = {
     "vit": (hf.ViTConfig(**PICTURE), lambda m: m),
-    "dinov2": (hf.Dinov2Config(image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2), lambda m: m),
+    "dinov2": (hf.Dinov2Config(**DINO), lambda m: m),
     "dinov3": (hf.DINOv3ViTConfig(num_register_tokens=2, **PICTURE), lambda m: m),
-    "swin": (hf.SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4), lambda m: m),
+    "swin": (hf.SwinConfig(**SWIN), lambda m: m),
     "convnext": (hf.ConvNextConfig(hidden_sizes=[8, 16, 16, 32], depths=[1] * 4, image_size=64), lambda m: m),
     "clip": (hf.CLIPConfig(**CLIP), lambda m: m.vision_model),
     "siglip": (hf.SiglipConfig(**CLIP), lambda m: m.vision_model),
@@ -122,6 +125,7 @@ def test_hf_texts(name: str, tmp_path: Path) -> None:
     assert torch.equal(tokens.keep, keep)
     alone = encoder(ids[1:, :5], keep[1:, :5])
     same(tokens.x[1:, :5], alone.x, 1e-5)
+    assert padding_gap(encoder) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own
@@ -147,6 +151,7 @@ def test_hf_sounds(name: str, tmp_path: Path) -> None:
     assert tokens.keep.sum(1)[1] == lone.x.shape[1] and lone.keep.all()
     gap = (tokens.x[1][tokens.keep[1]] - lone.x[0]).abs().max()
     assert gap < 1e-5 if invariant else gap > 1e-3
+    assert padding_gap(encoder) < 1e-5 if invariant else padding_gap(encoder) > 1e-3, "and so it is measured"
 
 
 @torch.no_grad()

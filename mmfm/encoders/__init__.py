@@ -6,9 +6,10 @@
 from mmfm.config import Blueprint, Tower
 from mmfm.encoders.face import Encoder, Resolved
 from mmfm.encoders.layers import layers
+from mmfm.encoders.padding import padding_gap
 from mmfm.encoders.source import parse
 
-__all__ = ["Encoder", "Resolved", "build", "layers", "resolve"]
+__all__ = ["Encoder", "Resolved", "build", "layers", "padding_gap", "resolve"]
 
 
 def resolve(tower: Tower, modality: str) -> Resolved:

@@ -15,7 +15,7 @@ from mmfm.config import UserError, Words, require
 from mmfm.encoders.source import fetching
 from mmfm.encoders.words import require_room, sha256, words_of_hf
 
-SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP, after its texts are lower case
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&nbsp;": " "}
 QUOTES = {"[‘’‚‛]": "'", "[“”„‟]": '"', "ﬁ": "fi", "ﬂ": "fl", "ﬀ": "ff", "…": "…"}
 

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
             shape = (1, made.pixels.channels, made.pixels.height_px, made.pixels.width_px)
             return (torch.linspace(-1, 1, shape[1] * shape[2] * shape[3]).view(shape),)
         if made.words is not None:
-            inner = torch.arange(4 if not made.words.fill else made.words.context)
+            inner = torch.arange(made.words.context if made.words.fill else 4) % 4
             ids = torch.cat([torch.tensor(made.words.begin).long(), inner, torch.tensor(made.words.end).long()])
             ids = ids[None, : made.words.context]
             return ids, torch.ones_like(ids, dtype=torch.bool)
@@ -153,8 +153,8 @@ def fit_keep(
     """
     if keep.shape[1] == tokens:
         return keep
-    if lengths is None or bool(keep.all()):
-        return torch.ones(len(keep), tokens, dtype=torch.bool, device=keep.device)
+    if lengths is None:
+        return torch.ones(keep.shape[0], tokens, dtype=torch.bool, device=keep.device)
     real = lengths(keep.sum(1)).clamp(min=1, max=tokens)
     return torch.arange(tokens, device=keep.device) < real[:, None]
 

@@ -78,7 +78,7 @@ class HfSound(HfEncoder):
     def forward(self, x: Tensor, keep: Bool[Tensor, "batch time"] | None = None) -> Tokens:
         assert keep is not None
         more: dict[str, Tensor] = {"attention_mask": keep.long()} if self.masked else {}
-        out = self.last(x, is_longer=torch.zeros(len(x), 1, dtype=torch.bool, device=x.device), **more)
+        out = self.last(x, is_longer=torch.zeros(x.shape[0], 1, dtype=torch.bool, device=x.device), **more)
         out = flat(out, out.shape[1])
         return Tokens(out, fit_keep(keep, out.shape[1], self.lengths))
 
