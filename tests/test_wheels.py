@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from gguf import GGUFWriter
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
 from mmfm.config import UserError
-from mmfm.encoders import wheel_whisper, wheels
+from mmfm.encoders import wheel_llama, wheel_whisper, wheels
 
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.int16): 2, np.dtype(np.float16): 4}
 TIED = {"decoder/projection/weight": "decoder/embeddings/weight"}
@@ -204,3 +206,85 @@ def test_tensors_in_order_must_fit_one_by_one() -> None:
     for wrong in ({"_x.weight": torch.ones(2)}, {"_x.bias": torch.ones(2), "_y.weight": torch.ones(3)}):
         with pytest.raises(UserError, match="are not those of tf_efficientnet_lite0"):
             wheels.in_order(wrong, ours, package)
+
+
+TOKENS = ["<|end|>", "a", "b", "Ġ", "1", "2", "ab", "ĠĠ"]
+LLAMA = dict(
+    hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=len(TOKENS), max_position_embeddings=32, rms_norm_eps=0.5, bos_token_id=0, eos_token_id=0,
+    pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+)  # fmt: skip
+
+
+def pairs_together(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """As llama.cpp keeps queries and keys: row i of a head beside row i + half."""
+    half = len(rows) // heads // 2
+    order = [head * 2 * half + i + part * half for head in range(heads) for i in range(half) for part in range(2)]
+    return rows[order]
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM, *, family: str = "llama", pre: str = "smollm") -> Path:
+    """A gguf file of a small Llama, written by gguf's own writer."""
+    cfg, writer = model.config, GGUFWriter(path, family)
+    writer.add_vocab_size(cfg.vocab_size)
+    writer.add_context_length(cfg.max_position_embeddings)
+    writer.add_embedding_length(cfg.hidden_size)
+    writer.add_feed_forward_length(cfg.intermediate_size)
+    writer.add_block_count(cfg.num_hidden_layers)
+    writer.add_head_count(cfg.num_attention_heads)
+    writer.add_head_count_kv(cfg.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(cfg.rms_norm_eps)
+    writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, *[1] * (len(TOKENS) - 1)])
+    writer.add_token_merges(["a b", "Ġ Ġ"])
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id):
+        add(0)
+    names = {ours: theirs for theirs, ours in (wheel_llama.OUTSIDE | wheel_llama.LAYER).items()}
+    heads = {"attn_q": cfg.num_attention_heads, "attn_k": cfg.num_key_value_heads}
+    for name, value in model.state_dict().items():
+        scope, _, own = name.removesuffix(".weight").rpartition("layers.")
+        number, _, inner = own.partition(".") if scope else ("", "", own)
+        kind = names[inner]
+        value = pairs_together(value, heads[kind]) if kind in heads else value
+        writer.add_tensor(f"blk.{number}.{kind}.weight" if scope else f"{kind}.weight", value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def small_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return model
+
+
+def test_a_written_llama_comes_back(tmp_path: Path) -> None:
+    """Every weight bit for bit, queries and keys turned back; the configuration; a tokenizer that splits digits."""
+    model = small_llama()
+    config, weights, tokenizer = wheel_llama.read(write_gguf(tmp_path / "small.gguf", model))
+    wanted = model.state_dict()
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert {name: config[name] for name in LLAMA} == LLAMA and not config["tie_word_embeddings"]
+    inner = Tokenizer.from_str(tokenizer)
+    assert inner.encode("ab  12").tokens == ["ab", "ĠĠ", "1", "2"]
+    assert inner.encode("ab<|end|>").ids == [6, 0] and inner.decode([6, 3, 4]) == "ab 1"
+
+
+def test_another_gguf_is_refused(tmp_path: Path) -> None:
+    """Another family, another way to split texts, and a tensor that Llama has not are each said."""
+    with pytest.raises(UserError, match="holds a model of the family 'gemma'; read here is 'llama'"):
+        wheel_llama.read(write_gguf(tmp_path / "a.gguf", small_llama(), family="gemma"))
+    with pytest.raises(UserError, match="splits texts as 'default' does; read here is 'smollm'"):
+        wheel_llama.read(write_gguf(tmp_path / "b.gguf", small_llama(), pre="default"))
+    for name in ("blk.0.attn_q.bias", "attn_q.weight", "blk.0.output.weight", "rope_freqs.weight"):
+        with pytest.raises(UserError, match=f"{name} is no tensor of Llama"):
+            wheel_llama.renamed(name)

