@@ -17,7 +17,13 @@ ORDER = [
     "check", "interface", "checkpoint", "bundle", "importing", "evals", "adapt", "doctor", "hf", "export", "module",
     "callbacks", "train", "commands", "__main__",
 ]  # fmt: skip
-LIGHT = ("mmfm.config", "mmfm.grammar", "mmfm.check", "mmfm.evals.report")  # these, and all they import: stdlib alone
+LIGHT = (
+    "mmfm.config",
+    "mmfm.grammar",
+    "mmfm.check",
+    "mmfm.evals.report",
+    "mmfm.evals.suite",
+)  # these, and all they import: stdlib alone
 LIGHTNING = {"mmfm.module", "mmfm.callbacks", "mmfm.train"}
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "importlib", "imp"}
 

@@ -14,7 +14,7 @@ from mmfm.__main__ import main
 from mmfm.checkpoint import save
 from mmfm.config import UserError
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.run import How
+from mmfm.evals.run import How, evaluate
 from mmfm.evals.suite import (
     KNN,
     Caption,
@@ -367,3 +367,22 @@ def test_a_linear_probe_over_folders(tmp_path: Path) -> None:
     assert value(scores, "image:linear", "acc@1") == 1 and value(scores, "image:linear", "acc@1", "n") == 18
     told = scores.details["linear"]
     assert told["C"] in (1e-3, 1.0) and set(told["held_out_accuracy"]) == {"0.001", "1"}
+
+
+def test_a_suite_over_shards_gives_what_eval_gives(tmp_path: Path, write_shard: Any) -> None:
+    """Classes and retrieval of shards with one caption each: every figure and interval of `mmfm eval --data`."""
+    said = {"a": "cat", "b": "dog", "c": "owl", "d": "hen", "e": "ant"}
+    samples = {
+        key: {"jpg": picture(tmp_path / "one.jpg", n).read_bytes(), "txt": text.encode()}
+        for n, (key, text) in enumerate(said.items())
+    }
+    write_shard(tmp_path / "shards" / "0.tar", samples)
+    places = (axis(0, 1), axis(1, 0), axis(2, 1), axis(1, 2), axis(0, 2))
+    vectors = {("image", key): at for key, at in zip(said, places, strict=True)}
+    texts = dict(zip(said.values(), (axis(0), axis(1), axis(2), axis(2, 0), axis(0, 2, 1)), strict=True))
+    model, data = Planted(vectors, texts), Tars(shards="shards")
+    theirs = evaluate(model, str(tmp_path / "shards"), split="s", how=QUICK)
+    for task in (Classify(data=data, templates=("{}",)), Retrieve(data=data)):
+        ours = asked(model, tmp_path, task)
+        names = {(row["task"], row["metric"]) for row in ours.rows}
+        assert ours.rows == [row for row in theirs.rows if (row["task"], row["metric"]) in names] and ours.rows

@@ -17,36 +17,38 @@ RESAMPLES_AT_ONCE = 64
 
 
 class Sorted(NamedTuple):
-    """Items in falling order of a class's scores, and of each that has the class, where its run of equals ends."""
+    """Items in falling order of a class's scores. Runs: of one score, those of them in which an item has the class."""
 
     order: Int[np.ndarray, " n"]
-    right: Int[np.ndarray, " k"]  # places in `order`
-    ends: Int[np.ndarray, " k"]  # the last place in `order` of the same score
-    last: Int[np.ndarray, " k"]  # the last place in `right` of the same score
+    right: Int[np.ndarray, " k"]  # places in `order` of the items that have the class
+    run: Int[np.ndarray, " k"]  # the run of each
+    starts: Int[np.ndarray, " runs"]  # where in `order` the last run before it ended
+    last: Int[np.ndarray, " runs"]  # the place in `right` of its last item
 
 
 def sort(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> Sorted:
     order = np.argsort(-scores, kind="stable")
-    right = np.flatnonzero(truth[order])
-    falling = -scores[order]
-    ends = np.searchsorted(falling, falling[right], side="right") - 1
-    return Sorted(order, right, ends, np.searchsorted(right, ends, side="right") - 1)
+    falling, right = -scores[order], np.flatnonzero(truth[order])
+    ends, run = np.unique(np.searchsorted(falling, falling[right], side="right"), return_inverse=True)
+    starts, last = np.concatenate([[0], ends[:-1]]), np.searchsorted(right, ends) - 1
+    return Sorted(order[: ends[-1]], right, run, starts, last)
 
 
-def precision(counts: Int[np.ndarray, "resamples n"], by: Sorted) -> Float[np.ndarray, " resamples"]:
-    """Average precision where item i occurs counts[:, i] times; nan where none that occurs has the class."""
-    ordered = counts[:, by.order]
-    own = ordered[:, by.right]
-    seen, found = ordered.cumsum(1)[:, by.ends], own.cumsum(1)[:, by.last]
-    total = own.sum(1)
-    gained = (own * found / np.maximum(seen, 1)).sum(1)
-    return np.divide(gained, total, out=np.full(len(counts), np.nan), where=total > 0)
+def precision(counts: Int[np.ndarray, "n resamples"], by: Sorted) -> Float[np.ndarray, " resamples"]:
+    """Average precision where item i occurs counts[i] times; nan where none that occurs has the class."""
+    ordered = np.take(counts, by.order, axis=0)
+    own = ordered[by.right]
+    seen = np.add.reduceat(ordered, by.starts, axis=0).cumsum(0)
+    share = own.cumsum(0)[by.last] / np.maximum(seen, 1)
+    total = own.sum(0)
+    return np.divide((own * share[by.run]).sum(0), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
-def drawn(index: np.ndarray, n: int) -> Int[np.ndarray, "resamples n"]:
+def drawn(index: np.ndarray, n: int) -> Int[np.ndarray, "n resamples"]:
     """How often each of n items is in each resample: so that a class is sorted once for all of them."""
     cells = (np.arange(len(index))[:, None] * n + index).ravel()
-    return np.bincount(cells, minlength=len(index) * n).reshape(len(index), n)
+    counts = np.bincount(cells, minlength=len(index) * n).reshape(len(index), n)
+    return np.ascontiguousarray(counts.T, dtype=np.int32)
 
 
 def mean_average_precision(scores: Float[np.ndarray, "n classes"], truth: Bool[np.ndarray, "n classes"]) -> Statistic:
