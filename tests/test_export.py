@@ -68,20 +68,18 @@ def test_a_program_runs_where_mmfm_cannot_be_imported(run, tmp_path):
     torch.testing.assert_close(long, model.encode_text(rows), rtol=0, atol=1e-6)
 
 
-def test_waveforms_go_into_onnx_runtime(run, tmp_path):
-    """The spectrogram is in the file: waveforms of three lengths give what the interface gives, padded or not."""
-    out = export(run, "onnx", tmp_path / "out", modalities=("audio",))
-    model, session = checkpoint.load_model(run), onnxruntime.InferenceSession(out / "audio.onnx")
-    assert [slot.shape for slot in session.get_inputs()] == [["batch", "samples"]] * 2
-    assert [slot.name for slot in session.get_outputs()] == ["embedding", "tokens", "tokens_keep"]
+def test_pixels_go_into_onnx_runtime(run, tmp_path):
+    """Bytes of pictures in batches that were never traced: the interface's embeddings; sizes and outputs have names."""
+    out = export(run, "onnx", tmp_path / "out", modalities=("image",))
+    model, session = checkpoint.load_model(run), onnxruntime.InferenceSession(out / "image.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, 16]
+    assert [slot.name for slot in session.get_outputs()] == ["embedding", "tokens"]
     draw = torch.Generator().manual_seed(1)
-    for batch, samples in ((1, 1_601), (4, 3_200), (2, 20_000)):
-        waves = torch.randn(batch, samples, generator=draw)
-        keep = torch.arange(samples) < torch.linspace(samples, 900, batch).long()[:, None]
-        found = session.run(["embedding"], {"waves": waves.numpy(), "keep": keep.numpy()})[0]
-        torch.testing.assert_close(torch.from_numpy(found), model.encode_audio(waves, keep=keep), rtol=0, atol=1e-5)
-    about = json.loads((out / "export.json").read_text())
-    checked = about["files"]["audio.onnx"]["checked"]
+    for batch in (1, 4, 9):
+        pixels = torch.randint(0, 256, (batch, 1, 8, 16), dtype=torch.uint8, generator=draw)
+        found = session.run(["embedding"], {"pixels": pixels.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(found), model.encode_image(pixels), rtol=0, atol=1e-5)
+    checked = json.loads((out / "export.json").read_text())["files"]["image.onnx"]["checked"]
     assert {entry["batch"] for entry in checked} == {1, 2, 5}
     assert max(entry["difference"] for entry in checked) <= 1e-5
     names_no_place(out, run)

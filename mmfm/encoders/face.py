@@ -65,6 +65,10 @@ class Encoder(nn.Module):
         """
         raise UserError(f"a {self.blueprint.modality} encoder has no use for sounds")
 
+    def fills(self) -> bool:
+        """Whether it was trained on texts filled to its context, padding and all, by what its own pool reads."""
+        return False
+
     def example(self) -> tuple[Tensor, ...]:
         """An input of one item, to see what the tokens are and what they depend on. It draws no random numbers."""
         made = self.blueprint
@@ -95,6 +99,9 @@ def finish(
         with torch.inference_mode(False), torch.enable_grad():  # it is the graph that is looked at
             encoder = build(draft).eval()
             tokens = encoder(*encoder.example())
+            fills = encoder.fills()
+        with torch.no_grad():
+            again = encoder(*encoder.example()).x
     except UserError:
         raise
     except (AssertionError, RuntimeError, ValueError, TypeError) as why:
@@ -102,6 +109,13 @@ def finish(
         raise UserError(
             f"{draft.library} cannot run this {draft.modality} encoder on {_told(draft)} ({told})"
         ) from None
+    if again.shape != tokens.x.shape or not torch.allclose(again, tokens.x, atol=1e-4):
+        raise UserError(
+            f"this {draft.library} {draft.modality} encoder draws at random: the same input gives other tokens each "
+            "time (as of a masked autoencoder); give the plain encoder of its family"
+        )
+    if fills and draft.words is not None:
+        draft = replace(draft, words=replace(draft.words, fill=True))
     read = {id(parameter) for parameter in _leaves(tokens.x)}
     unread = [name for name, parameter in encoder.named_parameters() if id(parameter) not in read]
     shape = json.dumps(architecture(draft) | {"unread": unread})
@@ -155,8 +169,20 @@ def fit_keep(
         return keep
     if lengths is None:
         return torch.ones(keep.shape[0], tokens, dtype=torch.bool, device=keep.device)
-    real = lengths(keep.sum(1)).clamp(min=1, max=tokens)
+    real = _counted(keep.sum(1), lengths).clamp(min=1, max=tokens)
     return torch.arange(tokens, device=keep.device) < real[:, None]
+
+
+def _counted(inputs: Int[Tensor, " batch"], lengths: Callable[[Any], Any]) -> Int[Tensor, " batch"]:
+    """Some libraries' functions take one length at a time, or give a length for each of several stages."""
+    try:
+        found = lengths(inputs)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    found = found[-1] if isinstance(found, tuple) else found
+    if not isinstance(found, Tensor):
+        found = torch.tensor([int(lengths(int(count))) for count in inputs], device=inputs.device)
+    return found.long()
 
 
 def _leaves(x: Tensor) -> Iterable[Tensor]:

@@ -57,6 +57,17 @@ class HfText(HfEncoder):
         ids = x.masked_fill(~keep, self.blueprint.words.pad)
         return Tokens(self.last(ids, attention_mask=keep.long(), use_cache=False), keep)
 
+    def fills(self) -> bool:
+        """A model whose pool reads the last place, though it is padding, was trained without padding (SigLIP)."""
+        ids = torch.ones(1, 4, dtype=torch.long)
+        given = {self.key: ids, "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+        out = self.trunk(**{name: value for name, value in given.items() if name in self.takes})
+        pooled = getattr(out, "pooler_output", None)
+        if pooled is None:
+            return False
+        (slope,) = torch.autograd.grad(pooled.square().sum(), out.last_hidden_state, allow_unused=True)
+        return slope is not None and (slope[0].abs().sum(-1) > 0).tolist() == [False, False, False, True]
+
 
 class HfSound(HfEncoder):
     """`masked`: whether its extractor says that the model was trained with a mask; others see the padding."""

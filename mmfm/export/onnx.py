@@ -40,8 +40,12 @@ def write(graph: Graph, program: ExportedProgram, folder: Path) -> Path:
 
 def name(model, graph: Graph) -> None:
     """Outputs and free sizes get the graph's names; what else bore one of them gets another. Traces of code go."""
-    taken = {*graph.outputs}
-    for node in model.graph:
+    taken, inner = {*graph.outputs}, model.graph
+    for value in [value for name, value in inner.initializers.items() if name in taken]:
+        inner.initializers.pop(value.name)
+        value.name = f"inner_{value.name}"
+        inner.register_initializer(value)
+    for node in inner:
         node.metadata_props.clear()  # paths of this machine
         for value in node.outputs:
             if value.name in taken:

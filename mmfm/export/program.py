@@ -1,5 +1,6 @@
 """A graph as an exported program of torch, and as a file that `torch.export.load` reads without mmfm."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mmfm.config import UserError
 from mmfm.export.graphs import Arrays, Graph, free_sizes
 
 SUFFIX = ".pt2"
+NOT_ONE = re.compile(r"expression Ne\(s\d+, 1\) on")
 
 
 def trace(graph: Graph) -> ExportedProgram:
@@ -37,14 +39,28 @@ def trace(graph: Graph) -> ExportedProgram:
             f"the {graph.name} path is no graph of free batch and length ({type(why).__name__}: {told}); "
             "leave it out by --modality"
         ) from why
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+    return _cleaned(program)
+
+
+def _cleaned(program: ExportedProgram) -> ExportedProgram:
+    """Without paths of this machine, and without conditions that a batch or length is not 1.
+
+    Those come of shortcuts that torch takes for more than one row; that the general way is right for one is checked.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        node.meta.pop("stack_trace", None)
+        if node.target is torch.ops.aten._assert_scalar.default and NOT_ONE.search(str(node.args[1])):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
     return program
 
 
 def _shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
-    """The first axis is the batch; another free one is the length, the same in every input."""
-    dims = {True: Dim("batch", min=1), False: Dim(graph.lengths, min=1, max=graph.longest)}
+    """What is free is so from the least that the graph can do to the most that it is asked for."""
+    length = Dim.DYNAMIC if graph.longest is None else Dim.DYNAMIC(max=graph.longest)
+    dims = {True: Dim.DYNAMIC, False: length}  # the first axis is the batch
     return tuple({axis: dims[axis == 0] for axis, free in enumerate(each) if free} for each in free_sizes(graph))
 
 

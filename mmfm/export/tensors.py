@@ -56,13 +56,21 @@ def write_tensors(model: Interface, to: str, folder: Path, modalities: Sequence[
             "outputs": list(graph.outputs),
             "reads": graph.reads,
             "notes": list(graph.notes),
-            "checked": compare(graph, target.open(path)),
+            "checked": compare(graph, _opened(graph, target, path)),
         }
     if "text" in modalities:
         (folder / "tokenizer.json").write_text(tokenizer_of(model), encoding="utf-8")
     write_json(folder / "preprocess.json", contract(model.config, modalities))
     (folder / "README.md").write_text(readme(to, entries), encoding="utf-8")
     return {"tolerance": TOLERANCE, "torch": str(torch.__version__), "files": entries}
+
+
+def _opened(graph: Graph, target: Target, path: Path) -> Callable[..., Arrays]:
+    try:
+        return target.open(path)
+    except Exception as why:
+        told = " ".join(str(why).split())[:300]
+        raise UserError(f"the {graph.name} file cannot be opened ({told}); leave it out by --modality") from why
 
 
 def compare(graph: Graph, other: Callable[..., Arrays]) -> list[dict[str, float]]:
