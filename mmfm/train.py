@@ -42,7 +42,7 @@ from mmfm.process import Signals, Stopped, follow, lead, locked
 from mmfm.strict import from_json, to_json
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
-RESULTS = (METRICS, "results.json", "results.details.json", "report.html")
+RESULTS = (METRICS, "results.json", "results.details.json", "results.samples.json", "report.html")
 RANK_ENDS_S = 10
 
 

@@ -36,12 +36,12 @@ def compare(
     require(resamples > 0, f"--resamples {resamples} must be greater than 0")
     places = [check_place(Path(place)) for place in (out, json) if place]
     board = board_of(read_contenders(folders), Bootstrap(resamples=resamples, seed=seed))
-    console = console or Console()
-    print_board(board, console)
     if json:
         write_json(Path(json), tree_of(board))
     if out:
         save_page(render(board), Path(out))
+    console = console or Console()
+    print_board(board, console)
     for place in places:
         console.print(f"wrote {place}", soft_wrap=True, highlight=False, markup=False)
     return board

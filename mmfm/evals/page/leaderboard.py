@@ -9,7 +9,7 @@ from mmfm.evals.page.charts import Axis
 from mmfm.evals.page.document import document, sectioned
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.record import Row
-from mmfm.evals.page.scores import MEANINGS, axis_of, interval, is_share, label, plain, show, shown
+from mmfm.evals.page.scores import MEANINGS, NO_BREAK, axis_of, interval, is_share, label, plain, show, shown
 from mmfm.evals.table import HEADLINES
 
 HOW = (
@@ -17,20 +17,22 @@ HOW = (
     "training either again, with another seed, would give. A difference is the first run less the second. Its interval "
     "is a percentile bootstrap over the items that both have, drawn alike. Where every item is right or wrong, "
     "p is McNemar's, exact; else it is how often a resampled difference lies as far from the difference as that lies "
-    "from zero. Both are corrected by Holm's method over all comparisons of this page."
+    "from zero. Both are corrected by Holm's method over all comparisons of this page. "
+    "Only: how many items the first run alone got right, and the second alone."
 )
-SHOWN = 12  # sentences; the table has the rest
+SHOWN = 8  # sentences; the table has the rest
+OPEN = 20  # comparisons
 
 
 def render(board: Board) -> Html:
     """The page."""
     head, *told = sentences(board)
-    found = [tag("li", line) for line in told[:SHOWN]]
+    found = [tag("li", unbroken(line)) for line in told[:SHOWN]]
     more = [tag("p", f"And {len(told) - SHOWN} more, in the table below.", class_="quiet")] if told[SHOWN:] else []
     parts: dict[str, list[Html]] = {
         "Overview": [*([tag("ul", *found, class_="findings")] if found else []), *more, _runs(board.runs)],
-        "Differences": [_comparisons(board)] if board.comparisons else [],
         "Scores": [*_scores(board)],
+        "Differences": [_comparisons(board)] if board.comparisons else [],
         "All figures": [_every(board)],
         "How it was tested": [*_how(board)],
     }
@@ -41,7 +43,7 @@ def render(board: Board) -> Html:
         "header",
         tag("p", "mmfm comparison", class_="kicker"),
         tag("h1", title),
-        tag("p", head, class_="summary"),
+        tag("p", unbroken(head), class_="summary"),
         links,
     )
     folders = ", ".join(str(one.folder) for one in board.runs)
@@ -49,6 +51,11 @@ def render(board: Board) -> Html:
         "footer", tag("p", f"Made by mmfm compare from the files of {folders}. It loads nothing from anywhere.")
     )
     return document(f"{title}: comparison", header, main, footer)
+
+
+def unbroken(line: str) -> str:
+    """A sentence whose numbers keep their signs beside them, with printed arrows."""
+    return shown(line).replace(" %", f"{NO_BREAK}%").replace("p < ", f"p{NO_BREAK}<{NO_BREAK}")
 
 
 def _table(names: Sequence[str], rows: Sequence[Html], kind: str = "plain") -> Html:
@@ -78,32 +85,44 @@ def _runs(runs: Sequence[Contender]) -> Html:
 
 
 def _comparisons(board: Board) -> Html:
-    names = ("split", "task", "metric", "first", "second", "difference", "95 % interval", "p", "p (Holm)", "items")
-    return _table(
-        (*names, "only first : second", "better"),
-        [*map(lambda one: _compared(board, one), board.comparisons)],
-        "plain sortable compared",
+    """Every pair and figure; many of them unfold."""
+    names = (
+        "split",
+        "task",
+        "metric",
+        "runs",
+        "difference",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "items",
+        "only",
+        "better",
     )
+    rows = [_compared(board, one) for one in board.comparisons]
+    summary = tag("summary", f"All {len(rows):,} comparisons; those beyond chance are marked")
+    return tag("details", summary, _table(names, rows, "plain sortable compared"), open=len(rows) <= OPEN)
 
 
 def _compared(board: Board, one: Comparison) -> Html:
     points, outcome = is_share(one.metric), one.outcome
     only = "–" if one.only is None else f"{one.only[0]:,} : {one.only[1]:,}"
-    named = [board.runs[place].name for place in (one.first, one.second)]
-    better = "–" if one.better is None else board.runs[one.better].name
+    first, second = (board.runs[place].name for place in (one.first, one.second))
+    better = None if one.better is None else (charts.key(one.better), tag("b", letter(one.better)))
     limits = f"{amount(outcome.low, points)} to {amount(outcome.high, points)}"
+    found = ((p, p_value(p).removeprefix("p ").removeprefix("= ")) for p in (outcome.p, one.adjusted))
     return tag(
         "tr",
-        *(tag("td", text) for text in (one.split, shown(one.task), label(one.metric), *named)),
+        *(tag("td", text) for text in (one.split, shown(one.task), label(one.metric))),
+        tag("td", f"{letter(one.first)} − {letter(one.second)}"),
         _number(f"{'+' * (outcome.difference > 0)}{amount(outcome.difference, points)}", outcome.difference),
         _number(limits),
-        _number(p_value(outcome.p).removeprefix("p = ").removeprefix("p "), outcome.p),
-        _number(p_value(one.adjusted).removeprefix("p = ").removeprefix("p "), one.adjusted),
+        *(_number(text, p) for p, text in found),
         _number(f"{outcome.n:,}", outcome.n),
         _number(only),
-        tag("td", tag("b", better) if one.better is not None else better),
-        class_="beyond" if one.better is not None else None,
-        title=outcome.test,
+        tag("td", *(better or ("–",))),
+        class_="beyond" if better else None,
+        title=f"{first} less {second}; p: {outcome.test}",
     )
 
 
