@@ -283,6 +283,7 @@ def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
     asked += [max(cfg.text.context, cfg.text.vocabulary) * cfg.text.width] if isinstance(cfg.text, TextTower) else []
     asked += [cfg.image.prefix * cfg.image.width] if isinstance(cfg.image, Vit) else []
     asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
+    asked += [cfg.audio.left, cfg.audio.right] if isinstance(cfg.audio, Conformer) else []
     asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
     told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
     held, deepest = sum(tensor.numel() for tensor in found.values()), max(part.depth for part in parts)

@@ -242,10 +242,11 @@ def test_a_tensor_too_many_too_few_or_misshapen_is_named() -> None:
 def test_a_lost_key_is_named_before_it_is_fused() -> None:
     """Of queries, keys and values one is missing: the error says which, and beside what."""
     theirs, source = HF["ViT"]()
-    weights = theirs.state_dict()
-    del weights["layers.1.attention.k_proj.bias"]
-    with pytest.raises(UserError, match=r"lack what is \['blocks.1.attn.k.bias'\] here"):
-        convert(source, weights)
+    for lost in "qkv":
+        weights = theirs.state_dict()
+        del weights[f"layers.1.attention.{lost}_proj.bias"]
+        with pytest.raises(UserError, match=rf"lack what is \['blocks.1.attn.{lost}.bias'\] here"):
+            convert(source, weights)
 
 
 REFUSED = {
@@ -311,6 +312,18 @@ def test_another_size_of_picture(name: str) -> None:
     converted, tower = ours(replace(source, contract=Pixels(height_px=48, width_px=24)), theirs.state_dict())
     assert isinstance(converted.part, Vit) and converted.part.grid == (6, 3) == tower.grid
     torch.testing.assert_close(tower(x).x, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ViT", "DINOv2", "DINOv2 registers", "SigLIP"])
+@pytest.mark.parametrize("size", [(48, 40), (16, 24)])
+def test_another_size_of_picture_as_transformers_has_it(name: str, size: tuple[int, int]) -> None:
+    """Converted for a contract of that size, positions are as transformers interpolates them, antialiased or not."""
+    theirs, source = HF[name]()
+    contract = Pixels(height_px=size[0], width_px=size[1])
+    _, tower = ours(replace(source, contract=contract), theirs.state_dict())
+    x = drawn(2, 3, *size).float()
+    how = {} if name.startswith("DINO") else {"interpolate_pos_encoding": True}
+    torch.testing.assert_close(tower(x).x, theirs(pixel_values=x, **how).last_hidden_state, rtol=0, atol=2e-5)
 
 
 def test_a_picture_of_the_stored_size_is_exported_without_interpolation() -> None:

@@ -42,7 +42,7 @@ def seen_as(vit: Vit, foreign: Foreign) -> Vit:
     )
 
 
-def gathered(part: Part, weights: Weights, source: tuple[int, int]) -> Weights:
+def gathered(part: Part, weights: Weights, source: tuple[int, int], antialias: bool = True) -> Weights:
     """What stands before the patches as one prefix, its positions added; positions for the part's grid."""
     assert isinstance(part, Vit)
     done = dict(weights)
@@ -56,8 +56,9 @@ def gathered(part: Part, weights: Weights, source: tuple[int, int]) -> Weights:
     if first:
         prefix = torch.cat(first)
         done["prefix"] = torch.cat([prefix[:extra] + table[:extra], prefix[extra:]])
-    done["position"] = table[extra:] if grid == part.grid else resize_positions(table[extra:], grid, part.grid)
-    return done
+    if grid == part.grid:
+        return done | {"position": table[extra:]}
+    return done | {"position": resize_positions(table[extra:], grid, part.grid, antialias)}
 
 
 def timm_model(foreign: Foreign) -> Any:
@@ -170,8 +171,10 @@ def fit_timm(part: Part, weights: Weights, foreign: Foreign) -> Weights:
 
 def fit_hf(part: Part, weights: Weights, foreign: Foreign) -> Weights:
     assert isinstance(part, Vit)
-    height_px, width_px = pair(hf_config(foreign)["image_size"])
-    return gathered(part, weights, (height_px // part.patch_px, width_px // part.patch_px))
+    cfg = hf_config(foreign)
+    height_px, width_px = pair(cfg["image_size"])
+    antialias = cfg["model_type"] == "dinov2_with_registers"  # the only one that transformers resizes with it
+    return gathered(part, weights, (height_px // part.patch_px, width_px // part.patch_px), antialias)
 
 
 def fit_open_clip(part: Part, weights: Weights, foreign: Foreign) -> Weights:

@@ -84,11 +84,12 @@ def fused(weights: Weights) -> Weights:
     done = dict(weights)
     for name in weights:
         for whole, parts in FUSED.items():
-            if parts[0] in name:
-                names = [name.replace(parts[0], part) for part in parts]
+            own = next((part for part in parts if part in name), "")
+            if own and name in done:
+                names = [name.replace(own, part) for part in parts]
                 missing = [other for other in names if other not in weights]
                 require(not missing, f"the weights lack what is {missing[:1]} here, beside {name!r}; give all of them")
-                done[name.replace(parts[0], whole)] = torch.cat([done.pop(other) for other in names])
+                done[name.replace(own, whole)] = torch.cat([done.pop(other) for other in names])
     return done
 
 

@@ -49,11 +49,11 @@ class Renormalise(nn.Module):
 
 
 def resize_positions(
-    position: Float[Tensor, "old width"], old: tuple[int, int], new: tuple[int, int]
+    position: Float[Tensor, "old width"], old: tuple[int, int], new: tuple[int, int], antialias: bool = True
 ) -> Float[Tensor, "new width"]:
-    """A table of rows x columns places for another grid: bicubic, antialiased, as timm does it."""
+    """A table of rows x columns places for another grid: bicubic, antialiased as in timm, or not as in transformers."""
     grid = position.float().unflatten(0, old).permute(2, 0, 1)[None]
-    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=antialias)
     return grid[0].flatten(1).T.to(position.dtype)
 
 
