@@ -30,13 +30,34 @@ def write(value: Any) -> str:
     return json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False) + "\n"
 
 
-def parse(kind: type[Kind], text: str, where: str, remedy: str = "restore it") -> Kind:
-    """The `kind` that `write` wrote. Raises UserError for what is no strict JSON, and as `from_json` does."""
+def parse(kind: type[Kind], text: str, where: str, remedy: str = "restore it", *, older: bool = False) -> Kind:
+    """The `kind` that `write` wrote. Raises UserError for what is no strict JSON, and as `from_json` does.
+
+    older: a key that is missing takes its default, as an older version wrote it when there was no such choice.
+    """
     try:
         tree = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as why:
         raise UserError(f"{where} is not strict JSON ({why}); {remedy}") from None
-    return _build(kind, tree, where)
+    return _build(kind, _filled(kind, tree) if older else tree, where)
+
+
+def _filled(kind: Any, value: Any) -> Any:
+    """The tree with the defaults of missing keys, in all its dataclasses; what is no such tree stays as it is."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union) and isinstance(value, dict):
+        return _filled(_meant([argument for argument in arguments if argument is not type(None)], value), value)
+    if origin is tuple and isinstance(value, list):
+        return [_filled(arguments[0], item) for item in value]
+    if not (dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict)):
+        return value
+    hints, filled = typing.get_type_hints(kind), dict(value)
+    for field in dataclasses.fields(kind):
+        if field.name in value:
+            filled[field.name] = _filled(hints[field.name], value[field.name])
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = json.loads(json.dumps(field.default))
+    return filled
 
 
 def _no_constant(name: str) -> float:

@@ -15,10 +15,10 @@ from torch import nn
 from toys import PAIRS, toy_config, toy_run
 
 import mmfm
-from mmfm import checkpoint
+from mmfm import checkpoint, encoders, strict
 from mmfm.bundle import contents, fixture
 from mmfm.bundle import save as saving
-from mmfm.config import MODALITIES, Pixels, Sound, UserError
+from mmfm.config import MODALITIES, Blueprint, Pixels, Sound, Tower, UserError
 from mmfm.inputs.text import load_tokenizer, train_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
@@ -302,6 +302,43 @@ def test_a_bundle_of_another_kind_is_refused(copy, change, words):
     changed(copy, **change)
     with pytest.raises(UserError, match=words):
         mmfm.load_encoder("image", copy)
+
+
+def test_a_bundle_of_an_older_version_is_read(copy, folder, inputs):
+    """A choice that it does not know is as by default, which its fixture confirms, or refutes; and one without a
+    default is asked for."""
+    tree = json.loads((copy / contents.BUNDLE).read_text())
+    del tree["model"]["image"]["norm_post"], tree["model"]["trunk"]["tied"], tree["model"]["audio"]["mel"]["bins"]
+    changed(copy, model=tree["model"])
+    ours, theirs = (mmfm.load_encoder("image", where) for where in (copy, folder))
+    torch.testing.assert_close(ours.embed(inputs["image"]), theirs.embed(inputs["image"]), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"towers.audio.mel.banks has shape \(257, 16\) there and \(257, 80\) in this"):
+        mmfm.load_encoder("audio", copy)
+    del tree["sentences"]
+    rewrite(copy, contents.BUNDLE, json.dumps(tree).encode())
+    with pytest.raises(UserError, match="missing key of Bundle; add sentences"):
+        mmfm.load_encoder("image", copy)
+
+
+def test_a_bundle_names_no_other_folder(copy):
+    """Where one does, it would read or write there when it is opened."""
+    model = json.loads((copy / contents.BUNDLE).read_text())["model"]
+    changed(copy, model=model | {"image": model["image"] | {"weights": "elsewhere"}})
+    with pytest.raises(UserError, match=r"a bundle names no other folder, and this one names 'elsewhere'"):
+        mmfm.load_encoder("image", copy)
+    tower = strict.write(Tower(source="timm:x", keep_tokens="/elsewhere"))
+    changed(copy, model=model | {"image": json.loads(tower)})
+    with pytest.raises(UserError, match=r"a bundle names no other folder, and this one names '/elsewhere'"):
+        mmfm.load_encoder("audio", copy)
+
+
+@pytest.mark.parametrize("shape", [{"name": "local-dir:x"}, {"name": "a", "kwargs": {"checkpoint_path": "x.pth"}}])
+def test_a_blueprint_names_no_file(shape):
+    """A bundle of a stranger cannot make timm open a checkpoint."""
+    pixels = Pixels(channels=3)
+    blueprint = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=8, pixels=pixels)
+    with pytest.raises(UserError, match="a blueprint names an architecture of timm, and no file or address"):
+        encoders.build(blueprint)
 
 
 def test_weights_of_another_configuration_are_refused(copy):

@@ -64,6 +64,9 @@ class Bundle:
         positive(self, "tolerance", "max_seconds")
         require(self.format == FORMAT, f"a bundle of format {self.format}; this mmfm reads {FORMAT}: update it")
         require((self.model is None) != (self.part is None), "a bundle holds a model or a part, and not both")
+        for part in (self.part, *(getattr(self.model, name, None) for name in (*MODALITIES, "trunk"))):
+            elsewhere = part is not None and (part.keep_tokens if isinstance(part, Tower) else part.weights)
+            require(not elsewhere, f"a bundle names no other folder, and this one names {elsewhere!r}; do not trust it")
         require(bool(self.holds) and set(self.holds) <= set(PARTS), f"holds={self.holds} must be of {PARTS}")
 
     @property
@@ -81,7 +84,8 @@ def read_bundle(folder: Path) -> Bundle:
     require(is_bundle(folder), f"{folder} is no bundle: it has no {BUNDLE}; give a folder of `mmfm import`")
     data = read_part(folder, BUNDLE, read_manifest(folder))
     try:
-        return parse(Bundle, data.decode("utf-8"), str(folder / BUNDLE), AGAIN)
+        # What an older one does not say is as by default; whether that is what it was, its fixture tells.
+        return parse(Bundle, data.decode("utf-8"), str(folder / BUNDLE), AGAIN, older=True)
     except UnicodeDecodeError as why:
         raise UserError(f"{folder / BUNDLE} is not UTF-8 at byte {why.start}; {AGAIN}") from None
 

@@ -20,6 +20,7 @@ from mmfm.encoders.face import Encoder, Resolved, all_real, architecture, finish
 from mmfm.encoders.source import Source, fetching, read_json, require_safetensors
 
 HELD = ("architecture", "input_size", "fixed_input_size", "min_input_size", "mean", "std", "interpolation")
+LOADING = {"pretrained", "checkpoint_path", "pretrained_cfg_overlay", "cache_dir"}  # arguments that read other files
 HELD += ("crop_pct", "crop_mode", "pool_size", "first_conv", "classifier")
 
 
@@ -52,7 +53,8 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
 
 def build(blueprint: Blueprint) -> Encoder:
     shape = architecture(blueprint)
-    cfg = shape.get("pretrained_cfg")
+    cfg, told = shape.get("pretrained_cfg"), "a blueprint names an architecture of timm, and no file or address"
+    require(":" not in shape["name"] and not LOADING & shape.get("kwargs", {}).keys(), f"{told}; do not trust it")
     trunk: nn.Module = timm.create_model(shape["name"], pretrained=False, pretrained_cfg=cfg, **shape.get("kwargs", {}))
     return TimmEncoder(blueprint, trunk)
 
