@@ -9,6 +9,7 @@ from toys import PAIRS, toy_config, toy_run
 
 import mmfm
 from mmfm import hf
+from mmfm.adapt import begin, prepare
 from mmfm.checkpoint import save
 from mmfm.config import Run, Vit, Write
 from mmfm.inputs.text import Tokenizer, load_tokenizer
@@ -39,6 +40,18 @@ def export(where: Path, run: Run | None = None, tokenizer: Tokenizer | None = No
     (where / "run").mkdir(parents=True)
     (where / "run" / "run.json").write_text(to_json(run))
     save(where / "run", 7, run, tokenizer, core.state_dict(), {})
+    model = mmfm.load(str(where / "run"))
+    hf.write(model, where / "hf")
+    return Exported(where / "run", model, where / "hf")
+
+
+def adopt(where: Path, run: Run) -> Exported:
+    """A run whose towers come from elsewhere, with the weights of their sources."""
+    prepared = prepare(run)
+    torch.manual_seed(1)
+    core = build(prepared.run.model, prepared.tokenizer.size, run.contrast)
+    begin(core, prepared)
+    save(where / "run", 7, prepared.run, prepared.tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
     hf.write(model, where / "hf")
     return Exported(where / "run", model, where / "hf")

@@ -38,14 +38,15 @@ def card(model: Interface) -> str:
     lines += [LINES[name] for name in reads if name != "image" or "text" in reads]
     autos = ["AutoModel", *(["AutoProcessor"] if set(reads) - {"text"} else []), "AutoTokenizer"]
     if model.tasks:
+        tokenizer = "tokenizer" if model.tokenizer.reader is None else "writing"
         autos.insert(1, "AutoModelForCausalLM")
         lines += ['writer = AutoModelForCausalLM.from_pretrained("FOLDER")']
-        lines += ['tokenizer.decode(writer.generate(**tokenizer("for", return_tensors="pt"))[0])'] * (
-            ">text" in model.tasks
+        lines += [f'{tokenizer} = AutoTokenizer.from_pretrained("FOLDER", subfolder="writer")'] * (
+            tokenizer == "writing"
         )
-        lines += ['tokenizer.decode(writer.generate(**processor(images=[picture], return_tensors="pt"))[0])'] * (
-            "image>text" in model.tasks
-        )
+        inputs = {">text": f'{tokenizer}("for", return_tensors="pt")'}
+        inputs |= {"image>text": 'processor(images=[picture], return_tensors="pt")'}
+        lines += [f"{tokenizer}.decode(writer.generate(**{inputs[task]})[0])" for task in inputs if task in model.tasks]
     return HEAD.format(
         tag="zero-shot-image-classification" if "image" in reads else "feature-extraction",
         name=model.run.name,

@@ -79,6 +79,8 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         """
         require((input_ids is None) != (inputs_embeds is None), "give either input_ids or inputs_embeds")
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if self.words is not None and past == 0 and input_ids is not None:
+            self.check_begin(input_ids, attention_mask, sum(source_sizes))
         x = self.core.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         sources = self.read_sources(pixel_values, input_features, input_features_mask)
         if sources is not None:
@@ -107,6 +109,13 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
             logits = self.core.logits(states[:, -logits_to_keep:] if logits_to_keep else states)
         loss = None if labels is None else _loss(logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def check_begin(self, ids: Int[Tensor, "batch time"], mask: Tensor | None, sources: int) -> None:
+        """With two tokenizers about, ids of the wrong one would be written on without a sign."""
+        real = torch.ones_like(ids) if mask is None else mask.long()
+        first = real[:, sources:].argmax(1, keepdim=True) + sources
+        told = "these ids are not of the tokenizer for writing; it is in the folder's subfolder `writer`"
+        require(bool((ids.gather(1, first) == self.vocabulary.begin("text")).all()), told)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

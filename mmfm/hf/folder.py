@@ -1,7 +1,10 @@
 """A model as a folder that transformers loads: weights, configuration, tokenizer, processors, and a stub of code.
 
     config.json  model.safetensors  generation_config.json  tokenizer.json  tokenizer_config.json
-    processor_config.json  modeling_mmfm.py  README.md
+    processor_config.json  modeling_mmfm.py  README.md  writer/
+
+The tokenizer is the one that texts are read by; where the text tower brought its own, the one for writing lies in
+`writer`.
 
 The stub imports this package and registers it, so that programs which never import mmfm can load the folder too.
 """
@@ -20,17 +23,16 @@ from mmfm.config import Run, require
 from mmfm.hf.card import card
 from mmfm.hf.config import MMFMConfig, config_of
 from mmfm.hf.processing import PROCESSOR, MMFMFeatureExtractor, MMFMImageProcessor
-from mmfm.hf.tokens import hf_tokenizer
+from mmfm.hf.tokens import hf_tokenizer, reading_tokenizer
 from mmfm.interface import Interface
+
+WRITER = "writer"
 
 
 def write(model: Interface, folder: Path) -> None:
     """Write `model` to a new folder, whole or not at all. UserError where it exists, or where the model cannot be
     told in transformers' words."""
     require(not folder.exists(), f"{folder} exists already; give a new one, or remove it first")
-    own_words = model.tokenizer.reader is not None
-    told = "the text tower has a tokenizer of its own, and a folder of transformers holds one; export it to open_clip"
-    require(not own_words, told)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     part.mkdir(parents=True)
     try:
@@ -45,7 +47,10 @@ def _fill(model: Interface, folder: Path) -> None:
     tensors = {f"core.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.core.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
-    hf_tokenizer(model.tokenizer, config.vocabulary()).save_pretrained(folder)
+    writing, reader = hf_tokenizer(model.tokenizer, config.vocabulary()), model.tokenizer.reader
+    (writing if reader is None else reading_tokenizer(reader)).save_pretrained(folder)
+    if reader is not None:
+        writing.save_pretrained(folder / WRITER)
     _save_processors(model.run, model.modalities, folder)
     generation(config).save_pretrained(folder)
     (folder / "README.md").write_text(card(model), encoding="utf-8")

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from mmfm.batch import Batch, Items
-from mmfm.config import require
+from mmfm.checkpoint import words_of
+from mmfm.config import Words, require
 from mmfm.grammar import Task
 from mmfm.hf.config import MMFMConfig
 from mmfm.hf.stub import Foreign
@@ -49,7 +51,7 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
     def __init__(self, config: MMFMConfig) -> None:
         super().__init__(config)
         self.core = config.build()
-        self.vocabulary = self.core.vocabulary
+        self.vocabulary, self.words = self.core.vocabulary, words_of(config.parsed().model)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -93,6 +95,9 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
         keep = torch.ones_like(x, dtype=torch.bool) if keep is None else keep.bool()
         if modality == "audio":
             return Items(x=x, keep=keep, rows=rows)
+        if self.words is not None:
+            ids, keep = _own_ids(x, keep, self.words)
+            return Items(x=ids, keep=keep, rows=rows)
         span = self.vocabulary.span("text")
         is_text = (x >= span.start) & (x < span.stop)
         return Items(x=(x - span.start) * is_text, keep=keep & is_text, rows=rows)
@@ -190,6 +195,21 @@ def _bytes(pixels: Tensor) -> Tensor:
     told = "pixel_values must be whole numbers of 0..255, as this model's image processor gives them; do not scale them"
     require(bool((whole == pixels).all()), told)
     return whole.to(torch.uint8)
+
+
+def _own_ids(
+    ids: Int[Tensor, "n time"], keep: Bool[Tensor, "n time"], words: Words
+) -> tuple[Int[Tensor, "n length"], Bool[Tensor, "n length"]]:
+    """As the tower's own tokenizer gives them: what is real first, since positions count, and filled where it fills."""
+    most = int(keep.sum(1).max())
+    told = f"a text of {most} ids is longer than the {words.context} that this text tower reads; pass truncation=True"
+    require(most <= words.context, told)
+    order = (~keep).long().argsort(dim=1, stable=True)[:, : words.context]
+    ids, keep = ids.gather(1, order), keep.gather(1, order)
+    if words.fill:
+        ids = F.pad(ids.masked_fill(~keep, words.pad), (0, words.context - ids.shape[1]), value=words.pad)
+        keep = torch.ones_like(ids, dtype=torch.bool)
+    return ids, keep
 
 
 def _lost_buffers(module: torch.nn.Module) -> list[tuple[str, Tensor]]:

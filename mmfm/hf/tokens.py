@@ -8,14 +8,39 @@ import json
 from typing import Any
 
 import tokenizers
+from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from mmfm.config import require
-from mmfm.inputs.text import Tokenizer
+from mmfm.inputs.text import Reader, Tokenizer
 from mmfm.vocabulary import MARKS, Vocabulary
 
 NAMES = tuple(f"<|{mark.replace(' ', '-')}|>" for mark in MARKS)
 KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
+
+
+def reading_tokenizer(reader: Reader) -> PreTrainedTokenizerFast:
+    """Of a text tower with a tokenizer of its own: the ids that it reads, marks included; truncation cuts alike."""
+    tree, words = json.loads(reader.inner.to_str()), reader.words
+    tree["post_processor"] = None
+    inner = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    names = {number: str(inner.id_to_token(number)) for number in (*words.begin, *words.end)}
+    parts = [*(names[number] for number in words.begin), "$A", *(names[number] for number in words.end)]
+    marks = [(name, number) for number, name in names.items()]
+    template = processors.TemplateProcessing(single=" ".join(parts), special_tokens=marks)
+    inner.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
+    if words.lower:
+        steps = [normalizers.Lowercase(), *([] if inner.normalizer is None else [inner.normalizer])]
+        inner.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=inner.id_to_token(words.pad),
+        model_max_length=words.context,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def hf_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
