@@ -91,6 +91,20 @@ def test_a_tokenizer_without_a_mask_fills() -> None:
     assert row == theirs("the cat", padding="max_length")["input_ids"] and len(row) == 16
 
 
+@pytest.mark.parametrize(("kind", "fill"), [(hf.SiglipConfig, True), (hf.CLIPConfig, False)])
+def test_a_pool_of_the_last_place_fills(kind: type, fill: bool, tmp_path: Path) -> None:
+    """SigLIP reads a text's last place, even where that is padding: it wants texts filled; CLIP reads the end mark."""
+    hf_folder(tmp_path, kind(text_config=BLOCKS | WORDS, vision_config=PICTURE), wordpieces())
+    assert resolve(Tower(source=str(tmp_path)), "text").blueprint.words.fill == fill
+
+
+def test_an_encoder_that_draws_is_refused(tmp_path: Path) -> None:
+    """A masked autoencoder's encoder sees a quarter of the picture, another each time."""
+    hf_folder(tmp_path, hf.ViTMAEConfig(**PICTURE))
+    with pytest.raises(UserError, match="the same input gives other tokens each time"):
+        resolve(Tower(source=str(tmp_path)), "image")
+
+
 def test_clip_bpe_is_open_clips(tmp_path: Path) -> None:
     """All 80 templates by 10 class names, and odd texts: ids, marks, cut and pad are open_clip's own."""
     open_clip_folder(tmp_path, {"embed_dim": 8, "vision_cfg": VISION, "text_cfg": TEXT})
@@ -331,6 +345,9 @@ def test_fit_keep() -> None:
     halves = fit_keep(keep, 5, lambda n: n // 2)
     assert halves.sum(1).tolist() == [5, 2, 1] and torch.equal(fit_keep(keep, 10, None), keep)
     assert fit_keep(keep, 7, None).all()
+    single = fit_keep(keep, 5, lambda n: int(n / 2))
+    assert torch.equal(single, halves), "of a function that takes one length at a time"
+    assert torch.equal(fit_keep(keep, 5, lambda n: (n, n // 2)), halves), "and of one that gives every stage's"
 
 
 def test_a_bundle_is_a_source(tmp_path: Path) -> None:
