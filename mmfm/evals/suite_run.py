@@ -13,8 +13,9 @@ from rich.console import Console
 from mmfm.checkpoint import load_model
 from mmfm.config import UserError, require
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
-from mmfm.evals.answers import ANSWERS, Context, Result, Seen, check_labels, left_out
+from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out
 from mmfm.evals.collection import Opened, open_data
+from mmfm.evals.labels import check_labels
 from mmfm.evals.run import How, Scores, check_place, finish, how_of, progress, read_run, row_of
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
