@@ -230,6 +230,7 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
     proof = importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
     assert (proof.modality, proof.part) == ("trunk", "Trunk") and proof.holds and proof.padding_invariant
     trunk = mmfm.native(str(tmp_path / "out"))
+    assert 'trunk = mmfm.native("' in (tmp_path / "out/README.md").read_text()
     assert isinstance(trunk, Trunk) and trunk.kv_heads == 1 and trunk.tied == tied
     cfg = toy_config(trunk=trunk, tokenizer=str(tmp_path / "out/tokenizer.json"))
     tokenizer = load_tokenizer(cfg.tokenizer)

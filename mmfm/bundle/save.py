@@ -35,7 +35,7 @@ Holds {holds}. Written by mmfm with {made_with}.
 ```python
 import mmfm
 
-encoder = mmfm.load_encoder("{modality}", "path/of/this/folder")
+{use}
 ```
 """
 
@@ -154,7 +154,7 @@ def write_whole(
             load_encoder(modality, temporary)
         proofs = {name: text.encode() for name, text in prove(temporary).items()}
         told = {"source": bundle.source, "made_with": bundle.made_with}
-        card = CARD.format(holds=", ".join(bundle.holds), modality=(*bundle.modalities, "image")[0], **told)
+        card = CARD.format(holds=", ".join(bundle.holds), use=_use(bundle), **told)
         write_file(temporary / "README.md", card.encode() + proofs.pop("README.md", b""))
         _write(temporary, {**files, **proofs})
         if folder.exists():
@@ -166,6 +166,13 @@ def write_whole(
         if old.exists():
             shutil.rmtree(old, ignore_errors=True) if folder.exists() else os.replace(old, folder)
     return folder
+
+
+def _use(bundle: Bundle) -> str:
+    """The line that a person would copy."""
+    if not bundle.modalities:
+        return 'trunk = mmfm.native("path/of/this/folder")  # for a configuration: Model(trunk=trunk, ...)'
+    return f'encoder = mmfm.load_encoder("{bundle.modalities[0]}", "path/of/this/folder")'
 
 
 def check_free(folder: Path, force: bool) -> None:
