@@ -85,7 +85,7 @@ class Evaluate:
     data: tuple[str, ...] = ()
     """SHARDS, NAME=SHARDS, or SHARDS+MORE to search among MORE too; else the splits beside the run's own."""
     out: str = ""
-    """The file of the scores; else RUN/results.json."""
+    """The file of the scores; else RUN/results.json, and of a suite RUN/results.SUITE.json."""
     classes: str = ""
     """A file with a class on each line; else classnames.txt beside the shards, else the distinct captions."""
     templates: tuple[str, ...] = ()
