@@ -1,5 +1,6 @@
 """`mmfm eval RUN --ranks N` as people start it: the files of one process, whatever N; and how it ends when it must."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -60,20 +61,33 @@ def test_a_mistake_that_another_rank_finds_is_one_line(tmp_path: Path) -> None:
     assert not (made.folder / "results.json").exists()
 
 
-@pytest.mark.parametrize("case", ["a rank is killed", "ctrl-c", "the first is killed"])
-def test_violent_ends(tmp_path: Path, case: str) -> None:
-    """While ranks wait for a list of classes that nobody writes: one line, the status of its kind, and no orphan."""
+def second_rank(process: "subprocess.Popen[str]") -> int | None:
+    """Its process, once it is told its rank; libraries have children of their own."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    return None
+
+
+def test_a_rank_that_is_killed_ends_all(tmp_path: Path) -> None:
+    """At whatever moment, here at its start: one line, and the status of a fault of the machine."""
+    made = saved_run(tmp_path, mixture(tmp_path / "val"))
+    process = start(made.folder, "--ranks", "2")
+    while (rank := second_rank(process)) is None:
+        assert process.poll() is None
+    os.kill(rank, signal.SIGKILL)
+    assert ended(process) == (1, ONE_LINE)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "mmfm: interrupted\n"), (signal.SIGKILL, -signal.SIGKILL, "")]
+)
+def test_the_end_of_the_first_is_the_end_of_all(tmp_path: Path, number: int, status: int, said: str) -> None:
+    """While ranks wait for a list of classes that nobody writes: Ctrl-C is one line, and no orphan stays."""
     made = saved_run(tmp_path, mixture(tmp_path / "val"))
     os.mkfifo(names := tmp_path / "classes.txt")
     process = start(made.folder, "--ranks", "2", "--classes", str(names))
-    with names.open("w") as writer:  # opens when one of them reads
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if case == "a rank is killed":
-            os.kill(int(child), signal.SIGKILL)
-        else:
-            process.send_signal(signal.SIGINT if case == "ctrl-c" else signal.SIGKILL)
-            expected = {"ctrl-c": (130, "mmfm: interrupted\n"), "the first is killed": (-signal.SIGKILL, "")}[case]
-            assert ended(process) == expected
-            return
-        writer.write("one\ntwo\nthree\nfour\n")
-    assert ended(process) == (1, ONE_LINE)
+    with names.open("w"):  # opens when one of them reads
+        process.send_signal(number)
+        assert ended(process) == (status, said)
