@@ -146,7 +146,7 @@ def names(owner: Any, prefix: str = "--") -> Iterator[str]:
             for i, part in enumerate(parts):
                 yield from names(part, f"{name}.{i}.")
         else:
-            yield name
+            yield f"{prefix}no-{name.removeprefix(prefix)}" if value is True else name  # the flag is what changes it
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -52,8 +52,7 @@ class Interface(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n time"]:
         """Ids as the text tower reads them, padded with -1 to the longest."""
-        ids = [torch.tensor(self.tokenizer.read(text), dtype=torch.int64) for text in texts]
-        return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
+        return self.tokenizer(texts)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor | Sequence[Picture], normalize: bool = False) -> Float[Tensor, "n d"]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
+import torch
+from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from mmfm.config import UserError, Words, require
 
@@ -43,6 +46,12 @@ class Tokenizer:
 
     inner: tokenizers.Tokenizer
     reader: Reader | None = None
+
+    def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "n time"]:
+        """Ids as the text tower reads them, padded with -1 to the longest: what open_clip's tokenizers are called for."""
+        rows = [texts] if isinstance(texts, str) else texts
+        ids = [torch.tensor(self.read(text), dtype=torch.int64) for text in rows]
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
 
     def read(self, text: str) -> list[int]:
         """The ids that the text tower reads."""
