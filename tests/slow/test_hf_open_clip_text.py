@@ -10,7 +10,7 @@ from mmfm.config import Tower
 
 
 def test_a_text_tower_of_open_clip_reads_as_ever(tmp_path):
-    """CLIP's own merges, lower case and end mark."""
+    """CLIP's own merges, lower case and end mark; and its causal mask, a buffer that no file holds."""
     hf.register()
     config = {
         "embed_dim": 16,
@@ -24,6 +24,9 @@ def test_a_text_tower_of_open_clip_reads_as_ever(tmp_path):
     for text in texts:
         assert reading(text, truncation=True).input_ids == made.model.tokenizer.read(text)
     face = AutoModel.from_pretrained(made.folder)
+    mask = "towers.text.encoder.trunk.attn_mask"
+    assert mask not in made.model.core.state_dict()
+    assert torch.equal(face.core.get_buffer(mask), made.model.core.get_buffer(mask))
     with torch.no_grad():
         ids = reading(texts, truncation=True, padding=True, return_tensors="pt")
         found = face.get_text_features(**ids).pooler_output
