@@ -40,7 +40,7 @@ class Interface(nn.Module):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The logarithm of the inverse temperature of images and texts, else of the first pair, as open_clip keeps it."""
+        """The logarithm of the inverse temperature of images and texts, else of the first pair; open_clip's too."""
         require(len(self.run.contrast) > 0, "this model was trained without contrast: it has no logit_scale")
         first = min(self.run.contrast, key=lambda item: set(item.pair) != {"image", "text"})
         return self.core.log_scales[first.name]

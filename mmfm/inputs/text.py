@@ -48,7 +48,7 @@ class Tokenizer:
     reader: Reader | None = None
 
     def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "n time"]:
-        """Ids as the text tower reads them, padded with -1 to the longest: what open_clip's tokenizers are called for."""
+        """Ids as the text tower reads them, padded with -1 to the longest; called as open_clip's tokenizers."""
         rows = [texts] if isinstance(texts, str) else texts
         ids = [torch.tensor(self.read(text), dtype=torch.int64) for text in rows]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
