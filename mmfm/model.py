@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Items, Tokens
 from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
-from mmfm.layers import initialise, number_dropouts, shown
+from mmfm.layers import Dropout, Noise, initialise, number_dropouts, positions_of, shown
 from mmfm.losses import START
 from mmfm.towers.conformer import AudioConformer
 from mmfm.towers.imported import ImportedTower
@@ -38,6 +38,7 @@ class UnifiedModel(nn.Module):
         embed_dim: int,
         contrast: Sequence[config.Contrast] = (),
         augment: config.Augment | None = None,
+        connector_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
@@ -52,6 +53,8 @@ class UnifiedModel(nn.Module):
         start = {item.name: START[item.loss] for item in contrast}
         self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[0]).log()) for k, v in start.items()})
         self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
+        # Last: dropouts are numbered by their place, and those of before keep theirs.
+        self.dropouts = nn.ModuleDict({name: Dropout(connector_dropout) for name in towers})
 
     def lock(self, names: Collection[str]) -> None:
         """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
@@ -106,9 +109,9 @@ class UnifiedModel(nn.Module):
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
         tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.hide_tower_tokens
-        if seeds is not None and chance:
-            tokens = Tokens(tokens.x, shown(seeds, tokens.keep, chance))
-        return self.enter(modality, tokens)
+        noise = None if seeds is None else Noise(seeds, positions_of(tokens.keep))
+        x, keep = self.dropouts[modality](tokens.x, noise), tokens.keep
+        return self.enter(modality, Tokens(x, shown(seeds, keep, chance) if seeds is not None and chance else keep))
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""
@@ -140,7 +143,7 @@ def build(
     parts = {name: getattr(cfg, name) for name in config.MODALITIES}
     towers = {name: _tower(part, text_size, cfg.dropout) for name, part in parts.items() if part is not None}
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
-    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment)
+    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout)
     initialise(model, [tower for tower in towers.values() if isinstance(tower, ImportedTower)])
     number_dropouts(model)
     return model

@@ -111,3 +111,17 @@ def test_hidden_tokens_change_the_trunks_view_in_training_alone():
     model.augment = Augment(hide_tower_tokens=0.5)
     assert torch.equal(read(model, parse("image"), batch).embedding, plain)
     assert not torch.allclose(read(model, parse("image"), drawn(batch)).embedding, plain)
+
+
+def test_connector_dropout_is_the_rows_own():
+    """In training a row alone is the row in its batch; at rest it does nothing."""
+    model, batch = toy_model(connector_dropout=0.5), drawn(toy_batch())
+    plain = toy_model()
+    plain.load_state_dict(model.state_dict())
+    for task in ("image", "audio", "text"):
+        assert torch.equal(read(model, parse(task), batch).embedding, read(plain, parse(task), batch).embedding)
+    whole = read(model.train(), parse("audio"), batch)
+    row = int(whole.rows[1])
+    alone = read(model, parse("audio"), pick(batch, [row])).embedding
+    assert torch.allclose(alone[0], whole.embedding[1])
+    assert not torch.allclose(whole.embedding, read(plain, parse("audio"), batch).embedding)

@@ -20,8 +20,11 @@ class Model:
     audio_codes: int = 0
     embed_dim: int = 384
     dropout: float = 0.0
+    connector_dropout: float = 0.0  # of the channels of a tower's tokens, before they enter the trunk
 
     def __post_init__(self) -> None:
         positive(self, "embed_dim")
-        require(0 <= self.dropout < 1, f"Model.dropout={self.dropout} must be at least 0 and below 1")
+        for name in ("dropout", "connector_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"Model.{name}={value} must be at least 0 and below 1")
         require(min(self.image_codes, self.audio_codes) >= 0, "Model: image_codes and audio_codes must not be negative")
