@@ -72,7 +72,6 @@ def check_augment(run: Run) -> None:
         for name in ("rotate_deg", "scale", "shear", "shift", "elastic", "contrast", "crop", "cutout")
         if getattr(augment, name)
     ]
-    moved += ["mirror"] * augment.mirror
     told = "augment.{} makes every picture new, and keep_tokens would keep each; set it to 0, or leave keep_tokens out"
     require(not (isinstance(image, Tower) and image.keep_tokens and moved), told.format("".join(moved[:1])))
 

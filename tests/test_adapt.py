@@ -266,7 +266,7 @@ def test_wrong_rates_are_named(run, change, words):
     ("augment", "words"),
     [
         (Augment(speed=0.1), "augment.speed changes our own log-mel frames"),
-        (Augment(mirror=True), "augment.mirror makes every picture new"),
+        (Augment(shift=0.1), "augment.shift makes every picture new"),
     ],
 )
 def test_augmentation_that_a_tower_cannot_take_is_refused(run, tmp_path, augment, words):
@@ -295,3 +295,14 @@ def test_a_pooled_tower_gives_the_mean_of_its_real_tokens(run):
     assert one.keep.shape == (len(items.rows), 1) and one.keep.all()
     for row, keep in enumerate(every.keep):
         assert (one.x[row, 0] - every.x[row][keep].mean(0)).abs().max() < 1e-6
+
+
+def test_a_loaded_run_keeps_tokens_too(run, tmp_path):
+    """Scoring reads what training kept: opened again, the locked towers' encoders are not asked."""
+    locked = replace(run, optim=replace(run.optim, steps=1, warmup_steps=0, rates=(Rate(of="towers.*", lr=0.0),)))
+    text = replace(run.model.text, keep_tokens=str(tmp_path / "kept"))
+    folder = train.train(replace(locked, model=replace(run.model, text=text), save_every_steps=1))
+    model, asked = mmfm.load(folder), []
+    model.core.towers["text"].encoder.register_forward_hook(lambda *_: asked.append(1))
+    model.encode_text(list(WORDS))
+    assert not asked and model.encode_text(["a b"]).shape == (1, 8) and asked == [1]

@@ -39,7 +39,8 @@ class ImportedTower(nn.Module):
         if self.kept is None:
             return self._encode(x, keep)
         name = "keep_tokens of a tower that trains would soon be wrong; lock it (Rate of 0), or leave keep_tokens out"
-        require(not any(parameter.requires_grad for parameter in self.parameters()), name)
+        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        require(not learns, name)
         return self.kept(x, keep, self.encoder, self._encode)
 
     def _encode(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
