@@ -9,7 +9,7 @@ Both towers come out of wheels: EfficientNet-Lite2 (ImageNet) and MiniLM (senten
 through its tower once; after that its tokens are read from `keep_tokens`. Scores: experiments/004-lit/README.md.
 """
 
-from mmfm.config import Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Tower, Trunk
+from mmfm.config import Augment, Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Tower, Trunk
 
 STAMPS = "data/stamps"
 KEPT = "runs/tokens"
@@ -33,7 +33,7 @@ def config() -> Run:
             val=f"{STAMPS}/val/image-*.tar",
             batch=128,
             workers=1,
-            cache_mb=512,
+            augment=Augment(mirror=True),
         ),
         contrast=(Contrast(pair=("image", "text")),),
         optim=Optim(steps=300, lr=5e-4, warmup_steps=30, weight_decay=0.5, rates=(Rate(of="towers.*", lr=0.0),)),

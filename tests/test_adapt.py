@@ -306,3 +306,16 @@ def test_a_loaded_run_keeps_tokens_too(run, tmp_path):
     model.core.towers["text"].encoder.register_forward_hook(lambda *_: asked.append(1))
     model.encode_text(list(WORDS))
     assert not asked and model.encode_text(["a b"]).shape == (1, 8) and asked == [1]
+
+
+def test_stacked_tokens_are_neighbours_side_by_side(run):
+    """Three in a row are one, with zeros for what is padding, whatever the batch is padded to."""
+    stacked = replace(run.model, text=replace(run.model.text, stack=3))
+    prepared, model = prepared_model(run)
+    _, stacking = prepared_model(replace(run, model=stacked))
+    items = a_batch(run, prepared.tokenizer).items["text"]
+    every, few = model.tokens("text", items), stacking.tokens("text", items)
+    for row, keep in enumerate(every.keep):
+        real = every.x[row][keep]
+        want = torch.cat([real, torch.zeros(-len(real) % 3, 16)]).reshape(-1, 48)
+        assert int(few.keep[row].sum()) == len(want) and torch.equal(few.x[row][few.keep[row]], want)

@@ -102,10 +102,12 @@ class Tower:
     width_px: int = 0
     window_seconds: float = 0.0  # of an encoder with a fixed window (Whisper): a shorter one, positions cut; 0: its own
     pool: Literal["none", "mean"] = "none"  # "mean": one token, the average of the real ones
+    stack: int = 1  # so many tokens in a row become one, side by side: fewer for the trunk to read
     keep_tokens: str = ""  # a folder where a locked tower's tokens are kept, by content, so that each is made once
     blueprint: Blueprint | None = None  # written by training; leave it out
 
     def __post_init__(self) -> None:
+        positive(self, "stack")
         require(bool(self.source), "Tower.source is empty; give timm:NAME, open_clip:NAME/TAG, hf:NAME or a folder")
         for name in ("height_px", "width_px", "window_seconds"):
             require(getattr(self, name) >= 0, f"Tower.{name}={getattr(self, name)} must not be negative")
@@ -118,7 +120,8 @@ class Tower:
 
     @property
     def width(self) -> int:
-        return self.made.width
+        """Of the tokens that the trunk's connector reads."""
+        return self.stack * self.made.width
 
     @property
     def pixels(self) -> Pixels:

@@ -29,13 +29,16 @@ class ImportedTower(nn.Module):
     def __init__(self, cfg: config.Tower) -> None:
         super().__init__()
         self.encoder: Encoder = build(cfg.made)
-        self.modality, self.width, self.contract = cfg.made.modality, cfg.made.width, cfg.made
+        self.modality, self.width, self.contract, self.stack = cfg.made.modality, cfg.width, cfg.made, cfg.stack
         self.hidden = -1 if cfg.made.words is None else cfg.made.words.mask
         self.pooled = cfg.pool == "mean"
         self.kept = Kept(Path(cfg.keep_tokens), cfg.pool) if cfg.keep_tokens else None
 
     def forward(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         """Pictures as pixels in -1..1; waveforms at the contract's rate; ids of the tower's own tokenizer."""
+        return stacked(self._all(x, keep), self.stack)
+
+    def _all(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         if self.kept is None:
             return self._encode(x, keep)
         name = "keep_tokens of a tower that trains would soon be wrong; lock it (Rate of 0), or leave keep_tokens out"
@@ -62,6 +65,16 @@ def mean(tokens: Tokens) -> Tokens:
     real = tokens.keep.unsqueeze(-1).to(tokens.x.dtype)
     x = (tokens.x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     return Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+
+
+def stacked(tokens: Tokens, count: int) -> Tokens:
+    """Each `count` tokens in a row as one, side by side, zeros after the last; real where the first of them is."""
+    if count == 1:
+        return tokens
+    rest = -tokens.x.shape[1] % count
+    x = nn.functional.pad(tokens.x * tokens.keep.unsqueeze(-1), (0, 0, 0, rest))
+    x = x.reshape(x.shape[0], -1, count * x.shape[2])
+    return Tokens(x, nn.functional.pad(tokens.keep, (0, rest))[:, ::count])
 
 
 def renormalise(pixels: Pixels, how: config.Pixels) -> Pixels:
