@@ -23,6 +23,10 @@ COLUMNS = (
     ("audio->text", "R@10"),
     ("text->image", "R@10"),
     ("text->audio", "R@10"),
+    ("audio->image", "R@1"),
+    ("image->audio", "R@1"),
+    ("audio->image", "R@10"),
+    ("image->audio", "R@10"),
     ("image>text", "bits_per_byte"),
     ("audio>text", "bits_per_byte"),
 )
@@ -43,7 +47,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     lines = [["split", "score", *arms], ["---"] * (2 + len(arms))]
     for split in splits:
         for task, metric in COLUMNS:
-            lines.append([split, f"`{task}` {metric}", *(cell(found.get((arm, split, task, metric))) for arm in arms)])
+            cells = [cell(found.get((arm, split, task, metric))) for arm in arms]
+            if set(cells) != {"-"}:
+                lines.append([split, f"`{task}` {metric}", *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -62,7 +68,9 @@ def main() -> None:
         arm, _, place = item.partition("=")
         run, _, commit = place.partition("@")
         rows = json.loads((Path(run) / "results.json").read_text())
-        last = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()][-1]
+        curves = Path(run) / "metrics.jsonl"  # which a rival that is no run does not have
+        lines = curves.read_text().splitlines() if curves.exists() else ['{"step": 0, "seconds": 0}']
+        last = json.loads(lines[-1])
         runs.append(
             {"arm": arm, "trained_from": commit, "steps": last["step"], "seconds": last["seconds"], "rows": rows}
         )
