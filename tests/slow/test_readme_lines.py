@@ -1,0 +1,143 @@
+"""README.md's lines for other tools, encoders, suites: every block, as it stands, by a user who has what they name.
+
+The folder that they are run in holds small runs, pictures and shards under the names of the README, and no network.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from exported import export, full_run
+from PIL import Image
+from shared_exports import classification, pictures, png, retrieval
+
+from mmfm.config import Data, Source
+
+ROOT = Path(__file__).parent.parent.parent
+HEADINGS = ("Use it from other tools", "Encoders from elsewhere", "Suites and comparisons")
+TEXTS = ["seven of nine", "forty-two", "a longer text, with a comma"]
+
+
+def section(heading: str) -> str:
+    text = (ROOT / "README.md").read_text("utf-8")
+    (found,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    return found
+
+
+BLOCKS = [
+    block
+    for heading in HEADINGS
+    for block in re.findall(r"^```(sh|python)\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)
+]
+
+
+def lines(language: str, code: str) -> list[list[str]]:
+    """The words of each process that a block starts."""
+    if language == "python":
+        return [["python", "-c", code]]
+    return [words for line in code.replace("\\\n", " ").splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def perform(language: str, code: str, where: Path) -> str:
+    """All that the block prints. AssertionError where a process of it fails."""
+    bin, said = str(Path(sys.executable).parent), ""
+    ours = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
+    env = os.environ | ours | {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
+    for words in lines(language, code):
+        done = subprocess.run(words, cwd=where, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-1_000:]}\n{done.stderr[-3_000:]}"
+        said += done.stdout
+    return said
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, write_shard) -> Path:
+    """Where a reader of the README stands, with the README's own files; its first block has been run."""
+    where = tmp_path_factory.mktemp("reader")
+    source = Source(shards="data/numbers/train", provides=("image", "audio", "text"))
+    data = Data(train=(source,), val="data/numbers/test")
+    for seed, name in enumerate(("quickstart", "patches")):
+        run = dataclasses.replace(full_run(), name=name, data=data)
+        export(where / name, run, seed=seed)
+        shutil.copytree(where / name / "run", where / "runs" / name)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(where / "a.png")
+    soundfile.write(where / "a.wav", 0.1 * np.random.default_rng(1).standard_normal(8_000), 16_000)
+    classification(where / "data" / "classes", write_shard)
+    retrieval(where / "data" / "pairs", write_shard)
+    write_numbers(where / "data" / "numbers", where / "a.wav", write_shard)
+    write_pets(where / "data" / "pets")
+    write_tasks(where / "tasks")
+    for language, code in BLOCKS:
+        if language == "python" and (name := re.match(r'"""(\w+\.py): ', code)):
+            (where / name[1]).write_text(code)
+    assert perform(*BLOCKS[0], where)
+    return where
+
+
+def write_numbers(root: Path, wave: Path, write_shard) -> None:
+    for split in ("train", "test"):
+        samples = {
+            f"{i}": {"png": png(picture), "wav": wave.read_bytes(), "txt": TEXTS[i % 3].encode()}
+            for i, picture in enumerate(pictures(6))
+        }
+        write_shard(root / split / "0.tar", samples)
+
+
+def write_pets(root: Path) -> None:
+    for i, picture in enumerate(pictures(48)):
+        folder = root / ("train" if i % 3 else "test") / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{i}.png")
+
+
+def write_tasks(where: Path) -> None:
+    """lm-eval's, on rows of a file."""
+    where.mkdir()
+    rows = [{"text": text, "choices": TEXTS, "gold": i} for i, text in enumerate(TEXTS)]
+    (where / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"data_files": {"test": str(where / "rows.jsonl")}}
+    common = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "doc_to_text": "{{text}}"}
+    texts = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    choices = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    stop = {"generation_kwargs": {"max_gen_toks": 4, "until": ["\n\n"]}}
+    answers = {"output_type": "generate_until", "doc_to_target": "{{text}}"} | stop
+    kinds = {"perplexity": (texts, "bits_per_byte"), "choices": (choices, "acc"), "answers": (answers, "exact_match")}
+    for name, (kind, metric) in kinds.items():
+        task = common | kind | {"task": f"my_{name}", "metric_list": [{"metric": metric}]}
+        (where / f"my_{name}.yaml").write_text(json.dumps(task))
+
+
+def test_no_block_is_left_out() -> None:
+    """Whatever is fenced in these sections is a block that is run; of the sections each has one at least."""
+    for heading in HEADINGS:
+        assert section(heading).count("```") > 0
+    assert sum(section(heading).count("```") for heading in HEADINGS) == 2 * len(BLOCKS)
+    assert BLOCKS[0][1].startswith("mmfm export ")
+
+
+def test_a_wrong_line_fails(tmp_path: Path) -> None:
+    """A command of a block that fails, and Python that fails, fail here, whatever follows."""
+    for language, code in (("sh", "mmfm export nothing out --to hf  # no\nmmfm --version"), ("python", "1 / 0")):
+        with pytest.raises(AssertionError, match=r"nothing|ZeroDivisionError"):
+            perform(language, code, tmp_path)
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS[1:], ids=[str(place) for place in range(1, len(BLOCKS))])
+def test_the_block_runs(language: str, code: str, here: Path) -> None:
+    """Every process ends with 0, and every print of Python's prints."""
+    said = perform(language, code, here)
+    assert len(said.splitlines()) >= code.count("print(")
+    for place in re.findall(r"--out(?:put)? (\S+)", code):
+        assert (here / place).stat().st_size > 0
+    if "def config" in code:
+        told = perform("python", f"{code}\nprint(config())", here)
+        assert told.startswith("Run(name=")
