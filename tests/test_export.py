@@ -128,6 +128,16 @@ def test_what_is_no_graph_is_refused_in_words(module):
         program.trace(graph_of(module))
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+@pytest.mark.parametrize("to", ["onnx", "torch_export"])
+def test_what_is_not_installed_is_named(package, to, run, tmp_path, monkeypatch):
+    """Each package of the extra, where it is gone, with the way to get it; and nothing is left behind."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"--to {to} needs {package}, .*; pip install 'mmfm\[export\]'"):
+        export(run, to, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_differs_is_refused():
     """Planted: a module that computes something else once it is traced."""
     graph = graph_of(Loses())

@@ -43,6 +43,13 @@ def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tensors(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as why:
+        told = f"--to {to} needs {why.name}, which is not installed"
+        raise UserError(f"{told}; pip install 'mmfm[export]'") from None
     from mmfm.export.tensors import write_tensors
 
     return write_tensors(model, to, folder, modalities)
