@@ -1,4 +1,7 @@
-"""Strict JSON: frozen dataclasses out and in, with nothing unknown, nothing missing and nothing of another type.
+"""Strict JSON: frozen dataclasses out and in, with nothing unknown and nothing of another type.
+
+A run of an earlier version lacks the choices that came after it. Each gets its default, and so the default of a new
+choice must be what was done before there was one.
 
 A saved run names no class and no module, so that reading it can execute nothing. Standard library only.
 """
@@ -21,8 +24,8 @@ def to_json(run: Run) -> str:
 
 
 def from_json(text: str, where: str = "run.json") -> Run:
-    """The run that `to_json` wrote. An unknown or missing key, or a value of the wrong type, is an error."""
-    return parse(Run, text, where, "restore it from the run's checkpoint folder")
+    """The run that `to_json` wrote, or did in an earlier version. An unknown key or a wrong type is an error."""
+    return parse(Run, text, where, "restore it from the run's checkpoint folder", older=True)
 
 
 def write(value: Any) -> str:

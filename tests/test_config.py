@@ -84,8 +84,8 @@ MISREAD = {
         "run.json.optim: unknown key momentum; Optim has steps",
     ),
     "missing key": (
-        edited("optim", "lr", drop=True),
-        "run.json.optim: missing key of Optim; add lr (by default 0.001)",
+        edited("name", drop=True),
+        "run.json: missing key of Run; add name",
     ),
     "text for a number": (edited("seed", value="7"), "run.json.seed: '7' should be of type int"),
     "fraction for an int": (edited("seed", value=7.5), "run.json.seed: 7.5 should be of type int"),
@@ -118,6 +118,13 @@ def test_json_is_strict(text: str, words: str) -> None:
         from_json(text)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_an_earlier_version_opens() -> None:
+    """What it lacks is as it was before there was a choice: the default, deep inside too."""
+    tree = json.loads(to_json(Run(name="old")))
+    del tree["optim"]["rates"], tree["model"]["image"]["prefix"], tree["model"]["connector_dropout"]
+    assert from_json(json.dumps(tree)) == Run(name="old")
 
 
 def test_batches_of_one_source_need_no_common_multiple() -> None:
