@@ -1,7 +1,7 @@
 # Commands for a machine that has Python >= 3.11 and make:
 #   make quickstart   data, training, evaluation, report; the last line is the report's path
 #   make test         lint, types and tests
-#   make test-slow    runs killed at random steps, and moved from one number of ranks to another: some minutes
+#   make test-slow    runs killed and moved between ranks, other people's tools, real weights, README's lines: long
 # `make clean` removes what they made. PYTHON=... picks the interpreter, JOBS=... the test processes.
 
 JOBS ?= 2

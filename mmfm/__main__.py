@@ -27,7 +27,7 @@ One model that reads and writes text, images and audio.
 
   mmfm train CONFIG [--check] [--resume] [--force] [--optim.lr 3e-4 ...]
   mmfm doctor CONFIG [--html FILE] [--json FILE] [--samples N] [--quick]
-  mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json]
+  mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json] [--ranks N]
   mmfm eval RUN SUITE.py [--root FOLDER]
   mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT]
   mmfm data numbers|stamps FOLDER
