@@ -188,7 +188,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a run for other programs: a folder for open_clip or transformers, or ONNX or torch.export files, checked."""
+    """Write a run for other programs: a folder for open_clip, transformers or timm, or ONNX or torch.export files."""
 
     run: tyro.conf.Positional[str]
     """The run's folder, such as runs/quickstart, one of its checkpoints, or a bundle's folder."""
