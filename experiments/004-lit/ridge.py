@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +38,7 @@ Fit = Callable[[Float[Tensor, "n features"], Float[Tensor, "n d"], list[str]], M
 
 
 class Rival(nn.Module):
-    """The face that evaluation asks for, over the run's own towers; `map` stands for all that the run trains."""
+    """The face that evaluation asks for, over the run's own towers; `maps` stand for all that the run trains."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class Rival(nn.Module):
         begin(self.core, prepared)
         self.core.lock([name for name, _ in self.core.named_parameters()])
         self.modalities, self.tasks, self.embed_dim = ("image", "text"), (), self.core.towers["text"].width
-        self.map: Map = nn.Identity()
+        self.maps: dict[str, Map] = {"image": lambda x: x, "text": lambda x: x}
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         return {
@@ -58,8 +57,7 @@ class Rival(nn.Module):
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         found = self.features(batch)
-        maps: dict[str, Any] = {"image": self.map, "text": lambda x: x}
-        return {name: F.normalize(maps[name](x), dim=1) for name, x in found.items()}
+        return {name: F.normalize(self.maps[name](x), dim=1) for name, x in found.items()}
 
     def encode_text(self, texts: list[str], normalize: bool = True) -> Tensor:
         ids = self.tokenizer(texts)
@@ -144,7 +142,7 @@ def main(ridge_folder: Path, head_folder: Path) -> None:
     penalty = chosen_penalty(*data)
     print(f"penalty {penalty}")
     for folder, fit in ((ridge_folder, ridge(penalty)), (head_folder, head)):
-        model.map = fit(*data)
+        model.maps["image"] = fit(*data)
         run = replace(model.run, name=folder.name, out=str(folder.parent))
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "run.json", to_json(run).encode())
