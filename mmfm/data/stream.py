@@ -382,4 +382,6 @@ def _next(batches: Iterator[Loaded | Exception]) -> Loaded | Exception | None:
         if "DataLoader" not in str(why):
             raise
         told = " ".join(str(why).split())
+        if (forget := getattr(batches, "_shutdown_workers", None)) is not None:
+            forget()  # else torch raises the same again wherever another child ends
         return ChildProcessError(f"a loader process died or hung ({told}); --resume continues from the last checkpoint")
