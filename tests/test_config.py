@@ -18,6 +18,7 @@ from mmfm.config import (
     Mel,
     Model,
     Optim,
+    Pixels,
     Run,
     Source,
     Store,
@@ -197,3 +198,10 @@ def test_a_configuration_checks_itself(make: Callable[[], Any], words: str) -> N
         make()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_pictures_are_brought_to_size_as_ever() -> None:
+    """A tower of ours that says nothing of it takes bicubic pixels in -1..1, as before there was a choice."""
+    seen = Vit().pixels
+    assert (seen.interpolation, seen.central, seen.mean, seen.std) == ("bicubic", 1.0, (0.5,), (0.5,))
+    assert seen == Pixels()

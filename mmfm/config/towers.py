@@ -31,7 +31,7 @@ class Vit:
     norm_post: bool = True  # a norm after the last
     layer_scale: float = 0.0  # where the factors of a block's branches start (arXiv 2103.17239); 0: none
     central: float = 1.0  # with "crop": only this fraction of the picture's sides
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, ...] = (0.5,)  # of RGB in 0..1, one or one per channel; the tower sees (RGB - mean) / std
     std: tuple[float, ...] = (0.5,)
     weights: str = ""  # a folder of `mmfm import` to start from; empty: fresh ones
