@@ -11,6 +11,8 @@ from mmfm.config import UserError, require
 from mmfm.data.index import MODALITY
 from mmfm.evals.suite import Coco, Names, Table
 
+MAX_FIELD = 1 << 17  # characters of one cell
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -45,6 +47,7 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[st
     numbers = [number for number, _ in lines]
     reader = csv.reader((line for _, line in lines), delimiter=delimiter(path), skipinitialspace=True)
     names = list(columns)
+    csv.field_size_limit(MAX_FIELD)  # of the whole process: others may have set another
     try:
         for cells in reader:
             where = f"{path}, line {numbers[reader.line_num - 1]}"
