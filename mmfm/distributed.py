@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmfm.config import UserError, require
-from mmfm.process import PARENT, end_ranks, fallen, follow, lead, start_ranks
+from mmfm.process import STARTED, end_ranks, fallen, follow, lead, start_ranks
 
 HERE = "127.0.0.1"
 FOREVER = timedelta(days=7)  # one rank may work while the others wait; one that ended is noticed at once
@@ -222,7 +222,7 @@ def _meet(world: int, count: int, command: Sequence[str], children: list[subproc
     if world > 1:
         follow()
         rank = int(os.environ["RANK"])
-        if PARENT in os.environ:  # of one who listens on a port of the system's choice
+        if STARTED in os.environ:  # by one who listens on a port of the system's choice
             _join(rank, world, _store(world, int(os.environ["MASTER_PORT"]), False))
         else:
             attend(lambda: dist.init_process_group("gloo", timeout=FOREVER), rank)

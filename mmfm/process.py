@@ -25,6 +25,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may start the same comm
 ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0  # `timeout` and schedulers signal a process, then its group: one request that arrives twice
 PARENT = "MMFM_PARENT"
+STARTED = "MMFM_STARTED"  # only in the environment of what `start_ranks` starts: PARENT stays in that of who led
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 RANK_ENDS_S = 10.0
 
@@ -98,7 +99,7 @@ def start_ranks(command: Sequence[str], count: int, address: str, port: int) -> 
     return [
         subprocess.Popen(
             words,
-            env=base | {PARENT: str(os.getpid()), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=base | {STARTED: "1", PARENT: str(os.getpid()), "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             process_group=0,
