@@ -176,18 +176,14 @@ class Scores(AfterStep):
         return any(line["step"] == step and any(key.startswith("score/") for key in line) for line in found)
 
     def _score(self, trainer: L.Trainer, module: JointModule) -> None:
-        core = module.objectives.model
-        core.eval()
         try:
-            interface = Interface(core, self.run, self.tokenizer)
+            interface = Interface(module.objectives.model, self.run, self.tokenizer)
             scores = scores_during_training(interface, self.run.data.val, run=self.run, ranks=self.ranks)
         except (UserError, Said) as why:
             if self.ranks.size == 1:
                 raise
             module.failure, trainer.should_stop = UserError(str(why)), True  # on all ranks: the first says it
             return
-        finally:
-            core.train()
         named = {f"score/val/{name}": value for name, value in scores.items()}
         record(trainer, self.run, {"step": trainer.global_step} | named)
 

@@ -10,12 +10,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from mmfm.config import MODALITIES, Data, Model, Run, Source, UserError, require
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards, check_holds
 from mmfm.grammar import parse_writing
 from mmfm.strict import from_json, to_json
+
+Made = TypeVar("Made")
 
 
 def read_run(path: str | Path) -> Run:
@@ -29,22 +32,23 @@ def read_run(path: str | Path) -> Run:
     if file.suffix == ".json":
         return from_json(file.read_text(encoding="utf-8"), str(file))
     require(file.suffix == ".py", f"{path} is no configuration: it should end in .py or .json")
-    return _executed(file)
+    return executed(file, "config", Run, "mmfm.config.Run")
 
 
-def _executed(file: Path) -> Run:
+def executed(file: Path, function: str, kind: type[Made], called: str) -> Made:
+    """What this function of a Python file returns: the file is executed. `called`: what people import `kind` as."""
     try:
-        config = runpy.run_path(str(file)).get("config")
-        if not callable(config):
-            raise UserError(f"{file} has no function config(); it should define config() -> Run")
-        run = config()
+        make = runpy.run_path(str(file)).get(function)
+        if not callable(make):
+            raise UserError(f"{file} has no function {function}(); it should define {function}() -> {kind.__name__}")
+        made = make()
     except UserError:
         raise
     except Exception as why:  # whatever the user's code raises
         raise UserError(f"{file} fails with {type(why).__name__}: {why}; --debug shows where") from why
-    if not isinstance(run, Run):
-        raise UserError(f"{file}: config() returned {type(run).__name__}, but should return mmfm.config.Run")
-    return run
+    if not isinstance(made, kind):
+        raise UserError(f"{file}: {function}() returned {type(made).__name__}, but should return {called}")
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
-from mmfm.data.stream import Example, collate, shape_of
+from mmfm.data.example import Example, collate, shape_of
 from mmfm.generate import greedy, sampled, write
 from mmfm.grammar import Task, parse_writing
 from mmfm.inputs.audio import load_audio

@@ -18,7 +18,7 @@ from mmfm import train
 from mmfm.adapt import begin, prepare
 from mmfm.batch import Batch
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, Tower, UserError, Write
-from mmfm.data.stream import Example, collate
+from mmfm.data.example import Example, collate
 from mmfm.grammar import Task
 from mmfm.model import build
 from mmfm.module import JointModule

@@ -24,9 +24,9 @@ from mmfm import config
 from mmfm.batch import Batch
 from mmfm.checkpoint import save
 from mmfm.config import UserError
+from mmfm.data.example import Decode, read_example
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards
-from mmfm.data.stream import Decode, read_example
 from mmfm.evals import run as runs
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap

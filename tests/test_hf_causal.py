@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from mmfm import hf
 from mmfm.config import UserError
-from mmfm.data.stream import Example, collate
+from mmfm.data.example import Example, collate
 
 TEXTS = ["seven", "f", "forty-two and more"]
 

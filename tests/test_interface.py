@@ -10,7 +10,7 @@ from PIL import Image
 from toys import PAIRS, toy_config, toy_run
 
 from mmfm.config import UserError
-from mmfm.data.stream import Example, collate
+from mmfm.data.example import Example, collate
 from mmfm.inputs.text import load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build

@@ -15,9 +15,10 @@ from mmfm.batch import NO_TEXT, Batch
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
 from mmfm.data import index, order
 from mmfm.data import shards as shards_module
+from mmfm.data.example import Decode, collate, decode_of, read_example, text_hash
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards
-from mmfm.data.stream import DRAWS, Decode, TrainStream, collate, decode_of, read_example, text_hash
+from mmfm.data.stream import DRAWS, TrainStream
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.text import load_tokenizer

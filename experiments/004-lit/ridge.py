@@ -23,9 +23,9 @@ from mmfm.batch import Batch
 from mmfm.check import read_run
 from mmfm.checkpoint import replace_file
 from mmfm.config import Run
+from mmfm.data.example import collate, decode_of, read_example
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
-from mmfm.data.stream import collate, decode_of, read_example
 from mmfm.evals.run import evaluate, finish, how_of
 from mmfm.model import build
 from mmfm.strict import to_json

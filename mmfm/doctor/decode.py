@@ -15,9 +15,9 @@ import numpy as np
 import soundfile
 
 from mmfm.config import MODALITIES, Conformer, Run
+from mmfm.data.example import decode_of, read_example
 from mmfm.data.index import EXTENSIONS, MODALITY
 from mmfm.data.sample import Sample, text_of
-from mmfm.data.stream import decode_of, read_example
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
 from mmfm.doctor.sweep import Swept
 from mmfm.doctor.tars import TRAIN, Set, read

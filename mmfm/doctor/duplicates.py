@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from mmfm.config import MODALITIES
+from mmfm.data.example import text_hash
 from mmfm.data.index import MODALITY
-from mmfm.data.stream import text_hash
 from mmfm.doctor.findings import Finding, finding, plural
 from mmfm.doctor.sweep import Swept
 from mmfm.doctor.tars import TRAIN, Set, index_of, read, where

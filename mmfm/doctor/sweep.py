@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmfm.config import MODALITIES, Run
+from mmfm.data.example import WORDS, text_hash
 from mmfm.data.index import MODALITY
 from mmfm.data.sample import text_of
-from mmfm.data.stream import WORDS, text_hash
 from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
 from mmfm.doctor.tars import TRAIN, Set, Tar, index_of, read
 from mmfm.inputs import BadSample

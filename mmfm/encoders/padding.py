@@ -35,7 +35,8 @@ def padding_gap(encoder: Encoder, seed: int = 0) -> float:
 
 def _gap(encoder: Encoder, padded: tuple[torch.Tensor, ...], alone: tuple[torch.Tensor, ...]) -> float:
     """Of the second item of a batch and of it alone."""
-    training, _ = encoder.training, encoder.eval()
+    training = encoder.training
+    encoder.eval()
     both, one = encoder(*padded), encoder(*alone)
     encoder.train(training)
     ours, theirs = both.x[1][both.keep[1]], one.x[0][one.keep[0]]

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from mmfm.data.example import Decode, read_example
 from mmfm.data.index import MODALITY
-from mmfm.data.stream import Decode, read_example
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
 from mmfm.evals.writing import correct, reference

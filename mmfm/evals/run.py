@@ -20,8 +20,8 @@ from rich.progress import track
 
 from mmfm.checkpoint import load_model, replace_file
 from mmfm.config import Run, Store, UserError, require
+from mmfm.data.example import Decode, decode_of
 from mmfm.data.names import expand
-from mmfm.data.stream import Decode, decode_of
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
@@ -63,6 +63,11 @@ class How:
     max_tokens: int = 32
     bootstrap: Bootstrap = BOOTSTRAP
     limit: int | None = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `read_split` is told of it."""
+        return {name: getattr(self, name) for name in ("batch", "decode", "store", "max_tokens", "limit")}
 
     def __post_init__(self) -> None:
         counts = {"batch": self.batch, "max_tokens": self.max_tokens, "bootstrap": self.bootstrap.resamples}
@@ -163,11 +168,7 @@ def _score(
         model,
         spec,
         name=name,
-        batch=how.batch,
-        decode=how.decode,
-        store=how.store,
-        max_tokens=how.max_tokens,
-        limit=how.limit,
+        **how.reading,
         with_nats=with_nats,
         watch=watch,
         ranks=ranks,

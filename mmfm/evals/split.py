@@ -25,9 +25,9 @@ from torch import Tensor
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
 from mmfm.data import order
+from mmfm.data.example import Decode, Example, collate, read_example
 from mmfm.data.sample import Sample
 from mmfm.data.sources import open_shards
-from mmfm.data.stream import Decode, Example, collate, read_example
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
 from mmfm.evals.share import shared

@@ -5,11 +5,11 @@ environment names. A task's `name` is the "split" of its figures; without one it
 """
 
 import os
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from mmfm.check import executed
 from mmfm.config import MODALITIES, UserError, require
 
 SEEN = ("image", "audio")  # what files hold; text stands in tables
@@ -276,18 +276,7 @@ def read_suite(path: str | Path) -> Suite:
     require(
         file.suffix == ".py" and file.is_file(), f"there is no suite {str(path)!r}; give a Python file with suite()"
     )
-    try:
-        make = runpy.run_path(str(file)).get("suite")
-        if not callable(make):
-            raise UserError(f"{file} has no function suite(); it should define suite() -> Suite")
-        made = make()
-    except UserError:
-        raise
-    except Exception as why:  # whatever the user's code raises
-        raise UserError(f"{file} fails with {type(why).__name__}: {why}; --debug shows where") from why
-    if not isinstance(made, Suite):
-        raise UserError(f"{file}: suite() returned {type(made).__name__}, but should return mmfm.evals.suite.Suite")
-    return made
+    return executed(file, "suite", Suite, "mmfm.evals.suite.Suite")
 
 
 def root_of(suite: Suite, given: str = "") -> Path:

@@ -14,7 +14,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from mmfm.config import Pixels, require
-from mmfm.data.stream import shape_of
+from mmfm.data.example import shape_of
 from mmfm.hf.stub import Foreign, auto_map
 from mmfm.inputs.audio import resample
 from mmfm.inputs.image import load_picture

@@ -14,7 +14,7 @@ from exported import Exported, export
 from PIL import Image
 
 from mmfm import hf
-from mmfm.data.stream import Example, collate
+from mmfm.data.example import Example, collate
 from mmfm.model import UnifiedModel
 
 TEXTS = ["seven of nine", "forty-two", "a longer text, with a comma", "x"]

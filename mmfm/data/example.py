@@ -1,0 +1,160 @@
+"""One sample decoded, and several of them as a batch: what training, evaluation and `mmfm generate` all read by."""
+
+import hashlib
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mmfm import config
+from mmfm.batch import NO_TEXT, Batch, Ids, Items
+from mmfm.config import MODALITIES
+from mmfm.data.index import MODALITY
+from mmfm.data.sample import Sample, meta_of, text_of
+from mmfm.inputs import BadSample
+from mmfm.inputs.audio import decode_audio
+from mmfm.inputs.augment import DRAWS
+from mmfm.inputs.image import picture
+from mmfm.inputs.text import Tokenizer
+
+OF_ITEMS = len(MODALITIES) * DRAWS  # a position's draws: first those of its items, then these two
+TEXT_DRAW, CROP_DRAW = OF_ITEMS, OF_ITEMS + 1
+WORDS = ("txt", "json", "cls")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """How bytes become tensors. See config.Data, which says the same."""
+
+    max_seconds: float = 30.0
+    crop_seconds: float = 0.0
+    exact: bool = False
+    crop: float = 0.0  # of pictures, in training
+    mirror: bool = False
+
+    @property
+    def random(self) -> bool:
+        return self.crop_seconds > 0 or self.crop > 0 or self.mirror
+
+
+def decode_of(data: config.Data) -> Decode:
+    return Decode(
+        max_seconds=data.max_seconds,
+        crop_seconds=data.crop_seconds,
+        exact=data.exact_decode,
+        crop=data.augment.crop,
+        mirror=data.augment.mirror,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it.
+
+    `words`: the sample as it was, but for pictures and sounds.
+    """
+
+    key: str
+    image: UInt8[Tensor, "channels height width"] | None = None
+    audio: Float[Tensor, " samples"] | None = None
+    text: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    words: Sample | None = None
+
+
+def read_example(
+    sample: Sample,
+    model: config.Model,
+    decode: Decode,
+    wanted: Collection[str] = MODALITIES,
+    draws: Float[np.ndarray, " k"] | None = None,
+) -> Example:
+    """The modalities of `wanted` that `sample` has and `model` reads. Raises BadSample, naming shard and key.
+
+    `draws`, of one position, choose the part of a picture and of a long clip; without them it is the middle.
+    """
+    named = {MODALITY[name]: data for name, data in sample.parts.items() if name in MODALITY}
+    image = audio = None
+    try:
+        if "image" in named and "image" in wanted and model.image is not None:
+            image = _picture(named["image"], model.image.pixels, decode, draws)
+        if "audio" in named and "audio" in wanted and model.audio is not None:
+            audio = decode_audio(
+                named["audio"],
+                rate_hz=model.audio.sound.rate_hz,
+                max_seconds=decode.max_seconds,
+                crop_seconds=decode.crop_seconds,
+                where=None if draws is None else float(draws[CROP_DRAW]),
+            )
+    except BadSample as why:
+        raise BadSample(why.code, f"{sample.where}: {why}") from None
+    words = Sample(sample.key, {name: data for name, data in sample.parts.items() if name in WORDS}, sample.where)
+    text = text_of(sample) if "text" in wanted else None
+    return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample), words=words)
+
+
+def _picture(
+    data: bytes, how: config.Pixels, decode: Decode, draws: Float[np.ndarray, " k"] | None
+) -> UInt8[Tensor, "channels height width"]:
+    crop = {} if draws is None else {"draws": draws[:DRAWS], "crop": decode.crop, "mirror": decode.mirror}
+    return picture(data, **shape_of(how), exact=decode.exact, **crop)
+
+
+def shape_of(how: config.Pixels) -> dict[str, Any]:
+    """What `picture` is told of a tower's contract; its mean and deviation are the tower's own matter."""
+    return {name: value for name, value in vars(how).items() if name not in ("mean", "std")}
+
+
+def collate(
+    examples: Sequence[Example], tokenizer: Tokenizer, draws: Float[Tensor, "n modalities k"] | None = None
+) -> Batch:
+    """Items in the order of `examples`, padded at the end to the longest. `draws` has a row for each of MODALITIES."""
+    items = {}
+    for at, name in enumerate(MODALITIES):
+        rows = [row for row, example in enumerate(examples) if getattr(example, name) is not None]
+        if not rows:
+            continue
+        values = [getattr(examples[row], name) for row in rows]
+        index, written = torch.tensor(rows), None
+        if name == "text":
+            x, keep = _ids(list(map(tokenizer.read, values)))
+            written = None if tokenizer.reader is None else Ids(*_ids(list(map(tokenizer.encode, values))))
+        else:
+            x, keep = _images(values) if name == "image" else _padded(values)
+        mine = None if draws is None else draws[index, at]
+        items[name] = Items(x=x, keep=keep, rows=index, draws=mine, written=written)
+    texts = tuple(example.text for example in examples)
+    same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
+    return Batch(size=len(examples), items=items, same=same, keys=tuple(e.key for e in examples), texts=texts)
+
+
+def text_hash(text: str | None) -> int:
+    """63 bits, equal for equal texts; NO_TEXT for none."""
+    if text is None:
+        return NO_TEXT
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little") >> 1
+
+
+def _images(values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.stack(values), torch.ones(len(values), 1, dtype=torch.bool)
+
+
+def _padded(values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Zeros after the end of each."""
+    lengths = torch.tensor([len(value) for value in values])
+    keep = torch.arange(int(lengths.max())) < lengths[:, None]
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True), keep
+
+
+def _ids(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Zeros after the end of each; all at once, as a tensor of each text's own takes longer than its tokens."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    keep = np.arange(lengths.max()) < lengths[:, None]
+    x = np.zeros(keep.shape, np.int64)
+    x[keep] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths.sum())
+    return torch.from_numpy(x), torch.from_numpy(keep)
