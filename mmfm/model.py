@@ -84,27 +84,24 @@ class UnifiedModel(nn.Module):
 
     def tokens(self, modality: str, items: Items) -> Tokens:
         """The tower's tokens for these items, augmented where they carry draws."""
-        tower = self.towers[modality]
+        tower, x, draws = self.towers[modality], items.x, items.draws
         if modality == "image":
-            pixels = normalise(items.x, self.dtype)
-            pixels = pixels if items.draws is None else augment_images(pixels, items.draws, self.augment)
-            if isinstance(tower, ImportedTower):
-                return tower(pixels, items.keep)
-            return tower(pixels, items.seeds())
-        if modality == "audio":
-            if isinstance(tower, ImportedTower):
-                return tower(items.x, items.keep)
-            assert isinstance(tower, AudioConformer)
-            frames = tower.mel(items.x.to(self.dtype), items.keep)
-            frames = frames if items.draws is None else augment_frames(frames, items.draws, self.augment)
-            return tower(frames, items.seeds())
-        assert isinstance(tower, TextTransformer | ImportedTower)
-        ids, chance = items.x, self.augment.hide_source_tokens
-        if items.draws is not None and chance:
-            ids = hide_tokens(ids, items.draws[:, : DRAWS // 2], chance, tower.hidden)
-        if isinstance(tower, ImportedTower):
-            return tower(ids, items.keep)
-        return tower(ids, items.keep, items.seeds())
+            x = normalise(x, self.dtype)
+            x = x if draws is None else augment_images(x, draws, self.augment)
+        chance = self.augment.hide_source_tokens
+        if modality == "text" and draws is not None and chance:
+            assert isinstance(tower, TextTransformer | ImportedTower)
+            x = hide_tokens(x, draws[:, : DRAWS // 2], chance, tower.hidden)
+        match tower:
+            case ImportedTower():
+                return tower(x, items.keep)
+            case AudioConformer():
+                frames = tower.mel(x.to(self.dtype), items.keep)
+                frames = frames if draws is None else augment_frames(frames, draws, self.augment)
+                return tower(frames, items.seeds())
+            case TextTransformer():
+                return tower(x, items.keep, items.seeds())
+        return tower(x, items.seeds())
 
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
