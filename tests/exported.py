@@ -41,6 +41,7 @@ def export(where: Path, run: Run | None = None, tokenizer: Tokenizer | None = No
     (where / "run" / "run.json").write_text(to_json(run))
     save(where / "run", 7, run, tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
+    hf.register()
     hf.write(model, where / "hf")
     return Exported(where / "run", model, where / "hf")
 
@@ -53,6 +54,7 @@ def adopt(where: Path, run: Run) -> Exported:
     begin(core, prepared)
     save(where / "run", 7, prepared.run, prepared.tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
+    hf.register()
     hf.write(model, where / "hf")
     return Exported(where / "run", model, where / "hf")
 
