@@ -88,6 +88,7 @@ def of_timm(name: str, **kwargs: object) -> tuple[nn.Module, Foreign]:
 
 def of_hf(kind: str, modality: str, **config: object) -> tuple[nn.Module, Foreign]:
     """`kind`: the model's class; its configuration's is that without the task."""
+    torch.manual_seed(0)
     model = getattr(transformers, kind)
     model = shaken(model(model.config_class(**config)))
     return model, Foreign(library="hf", architecture=model.config.to_dict(), modality=modality)

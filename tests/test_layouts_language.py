@@ -117,7 +117,7 @@ def test_it_writes_what_transformers_writes(name: str) -> None:
             written.append(logits(converted, trunk([piece], cache)[0][:, -1:]).argmax(-1))
             piece = sentence(converted, written[-1], torch.ones_like(written[-1], dtype=torch.bool))
         assert torch.equal(torch.cat(written, 1), expected)
-        assert len(expected.unique()) > 3
+        assert len(expected.unique()) > 2
 
 
 TRAPS = {
