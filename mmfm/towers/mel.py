@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Tokens
 
+SILENCE = 1e-8  # power below which a mel bin says no more
+
 
 class LogMel(nn.Module):
     """Waveform -> log-mel frames, centred on each clip's own mean. Buffers are saved: they are part of the model."""
@@ -29,6 +31,15 @@ class LogMel(nn.Module):
 
     def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
         """One frame per started hop, its window centred on the hop's first sample; silence before and after."""
+        mel, real = self.absolute(wave, keep)
+        weight = real.unsqueeze(-1)
+        centred = mel - (mel * weight).sum((1, 2), keepdim=True) / (
+            weight.sum((1, 2), keepdim=True) * mel.shape[2]
+        ).clamp(min=1)
+        return Tokens((centred * weight / 4).to(wave.dtype), real)
+
+    def absolute(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
+        """The same frames as the logarithm of their power, with their level, in single precision or better."""
         wave = wave * keep
         hops = (wave.shape[1] + self.hop_samples - 1) // self.hop_samples  # of any length: an export traces it
         half = self.window_samples // 2
@@ -37,13 +48,8 @@ class LogMel(nn.Module):
         exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
         with torch.autocast(wave.device.type, enabled=False):  # powers span more than bf16 can tell apart
             power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
-            mel = (power @ self.banks.to(exact)).clamp(min=1e-8).log()
-        real = keep[:, :: self.hop_samples]
-        weight = real.unsqueeze(-1)
-        centred = mel - (mel * weight).sum((1, 2), keepdim=True) / (
-            weight.sum((1, 2), keepdim=True) * mel.shape[2]
-        ).clamp(min=1)
-        return Tokens((centred * weight / 4).to(wave.dtype), real)
+            mel = (power @ self.banks.to(exact)).clamp(min=SILENCE).log()
+        return Tokens(mel, keep[:, :: self.hop_samples])
 
 
 class KaldiMel(nn.Module):
