@@ -277,7 +277,7 @@ def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
     whole = (cfg.image, cfg.audio, cfg.text, cfg.trunk)
     parts = [part for part in whole if part is not None and not isinstance(part, Tower)]
     asked: list[float] = [part.width**2 for part in parts]
-    asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.image_codes, cfg.audio_codes)]
+    asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.codes("image"), cfg.codes("audio"))]
     asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)
     asked += [part.hidden * part.width for part in parts] + [cfg.trunk.head_dim * cfg.trunk.heads * cfg.trunk.width]
     asked += [max(cfg.text.context, cfg.text.vocabulary) * cfg.text.width] if isinstance(cfg.text, TextTower) else []

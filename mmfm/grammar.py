@@ -1,36 +1,48 @@
-"""The grammar of tasks: "image,audio>text" reads an image and a sound and writes text. Standard library only."""
+"""The grammar of tasks: "image,audio>text" reads an image and a sound and writes text, "text>image~" reads a text and
+fills in what is masked of an image. Standard library only.
+"""
 
 from typing import NamedTuple
 
 from mmfm.config import MODALITIES, require
 
-TARGETS = ("text",)  # images and audio need codes first
-FORM = "write sources>target in quotes, such as 'image>text', 'image,audio>text' or '>text'"
+FORM = "write sources>target in quotes, such as 'image>text', 'image,audio>text' or '>text', or 'image~' to fill in"
 
 
 class Task(NamedTuple):
-    """What is read and what is written; `target` None: only read."""
+    """What is read and what is written; `target` None: only read. A source may be named again: as an example before
+    ("image,text,image>text"), or with itself as the target, to continue it ("audio>audio").
+
+    fill: the target is given but for its masked places, and seen from both sides.
+    """
 
     sources: tuple[str, ...]
     target: str | None
+    fill: bool = False
 
     def __str__(self) -> str:
-        return ",".join(self.sources) + ("" if self.target is None else f">{self.target}")
+        arrow = ">" if self.target is not None and (self.sources or not self.fill) else ""
+        return f"{','.join(self.sources)}{arrow}{self.target or ''}{'~' if self.fill else ''}"
+
+    def mentions(self, modality: str) -> int:
+        """How many items of this modality a sample must hold."""
+        return self.sources.count(modality) + (modality == self.target)
 
 
 def parse(text: str) -> Task:
     """The task that this text names, one that only reads included ("image"). Raises UserError with what is wrong."""
-    left, arrow, right = text.partition(">")
+    plain, fill = text.removesuffix("~"), text.endswith("~")
+    if fill and ">" not in plain:
+        plain = f">{plain}"
+    left, arrow, right = plain.partition(">")
     sources = tuple(left.split(",")) if left else ()
     for name in sources:
         require(name in MODALITIES, f"task {text!r}: no modality called {name!r}; there are {', '.join(MODALITIES)}")
-    require(len(set(sources)) == len(sources), f"task {text!r} names a source twice; name each once")
     if not arrow:
         require(bool(sources), f"task {text!r} reads nothing and writes nothing; {FORM}")
         return Task(sources, None)
-    require(right in TARGETS, f"task {text!r}: cannot write {right!r}; targets are {', '.join(TARGETS)}; {FORM}")
-    require(right not in sources, f"task {text!r} reads the very {right} that it should write; {FORM}")
-    return Task(sources, right)
+    require(right in MODALITIES, f"task {text!r}: cannot write {right!r}; targets are {', '.join(MODALITIES)}; {FORM}")
+    return Task(sources, right, fill)
 
 
 def parse_writing(text: str) -> Task:
@@ -38,3 +50,13 @@ def parse_writing(text: str) -> Task:
     task = parse(text)
     require(task.target is not None, f"task {text!r} has no '>' and so no target; {FORM}")
     return task
+
+
+def parse_chain(text: str) -> list[Task]:
+    """The tasks of a chain such as "image>text>audio": each reads what the one before has written."""
+    first, *rest = text.split(">")
+    if len(rest) < 2:
+        return [parse_writing(text)]
+    stops = [first, *rest]
+    require(all(stops[1:-1]), f"task {text!r} has an empty link; {FORM}")
+    return [parse_writing(f"{a}>{b}") for a, b in zip(stops, stops[1:], strict=False)]

@@ -18,10 +18,14 @@ from mmfm.layers import KeyMask, LayerCache, Noise, decoder_block, rotary
 
 
 class Segment(NamedTuple):
-    """Tokens that enter together. A causal one (the target) sees itself only backwards."""
+    """Tokens that enter together. A causal one (the target) sees itself only backwards.
+
+    hidden: rows in which no other segment sees this one, as if it were not there.
+    """
 
     tokens: Tokens
     causal: bool = False
+    hidden: Bool[Tensor, " batch"] | None = None
 
 
 class Cache:
@@ -114,7 +118,15 @@ class UnifiedTransformer(nn.Module):
         allowed = sees(segments)
         if past is not None:
             allowed = torch.cat([allowed.new_ones(len(allowed), past.shape[1]), allowed], dim=1)
-        return (allowed & every[:, None, :]).unsqueeze(1)
+        mask = allowed & every[:, None, :]
+        stop = every.shape[1] - len(allowed)
+        for segment in segments:
+            start, stop = stop, stop + segment.tokens.keep.shape[1]
+            if segment.hidden is not None:
+                own = torch.arange(len(allowed), device=mask.device) + every.shape[1] - len(allowed)
+                others = (own < start) | (own >= stop)
+                mask[:, :, start:stop] &= ~(segment.hidden[:, None, None] & others[None, :, None])
+        return mask.unsqueeze(1)
 
     def new_cache(self) -> Cache:
         return Cache(len(self.blocks))

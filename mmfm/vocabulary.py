@@ -10,6 +10,33 @@ from torch import Tensor
 MARKS = ("pad", "hidden", "end", "begin text", "begin image", "begin audio")
 
 
+@dataclass(frozen=True)
+class Form:
+    """How the local ids of a target follow each other: step t takes one of book t % len(sizes), and book k's ids come
+    after those of the books before it. The end comes after whole turns, and where `length` is given just there.
+
+    empty: the end may come at once, as in texts.
+    """
+
+    sizes: tuple[int, ...]
+    length: int = 0
+    empty: bool = False
+
+    def span(self, step: int) -> range:
+        """The local ids that may stand at this step; none where only the end may."""
+        if self.length and step >= self.length:
+            return range(0)
+        book = step % len(self.sizes)
+        start = sum(self.sizes[:book])
+        return range(start, start + self.sizes[book])
+
+    def may_end(self, step: int) -> bool:
+        """Whether the end may stand here in place of an id."""
+        if self.length:
+            return step >= self.length
+        return step % len(self.sizes) == 0 and (step > 0 or self.empty)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """How many local ids each modality has; zero keeps no room for it."""

@@ -98,7 +98,7 @@ def _vocabulary(core: UnifiedModel, cfg: config.Model, bundle: Bundle, folder: P
         if bundle.model is None:
             own.copy_(place_embeddings(table.to(own), own, core.vocabulary))
             continue
-        codes = {"image": bundle.model.image_codes, "audio": bundle.model.audio_codes}
+        codes = {"image": bundle.model.codes("image"), "audio": bundle.model.codes("audio")}
         its = Vocabulary(text=core.vocabulary.text, **codes)
         told = f"image_codes={its.image} and audio_codes={its.audio}"
         require(its == core.vocabulary, f"Model has other codes than {folder}; set {told}")

@@ -5,26 +5,31 @@ A reference run is a Python file in `configs/` whose `config()` returns a `Run`;
 """
 
 from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, UserError, one_line, positive, require
+from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, Source, Store, Text
 from mmfm.config.encoders import Blueprint, Pixels, Sound, Tower, Words
 from mmfm.config.model import Model
-from mmfm.config.run import Contrast, Eval, Optim, Rate, Run, Write
+from mmfm.config.run import Contrast, Eval, Optim, Rate, Reconstruct, Run, Write
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
 
 __all__ = [
     "LONGEST_MESSAGE",
     "MODALITIES",
+    "AudioCodec",
     "Augment",
     "Blueprint",
     "Conformer",
     "Contrast",
     "Data",
     "Eval",
+    "ImageCodec",
+    "KnownCodec",
     "Mel",
     "Model",
     "Optim",
     "Pixels",
     "Rate",
+    "Reconstruct",
     "Run",
     "Sound",
     "Source",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from mmfm.config.base import positive, require
+from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.encoders import Tower
 from mmfm.config.towers import Conformer, TextTower, Trunk, Vit
 
@@ -16,7 +17,9 @@ class Model:
     text: TextTower | Tower | None = field(default_factory=TextTower)
     trunk: Trunk = field(default_factory=Trunk)
     tokenizer: str = "bytes"  # "bytes" or the path of a tokenizer.json of Hugging Face `tokenizers`
-    image_codes: int = 0  # reserved ranges of the shared vocabulary
+    image_codec: ImageCodec | KnownCodec | None = None  # what writes pictures; None: they are read only
+    audio_codec: AudioCodec | KnownCodec | None = None
+    image_codes: int = 0  # reserved ranges of the shared vocabulary; 0: as many as the codec has
     audio_codes: int = 0
     embed_dim: int = 384
     dropout: float = 0.0
@@ -28,3 +31,17 @@ class Model:
             value = getattr(self, name)
             require(0 <= value < 1, f"Model.{name}={value} must be at least 0 and below 1")
         require(min(self.image_codes, self.audio_codes) >= 0, "Model: image_codes and audio_codes must not be negative")
+        for name, codec in self.codecs.items():
+            needed, room = sum(codec.sizes), self.codes(name)
+            require(room >= needed, f"Model.{name}_codes={room} are too few for the {needed} codes of {name}_codec")
+
+    @property
+    def codecs(self) -> "dict[str, ImageCodec | AudioCodec | KnownCodec]":
+        """What writes each modality but text."""
+        found = {"image": self.image_codec, "audio": self.audio_codec}
+        return {name: codec for name, codec in found.items() if codec is not None}
+
+    def codes(self, modality: str) -> int:
+        """The size of this modality's range of the shared vocabulary; of pictures and sounds."""
+        reserved = {"image": self.image_codes, "audio": self.audio_codes}[modality]
+        return reserved or (sum(self.codecs[modality].sizes) if modality in self.codecs else 0)

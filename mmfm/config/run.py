@@ -30,17 +30,42 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """Predict the target of a task such as "image>text", ">text" or "image,text>text", token by token."""
+    """Predict the target of a task such as "image>text", ">audio" or "image,text>text" token by token, or what is
+    masked of it, as in "image~" and "text>image~"."""
 
     task: str
     weight: float = 1.0
+    share: float = 1.0  # of the samples that can take part, so many do; which, their position in the stream decides
+    drop: float = 0.0  # how often the target does not see its sources, as guidance needs (arXiv 2207.12598)
+    hide: tuple[float, float] = (0.1, 1.0)  # with "~": of a target's tokens a part between these is masked
+    span: int = 1  # with "~": in runs of so many tokens (arXiv 1907.10529); 1: each on its own
 
     def __post_init__(self) -> None:
+        positive(self, "span")
         require(self.weight >= 0, f"Write.weight={self.weight} must not be negative")
+        require(0 < self.share <= 1, f"Write.share={self.share} must be above 0 and at most 1")
+        require(0 <= self.drop < 1, f"Write.drop={self.drop} must be at least 0 and below 1")
+        low, high = self.hide
+        require(0 <= low <= high <= 1 and high > 0, f"Write.hide={self.hide} must be two rising fractions")
 
     @property
     def name(self) -> str:
         return self.task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Train the codec of a modality: what it decodes should be what it encoded."""
+
+    modality: Literal["image", "audio"]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, f"Reconstruct.weight={self.weight} must not be negative")
+
+    @property
+    def name(self) -> str:
+        return f"{self.modality} codec"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +123,7 @@ class Run:
     data: Data = field(default_factory=Data)
     contrast: tuple[Contrast, ...] = ()
     write: tuple[Write, ...] = ()
+    reconstruct: tuple[Reconstruct, ...] = ()
     passes: Literal["one", "two"] = "one"  # "two": embed in a pass of its own (experiments/001-one-pass)
     optim: Optim = field(default_factory=Optim)
     eval: Eval = field(default_factory=Eval)
@@ -119,7 +145,7 @@ class Run:
         )
         plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
-        names = [item.name for item in (*self.contrast, *self.write)]
+        names = [item.name for item in (*self.contrast, *self.write, *self.reconstruct)]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 
     @property

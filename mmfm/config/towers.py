@@ -186,7 +186,8 @@ class Trunk:
     weights: str = ""  # as for Vit; a causal language model, with its embeddings
 
     def __post_init__(self) -> None:
-        positive(self, "width", "depth", "heads", "kv_heads", "mlp_ratio", "eps", "rope_base")
+        positive(self, "width", "heads", "kv_heads", "mlp_ratio", "eps", "rope_base")
+        require(self.depth >= 0, f"Trunk.depth={self.depth} must not be negative; 0: a run that trains codecs alone")
         require(min(self.head_dim, self.hidden, self.window) >= 0, "Trunk: head_dim, hidden, window are at least 0")
         require(
             self.head_dim > 0 or self.width % self.heads == 0,

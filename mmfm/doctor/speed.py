@@ -232,7 +232,7 @@ def rough_parameters(model: Model, text_size: int) -> int:
     if isinstance(model.audio, Conformer):
         blocks += 26 * model.audio.depth * model.audio.width**2
     towers = model.text.width * text_size if isinstance(model.text, TextTower) else 0
-    return blocks + towers + model.trunk.width * (text_size + model.image_codes + model.audio_codes)
+    return blocks + towers + model.trunk.width * (text_size + model.codes("image") + model.codes("audio"))
 
 
 def available_bytes() -> int:

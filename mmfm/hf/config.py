@@ -60,7 +60,7 @@ class MMFMConfig(Foreign, PreTrainedConfig):
 
     def vocabulary(self) -> Vocabulary:
         model = self.parsed().model
-        return Vocabulary(text=self.text_ids, image=model.image_codes, audio=model.audio_codes)
+        return Vocabulary(text=self.text_ids, image=model.codes("image"), audio=model.codes("audio"))
 
     def build(self) -> UnifiedModel:
         """The module, freshly initialised."""
@@ -71,7 +71,7 @@ class MMFMConfig(Foreign, PreTrainedConfig):
 def config_of(run: Run, tokenizer: Tokenizer) -> MMFMConfig:
     """The face's configuration of a run and its tokenizer."""
     model = run.model
-    vocabulary = Vocabulary(text=tokenizer.size, image=model.image_codes, audio=model.audio_codes)
+    vocabulary = Vocabulary(text=tokenizer.size, image=model.codes("image"), audio=model.codes("audio"))
     return MMFMConfig(
         run=json.loads(to_json(_public(run))),
         text_ids=tokenizer.size,

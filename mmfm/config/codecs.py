@@ -1,0 +1,105 @@
+"""Codecs: what turns a picture or a sound into codes of the shared vocabulary, and back."""
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from mmfm.config.base import positive, require
+from mmfm.config.encoders import Pixels, Sound
+from mmfm.config.towers import Mel
+
+
+def _check_levels(owner: "ImageCodec | AudioCodec") -> None:
+    name = type(owner).__name__
+    require(bool(owner.levels), f"{name}.levels is empty; give the levels of each dimension, such as 8, 5, 5, 5")
+    require(min(owner.levels) > 1, f"{name}.levels={owner.levels}: each dimension needs at least 2 levels")
+    require(prod(owner.levels) <= 2**16, f"{name}.levels={owner.levels} make {prod(owner.levels)} codes; at most 65536")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCodec:
+    """A convolutional autoencoder over square patches, quantised to a finite scalar grid (arXiv 2309.15505)."""
+
+    height_px: int = 224
+    width_px: int = 224
+    fit: Literal["stretch", "crop"] = "stretch"
+    channels: int = 3
+    patch_px: int = 16  # one code stands for so many pixels each way; a power of two
+    levels: tuple[int, ...] = (8, 5, 5, 5)  # of each dimension of a code; their product is how many codes there are
+    width: int = 64  # of the widest convolutions
+    depth: int = 2  # residual blocks at the codes' resolution
+    weights: str = ""  # a run's folder whose codec this is, used as it is; empty: learned here
+
+    def __post_init__(self) -> None:
+        positive(self, "height_px", "width_px", "channels", "patch_px", "width", "depth")
+        require(self.patch_px & (self.patch_px - 1) == 0, f"ImageCodec.patch_px={self.patch_px} is no power of two")
+        for name in ("height_px", "width_px"):
+            size = getattr(self, name)
+            require(
+                size % self.patch_px == 0, f"ImageCodec.{name}={size} must be a multiple of patch_px={self.patch_px}"
+            )
+        _check_levels(self)
+
+    @property
+    def pixels(self) -> Pixels:
+        """What it expects of a picture."""
+        size = {"height_px": self.height_px, "width_px": self.width_px, "channels": self.channels}
+        return Pixels(**size, fit=self.fit)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many codes each of its books has; books take turns."""
+        return (prod(self.levels),)
+
+    @property
+    def length(self) -> int:
+        """How many codes a picture has."""
+        return self.height_px // self.patch_px * (self.width_px // self.patch_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioCodec:
+    """An autoencoder of log-mel frames with a finite scalar grid; a vocoder makes the sound from the frames."""
+
+    mel: Mel = field(default_factory=Mel)
+    stack: int = 4  # frames that one step of codes stands for
+    books: int = 1  # codes of a step, each of `levels`
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    width: int = 128
+    depth: int = 2
+    weights: str = ""  # as for ImageCodec
+
+    def __post_init__(self) -> None:
+        positive(self, "stack", "books", "width", "depth")
+        _check_levels(self)
+
+    @property
+    def sound(self) -> Sound:
+        """What it expects of a sound."""
+        return Sound(rate_hz=self.mel.rate_hz)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (prod(self.levels),) * self.books
+
+    @property
+    def length(self) -> int:
+        """0: as many as the sound is long."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownCodec:
+    """A codec of transformers (DAC, Mimi, EnCodec; Janus's and Emu3's for pictures), used as it is."""
+
+    source: str  # "hf:NAME", or a folder that transformers wrote
+    weights: Literal["pretrained", "random"] = "pretrained"
+    books: int = 0  # only so many of its codebooks: a lower rate; 0: all
+    height_px: int = 0  # of pictures; 0: as its architecture says
+    width_px: int = 0
+    architecture: str = ""  # JSON; this and the next two are written by training; leave them out
+    sizes: tuple[int, ...] = ()  # of the books in use
+    length: int = 0  # codes of a picture
+
+    def __post_init__(self) -> None:
+        require(min(self.books, self.height_px, self.width_px) >= 0, "KnownCodec: books and sizes are at least 0")
