@@ -97,9 +97,11 @@ class KnownCodec:
     books: int = 0  # only so many of its codebooks: a lower rate; 0: all
     height_px: int = 0  # of pictures; 0: as its architecture says
     width_px: int = 0
-    architecture: str = ""  # JSON; this and the next two are written by training; leave them out
+    architecture: str = ""  # JSON; this and what follows are written by training; leave them out
     sizes: tuple[int, ...] = ()  # of the books in use
     length: int = 0  # codes of a picture
+    pixels: Pixels | None = None  # what it expects of a picture, or of a sound
+    sound: Sound | None = None
 
     def __post_init__(self) -> None:
         require(min(self.books, self.height_px, self.width_px) >= 0, "KnownCodec: books and sizes are at least 0")
