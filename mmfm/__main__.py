@@ -33,6 +33,7 @@ One model that reads and writes text, images and audio.
   mmfm data numbers|stamps FOLDER
   mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
   mmfm data index FOLDER
+  mmfm data encode RUN SHARDS OUT
   mmfm report RUN
   mmfm compare RUN RUN ... [--out compare.html] [--json FILE]
   mmfm import SOURCE OUT [--modality image|audio|text|trunk] [--layout native|wrapped|auto]

@@ -260,11 +260,45 @@ class Compare:
         compare(self.runs, **{name: value for name, value in vars(self).items() if name != "runs"})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Copy shards with the codes of a run's codecs beside their pictures and sounds, so that training can read them.
+
+    One that was stopped goes on when the same command is given again.
+    """
+
+    run: tyro.conf.Positional[str]
+    """The run whose codecs encode, such as runs/codec-image."""
+    shards: tyro.conf.Positional[str]
+    """What is encoded: a folder of shards, a tar, a glob or a pattern."""
+    out: tyro.conf.Positional[str]
+    """Where the shards are written: a new folder, or one of the same command."""
+    batch: int = 16
+    """Samples that are encoded at once."""
+    step: int = 0
+    """Which checkpoint of the run; 0: the last."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from mmfm.checkpoint import load_model
+        from mmfm.data.encode import coders_of, encode
+        from mmfm.data.example import decode_of
+        from mmfm.distributed import device_of_rank
+
+        model = load_model(Path(self.run), self.step or None)
+        device = device_of_rank(model.run.accelerator)
+        model.to(device)
+        torch.set_num_threads(model.run.threads)
+        coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)
+        encode(coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch, device=device)
+
+
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "eval": Evaluate,
     "generate": Generate,
-    "data": DATA,
+    "data": {**DATA, "encode": Encode},
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,

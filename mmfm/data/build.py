@@ -105,7 +105,7 @@ def build(
     for line in rows.said:
         print(line)
     try:
-        with _locked(out):
+        with locked(out):
             _go_on(out, plan, wanted)
             starts = range(0, len(rows), samples_per_shard)
             jobs = [
@@ -200,7 +200,7 @@ def _go_on(out: Path, plan: str, wanted: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Two builds of one folder would write the same files."""
     (out / RECORDS).mkdir(parents=True, exist_ok=True)
     with (out / RECORDS / "lock").open("w") as file:

@@ -24,7 +24,8 @@ MODALITY = {
     **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3"), "audio"),
     "txt": "text",
 }
-EXTENSIONS = (*MODALITY, "json", "cls")  # all that is ever read; what else a shard holds is counted, not opened
+CODES = {"image": "imagecodes.npy", "audio": "audiocodes.npy"}  # a codec's, of the part beside (mmfm.data.codes)
+EXTENSIONS = (*MODALITY, "json", "cls", *CODES.values())  # all that is read; the rest is counted
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
 FORMAT = 1
 LIST = "shards.json"

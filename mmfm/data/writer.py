@@ -18,7 +18,7 @@ from mmfm.data import index
 
 MODE = 0o444
 END = bytes(2 * tarfile.BLOCKSIZE)
-KEY, EXTENSION = re.compile(r"[^./\x00-\x1f\x7f]+"), re.compile(r"[a-z0-9]+")
+KEY, EXTENSION = re.compile(r"[^./\x00-\x1f\x7f]+"), re.compile(r"[a-z0-9]+(?:\.[a-z0-9]+)*")
 
 
 class Item(NamedTuple):
@@ -147,7 +147,8 @@ def _check(item: Item) -> None:
         raise UserError(f"the key {item.key[:80]!r} has a dot, a slash or a control character; use none, and not ''")
     for extension in item.parts:
         if not EXTENSION.fullmatch(extension):
-            raise UserError(f"{item.key}: the extension {extension[:40]!r} is not of a-z and 0-9 alone; name it so")
+            told = f"the extension {extension[:40]!r} is not of a-z and 0-9 alone, parted by dots"
+            raise UserError(f"{item.key}: {told}; name it so")
     require(bool(item.parts), f"{item.key}: the sample has no parts; give at least one, such as txt")
 
 

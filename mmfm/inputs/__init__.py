@@ -23,6 +23,8 @@ CODES = {
     "json_damaged": "a .json that is no JSON",
     "json_no_object": "a .json that holds no object",
     "label_no_number": "a .cls that is no whole number",
+    "codes_damaged": "stored codes that are no row of whole numbers, or not as many as a whole item has",
+    "codes_outside": "stored codes outside the range of their codec",
     "part_too_big": "a file of more bytes than a part of a sample may have",
     "empty_sample": "a sample without picture, sound and text",
     "missing_image": "no picture where the source promises one",
