@@ -8,22 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from mmfm import bundle
-from mmfm.checkpoint import words_of
-from mmfm.config import MODALITIES, Model, Run, Tower, UserError, require
+from mmfm.checkpoint import MODEL, folder_of, load_tensors, newest_whole, steps_of, words_of
+from mmfm.config import MODALITIES, AudioCodec, ImageCodec, KnownCodec, Model, Run, Tower, UserError, require
 from mmfm.encoders import Resolved
 from mmfm.inputs.text import Tokenizer, load_tokenizer, parse_reader
 from mmfm.model import UnifiedModel
+from mmfm.strict import from_json
 from mmfm.towers.imported import ImportedTower
+
+Codec = ImageCodec | AudioCodec | KnownCodec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """`run` with its blueprints; `towers` are those that came from other libraries."""
+    """`run` with its blueprints; `towers` are those that came from other libraries, `codecs` weights to start from."""
 
     run: Run
     tokenizer: Tokenizer
     towers: Mapping[str, Resolved] = field(default_factory=dict)
+    codecs: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def prepare(run: Run) -> Prepared:
@@ -31,9 +37,37 @@ def prepare(run: Run) -> Prepared:
     parts = {name: getattr(run.model, name) for name in MODALITIES}
     towers = {name: bundle.resolve(part, name) for name, part in parts.items() if isinstance(part, Tower)}
     made = {name: replace(parts[name], blueprint=found.blueprint) for name, found in towers.items()}
+    codecs = {name: _codec(part, name) for name, part in run.model.codecs.items()}
+    made |= {f"{name}_codec": part for name, (part, _) in codecs.items()}
     run = replace(run, model=replace(run.model, **made))
     check_augment(run)
-    return Prepared(run=run, tokenizer=_tokenizer(run.model, towers), towers=towers)
+    weights = {name: found for name, (_, found) in codecs.items() if found is not None}
+    return Prepared(run=run, tokenizer=_tokenizer(run.model, towers), towers=towers, codecs=weights)
+
+
+def _codec(part: Codec, name: str) -> tuple[Codec, dict[str, Tensor] | None]:
+    """The codec as it will be saved, and the weights that it starts from, if any."""
+    if isinstance(part, KnownCodec):
+        from mmfm.codecs import known  # transformers is imported only where it is asked for
+
+        found = known.resolve(part, name)
+        return found.codec, found.weights
+    return part, trained_codec(part, name) if part.weights else None
+
+
+def trained_codec(part: ImageCodec | AudioCodec, name: str) -> dict[str, Tensor]:
+    """Of the newest checkpoint of the run that trained it, which must have trained just this codec."""
+    folder = Path(part.weights)
+    require(bool(steps_of(folder)), f"{name}_codec.weights: {folder} holds no trained run; train that codec first")
+    step, files = newest_whole(folder)
+    there = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json").model.codecs.get(name)
+    if there is None or isinstance(there, KnownCodec):
+        raise UserError(f"{name}_codec.weights: {folder} trained no codec of {name}; name the run that did")
+    told = f"{name}_codec is not the one that {folder} trained; set all but its weights to {replace(there, weights='')}"
+    require(replace(there, weights=part.weights) == part, told)
+    prefix = f"codecs.{name}."
+    tensors = load_tensors(files[MODEL])
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def adopt(run: Run, before: Run) -> Run:
@@ -54,6 +88,8 @@ def begin(model: UnifiedModel, prepared: Prepared) -> None:
         assert isinstance(tower, ImportedTower)
         if found.weights is not None:
             tower.encoder.load_state_dict(found.weights, strict=True)
+    for name, weights in prepared.codecs.items():
+        model.codecs[name].load_state_dict(weights, strict=True)
     bundle.start(model, prepared.run.model)
 
 

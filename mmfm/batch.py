@@ -28,15 +28,23 @@ class Ids(NamedTuple):
     keep: Bool[Tensor, "n time"]
 
 
+class Raw(NamedTuple):
+    """Pictures or sounds as a codec wants them, shaped as Items.x and Items.keep."""
+
+    x: Tensor
+    keep: Bool[Tensor, "n time"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """The items of one modality, in rising order of `rows`.
+    """The items of one modality, in rising order of `rows`; a sample with several has its row several times.
 
     x: images uint8 [n, channels, height, width]; audio float [n, samples] at the model's rate; text int64 [n, tokens],
     ids of the tokenizer without marks, or those of the tower's own tokenizer, with its marks. keep: [n, samples] or
     [n, tokens]; [n, 1] for images, which are never padded.
     draws: uniform numbers in [0, 1) that decide this item's augmentation; None: no augmentation. written: what a task
-    with this target predicts; None: x itself.
+    with this target predicts; None: x itself, or its codes. raw: what a codec makes these of, where it wants another
+    size or rate than the tower; None: x.
     """
 
     x: Tensor
@@ -44,6 +52,7 @@ class Items:
     rows: Int[Tensor, " n"]
     draws: Float[Tensor, "n k"] | None = None
     written: Ids | None = None
+    raw: Raw | None = None
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
@@ -56,8 +65,20 @@ class Items:
     def to(self, device: torch.device) -> "Items":
         draws = None if self.draws is None else self.draws.to(device)
         written = None if self.written is None else Ids(*(part.to(device) for part in self.written))
+        raw = None if self.raw is None else Raw(*(part.to(device) for part in self.raw))
         x, keep, rows = (part.to(device) for part in (self.x, self.keep, self.rows))
-        return Items(x=x, keep=keep, rows=rows, draws=draws, written=written)
+        return Items(x=x, keep=keep, rows=rows, draws=draws, written=written, raw=raw)
+
+    def take(self, index: Int[Tensor, " m"]) -> "Items":
+        """These items alone, padding that none of them needs cut off."""
+        keep = self.keep[index]
+        longest = int(keep.sum(1).max()) if len(index) else 0
+        padded = self.x.shape[1:] == self.keep.shape[1:]
+        x = self.x[index][:, :longest] if padded else self.x[index]
+        draws = None if self.draws is None else self.draws[index]
+        written = None if self.written is None else Ids(*(part[index] for part in self.written))
+        raw = None if self.raw is None else Raw(*(part[index] for part in self.raw))
+        return Items(x=x, keep=keep[:, :longest], rows=self.rows[index], draws=draws, written=written, raw=raw)
 
 
 @dataclass(frozen=True, kw_only=True)

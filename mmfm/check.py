@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from mmfm.config import MODALITIES, Data, Model, Run, Source, UserError, require
+from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, UserError, require
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards, check_holds
 from mmfm.grammar import parse_writing
@@ -68,6 +68,8 @@ def objectives(run: Run) -> Iterator[Objective]:
         task = parse_writing(item.task)
         needs = frozenset((*task.sources, str(task.target)))
         yield Objective(name=item.name, weight=item.weight, sources=task.sources, needs=needs)
+    for item in run.reconstruct:
+        yield Objective(name=item.name, weight=item.weight, sources=(), needs=frozenset((item.modality,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +104,11 @@ def look(source: Source, data: Data, opener: Opener = open_here) -> Found:
 def check(run: Run, opener: Opener = open_here) -> list[Found]:
     """What each training source holds. Raises UserError for the first thing without which the run could not train."""
     wanted = list(objectives(run))
-    require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast` or `write`")
+    require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast`, `write` or `reconstruct`")
     require(bool(run.data.train), f"run {run.name!r} has no training data; list sources in `data.train`")
     for objective in wanted:
         _check_towers(run.model, objective)
+    _check_codecs(run)
     _check_tokenizer(run.model.tokenizer)
     found = [look(source, run.data, opener) for source in run.data.train]
     for objective in wanted:
@@ -123,6 +126,21 @@ def _check_towers(model: Model, objective: Objective) -> None:
     for name in objective.sources:
         present = getattr(model, name) is not None
         require(present, f"{objective.name} reads {name}, but model.{name} is None; give the model a tower for it")
+
+
+def _check_codecs(run: Run) -> None:
+    """What is written has a codec; a codec is trained here, or was."""
+    have, learned = run.model.codecs, {item.modality for item in run.reconstruct}
+    for item in run.write:
+        target = parse_writing(item.task).target
+        told = f"{item.name} writes {target}, but model.{target}_codec is None; give the model a codec for it"
+        require(target in ("text", *have), told)
+    for name in learned:
+        told = f"{name} codec is to be trained, but model.{name}_codec is None; give it, or leave it out of reconstruct"
+        require(name in have, told)
+    for name, codec in have.items():
+        told = f"model.{name}_codec has no weights and is not trained here; set its weights to the run that trained it"
+        require(name in learned or isinstance(codec, KnownCodec) or bool(codec.weights), told)
 
 
 def _check_tokenizer(spec: str) -> None:

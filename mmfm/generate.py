@@ -11,7 +11,7 @@ from torch import Tensor
 from mmfm.batch import Batch, Tokens
 from mmfm.grammar import Task
 from mmfm.model import UnifiedModel
-from mmfm.tasks import rows_with, select
+from mmfm.tasks import sources_of
 from mmfm.trunk import Segment
 
 Choose = Callable[[Float[Tensor, "n vocabulary"]], Int[Tensor, " n"]]
@@ -42,11 +42,11 @@ def write(
     A task without sources (">text") writes one continuation per sample of the batch.
     """
     assert task.target is not None
-    rows = rows_with(batch, task.sources) if task.sources else torch.arange(batch.size, device=model.device)
-    if rows is None:
+    found = sources_of(model, task, batch) if task.sources else (torch.arange(batch.size, device=model.device), [])
+    if found is None:
         return [], []
+    rows, sources = found
     cache = model.trunk.new_cache()
-    sources = [model.source(name, select(batch.items[name], rows)) for name in task.sources]
     token = torch.full((len(rows),), model.vocabulary.begin(task.target), device=model.device)
     ids = continue_target(model, sources, token, task.target, cache, max_tokens, choose)
     return rows.tolist(), [_until_end(row, model, task.target) for row in ids.tolist()]

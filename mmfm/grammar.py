@@ -2,6 +2,7 @@
 fills in what is masked of an image. Standard library only.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from mmfm.config import MODALITIES, require
@@ -59,4 +60,4 @@ def parse_chain(text: str) -> list[Task]:
         return [parse_writing(text)]
     stops = [first, *rest]
     require(all(stops[1:-1]), f"task {text!r} has an empty link; {FORM}")
-    return [parse_writing(f"{a}>{b}") for a, b in zip(stops, stops[1:], strict=False)]
+    return [parse_writing(f"{a}>{b}") for a, b in pairwise(stops)]

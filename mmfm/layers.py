@@ -124,17 +124,39 @@ class Attention(nn.Module):
 
 
 class LayerCache:
-    """The keys and values of one layer so far."""
+    """The keys and values of one layer so far, in buffers with room to spare: a step copies only what is new.
 
-    def __init__(self) -> None:
+    room: how many tokens are expected; where there are more, the buffers double.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self.room, self.length = room, 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, these last: views of the buffers, which the next call writes behind."""
+        start, stop = self.length, self.length + keys.shape[2]
+        if self.keys is None or self.values is None or stop > self.keys.shape[2]:
+            room = max(self.room, stop if self.keys is None else 2 * stop)
+            self.keys, self.values = self._moved(self.keys, keys, room), self._moved(self.values, values, room)
+        self.keys[:, :, start:stop] = keys
+        self.values[:, :, start:stop] = values
+        self.length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def select(self, rows: Int[Tensor, " n"]) -> None:
+        """Only these rows go on, in this order; one that is named twice goes on twice."""
         if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
+            room = self.keys.shape[2]
+            keys, values = (part[rows, :, : self.length] for part in (self.keys, self.values))
+            self.keys, self.values = self._moved(keys, keys, room), self._moved(values, values, room)
+
+    def _moved(self, old: Tensor | None, like: Tensor, room: int) -> Tensor:
+        new = like.new_empty(like.shape[0], like.shape[1], room, like.shape[3])
+        if old is not None:
+            new[:, :, : self.length] = old[:, :, : self.length]
+        return new
 
 
 class Mlp(nn.Module):
@@ -216,6 +238,11 @@ def mix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
     x = (x ^ (x >> 30 & 2**34 - 1)) * -4658895280553007687
     x = (x ^ (x >> 27 & 2**37 - 1)) * -7723592293110705685
     return x ^ (x >> 31 & 2**33 - 1)
+
+
+def uniform(seeds: Int[Tensor, "*any"], salt: int) -> Float[Tensor, "*any"]:
+    """A number in [0, 1) for each seed, another for each `salt`."""
+    return (mix(mix(seeds) + salt) & (2**24 - 1)).float() / 2**24
 
 
 def number_dropouts(model: nn.Module) -> None:

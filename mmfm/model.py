@@ -5,7 +5,8 @@ image -> tower -> connector -> [i i i i pool] --+
 text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits             (write)
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.batch import Items, Tokens
+from mmfm.batch import Ids, Items, Raw, Tokens
+from mmfm.codecs import Codec, make_codec
 from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
 from mmfm.layers import Dropout, Noise, initialise, number_dropouts, positions_of, shown
 from mmfm.losses import START
@@ -22,7 +24,7 @@ from mmfm.towers.imported import ImportedTower
 from mmfm.towers.text import TextTransformer
 from mmfm.towers.vit import VisionTransformer, normalise
 from mmfm.trunk import Segment, UnifiedTransformer
-from mmfm.vocabulary import Vocabulary
+from mmfm.vocabulary import Form, Vocabulary
 
 Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower
 
@@ -39,6 +41,7 @@ class UnifiedModel(nn.Module):
         contrast: Sequence[config.Contrast] = (),
         augment: config.Augment | None = None,
         connector_dropout: float = 0.0,
+        codecs: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
@@ -55,6 +58,11 @@ class UnifiedModel(nn.Module):
         self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
         # Last: dropouts are numbered by their place, and those of before keep theirs.
         self.dropouts = nn.ModuleDict({name: Dropout(connector_dropout) for name in towers})
+        self.codecs = nn.ModuleDict(codecs or {})
+        self.forms = {
+            "text": Form((vocabulary.text,), empty=True),
+            **{name: self.codec(name).form for name in self.codecs},
+        }
 
     def lock(self, names: Collection[str]) -> None:
         """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
@@ -120,6 +128,31 @@ class UnifiedModel(nn.Module):
         """The target segment of these ids of the vocabulary."""
         return Segment(Tokens(self.embedding(shared), keep), causal=True)
 
+    def filled(
+        self,
+        modality: str,
+        ids: Int[Tensor, "batch time"],
+        hidden: Bool[Tensor, "batch time"],
+        keep: Bool[Tensor, "batch time"],
+    ) -> Segment:
+        """The segment of local ids of which some are masked, seen from both sides: its place 1 + i is that of id i."""
+        seen = self.vocabulary.shared(modality, ids).masked_fill(hidden, self.vocabulary.hidden)
+        begun = F.pad(seen, (1, 0), value=self.vocabulary.begin(modality))
+        return Segment(Tokens(self.embedding(begun), F.pad(keep, (1, 0), value=True)))
+
+    @torch.no_grad()
+    def written(self, modality: str, items: Items) -> Ids:
+        """The local ids of these items as a target: stored ones, a text's own, or the codec's."""
+        if items.written is not None:
+            return items.written
+        if modality == "text":
+            return Ids(items.x, items.keep)
+        raw = items.raw or Raw(items.x, items.keep)
+        return self.codec(modality).encode(raw.x, raw.keep)
+
+    def codec(self, modality: str) -> Codec:
+        return cast(Codec, self.codecs[modality])
+
     def head(self, modality: str, states: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch dim"]:
         """The unit embedding at a source's pool token, its last place."""
         return F.normalize(self.heads[modality](states[:, -1]).float(), dim=-1).to(self.dtype)
@@ -136,12 +169,14 @@ def build(
     augment: config.Augment | None = None,
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
-    vocabulary = Vocabulary(text=text_size, image=cfg.image_codes, audio=cfg.audio_codes)
+    vocabulary = Vocabulary(text=text_size, image=cfg.codes("image"), audio=cfg.codes("audio"))
     parts = {name: getattr(cfg, name) for name in config.MODALITIES}
     towers = {name: _tower(part, text_size, cfg.dropout) for name, part in parts.items() if part is not None}
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
-    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout)
-    initialise(model, [tower for tower in towers.values() if isinstance(tower, ImportedTower)])
+    codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
+    known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
+    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs)
+    initialise(model, [*(tower for tower in towers.values() if isinstance(tower, ImportedTower)), *known])
     number_dropouts(model)
     return model
 

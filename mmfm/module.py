@@ -32,11 +32,19 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
+def unasked(model: UnifiedModel, run: Run) -> list[str]:
+    """Parameters that no objective trains: codecs that are not reconstructed, and all else where only they are."""
+    learned = tuple(f"codecs.{item.modality}." for item in run.reconstruct)
+    alone = not run.contrast and not run.write
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if not name.startswith(learned) and (alone or name.startswith("codecs."))]
+
+
 class JointModule(L.LightningModule):
     def __init__(self, run: Run, model: UnifiedModel) -> None:
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
-        found = factors(model, run.optim.rates)
+        found = factors(model, run.optim.rates) | dict.fromkeys(unasked(model, run), 0.0)
         model.lock([name for name, factor in found.items() if factor == 0])
         self.factors = {f"model.{name}": factor for name, factor in found.items()}
         self.bad_steps = 0

@@ -1,18 +1,20 @@
 """The losses of one step, by name: one pass per task, and what each gives goes to contrast and to writing alike."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmfm.batch import Batch
-from mmfm.config import Contrast, Run, Write
+from mmfm.batch import Batch, Raw
+from mmfm.codecs import Trainable
+from mmfm.config import Contrast, Reconstruct, Run
 from mmfm.distributed import Alone, Ranks
-from mmfm.grammar import Task, parse, parse_writing
+from mmfm.grammar import Task, parse_writing
 from mmfm.losses import CONTRAST, token_cross_entropy
 from mmfm.model import UnifiedModel
-from mmfm.tasks import PLANS, Reading, check_towers, read
+from mmfm.tasks import PLANS, Reading, check_codecs, check_towers, embeds, read
 
 ALONE = Alone()
 Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
@@ -27,20 +29,21 @@ class Objectives(nn.Module):
     def __init__(self, model: UnifiedModel, run: Run, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.model, self.ranks = model, ranks
-        self.contrast, self.write = run.contrast, run.write
-        self.weights = {item.name: item.weight for item in (*run.contrast, *run.write)}
-        self.plan = PLANS[run.passes](
-            [item.pair for item in run.contrast], [parse_writing(item.task) for item in run.write]
-        )
+        self.contrast, self.reconstruct = run.contrast, run.reconstruct
+        self.write = {parse_writing(item.task): item for item in run.write}
+        self.weights = {item.name: item.weight for item in (*run.contrast, *run.write, *run.reconstruct)}
+        self.plan = PLANS[run.passes]([item.pair for item in run.contrast], list(self.write.values()), list(self.write))
         for task in self.plan:
             check_towers(task, list(model.towers))
+            check_codecs(task, list(model.codecs))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        readings = {task: read(self.model, task, batch) for task in self.plan}
+        readings = {task: read(self.model, task, batch, self.write.get(task)) for task in self.plan}
         with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
             embedded = self._embedded(readings)
             losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
-            return losses | {item.name: self._write(item, readings[parse(item.task)]) for item in self.write}
+            losses |= {item.name: self._write(readings[task]) for task, item in self.write.items()}
+            return losses | {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
 
     def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times.
@@ -54,7 +57,8 @@ class Objectives(nn.Module):
         """Embeddings by modality, from the first pass that read it as its only source."""
         found: dict[str, Embedded] = {}
         for task, reading in readings.items():
-            if len(task.sources) == 1 and task.sources[0] not in found:
+            whole = task.target is None or self.write[task].share == 1
+            if embeds(task) and whole and task.sources[0] not in found:
                 found[task.sources[0]] = self._nothing() if reading is None else (reading.embedding, reading.rows)
         return found
 
@@ -70,7 +74,17 @@ class Objectives(nn.Module):
         scale, bias = self.model.scale(item.name), self.model.biases[item.name]
         return CONTRAST[item.loss](a, b, same, scale, bias, self.ranks)
 
-    def _write(self, item: Write, reading: Reading | None) -> Float[Tensor, ""]:
+    def _reconstruct(self, item: Reconstruct, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the items of all ranks of what the codec's losses add up to."""
+        items, count = batch.items.get(item.modality), torch.zeros((), device=self.model.device)
+        share = 0 * next(self.model.codecs[item.modality].parameters()).sum()
+        if items is not None:
+            raw, count = items.raw or Raw(items.x, items.keep), count + len(items.rows)
+            codec = cast(Trainable, self.model.codec(item.modality))
+            share = share + sum(codec.losses(raw.x, raw.keep, items.draws).values())
+        return share / self.ranks.total(count).clamp(min=1).to(share.dtype)
+
+    def _write(self, reading: Reading | None) -> Float[Tensor, ""]:
         if reading is None:
             states, labels = (
                 self.model.embedding.weight[:0],

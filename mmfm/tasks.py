@@ -1,10 +1,12 @@
 """A pass is a sentence of segments: "image>text" reads a picture and writes its text, "text" only reads.
 
 `read` runs one task over a batch in one trunk pass and gives both what contrast needs (the embedding of the first
-source) and what writing needs (states and labels of the target). `plan` says which tasks a step must run.
+source) and what writing needs (states and labels of the target). `plan` says which tasks a step must run. A sample
+that holds fewer items than a task names may still take part, where its sound or text can be cut in two (`mmfm.cut`).
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,12 +16,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch, Ids, Items
-from mmfm.config import MODALITIES, Augment, UserError
+from mmfm.config import MODALITIES, UserError, Write
+from mmfm.cut import with_halves
 from mmfm.grammar import Task
 from mmfm.inputs.augment import DRAWS, hide_tokens
-from mmfm.layers import mix
+from mmfm.layers import mix, uniform
 from mmfm.model import UnifiedModel
-from mmfm.vocabulary import Vocabulary
+from mmfm.trunk import Segment
+
+SHARED, DROPPED, HIDDEN = 1, 2, 3  # what a row's draws decide besides dropout
+DIFFERENT = 1 << 20
 
 
 class Reading(NamedTuple):
@@ -32,51 +38,92 @@ class Reading(NamedTuple):
     owners: Int[Tensor, " tokens"]
 
 
-def one_pass(pairs: Sequence[tuple[str, str]], writes: Sequence[Task]) -> list[Task]:
+def one_pass(pairs: Sequence[tuple[str, str]], writes: Sequence[Write], tasks: Sequence[Task]) -> list[Task]:
     """The tasks of a step: an embedding comes from the first pass that reads its modality alone, if there is one."""
-    given = {task.sources[0] for task in writes if len(task.sources) == 1}
-    return [*writes, *(Task((name,), None) for name in _contrasted(pairs) if name not in given)]
+    given = {task.sources[0] for write, task in zip(writes, tasks, strict=True) if embeds(task) and write.share == 1}
+    return [*tasks, *(Task((name,), None) for name in _contrasted(pairs) if name not in given)]
 
 
-def two_passes(pairs: Sequence[tuple[str, str]], writes: Sequence[Task]) -> list[Task]:
+def two_passes(pairs: Sequence[tuple[str, str]], writes: Sequence[Write], tasks: Sequence[Task]) -> list[Task]:
     """The same, with a pass of its own for every embedding; for comparison (experiments/001-one-pass)."""
-    return [*(Task((name,), None) for name in _contrasted(pairs)), *writes]
+    return [*(Task((name,), None) for name in _contrasted(pairs)), *tasks]
 
 
-PLANS: dict[str, Callable[[Sequence[tuple[str, str]], Sequence[Task]], list[Task]]] = {
+PLANS: dict[str, Callable[[Sequence[tuple[str, str]], Sequence[Write], Sequence[Task]], list[Task]]] = {
     "one": one_pass,
     "two": two_passes,
 }
+
+
+def embeds(task: Task) -> bool:
+    """Whether its pass gives the embedding of its one source: of the whole of it, and so not where it is continued."""
+    return len(task.sources) == 1 and task.target != task.sources[0]
 
 
 def _contrasted(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [name for name in MODALITIES if any(name in pair for pair in pairs)]
 
 
-def read(model: UnifiedModel, task: Task, batch: Batch) -> Reading | None:
+def read(model: UnifiedModel, task: Task, batch: Batch, how: Write | None = None) -> Reading | None:
     """One trunk pass over the samples that have every source of the task; None where there are none.
 
-    A sample without the target is read all the same: its embedding counts, and it has no target tokens.
+    A sample without the target is read all the same: its embedding counts, and it has no target tokens. `how`: which
+    samples take part, how often the target does not see the sources, what is masked; where the batch carries draws.
     """
-    rows = rows_with(batch, task.sources or (str(task.target),))
+    how, batch = how or Write(task=str(task)), with_halves(model, task, batch)
+    rows = _chosen(batch, task, how.share)
     if rows is None:
         return None
-    segments = [model.source(name, select(batch.items[name], rows)) for name in task.sources]
-    seeds = _seeds(batch, task, rows)
+    segments, seeds = _sources(model, task, batch, rows), _seeds(batch, task, rows)
     if task.target is None:
         return _only_read(model, task, rows, model.trunk(segments, seeds=seeds)[0])
-    begun, keep, labels = target_ids(batch, task.target, rows, model.vocabulary, model.augment)
-    states = model.trunk([*segments, model.target(begun, keep)], seeds=seeds)
-    owners = rows[:, None].expand_as(keep)[keep]
+    target, labels, asked = _target(model, task, batch, rows, how)
+    states = model.trunk([*_dropped(segments, seeds, how.drop), target], seeds=seeds)
+    owners = rows[:, None].expand_as(asked)[asked]
     embedding = model.head(task.sources[0], states[0]) if task.sources else _nothing(model, model.embed_dim)
-    return Reading(rows, embedding, states[-1][keep], labels[keep], owners)
+    return Reading(rows, embedding, states[-1][asked], labels[asked], owners)
+
+
+def sources_of(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Int[Tensor, " n"], list[Segment]] | None:
+    """The samples that hold what the task reads, and its segments, for a target to be written behind them."""
+    only = Task(task.sources, None)
+    rows = rows_with(batch, only)
+    return None if rows is None else (rows, _sources(model, only, batch, rows))
+
+
+def _sources(model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Segment]:
+    """A segment for each mention; of a modality's mentions the last one, a target's included, is the last item."""
+    seen: Counter[str] = Counter()
+    segments = []
+    for name in task.sources:
+        items = batch.items[name]
+        segments.append(model.source(name, items.take(_place(items, rows, task.mentions(name) - seen[name]))))
+        seen[name] += 1
+    return segments
+
+
+def _place(items: Items, rows: Int[Tensor, " n"], back: int) -> Int[Tensor, " n"]:
+    """Where the item lies that is so many places before the first item of the next sample."""
+    return (torch.searchsorted(items.rows, rows, right=True) - back).clamp(min=0)
 
 
 def _seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"] | None:
-    """Of the trunk's dropout: each row's own, another in each task. None where the batch carries no draws."""
-    first = task.sources[0] if task.sources else str(task.target)
-    seeds = select(batch.items[first], rows).seeds()
+    """What is random in a row: its own in each task. None where the batch carries no draws."""
+    items = batch.items[task.sources[0] if task.sources else str(task.target)]
+    seeds = items.take(_place(items, rows, 1)).seeds()
     return None if seeds is None else mix(seeds + zlib.crc32(str(task).encode()))
+
+
+def _dropped(segments: list[Segment], seeds: Int[Tensor, " n"] | None, chance: float) -> list[Segment]:
+    """The sources, hidden from the target in rows drawn with this chance: one of several, some, or all alike often.
+
+    Hidden and not left out, so that the pass still gives the embedding of what it reads.
+    """
+    if seeds is None or not chance or not segments:
+        return segments
+    subset = 1 + (uniform(seeds, DROPPED + DIFFERENT) * (2 ** len(segments) - 1)).long()
+    subset = subset * (uniform(seeds, DROPPED) < chance)
+    return [segment._replace(hidden=(subset >> at & 1).bool()) for at, segment in enumerate(segments)]
 
 
 def _only_read(model: UnifiedModel, task: Task, rows: Tensor, states: Tensor) -> Reading:
@@ -88,52 +135,78 @@ def _nothing(model: UnifiedModel, width: int) -> Tensor:
     return torch.zeros(0, width, dtype=model.dtype, device=model.device)
 
 
-def rows_with(batch: Batch, modalities: Sequence[str]) -> Int[Tensor, " n"] | None:
-    """The samples that have all of these modalities, rising; None if there are none."""
-    if any(name not in batch.items for name in modalities):
-        return None
-    rows = batch.items[modalities[0]].rows
-    for name in modalities[1:]:
-        rows = rows[torch.isin(rows, batch.items[name].rows)]
+def _chosen(batch: Batch, task: Task, share: float) -> Int[Tensor, " n"] | None:
+    """The samples that take part."""
+    rows = rows_with(batch, task)
+    if rows is None or share == 1 or (seeds := _seeds(batch, task, rows)) is None:
+        return rows
+    rows = rows[uniform(seeds, SHARED) < share]
     return rows if len(rows) else None
 
 
-def select(items: Items, rows: Int[Tensor, " n"]) -> Items:
-    """The items of these samples, padding that no one needs cut off."""
-    if len(rows) == len(items.rows):
-        return items
-    index = torch.searchsorted(items.rows, rows)
-    keep = items.keep[index]
-    longest = int(keep.sum(1).max())
-    x, keep = items.x[index], keep[:, :longest]
-    padded = items.x.shape[1:] == items.keep.shape[1:]
-    draws = None if items.draws is None else items.draws[index]
-    written = None if items.written is None else Ids(*(part[index] for part in items.written))
-    return Items(x=x[:, :longest] if padded else x, keep=keep, rows=rows, draws=draws, written=written)
+def rows_with(batch: Batch, task: Task) -> Int[Tensor, " n"] | None:
+    """The samples that hold all that the task reads, rising; None if there are none. A target is asked for where
+    nothing is read, and where its modality is read too."""
+    names = dict.fromkeys(task.sources or (str(task.target),))
+    if any(name not in batch.items for name in names):
+        return None
+    held = {name: torch.bincount(batch.items[name].rows, minlength=batch.size) for name in names}
+    enough = torch.stack([held[name] >= task.mentions(name) for name in names]).all(0)
+    rows = enough.nonzero().squeeze(1)
+    return rows if len(rows) else None
 
 
-def target_ids(
-    batch: Batch, modality: str, rows: Int[Tensor, " n"], vocabulary: Vocabulary, augment: Augment
-) -> tuple[Int[Tensor, "n time"], Bool[Tensor, "n time"], Int[Tensor, "n time"]]:
-    """Input ids (begin, t1, .., tn), which of them are real, and labels (t1, .., tn, end). Rows without: nothing real.
-
-    In training some inputs may be masked, never labels: what follows must then be read from the sources.
-    """
-    items = batch.items.get(modality)
+def _target(
+    model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"], how: Write
+) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
+    """The target's segment, the label of each of its places, and which places are asked for it."""
+    modality, items = str(task.target), batch.items.get(str(task.target))
     if items is None:
-        none = torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)
-        return none + vocabulary.begin(modality), none.bool(), none
-    place = torch.searchsorted(items.rows, rows).clamp(max=len(items.rows) - 1)
-    has = items.rows[place] == rows
-    written = items.written or Ids(items.x, items.keep)
-    ids, lengths = vocabulary.shared(modality, written.ids[place]), written.keep[place].sum(1)
-    steps = torch.arange(ids.shape[1] + 1, device=rows.device)
-    seen, chance = ids, augment.hide_target_tokens
-    if items.draws is not None and chance:
-        seen = hide_tokens(ids, items.draws[place, DRAWS // 2 :], chance, vocabulary.hidden)
+        ids = torch.zeros(len(rows), 0, dtype=torch.int64, device=rows.device)
+        written, has, draws = Ids(ids, ids.bool()), torch.zeros_like(rows, dtype=torch.bool), None
+    else:
+        place = _place(items, rows, 1)
+        mine = items.take(place)
+        written, has, draws = model.written(modality, mine), items.rows[place] == rows, mine.draws
+    keep = written.keep & has[:, None]
+    if task.fill:
+        hidden = _masked(keep, _seeds(batch, task, rows), how)
+        labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
+        return model.filled(modality, written.ids, hidden, keep), labels, F.pad(hidden, (1, 0), value=False)
+    return _continued(model, modality, written, has, draws)
+
+
+def _continued(
+    model: UnifiedModel, modality: str, written: Ids, has: Bool[Tensor, " n"], draws: Tensor | None
+) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
+    """Input ids (begin, t1, .., tn) and labels (t1, .., tn, end). Rows without a target: nothing real.
+
+    In training some inputs of a text may be masked, never labels: what follows must then be read from the sources.
+    """
+    vocabulary, chance = model.vocabulary, model.augment.hide_target_tokens
+    ids, lengths = vocabulary.shared(modality, written.ids), written.keep.sum(1)
+    steps = torch.arange(ids.shape[1] + 1, device=ids.device)
+    if modality == "text" and draws is not None and chance:
+        seen = hide_tokens(ids, draws[:, DRAWS // 2 :], chance, vocabulary.hidden)
+    else:
+        seen = ids
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
-    return begun, (steps <= lengths[:, None]) & has[:, None], labels
+    keep = (steps <= lengths[:, None]) & has[:, None]
+    return model.target(begun, keep), labels, keep
+
+
+def _masked(keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Write) -> Bool[Tensor, "n time"]:
+    """What is masked of each row: a fraction of it drawn between the two of `how.hide`, and at least one token."""
+    if seeds is None:
+        seeds = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
+    low, high = how.hide
+    part = low + (high - low) * uniform(seeds, HIDDEN)
+    first = (uniform(seeds, HIDDEN + DIFFERENT) * how.span).long()
+    runs = (torch.arange(keep.shape[1], device=keep.device) + first[:, None]) // how.span
+    drawn = uniform(mix(seeds)[:, None] + runs, HIDDEN).masked_fill(~keep, torch.inf)
+    least = drawn == drawn.amin(1, keepdim=True)
+    return ((drawn < part[:, None]) | least) & keep
 
 
 def check_towers(task: Task, towers: Sequence[str]) -> None:
@@ -141,3 +214,10 @@ def check_towers(task: Task, towers: Sequence[str]) -> None:
     for name in task.sources:
         if name not in towers:
             raise UserError(f"task {task}: the model has no {name} tower; give model.{name} or leave the task out")
+
+
+def check_codecs(task: Task, codecs: Sequence[str]) -> None:
+    """And one whose target has no codes."""
+    if task.target not in (None, "text", *codecs):
+        told = f"model.{task.target}_codec, or leave the task out"
+        raise UserError(f"task {task}: the model has no codec that writes {task.target}; give {told}")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # An import may only point up this list.
 ORDER = [
     "config", "process", "strict", "grammar", "batch", "distributed", "layers", "losses", "vocabulary", "inputs",
-    "encoders", "towers", "codecs", "trunk", "model", "layouts", "tasks", "objectives", "generate", "optim", "data",
+    "encoders", "towers", "codecs", "trunk", "model", "cut", "layouts", "tasks", "objectives", "generate", "optim", "data",
     "check", "interface", "checkpoint", "bundle", "importing", "evals", "adapt", "doctor", "hf", "export", "module",
     "callbacks", "train", "commands", "__main__",
 ]  # fmt: skip

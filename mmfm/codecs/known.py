@@ -114,6 +114,7 @@ class KnownSounds(Known):
         made: Any = model.config
         self.hop = int(made.frame_size if made.model_type == "mimi" else made.hop_length)
         self.sound = Sound(rate_hz=int(made.sampling_rate))
+        self.step_samples = self.hop
         self.books = books or _books(made)
         self.form = Form(sizes=(int(made.codebook_size),) * self.books)
 
@@ -174,6 +175,8 @@ class KnownSounds(Known):
 
 class KnownImages(Known):
     """Pictures of `pixels`; a picture's codes are those of its places, row by row."""
+
+    step_samples = 0
 
     def __init__(self, model: PreTrainedModel, pixels: Pixels) -> None:
         super().__init__(model)

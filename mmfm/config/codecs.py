@@ -43,8 +43,7 @@ class ImageCodec:
     @property
     def pixels(self) -> Pixels:
         """What it expects of a picture."""
-        size = {"height_px": self.height_px, "width_px": self.width_px, "channels": self.channels}
-        return Pixels(**size, fit=self.fit)
+        return Pixels(height_px=self.height_px, width_px=self.width_px, channels=self.channels, fit=self.fit)
 
     @property
     def sizes(self) -> tuple[int, ...]:

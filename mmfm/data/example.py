@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mmfm import config
-from mmfm.batch import NO_TEXT, Batch, Ids, Items
+from mmfm.batch import NO_TEXT, Batch, Ids, Items, Raw
 from mmfm.config import MODALITIES
 from mmfm.data.index import MODALITY
 from mmfm.data.sample import Sample, meta_of, text_of
@@ -56,7 +56,8 @@ def decode_of(data: config.Data) -> Decode:
 class Example:
     """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it.
 
-    `words`: the sample as it was, but for pictures and sounds.
+    `words`: the sample as it was, but for pictures and sounds. `raw`: a picture or sound as the codec wants it, where
+    it wants another size or rate than the tower. `codes`: what is stored of a codec's.
     """
 
     key: str
@@ -65,6 +66,8 @@ class Example:
     text: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     words: Sample | None = None
+    raw: Mapping[str, Tensor] = field(default_factory=dict)
+    codes: Mapping[str, Int[Tensor, " t"]] = field(default_factory=dict)
 
 
 def read_example(
@@ -79,23 +82,50 @@ def read_example(
     `draws`, of one position, choose the part of a picture and of a long clip; without them it is the middle.
     """
     named = {MODALITY[name]: data for name, data in sample.parts.items() if name in MODALITY}
-    image = audio = None
+    values: dict[str, Tensor] = {}
+    raw: dict[str, Tensor] = {}
     try:
-        if "image" in named and "image" in wanted and model.image is not None:
-            image = _picture(named["image"], model.image.pixels, decode, draws)
-        if "audio" in named and "audio" in wanted and model.audio is not None:
-            audio = decode_audio(
-                named["audio"],
-                rate_hz=model.audio.sound.rate_hz,
-                max_seconds=decode.max_seconds,
-                crop_seconds=decode.crop_seconds,
-                where=None if draws is None else float(draws[CROP_DRAW]),
-            )
+        for name in ("image", "audio"):
+            if name not in named or name not in wanted or not (contracts := contracts_of(model, name)):
+                continue
+            values[name], *others = [_decoded(named[name], contract, decode, draws) for contract in contracts]
+            raw |= dict(zip([name], others, strict=False))
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
     words = Sample(sample.key, {name: data for name, data in sample.parts.items() if name in WORDS}, sample.where)
     text = text_of(sample) if "text" in wanted else None
-    return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample), words=words)
+    image, audio = values.get("image"), values.get("audio")
+    return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample), words=words, raw=raw)
+
+
+def contracts_of(model: config.Model, name: str) -> list[config.Pixels | config.Sound]:
+    """What the tower expects of a picture or sound, and then the codec, where it expects something else."""
+    tower, codec = getattr(model, name), model.codecs.get(name)
+    field = {"image": "pixels", "audio": "sound"}[name]
+    asked = [getattr(part, field) for part in (tower, codec) if part is not None]
+    return asked[:1] if len(asked) == 2 and _alike(*asked) else asked
+
+
+def _alike(tower: config.Pixels | config.Sound, codec: config.Pixels | config.Sound) -> bool:
+    """Whether one decoding serves both; how a tower normalises is its own matter."""
+    if isinstance(tower, config.Pixels) and isinstance(codec, config.Pixels):
+        return shape_of(tower) == shape_of(codec)
+    assert isinstance(tower, config.Sound) and isinstance(codec, config.Sound)
+    return tower.rate_hz == codec.rate_hz
+
+
+def _decoded(
+    data: bytes, how: config.Pixels | config.Sound, decode: Decode, draws: Float[np.ndarray, " k"] | None
+) -> Tensor:
+    if isinstance(how, config.Pixels):
+        return _picture(data, how, decode, draws)
+    return decode_audio(
+        data,
+        rate_hz=how.rate_hz,
+        max_seconds=decode.max_seconds,
+        crop_seconds=decode.crop_seconds,
+        where=None if draws is None else float(draws[CROP_DRAW]),
+    )
 
 
 def _picture(
@@ -120,14 +150,19 @@ def collate(
         if not rows:
             continue
         values = [getattr(examples[row], name) for row in rows]
-        index, written = torch.tensor(rows), None
+        index, written, raw = torch.tensor(rows), None, None
         if name == "text":
             x, keep = _ids(list(map(tokenizer.read, values)))
             written = None if tokenizer.reader is None else Ids(*_ids(list(map(tokenizer.encode, values))))
         else:
-            x, keep = _images(values) if name == "image" else _padded(values)
+            join = _images if name == "image" else _padded
+            x, keep = join(values)
+            if others := [examples[row].raw[name] for row in rows if name in examples[row].raw]:
+                raw = Raw(*join(others))
+            if stored := [examples[row].codes[name] for row in rows if name in examples[row].codes]:
+                written = Ids(*_padded(stored))
         mine = None if draws is None else draws[index, at]
-        items[name] = Items(x=x, keep=keep, rows=index, draws=mine, written=written)
+        items[name] = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw)
     texts = tuple(example.text for example in examples)
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
     return Batch(size=len(examples), items=items, same=same, keys=tuple(e.key for e in examples), texts=texts)
