@@ -450,5 +450,5 @@ def test_one_build_at_a_time(table: Path, tmp_path: Path, monkeypatch: pytest.Mo
     """A second one into the same folder is refused while the first one runs."""
     monkeypatch.setattr(building, "_complete", lambda out, plan: False)
     words = "out is being built by another process; wait for it"
-    with building._locked(tmp_path / "out"), pytest.raises(UserError, match=words):
+    with building.locked(tmp_path / "out"), pytest.raises(UserError, match=words):
         run(table, tmp_path / "out")

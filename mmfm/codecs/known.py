@@ -298,7 +298,7 @@ def _scatter(model: nn.Module) -> None:
     """EnCodec's and Mimi's codebooks are buffers that start as zeros, of which all codes would be the first."""
     for name, table in model.named_buffers():
         if name.rpartition(".")[2] in ("embed", "embed_sum") and not table.is_meta and not table.any():
-            nn.init.normal_(table)
+            nn.init.normal_(table, std=0.1)
 
 
 def _alike(frames: Int[Tensor, " n"]) -> list[tuple[int, Int[Tensor, " k"]]]:
