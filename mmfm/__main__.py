@@ -30,7 +30,7 @@ One model that reads and writes text, images and audio.
   mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json] [--ranks N]
   mmfm eval RUN SUITE.py [--root FOLDER]
   mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT]
-  mmfm data numbers|stamps FOLDER
+  mmfm data numbers|stamps|judges FOLDER
   mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
   mmfm data index FOLDER
   mmfm data encode RUN SHARDS OUT

@@ -12,6 +12,7 @@ import tyro
 from mmfm.check import Found, Opener, check, finished, objectives, open_here, read_run
 from mmfm.config import Run, require
 from mmfm.data.commands import DATA
+from mmfm.evals.judges.command import Judges
 from mmfm.grammar import parse_writing
 
 
@@ -298,7 +299,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "eval": Evaluate,
     "generate": Generate,
-    "data": {**DATA, "encode": Encode},
+    "data": {**DATA, "encode": Encode, "judges": Judges},
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,

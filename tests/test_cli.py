@@ -115,7 +115,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no sample": ("train {config} --write.0.task image,audio>text", "hold audio and image and text, and none of 5"),
     "no samples to score": ("train {config} --eval.every-steps 5 --data.val=", "every_steps=5 needs samples to score"),
     "eval needs a run": ("eval", "mmfm eval needs RUN; see mmfm eval --help"),
-    "data needs a name": ("data", "mmfm data needs one of numbers, stamps, build, index; see mmfm data --help"),
+    "data needs a name": (
+        "data",
+        "mmfm data needs one of numbers, stamps, build, index, encode, judges; see mmfm data --help",
+    ),
     "data needs a folder": ("data numbers", "mmfm data numbers needs FOLDER; see mmfm data numbers --help"),
     "no such data": ("data nunbers {folder}/x", "not 'nunbers'; the nearest are numbers"),
     "report of nothing": ("report {folder}/none", "none"),
