@@ -17,7 +17,7 @@ from mmfm import config
 from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
 from mmfm.data.example import Example, collate, shape_of
-from mmfm.generate import greedy, sampled, write
+from mmfm.generate import Decoding, write
 from mmfm.grammar import Task, parse_writing
 from mmfm.inputs.audio import load_audio
 from mmfm.inputs.image import load_picture
@@ -112,11 +112,9 @@ class Interface(nn.Module):
             text=text,
             meta={},
         )
-        generator = torch.Generator(self.core.device).manual_seed(seed)
-        choose = greedy if temperature == 0 else sampled(temperature, top_k, generator)
+        how = Decoding(max_tokens=max_tokens, temperature=temperature, top_k=top_k if temperature else 0, seed=seed)
         batch = collate([example], self.tokenizer).to(self.core.device)
-        _, ids = write(self.core, wanted, batch, max_tokens=max_tokens, choose=choose)
-        return self.tokenizer.decode(ids[0])
+        return self.tokenizer.decode(write(self.core, wanted, batch, how).ids[0])
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> dict[str, Float[Tensor, "n d"]]:
@@ -129,8 +127,9 @@ class Interface(nn.Module):
 
     def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]:
         """The rows that have all sources of the task, and the text written greedily for each."""
-        rows, ids = write(self.core, self._task(task), batch.to(self.core.device), max_tokens=max_tokens)
-        return rows, [self.tokenizer.decode(row) for row in ids]
+        how = Decoding(max_tokens=max_tokens)
+        written = write(self.core, self._task(task), batch.to(self.core.device), how)
+        return written.rows, [self.tokenizer.decode(row) for row in written.ids]
 
     @torch.no_grad()
     def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]:

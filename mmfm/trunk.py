@@ -29,11 +29,52 @@ class Segment(NamedTuple):
 
 
 class Cache:
-    """What the trunk has read so far: keys and values of every layer, and which of them are real."""
+    """What the trunk has read so far: keys and values of every layer, and which of them those to come may see.
 
-    def __init__(self, depth: int) -> None:
-        self.layers = [LayerCache() for _ in range(depth)]
-        self.keep: Bool[Tensor, "batch time"] | None = None
+    room: how many tokens are expected. A cache is for writing: no gradient passes what it is extended by later.
+    """
+
+    def __init__(self, depth: int, room: int = 0) -> None:
+        self.layers = [LayerCache(room) for _ in range(depth)]
+        self.room, self.length = room, 0
+        self.all_seen = True  # then no mask is needed
+        self.seen: Bool[Tensor, "batch room"] | None = None
+        self.count: Int[Tensor, " batch"] | None = None  # real tokens of each row, and so the next position
+        self.turns: tuple[Tensor, Tensor] | None = None  # of `rotary`, for all positions that there is room for
+
+    def extend(self, seen: Bool[Tensor, "batch time"], count: Int[Tensor, " batch"], all_seen: bool) -> None:
+        """Of tokens that the layers have taken: those that later ones see, and how many there are by now."""
+        start, self.length, self.count = self.length, self.length + seen.shape[1], count
+        self.all_seen = self.all_seen and all_seen
+        if self.seen is None or self.length > self.seen.shape[1]:
+            room = max(self.room, self.length if self.seen is None else 2 * self.length)
+            new = seen.new_ones(len(seen), room)
+            if self.seen is not None:
+                new[:, :start] = self.seen[:, :start]
+            self.seen = new
+        self.seen[:, start : self.length] = seen
+
+    @property
+    def past(self) -> Bool[Tensor, "batch time"] | None:
+        """What the next token sees, itself not counted."""
+        return None if self.seen is None else self.seen[:, : self.length]
+
+    def select(self, rows: Int[Tensor, " n"]) -> None:
+        """Only these rows go on, in this order; one that is named twice goes on twice."""
+        for layer in self.layers:
+            layer.select(rows)
+        if self.seen is not None and self.count is not None:
+            self.seen, self.count = self.seen[rows], self.count[rows]
+
+    def mark(self) -> tuple[int, Tensor | None, bool]:
+        """Where it stands now, for `back`."""
+        return self.length, self.count, self.all_seen
+
+    def back(self, mark: tuple[int, Tensor | None, bool]) -> None:
+        """Forget what was read since."""
+        self.length, self.count, self.all_seen = mark
+        for layer in self.layers:
+            layer.length = self.length
 
 
 def sees(segments: Sequence[Segment]) -> Bool[Tensor, "query key"]:
@@ -84,20 +125,46 @@ class UnifiedTransformer(nn.Module):
         """
         x = torch.cat([segment.tokens.x for segment in segments], dim=1)
         keep = torch.cat([segment.tokens.keep for segment in segments], dim=1)
-        past = None if cache is None else cache.keep
-        every = keep if past is None else torch.cat([past, keep], dim=1)
-        if self.window and every.shape[1] > self.window:
-            raise UserError(
-                f"a sentence of {every.shape[1]} tokens is longer than Trunk.window={self.window}, beyond which the "
-                "source of this trunk did not look back; give shorter ones"
-            )
-        mask = self._mask(segments, every, past)
-        positions = (every.long().cumsum(1) - 1).clamp(min=0)[:, every.shape[1] - keep.shape[1] :]
+        self._check_window(keep.shape[1] + (0 if cache is None else cache.length))
+        counts = keep.long().cumsum(1)
+        if cache is not None and cache.count is not None:
+            counts = counts + cache.count[:, None]
+        mask = self._mask(segments, keep, None if cache is None else cache.past)
+        positions = (counts - 1).clamp(min=0)
         noise = None if seeds is None else Noise(seeds, positions)
         x = self.run(x, mask, positions, None if cache is None else cache.layers, noise)
         if cache is not None:
-            cache.keep = every
+            seen = keep & ~_hidden(segments)
+            cache.extend(seen, counts[:, -1], bool(seen.all()))
         return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
+
+    def step(self, x: Float[Tensor, "batch 1 width"], cache: Cache) -> Float[Tensor, "batch 1 width"]:
+        """`forward` of one real, causal token for each row, without what only longer segments need."""
+        self._check_window(cache.length + 1)
+        if cache.count is None:
+            cache.count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        cos, sin = self._turns(cache, x.device)
+        turn = (cos[cache.count][:, None, None], sin[cache.count][:, None, None])
+        cache.extend(x.new_ones(len(x), 1, dtype=torch.bool), cache.count + 1, True)
+        past = cache.past
+        mask = None if cache.all_seen or past is None else past[:, None, None]
+        return self._blocks(x, mask, turn, cache.layers)
+
+    def _turns(
+        self, cache: Cache, device: torch.device
+    ) -> tuple[Float[Tensor, "room half"], Float[Tensor, "room half"]]:
+        if cache.turns is None or len(cache.turns[0]) <= cache.length:
+            places = torch.arange(max(cache.room, 2 * (cache.length + 1)), device=device)
+            cos, sin = rotary(places[None], self.head_dim, *self.rope)
+            cache.turns = cos[0, 0], sin[0, 0]
+        return cache.turns
+
+    def _check_window(self, length: int) -> None:
+        if self.window and length > self.window:
+            raise UserError(
+                f"a sentence of {length} tokens is longer than Trunk.window={self.window}, beyond which the "
+                "source of this trunk did not look back; give shorter ones"
+            )
 
     def run(
         self,
@@ -108,25 +175,41 @@ class UnifiedTransformer(nn.Module):
         noise: Noise | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """The normed states of tokens at these positions. `layers`: of a cache, one for each block."""
-        turn = rotary(positions, self.head_dim, *self.rope)
+        return self._blocks(x, mask, rotary(positions, self.head_dim, *self.rope), layers, noise)
+
+    def _blocks(
+        self,
+        x: Float[Tensor, "batch time width"],
+        mask: KeyMask | None,
+        turn: tuple[Tensor, Tensor],
+        layers: Sequence[LayerCache] | None = None,
+        noise: Noise | None = None,
+    ) -> Float[Tensor, "batch time width"]:
         for i, block in enumerate(self.blocks):
             x = block(x, mask, turn, None if layers is None else layers[i], noise=noise)
         return self.norm(x)
 
     @staticmethod
-    def _mask(segments: Sequence[Segment], every: Bool[Tensor, "batch time"], past: Tensor | None) -> KeyMask:
-        allowed = sees(segments)
-        if past is not None:
-            allowed = torch.cat([allowed.new_ones(len(allowed), past.shape[1]), allowed], dim=1)
-        mask = allowed & every[:, None, :]
-        stop = every.shape[1] - len(allowed)
+    def _mask(
+        segments: Sequence[Segment], keep: Bool[Tensor, "batch time"], past: Bool[Tensor, "batch past"] | None
+    ) -> KeyMask:
+        mask = sees(segments) & keep[:, None, :]
+        stop, places = 0, torch.arange(keep.shape[1], device=keep.device)
         for segment in segments:
             start, stop = stop, stop + segment.tokens.keep.shape[1]
             if segment.hidden is not None:
-                own = torch.arange(len(allowed), device=mask.device) + every.shape[1] - len(allowed)
-                others = (own < start) | (own >= stop)
+                others = (places < start) | (places >= stop)
                 mask[:, :, start:stop] &= ~(segment.hidden[:, None, None] & others[None, :, None])
+        if past is not None:
+            mask = torch.cat([past[:, None, :].expand(-1, mask.shape[1], -1), mask], dim=2)
         return mask.unsqueeze(1)
 
-    def new_cache(self) -> Cache:
-        return Cache(len(self.blocks))
+    def new_cache(self, room: int = 0) -> Cache:
+        """`room`: how many tokens are expected, if that is known; more have room too."""
+        return Cache(len(self.blocks), room)
+
+
+def _hidden(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
+    """Places of segments that are hidden from those to come."""
+    parts = ((part.tokens.keep, part.hidden) for part in segments)
+    return torch.cat([torch.zeros_like(k) if h is None else h[:, None].expand_as(k) for k, h in parts], dim=1)

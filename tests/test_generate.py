@@ -5,7 +5,7 @@ import torch
 from toys import TEXT_IDS, pick, toy_batch, toy_model
 
 from mmfm.batch import Batch, Tokens
-from mmfm.generate import sampled, write
+from mmfm.generate import Decoding, write
 from mmfm.grammar import parse
 from mmfm.trunk import Segment
 
@@ -30,7 +30,7 @@ def slow_greedy(model, task, batch: Batch, row: int, max_tokens: int) -> list[in
 def test_cached_and_batched_is_recomputed_and_alone(task):
     """The cache, and the padding of other samples in the batch, change no token."""
     model, batch = toy_model(3), toy_batch()
-    rows, ids = write(model, parse(task), batch, max_tokens=7)
+    rows, ids, *_ = write(model, parse(task), batch, Decoding(max_tokens=7))
     assert rows == ([0, 1, 2, 3, 4, 5] if task == ">text" else sorted(rows)) and len(rows) >= 2
     for row, found in zip(rows, ids, strict=True):
         assert found == slow_greedy(model, parse(task), batch, row, 7)
@@ -55,28 +55,8 @@ def test_the_grammar_keeps_to_the_range_of_text():
     model = toy_model(image_codes=9, audio_codes=9)
     with torch.no_grad():
         model.embedding.weight[model.vocabulary.span("image").start :] *= 100
-    _, ids = write(model, parse("image>text"), toy_batch(), max_tokens=6)
+    _, ids, *_ = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=6))
     assert any(ids) and all(0 <= token < TEXT_IDS for row in ids for token in row)
-
-
-def test_sampling_repeats_by_seed_and_top_1_is_greedy():
-    model, batch = toy_model(3), toy_batch()
-
-    def draw(seed: int, top_k: int = 0) -> list[list[int]]:
-        choose = sampled(1.0, top_k, torch.Generator().manual_seed(seed))
-        return write(model, parse("image>text"), batch, max_tokens=6, choose=choose)[1]
-
-    assert draw(0) == draw(0) != draw(1)
-    assert draw(0, top_k=1) == write(model, parse("image>text"), batch, max_tokens=6)[1]
-
-
-def test_sampling_follows_the_softmax():
-    """Planted logits: frequencies over 20,000 draws lie within five deviations of the softmax at the temperature."""
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    drawn = sampled(2.0, 0, torch.Generator().manual_seed(0))(logits.expand(20_000, 4))
-    expected = (logits / 2).softmax(0)
-    deviation = (expected * (1 - expected) / 20_000).sqrt()
-    assert ((drawn.bincount(minlength=4) / 20_000 - expected).abs() < 5 * deviation).all()
 
 
 def test_a_padded_place_is_never_seen():

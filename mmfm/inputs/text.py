@@ -6,6 +6,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -57,7 +58,7 @@ class Tokenizer:
         """The ids that the text tower reads."""
         return self.encode(text) if self.reader is None else self.reader.encode(text)
 
-    @property
+    @cached_property
     def size(self) -> int:
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 

@@ -1,0 +1,128 @@
+"""What writing asks of a model: the scores of the ids that may come next, and of no others.
+
+Guidance runs several passes, with some sources hidden, as rows of one batch: pass by pass, rows within. Letters: n
+rows, p passes, v ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmfm.batch import Tokens
+from mmfm.config import require
+from mmfm.generate.decoding import Decoding
+from mmfm.generate.int8 import Int8Linear
+from mmfm.model import UnifiedModel
+from mmfm.trunk import Cache, Segment
+from mmfm.vocabulary import Form
+
+
+@dataclass(kw_only=True)
+class Pen:
+    """A model that has read sources, and has a target to write. It holds the rows that are still being written."""
+
+    model: UnifiedModel
+    target: str
+    cache: Cache
+    weights: tuple[float, ...]  # of the passes
+    scorers: dict[tuple[range, bool], "Scorer"] = field(default_factory=dict)
+
+    @property
+    def form(self) -> Form:
+        return self.model.forms[self.target]
+
+    @property
+    def begin(self) -> int:
+        return self.model.vocabulary.begin(self.target)
+
+    def at(self, step: int) -> "Scorer":
+        """Of the ids of this step's book, and as its last column of the end, where it may come."""
+        book, end = self.form.span(step), self.form.may_end(step)
+        if (book, end) not in self.scorers:
+            self.scorers[book, end] = Scorer.of(self.model, self.target, book, end)
+        return self.scorers[book, end]
+
+    def limit(self, how: Decoding) -> int:
+        """How many ids the target may have: those of its form, or whole turns of its books."""
+        books = len(self.form.sizes)
+        told = f"Decoding.max_tokens={how.max_tokens} is less than the {books} ids of one step of {self.target}"
+        require(bool(self.form.length) or how.max_tokens >= books, f"{told}; give more")
+        return self.form.length or how.max_tokens // books * books
+
+    def scores(self, token: Int[Tensor, " n"], step: int) -> Float[Tensor, "n v"]:
+        """After this id of the vocabulary in each row. Columns are those of `at`."""
+        x = self.model.embedding(token.repeat(len(self.weights)) if len(self.weights) > 1 else token)
+        states = self.model.trunk.step(x[:, None], self.cache)[:, 0]
+        return self.guided(self.at(step)(states))
+
+    def guided(self, scores: Float[Tensor, "pn v"]) -> Float[Tensor, "n v"]:
+        """The weighted sum of the passes, in fp32 at least."""
+        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        if len(self.weights) == 1:
+            return scores
+        return torch.einsum("p,pnv->nv", scores.new_tensor(self.weights), scores.unflatten(0, (len(self.weights), -1)))
+
+    def select(self, rows: Int[Tensor, " m"]) -> None:
+        """Only these rows go on, in this order, perhaps several times."""
+        passes = torch.arange(len(self.weights), device=rows.device)
+        size = 0 if self.cache.seen is None else len(self.cache.seen) // len(self.weights)
+        self.cache.select((passes[:, None] * size + rows).flatten())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """The output, for some ids alone. first: the local id of the first column. ids: of the vocabulary, by column."""
+
+    table: nn.Module | Tensor
+    end: Tensor | None
+    first: int
+    size: int  # of the book; a column more is the end
+    ids: Int[Tensor, " v"]
+
+    @staticmethod
+    def of(model: UnifiedModel, target: str, book: range, may_end: bool) -> "Scorer":
+        start, end = model.vocabulary.span(target).start, model.vocabulary.end
+        rows = range(start + book.start, start + book.stop)
+        ids = torch.tensor([*rows, *([end] if may_end else [])], device=model.device)
+        common = {"first": book.start, "size": len(book), "ids": ids}
+        if isinstance(model.output, Int8Linear):
+            return Scorer(table=model.output.rows(ids), end=None, **common)
+        weight = model.embedding.weight if model.output is None else model.output.weight
+        if torch.is_autocast_enabled(weight.device.type):  # else the rows are cast anew at every step
+            weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+        table = weight[rows.start : rows.stop]
+        return Scorer(table=table, end=weight[end : end + 1] if may_end else None, **common)
+
+    def __call__(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any v"]:
+        if isinstance(self.table, nn.Module):
+            return self.table(states)
+        scores = F.linear(states, self.table)
+        return scores if self.end is None else torch.cat([scores, F.linear(states, self.end)], dim=-1)
+
+
+def read_sources(
+    model: UnifiedModel, sources: Sequence[Segment], names: tuple[str, ...], target: str, how: Decoding, rows: int
+) -> Pen:
+    """A pen for `rows` rows that has read these segments, once in each pass that guidance takes.
+
+    A source that a pass does not see is read all the same, and hidden, as in training: its positions are counted.
+    """
+    seen, weights = how.passes(names)
+    form = model.forms[target]
+    room = sum(part.tokens.keep.shape[1] for part in sources) + (form.length or how.max_tokens) + 1
+    cache = model.trunk.new_cache(room)
+    if sources:
+        model.trunk([_in_passes(part, [one[at] for one in seen], rows) for at, part in enumerate(sources)], cache)
+    return Pen(model=model, target=target, cache=cache, weights=weights)
+
+
+def _in_passes(part: Segment, seen: Sequence[bool], rows: int) -> Segment:
+    if list(seen) == [True]:
+        return part
+    x, keep = part.tokens
+    hidden = (~torch.tensor(seen, device=x.device)).repeat_interleave(rows)
+    return part._replace(tokens=Tokens(x.repeat(len(seen), 1, 1), keep.repeat(len(seen), 1)), hidden=hidden)
