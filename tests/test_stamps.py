@@ -16,7 +16,7 @@ import webdataset
 from PIL import Image
 
 from mmfm.config import UserError
-from mmfm.data import index, stamps
+from mmfm.data import debian, index, stamps
 from mmfm.data.stamps_read import read_tree, split_of
 from mmfm.inputs.text import load_tokenizer
 
@@ -58,12 +58,12 @@ def build(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     """build() -> the data set made from `tree`, as if it had come out of the package."""
 
     @contextmanager
-    def unpacked(package: Path, folder: Path) -> Iterator[Path]:
+    def unpacked(package: debian.Package, file: Path, folder: Path) -> Iterator[Path]:
         yield tree
 
     (tmp_path / "some.deb").write_bytes(b"deb")
-    monkeypatch.setattr(stamps, "_unpacked", unpacked)
-    monkeypatch.setattr(stamps, "_version", lambda package: "1.2-3")
+    monkeypatch.setattr(debian, "unpacked", unpacked)
+    monkeypatch.setattr(debian, "output", lambda *asked: b"1.2-3\n")
 
     def run() -> Path:
         stamps.build(tmp_path / "stamps", deb=tmp_path / "some.deb", progress=False)

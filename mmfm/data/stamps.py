@@ -6,18 +6,14 @@ pairs one thing with a text: a picture, a description with its caption in the sp
 
 import hashlib
 import io
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL
 from PIL import Image
 
-from mmfm.config import UserError, require
-from mmfm.data import index
+from mmfm.data import debian, index
 from mmfm.data.folder import complete, prints, ticker, whole
 from mmfm.data.stamps_page import KINDS, Made, page
 from mmfm.data.stamps_read import Stamp, Tree, read_tree, split_of
@@ -28,13 +24,13 @@ from mmfm.inputs.image import decode_image
 from mmfm.inputs.text import train_tokenizer
 
 FORMAT = 1  # raised when the same package gives other bytes
-PACKAGE = "tuxpaint-stamps-default"
-STAMPS, COPYRIGHT = "usr/share/tuxpaint/stamps", f"usr/share/doc/{PACKAGE}/copyright"
+NAME = "tuxpaint-stamps-default"
+STAMPS, COPYRIGHT = "usr/share/tuxpaint/stamps", f"usr/share/doc/{NAME}/copyright"
+PACKAGE = debian.Package(name=NAME, size_mb=160, holds=(STAMPS, COPYRIGHT))
 SPLITS = ("test", "val", "train")  # in this order: what is in one of them is in none that follows
 LONGEST_PX, VOCABULARY = 256, 4_096
 SHARD_SAMPLES, SHARD_BYTES = 1_000, 64 << 20
 RATE_HZ, MAX_SECONDS, SILENT = 16_000, 60.0, 1e-3  # a peak below -60 dB is no sound
-FETCH = f"give a {PACKAGE}_VERSION_all.deb, which any Debian mirror has, as --deb FILE"
 
 
 def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> None:
@@ -46,76 +42,23 @@ def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> No
     if complete(folder, "stamps", wanted):
         print(f"{folder} is complete already; nothing to do")
         return
-    package = deb or _fetch(folder.resolve().with_name(f"{folder.resolve().name}.deb"))
+    package = deb or debian.fetch(PACKAGE, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
     with whole(folder) as partial:
-        with _unpacked(package, partial) as root:
+        with debian.unpacked(PACKAGE, package, partial) as root:
             made = _write(partial, read_tree(root / STAMPS), progress)
             licence = (root / COPYRIGHT).read_text(encoding="utf-8")
-        origin = {"version": _version(package), "sha256": _sha256(package.read_bytes())}
+        origin = debian.origin(PACKAGE, package)
         replace_text(partial / "LICENSE", licence)
         replace_text(partial / "README.md", page(made, origin, licence, longest_px=LONGEST_PX, vocabulary=VOCABULARY))
         manifest = {
             "arguments": wanted,
-            "package": {"name": PACKAGE, **origin},
+            "package": {"name": NAME, **origin},
             "made_with": {"pillow": PIL.__version__},
             **made.tree(),
             "files": prints(partial),
         }
         replace_text(partial / "stamps.json", as_json(manifest).decode())
     print(f"{folder} is complete: {made.line()}")
-
-
-# The package
-
-
-def _fetch(cache: Path) -> Path:
-    """The package, from `cache` or from where apt-get finds it. It is downloaded aside: what has its name is whole."""
-    found = sorted(cache.glob(f"{PACKAGE}_*.deb"))
-    if found:
-        return found[-1]
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as aside:
-            print(f"downloading {PACKAGE} with apt-get, about 160 MB, into {cache}", flush=True)
-            _run(["apt-get", "download", PACKAGE], aside, f"as root run apt-get update, or {FETCH}")
-            fetched = next(Path(aside).glob("*.deb"), None)
-            require(fetched is not None, f"apt-get left no package in {aside}; {FETCH}")
-            assert fetched
-            return fetched.rename(cache / fetched.name)
-    except OSError as why:
-        raise UserError(f"cannot write {cache}: {why.strerror or why}; make room there, or {FETCH}") from why
-
-
-@contextmanager
-def _unpacked(package: Path, folder: Path) -> Iterator[Path]:
-    """The package's files, in a folder that goes away."""
-    require(package.is_file(), f"there is no package {str(package)!r}; {FETCH}")
-    with tempfile.TemporaryDirectory(dir=folder) as root:
-        _run(["dpkg-deb", "-x", str(package.resolve()), root], root, f"delete {package} if it is damaged, and {FETCH}")
-        missing = next((name for name in (STAMPS, COPYRIGHT) if not (Path(root) / name).exists()), None)
-        require(missing is None, f"{package} holds no {missing}; {FETCH}")
-        yield Path(root)
-
-
-def _version(package: Path) -> str:
-    return _run(["dpkg-deb", "-f", str(package.resolve()), "Version"], ".", FETCH).strip()
-
-
-def _run(words: Sequence[str], folder: str, remedy: str) -> str:
-    try:
-        done = subprocess.run(
-            words, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
-        )
-    except FileNotFoundError:
-        raise UserError(f"there is no {words[0]} on this machine; use Debian or Ubuntu, or {FETCH}") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("E: ")
-        raise UserError(f"{words[0]} could not do it ({said}); {remedy}")
-    return done.stdout
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # Samples
@@ -159,7 +102,7 @@ def _write_split(
             for stamp, path, language in _sources(stamps, kind):
                 tick(f"{folder.name} {kind}")
                 data = path.read_bytes()
-                if (own := _sha256(data)) in earlier:
+                if (own := hashlib.sha256(data).hexdigest()) in earlier:
                     made.left_out["the same bytes as in val or test"] += 1
                     continue
                 try:
