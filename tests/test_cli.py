@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "eval needs a run": ("eval", "mmfm eval needs RUN; see mmfm eval --help"),
     "data needs a name": (
         "data",
-        "mmfm data needs one of numbers, stamps, build, index, encode, judges; see mmfm data --help",
+        "mmfm data needs one of numbers, stamps, corpus, build, index, encode, judges; see mmfm data --help",
     ),
     "data needs a folder": ("data numbers", "mmfm data numbers needs FOLDER; see mmfm data numbers --help"),
     "no such data": ("data nunbers {folder}/x", "not 'nunbers'; the nearest are numbers"),

@@ -43,6 +43,21 @@ class Stamps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Passages of English text, from a package of Debian: the King James Bible."""
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/corpus."""
+    deb: str = ""
+    """The package bible-kjv-text as a file; else apt-get downloads it into FOLDER.deb, where it stays."""
+
+    def __call__(self) -> None:
+        from mmfm.data import corpus
+
+        corpus.build(Path(self.folder), deb=Path(self.deb) if self.deb else None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """Write the indexes that tars below a folder lack (X.idx.json beside X.tar), and each folder's shards.json."""
 
@@ -113,4 +128,4 @@ class Build:
         )
 
 
-DATA: dict[str, type[Any]] = {"numbers": Numbers, "stamps": Stamps, "build": Build, "index": Index}
+DATA: dict[str, type[Any]] = {"numbers": Numbers, "stamps": Stamps, "corpus": Corpus, "build": Build, "index": Index}
