@@ -37,8 +37,15 @@ class Objectives(nn.Module):
             check_towers(task, list(model.towers))
             check_codecs(task, list(model.codecs))
 
+        whole = [task for task in self.plan if embeds(task) and (task.target is None or self.write[task].share == 1)]
+        # Each modality's, from the first pass that reads all of it as its only source.
+        self.embedding = {task.sources[0]: task for task in reversed(whole)}
+
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        readings = {task: read(self.model, task, batch, self.write.get(task)) for task in self.plan}
+        readings = {
+            task: read(self.model, task, batch, self.write.get(task), embed=task in self.embedding.values())
+            for task in self.plan
+        }
         with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
             embedded = self._embedded(readings)
             losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
@@ -54,12 +61,10 @@ class Objectives(nn.Module):
         return share * self.ranks.size + 0 * self.model.trunk.norm.weight.sum()
 
     def _embedded(self, readings: Mapping[Task, Reading | None]) -> dict[str, Embedded]:
-        """Embeddings by modality, from the first pass that read it as its only source."""
         found: dict[str, Embedded] = {}
-        for task, reading in readings.items():
-            whole = task.target is None or self.write[task].share == 1
-            if embeds(task) and whole and task.sources[0] not in found:
-                found[task.sources[0]] = self._nothing() if reading is None else (reading.embedding, reading.rows)
+        for name, task in self.embedding.items():
+            reading = readings[task]
+            found[name] = self._nothing() if reading is None else (reading.embedding, reading.rows)
         return found
 
     def _nothing(self) -> Embedded:

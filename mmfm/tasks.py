@@ -64,14 +64,17 @@ def _contrasted(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [name for name in MODALITIES if any(name in pair for pair in pairs)]
 
 
-def read(model: UnifiedModel, task: Task, batch: Batch, how: Write | None = None) -> Reading | None:
+def read(
+    model: UnifiedModel, task: Task, batch: Batch, how: Write | None = None, *, embed: bool = True
+) -> Reading | None:
     """One trunk pass over the samples that have every source of the task; None where there are none.
 
-    A sample without the target is read all the same: its embedding counts, and it has no target tokens. `how`: which
-    samples take part, how often the target does not see the sources, what is masked; where the batch carries draws.
+    A sample without the target is read all the same: its embedding counts, and it has no target tokens; unless `embed`
+    is False. `how`: which samples take part, how often the target does not see the sources, what is masked, where the
+    batch carries draws.
     """
     how, batch = how or Write(task=str(task)), with_halves(model, task, batch)
-    rows = _chosen(batch, task, how.share)
+    rows = _chosen(batch, task, how.share, embed)
     if rows is None:
         return None
     segments, seeds = _sources(model, task, batch, rows), _seeds(batch, task, rows)
@@ -135,19 +138,20 @@ def _nothing(model: UnifiedModel, width: int) -> Tensor:
     return torch.zeros(0, width, dtype=model.dtype, device=model.device)
 
 
-def _chosen(batch: Batch, task: Task, share: float) -> Int[Tensor, " n"] | None:
+def _chosen(batch: Batch, task: Task, share: float, embed: bool) -> Int[Tensor, " n"] | None:
     """The samples that take part."""
-    rows = rows_with(batch, task)
+    rows = rows_with(batch, task, embed)
     if rows is None or share == 1 or (seeds := _seeds(batch, task, rows)) is None:
         return rows
     rows = rows[uniform(seeds, SHARED) < share]
     return rows if len(rows) else None
 
 
-def rows_with(batch: Batch, task: Task) -> Int[Tensor, " n"] | None:
+def rows_with(batch: Batch, task: Task, embed: bool = True) -> Int[Tensor, " n"] | None:
     """The samples that hold all that the task reads, rising; None if there are none. A target is asked for where
-    nothing is read, and where its modality is read too."""
-    names = dict.fromkeys(task.sources or (str(task.target),))
+    nothing is embedded, and where its modality is read too."""
+    aside = task.sources and (embed or task.target is None)
+    names = dict.fromkeys(task.sources if aside else (*task.sources, str(task.target)))
     if any(name not in batch.items for name in names):
         return None
     held = {name: torch.bincount(batch.items[name].rows, minlength=batch.size) for name in names}
