@@ -1,31 +1,36 @@
-"""A trained model as people and other tools use it: encode, write, score.
+"""A trained model as people and other tools use it: encode, make, score.
 
 `encode_image`, `encode_text`, `logit_scale`, `tokenize` and `transform` follow open_clip's protocol, so that what
 drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
-from mmfm.data.example import Example, collate, shape_of
+from mmfm.data.example import shape_of
 from mmfm.generate import Decoding, write
-from mmfm.grammar import Task, parse_writing
+from mmfm.grammar import Task, parse_chain, parse_writing
 from mmfm.inputs.audio import load_audio
 from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
+from mmfm.making.given import check_hiding, given_of, has_own
+from mmfm.making.hiding import Hide
+from mmfm.making.maker import Coded, Maker
+from mmfm.making.things import Clip, Made, Picture, Sound, able_to_write, batch_of, kind_of, thing_of
 from mmfm.model import UnifiedModel
 from mmfm.tasks import read
 
-Picture = str | Path | Image.Image
+__all__ = ["Coded", "Interface", "Made", "Picture", "Sound"]
 
 
 class Interface(nn.Module):
@@ -85,36 +90,98 @@ class Interface(nn.Module):
         ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         return self._encode("text", ids.clamp(min=0), ids >= 0, normalize)
 
-    @torch.no_grad()
     def generate(
         self,
         task: str,
         *,
-        image: Picture | None = None,
-        audio: str | Path | None = None,
-        text: str | None = None,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
+        image: Picture | Sequence[Picture] | None = None,
+        audio: Clip | Sequence[Clip] | None = None,
+        text: str | Sequence[str] | None = None,
+        hide: Hide = None,
         seed: int = 0,
-    ) -> str:
-        """What the model writes for one sample. Temperature 0 takes the likeliest token at each step."""
-        wanted = self._task(task)
-        given = {name for name, value in (("image", image), ("audio", audio), ("text", text)) if value is not None}
-        missing, spare = set(wanted.sources) - given, given - set(wanted.sources)
-        flags = " ".join(f"--{name}" for name in sorted(missing))
-        require(not missing, f"task {task} reads {' and '.join(sorted(missing))}, which was not given; add {flags}")
-        require(not spare, f"task {task} does not read {' and '.join(sorted(spare))}; leave it out")
-        example = Example(
-            key="input",
-            image=None if image is None else self.transform(image),
-            audio=None if audio is None else self._load_audio(audio),
-            text=text,
-            meta={},
-        )
-        how = Decoding(max_tokens=max_tokens, temperature=temperature, top_k=top_k if temperature else 0, seed=seed)
-        batch = collate([example], self.tokenizer).to(self.core.device)
-        return self.tokenizer.decode(write(self.core, wanted, batch, how).ids[0])
+        **options: Any,
+    ) -> Made:
+        """What the model makes for one sample: a string, a picture, or a `Sound`.
+
+        A chain, such as "image>text>audio", makes one thing of another. A source that the task names several times is a
+        list, in order of mention. "image~" and the like are given the whole item too, and `hide` says what of it is
+        made anew (`mmfm.making.hiding`): a fraction, half of a picture, seconds of a sound, or _ in a text; of a
+        picture that is not given that is everything. "audio>audio" gives the sound with its continuation, "text>text"
+        the continuation alone.
+
+        options: max_tokens, temperature, top_k, top_p, min_p, beams, length_penalty, guidance, guide, stop, rounds,
+        as `mmfm.generate.Decoding` has them, and rerank, its draws. By default texts are greedy, and what is drawn or
+        said has temperature 1. In a chain they are for the last link. UserError: what cannot be made, and why.
+        """
+        given = {"image": image, "audio": audio, "text": text}
+        return self.generate_many(task, hide=hide, seed=seed, **given, **options)[0]
+
+    def generate_many(
+        self,
+        task: str,
+        *,
+        n: int = 1,
+        image: Picture | Sequence[Picture] | None = None,
+        audio: Clip | Sequence[Clip] | None = None,
+        text: str | Sequence[str] | None = None,
+        hide: Hide = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[Made]:
+        """n things for one sample, in one batch: those that `generate` makes with the seeds `seed`, `seed` + 1, .."""
+        require(n > 0, f"n={n} must be above 0")
+        first, *links = self._links(task)
+        given = given_of(first, {"image": image, "audio": audio, "text": text})
+        check_hiding(first, hide, has_own(first, given))
+        seeds = torch.arange(seed, seed + n)
+        things = self.maker.sample(first, [given] * n, seeds, hide, {} if links else options)
+        for link in links:
+            held = [{link.sources[0]: [thing]} for thing in things]
+            things = self.maker.sample(link, held, seeds, None, options if link is links[-1] else {})
+        return things
+
+    def stream(self, task: str, *, seed: int = 0, **given: Any) -> Iterator[str]:
+        """A text as it is written, piece by piece; takes what `generate` takes, but for `hide`."""
+        *before, last = self._links(task)
+        require(last.target == "text" and not last.fill, f"{task} writes no text from left to right; use generate")
+        require(given.get("hide") is None, f"{task} fills nothing in; leave hide out")
+        sources = {name: given.pop(name, None) for name in config.MODALITIES}
+        if before:
+            way = ">".join([str(before[0]), *(str(link.target) for link in before[1:])])
+            held = {last.sources[0]: [self.generate(way, seed=seed, **sources)]}
+        else:
+            held = given_of(last, sources)
+        yield from self.maker.stream(last, held, seed, given)
+
+    @torch.no_grad()
+    def make(
+        self, task: str, batch: Batch, *, seeds: Int[Tensor, " size"], hide: Hide = None, **options: Any
+    ) -> list[Coded]:
+        """What the model makes for each sample that has the sources, as codes, which `decode` shows.
+
+        A sound that is to be continued is cut in its middle first; what is to be filled in is the sample's own.
+        """
+        first, *links = self._links(task)
+        found = self.maker.batch(first, batch.to(self.core.device), seeds, hide, {} if links else options)
+        for link in links:
+            held = [{link.sources[0]: [self.decode(str(link.sources[0]), item.ids)]} for item in found]
+            some = seeds[[item.row for item in found]]
+            inner = batch_of(held, self.run, self.tokenizer).to(self.core.device)
+            made = self.maker.batch(link, inner, some, None, options if link is links[-1] else {})
+            found = [item._replace(row=found[item.row].row) for item in made]
+        return found
+
+    def encode(self, modality: str, thing: Picture | Clip) -> list[int]:
+        """The codes of a picture or a sound, or the ids of a text as they are written."""
+        able_to_write(self.core, modality)
+        kind_of(modality, thing)
+        batch = batch_of([{modality: [thing]}], self.run, self.tokenizer).to(self.core.device)
+        ids, keep = self.core.written(modality, batch.items[modality])
+        return ids[0][keep[0]].tolist()
+
+    def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made:
+        """What these codes show, sound like or say; start: how many of a sound's repeat what was given."""
+        return thing_of(self.core, self.run, self.tokenizer, modality, ids, start)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> dict[str, Float[Tensor, "n d"]]:
@@ -144,13 +211,41 @@ class Interface(nn.Module):
         out[owners.cpu()] = totals[owners].cpu()
         return out
 
+    @property
+    def maker(self) -> Maker:
+        return Maker(self.core, self.run, self.tokenizer)
+
     def _task(self, text: str) -> Task:
-        task = parse_writing(text)
-        require(
-            text in self.tasks,
-            f"this model was not trained on {text!r}; it writes {', '.join(self.tasks) or 'nothing'}",
-        )
+        return self._trained(parse_writing(text))
+
+    def _trained(self, task: Task) -> Task:
+        if str(task) not in {str(parse_writing(text)) for text in self.tasks}:
+            told = f"this model was not trained on {str(task)!r}; it writes {', '.join(self.tasks) or 'nothing'}"
+            around = self._way(task)
+            raise UserError(told + (f"; the chain {around!r} leads there" if around else ""))
         return task
+
+    def _links(self, text: str) -> list[Task]:
+        """The tasks of a chain, each of which the model was trained on."""
+        return [self._trained(task) for task in parse_chain(text)]
+
+    def _way(self, task: Task) -> str:
+        """The shortest chain of trained tasks that leads where this one does; empty if there is none."""
+        steps = [parse_writing(text) for text in self.tasks]
+        steps = [step for step in steps if len(step.sources) == 1 and not step.fill]
+        waiting = deque([[str(source)] for source in task.sources if len(task.sources) == 1 and not task.fill])
+        seen = set(task.sources)
+        while waiting:
+            way = waiting.popleft()
+            for step in steps:
+                if step.sources[0] != way[-1] or step.target is None:
+                    continue
+                if step.target == task.target and len(way) > 1:
+                    return ">".join([*way, step.target])
+                if step.target not in seen:
+                    seen.add(step.target)
+                    waiting.append([*way, step.target])
+        return ""
 
     def _tower(self, modality: str):
         tower = getattr(self.config, modality)

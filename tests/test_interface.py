@@ -106,7 +106,7 @@ def test_nats_are_those_of_the_chain_rule(model):
     [
         ("image>text", {}, "task image>text reads image, which was not given; add --image"),
         (">text", {"text": "x"}, "task >text does not read text; leave it out"),
-        ("image>sound", {}, "cannot write 'sound'; targets are text"),
+        ("image>sound", {}, "cannot write 'sound'; targets are image, audio, text"),
         ("video>text", {}, "no modality called 'video'; there are image, audio, text"),
         ("image,audio>text", {}, "this model was not trained on 'image,audio>text'; it writes image>text"),
         ("image", {}, "task 'image' has no '>' and so no target"),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "config", "process", "strict", "grammar", "batch", "distributed", "layers", "losses", "vocabulary", "inputs",
     "encoders", "towers", "codecs", "trunk", "model", "cut", "layouts", "tasks", "objectives", "generate", "optim", "data",
-    "check", "interface", "checkpoint", "bundle", "importing", "evals", "adapt", "doctor", "hf", "export", "module",
+    "check", "making", "interface", "checkpoint", "bundle", "importing", "evals", "adapt", "doctor", "hf", "export", "module",
     "callbacks", "train", "commands", "__main__",
 ]  # fmt: skip
 LIGHT = (
