@@ -140,15 +140,22 @@ class UnifiedTransformer(nn.Module):
 
     def step(self, x: Float[Tensor, "batch 1 width"], cache: Cache) -> Float[Tensor, "batch 1 width"]:
         """`forward` of one real, causal token for each row, without what only longer segments need."""
-        self._check_window(cache.length + 1)
-        if cache.count is None:
-            cache.count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        cos, sin = self._turns(cache, x.device)
-        turn = (cos[cache.count][:, None, None], sin[cache.count][:, None, None])
-        cache.extend(x.new_ones(len(x), 1, dtype=torch.bool), cache.count + 1, True)
-        past = cache.past
-        mask = None if cache.all_seen or past is None else past[:, None, None]
+        turn, mask = self.next(len(x), cache)
         return self._blocks(x, mask, turn, cache.layers)
+
+    def next(
+        self, rows: int, cache: Cache
+    ) -> tuple[tuple[Float[Tensor, "batch 1 1 half"], Float[Tensor, "batch 1 1 half"]], KeyMask | None]:
+        """How the next real token of each row is turned, and which keys it sees (None: all). The cache counts it."""
+        self._check_window(cache.length + 1)
+        device = self.norm.weight.device
+        if cache.count is None:
+            cache.count = torch.zeros(rows, dtype=torch.int64, device=device)
+        cos, sin = self._turns(cache, device)
+        turn = (cos[cache.count][:, None, None], sin[cache.count][:, None, None])
+        cache.extend(torch.ones(rows, 1, dtype=torch.bool, device=device), cache.count + 1, True)
+        past = cache.past
+        return turn, None if cache.all_seen or past is None else past[:, None, None]
 
     def _turns(
         self, cache: Cache, device: torch.device

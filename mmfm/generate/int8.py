@@ -43,7 +43,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any out"]:
         if self.packed is None:
             self.packed = _pack(self.weight, self.scale, self.bias)
-        return torch.ops.quantized.linear_dynamic(x, self.packed)
+        return torch.ops.quantized.linear_dynamic.default(x, self.packed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}
@@ -53,7 +53,8 @@ def _pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     with warnings.catch_warnings():  # torch deprecates the type of the tensor that its kernel is packed from
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        whole = torch.ops.aten._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+        make = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
+        whole = make(weight, scale.double(), zeros, 0)
     return torch.ops.quantized.linear_prepack(whole, bias)
 
 

@@ -4,7 +4,7 @@ Guidance runs several passes, with some sources hidden, as rows of one batch: pa
 rows, p passes, v ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from mmfm.batch import Tokens
 from mmfm.config import require
 from mmfm.generate.decoding import Decoding
 from mmfm.generate.int8 import Int8Linear
+from mmfm.generate.step import stepper
 from mmfm.model import UnifiedModel
 from mmfm.trunk import Cache, Segment
 from mmfm.vocabulary import Form
@@ -29,6 +30,7 @@ class Pen:
     target: str
     cache: Cache
     weights: tuple[float, ...]  # of the passes
+    step: Callable[[Tensor, Cache], Tensor] | None = None  # of the trunk, made when it is first needed
     scorers: dict[tuple[range, bool], "Scorer"] = field(default_factory=dict)
 
     @property
@@ -56,8 +58,9 @@ class Pen:
     def scores(self, token: Int[Tensor, " n"], step: int) -> Float[Tensor, "n v"]:
         """After this id of the vocabulary in each row. Columns are those of `at`."""
         x = self.model.embedding(token.repeat(len(self.weights)) if len(self.weights) > 1 else token)
-        states = self.model.trunk.step(x[:, None], self.cache)[:, 0]
-        return self.guided(self.at(step)(states))
+        if self.step is None:
+            self.step = stepper(self.model.trunk)
+        return self.guided(self.at(step)(self.step(x, self.cache)))
 
     def guided(self, scores: Float[Tensor, "pn v"]) -> Float[Tensor, "n v"]:
         """The weighted sum of the passes, in fp32 at least."""
