@@ -45,7 +45,11 @@ class Coder:
 
     codec: Codec
     contract: Pixels | Sound
-    print: str
+    cfg: ImageCodec | AudioCodec | KnownCodec
+
+    @property
+    def print(self) -> str:
+        return fingerprint(cast(nn.Module, self.codec), self.cfg)
 
 
 def coders_of(
@@ -57,8 +61,7 @@ def coders_of(
         contract = cfg.sound if isinstance(cfg, AudioCodec) else cfg.pixels
         contract = cfg.sound if contract is None and isinstance(cfg, KnownCodec) else contract
         assert contract is not None, "resolve the run's codecs before they are used"
-        codec = cast(Codec, codecs[modality])
-        made[modality] = Coder(codec=codec, contract=contract, print=fingerprint(codecs[modality], cfg))
+        made[modality] = Coder(codec=cast(Codec, codecs[modality]), contract=contract, cfg=cfg)
     return made
 
 

@@ -85,7 +85,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-LOWER: tuple[str, ...] = ("wer", "cer", "bits_per_byte", "median_rank", "perplexity", "nats")
+LOWER: tuple[str, ...] = (
+    "wer",
+    "cer",
+    "bits_per_byte",
+    "median_rank",
+    "perplexity",
+    "nats",
+    "spectral_distance",
+    "bits_per_pixel",
+    "bits_per_second",
+)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -22,12 +22,14 @@ from mmfm.checkpoint import load_model, replace_file
 from mmfm.config import Run, Store, UserError, require
 from mmfm.data.example import Decode, decode_of
 from mmfm.data.names import expand
+from mmfm.data.sources import open_shards
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
+from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.examples import show
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
-from mmfm.evals.split import Evaluable, Split, Watch, asked_and_more, at_rest, read_split
+from mmfm.evals.split import Evaluable, Split, Watch, asked_and_more, at_rest, device_of, read_split, reads
 from mmfm.evals.table import print_split
 from mmfm.evals.writing import writing_figures
 from mmfm.evals.zeroshot import (
@@ -45,7 +47,7 @@ from mmfm.evals.zeroshot import (
 from mmfm.strict import from_json
 
 SPLITS = ("val", "test", "test-unseen")
-SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact")
+SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact", "psnr", "spectral_distance")
 BOOTSTRAP = Bootstrap()
 DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
@@ -94,11 +96,12 @@ class _Scored:
     owned: np.ndarray
     classified: dict[str, Classified]
     retrieved: list[Retrieved]
+    coding: Coding
 
     def figures(self) -> list[Figure]:
         classes = [figure for found in self.classified.values() for figure in found.figures]
         pairs = [figure for found in self.retrieved if len(found.asked) for figure in found.figures()]
-        return [*classes, *pairs, *writing_figures(self.split)]
+        return [*classes, *pairs, *writing_figures(self.split), *self.coding.figures]
 
 
 def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter, ranks: Ranks = ALONE) -> Scores:
@@ -181,10 +184,25 @@ def _score(
         heard = ("image", "audio") if ranks.rank == 0 else ()
         found = {modality: classify(split, modality, owned, head) for modality in heard}
         classified = {modality: result for modality, result in found.items() if result is not None}
-    retrieved = retrieve_all(split, model, ranks)
     return _Scored(
-        split=split, classes=classes, templates=templates, owned=owned, classified=classified, retrieved=retrieved
+        split=split,
+        classes=classes,
+        templates=templates,
+        owned=owned,
+        classified=classified,
+        retrieved=retrieve_all(split, model, ranks),
+        coding=_coding(model, spec, how, watch, ranks),
     )
+
+
+def _coding(model: Evaluable, spec: str, how: How, watch: Watch, ranks: Ranks) -> Coding:
+    """Of the codecs that are to be scored, if any."""
+    coders = scored_codecs(model)
+    if not coders:
+        return Coding(figures=[], left_out=[])
+    samples = open_shards([asked_and_more(spec)[0]], how.store)
+    told = {"decode": how.decode, "batch": how.batch, "limit": how.limit}
+    return score_codecs(coders, samples, **told, device=device_of(model), watch=watch, ranks=ranks)
 
 
 def row_of(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -209,7 +227,7 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
         lines.append(f"{total} of {available} samples were read, evenly spread (the limit)")
     if len(split.keys) > total:
         lines.append(f"{len(split.keys) - total} more samples only widen the galleries of retrieval")
-    if split.unread:
+    if split.unread and reads(model):
         lines.append(f"{split.unread} of {total} samples have nothing that the model reads")
     if split.bad:
         codes = ", ".join(f"{code} ({count})" for code, count in sorted(Counter(split.bad.values()).items()))
@@ -218,6 +236,9 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
     if split.shards.ignored:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
         lines.append(f"files that are not read: {kinds}")
+    lines += scored.coding.left_out
+    if not reads(model):
+        return lines
     if "text" not in model.modalities:
         lines.append("no classification: the model has no tower for text")
     elif not scored.classes.names:

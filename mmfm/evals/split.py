@@ -216,7 +216,10 @@ def read_split(
     parts = shared(runs, ask, ranks, pack=pack, unpack=unpack, watch=watch)
     split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
     able = ", ".join(name for name in MODALITIES if name in reads(model))
-    require(split.unread < len(split), f"{spec}: none of its {len(split)} samples has what this model reads ({able})")
+    require(
+        not able or split.unread < len(split),
+        f"{spec}: none of its {len(split)} samples has what this model reads ({able})",
+    )
     return split
 
 

@@ -30,6 +30,13 @@ MEANINGS = {
     "cer": "letter errors per letter; lower is better",
     "median rank": "of the first match; lower is better",
     "bits per byte": "lower is better",
+    "psnr": "dB between a picture and what is decoded of its codes",
+    "ssim": "likeness of structure; 1 is the same picture",
+    "stoi": "short-time objective intelligibility; 1 is the same speech",
+    "spectral distance": "lower is better",
+    "bits per pixel": "what the codes cost; lower is better",
+    "bits per second": "what the codes cost; lower is better",
+    "codes used": "of all codes of the book, those that occur",
 }
 LEADING = ("acc@1", "r@1", "exact", "wer", "bits per byte")  # metrics worth a curve over training
 CHART_GROUPS = ("Zero-shot classification", "Retrieval", "Writing")
@@ -53,7 +60,9 @@ def shown(task: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a part of one, shown in per cent; ranks, bits, nats and perplexities are not."""
-    return not any(word in plain(metric) for word in ("rank", "bit", "nat", "perplexity", "loss"))
+    return not any(
+        word in plain(metric) for word in ("rank", "bit", "nat", "perplexity", "loss", "snr", "sdr", "distance")
+    )
 
 
 def show(metric: str, value: float | None) -> str:
