@@ -105,10 +105,10 @@ def check(run: Run, opener: Opener = open_here) -> list[Found]:
     """What each training source holds. Raises UserError for the first thing without which the run could not train."""
     wanted = list(objectives(run))
     require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast`, `write` or `reconstruct`")
+    _check_codecs(run)
     require(bool(run.data.train), f"run {run.name!r} has no training data; list sources in `data.train`")
     for objective in wanted:
         _check_towers(run.model, objective)
-    _check_codecs(run)
     _check_tokenizer(run.model.tokenizer)
     found = [look(source, run.data, opener) for source in run.data.train]
     for objective in wanted:
@@ -135,7 +135,7 @@ def _check_codecs(run: Run) -> None:
         target = parse_writing(item.task).target
         told = f"{item.name} writes {target}, but model.{target}_codec is None; give the model a codec for it"
         require(target in ("text", *have), told)
-    for name in learned:
+    for name in sorted(learned):
         told = f"{name} codec is to be trained, but model.{name}_codec is None; give it, or leave it out of reconstruct"
         require(name in have, told)
     for name, codec in have.items():

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-MARGIN = 1e-3  # how far inside its outermost level a number stays, so that rounding cannot leave the grid
+MARGIN = 1e-3  # how far beyond its outermost level a number may go; with two levels, less would reach neither
 
 
 class Quantiser(nn.Module):
@@ -39,7 +39,7 @@ class Quantiser(nn.Module):
 
     def _bounded(self, z: Tensor) -> Tensor:
         """Into the grid by tanh; an even number of levels has no middle one, so its grid stands half a step aside."""
-        reach = (self.levels - 1) * (1 - MARGIN) / 2
+        reach = (self.levels - 1) * (1 + MARGIN) / 2
         aside = torch.where(self.levels % 2 == 0, 0.5, 0.0).to(z.dtype)
         return torch.tanh(z + torch.atanh(aside / reach)) * reach - aside
 
