@@ -29,7 +29,7 @@ One model that reads and writes text, images and audio.
   mmfm doctor CONFIG [--html FILE] [--json FILE] [--samples N] [--quick]
   mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json] [--ranks N]
   mmfm eval RUN SUITE.py [--root FOLDER]
-  mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT]
+  mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT] [--out FILE]
   mmfm data numbers|stamps|judges FOLDER
   mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
   mmfm data index FOLDER
@@ -47,6 +47,7 @@ WORDS = {
     r"^Error parsing ": "",
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
     r"could not convert string to float: (.*)": r"\1 is no number",
+    r"no type matching .* could be instantiated from \[('.*')\]\. Got errors.*": r"\1 is no number",
     r"^Missing from ([\w ]+):": r"\1 needs",
 }  # tyro's and Python's words, and ours
 

@@ -13,7 +13,7 @@ from mmfm.check import Found, Opener, check, finished, objectives, open_here, re
 from mmfm.config import Run, require
 from mmfm.data.commands import DATA
 from mmfm.evals.judges.command import Judges
-from mmfm.grammar import parse_writing
+from mmfm.making.asked import Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,54 +124,19 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Write the target of a task, such as 'image>text' or '>text'. Quote it: an unquoted > belongs to the shell."""
+class Generate(Asked):
+    """Make the target of a task, such as 'image>text', 'text>image' or 'audio~'. Quote it: > belongs to the shell.
 
-    run: tyro.conf.Positional[str]
-    """The run's folder, such as runs/quickstart."""
-    task: tyro.conf.Positional[str]
-    """Sources > target."""
-    image: str = ""
-    """A .png, .jpg or .webp to read."""
-    audio: str = ""
-    """A .wav, .flac, .ogg or .mp3 to read."""
-    text: str = ""
-    """A text to read."""
-    max_tokens: int = 64
-    """Where to stop at the latest."""
-    temperature: float = 0.0
-    """0: always the likeliest token; 1: as the model believes."""
-    seed: int = 0
-    """Of the draws at a temperature above 0."""
-    n: int = 1
-    """How many to write, a line each."""
+    Texts are printed; pictures and sounds are written to --out. A chain such as 'image>text>audio' makes one thing of
+    another; what is chosen of how is for its last link. A source that the task names twice is given twice, in order.
+    """
 
     def __call__(self) -> None:
-        given = {name: value for name in ("image", "audio", "text") if (value := getattr(self, name))}
-        self._require(set(given))
+        self.check()
         import mmfm
+        from mmfm.making.command import produce
 
-        model = mmfm.load(self.run)
-        for seed in range(self.seed, self.seed + self.n):
-            how = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed}
-            print(model.generate(self.task, **given, **how), flush=True)
-
-    def _require(self, given: set[str]) -> None:
-        sources = set(parse_writing(self.task).sources)
-        for name in sorted(sources - given):
-            require(False, f"task {self.task!r} reads {name}, and none is given; add --{name}")
-        for name in sorted(given - sources):
-            require(False, f"task {self.task!r} does not read {name}; leave out --{name}, or name it in the task")
-        for name in sorted(given - {"text"}):
-            file = getattr(self, name)
-            require(Path(file).is_file(), f"--{name}: there is no file {file!r}; check the path")
-        require(self.max_tokens > 0, f"--max-tokens {self.max_tokens} must be greater than 0")
-        require(self.temperature >= 0, f"--temperature {self.temperature} must not be negative")
-        require(self.n > 0, f"--n {self.n} must be greater than 0")
-        require(
-            self.n == 1 or self.temperature > 0,
-            f"--n {self.n} would write one text {self.n} times; set --temperature",
-        )
+        produce(mmfm.load(self.run), self.task, self.out, self.n, self.given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,26 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "source unread": ("generate RUN >text --image a.png", "does not read image; leave out --image"),
     "source not there": ("generate RUN image>text --image {folder}/no.png", "--image: there is no file"),
     "greedy twice": ("generate RUN >text --n 2", "--n 2 would write one text 2 times; set --temperature"),
+    "not heat": ("generate RUN >text --temperature warm", "--temperature: 'warm' is no number; see mmfm generate"),
+    "nowhere to draw": (
+        "generate RUN >image",
+        "task '>image' makes a picture; say where to write it: --out picture.png",
+    ),
+    "a folder": ("generate RUN >image --out {folder}", "is a folder; give a file in it, such as"),
+    "no such folder": ("generate RUN >image --out {folder}/x/a.png", "--out {folder}/x/a.png: there is no folder"),
+    "not a png": ("generate RUN >image --out {folder}/a.gif", "a.gif: a picture is written as .png; end the name so"),
+    "not a wav": ("generate RUN text>audio --text a --out a.png", "--out a.png: a sound is written as .wav"),
+    "one name for two sounds": (
+        "generate RUN >audio --n 2 --out a.wav",
+        "--n 2 sounds need a name each; say --out 'a-{{}}.wav'",
+    ),
+    "two numbers": ("generate RUN >image --out {{}}{{}}.png", "one {{}} is where the number goes"),
+    "text to a file": ("generate RUN >text --out a.txt", "a text is printed; leave --out away, or add > a.txt behind"),
+    "likeliest twice": (
+        "generate RUN >image --beams 2 --n 2 --out a.png",
+        "--n 2 would write one picture 2 times; set --temperature",
+    ),
+    "broken chain": ("generate RUN image>>text --image {folder}/image.tar", "has an empty link"),
     "cold": ("generate RUN >text --temperature -1", "--temperature -1.0 must not be negative"),
 }
 
@@ -140,7 +160,7 @@ def test_a_mistake_is_one_line(line: str, words: str, config: Path, capsys: pyte
     assert main([word.format(config=config, folder=config.parent) for word in line.split(" ")]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("mmfm: ") and error.count("\n") == 1 and error.endswith("\n")
-    assert words in error
+    assert words.format(config=config, folder=config.parent) in error
 
 
 @pytest.mark.parametrize(
@@ -217,17 +237,23 @@ def test_known_options_are_tyros(config: Path, capsys: pytest.CaptureFixture[str
 def test_generate_passes_on_what_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--n texts of consecutive seeds, a line each, from the sources given."""
-    (image := tmp_path / "a.png").write_bytes(b"")
+    """--n texts, a line each; what is not said is not passed on, and a source named twice is a list in order."""
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    for file in (first, second):
+        file.write_bytes(b"")
 
-    def generate(task: str, **how: Any) -> str:
-        return f"{task} {how}"
+    def generate_many(task: str, *, n: int, **how: Any) -> list[str]:
+        return [f"{task} {how} {i}" for i in range(n)]
 
-    monkeypatch.setattr(mmfm, "load", lambda run: SimpleNamespace(generate=generate))
-    line = f"generate RUN image>text --image {image} --temperature 0.5 --seed 4 --n 2"
+    monkeypatch.setattr(mmfm, "load", lambda run: SimpleNamespace(generate_many=generate_many, stream=None))
+    line = f"generate RUN image>text --image {first} --temperature 0.5 --seed 4 --n 2"
     assert main(line.split()) == 0
-    how = {"image": str(image), "max_tokens": 64, "temperature": 0.5}
-    assert capsys.readouterr().out.splitlines() == [f"image>text {how | {'seed': seed}}" for seed in (4, 5)]
+    how = {"image": [str(first)], "seed": 4, "temperature": 0.5}
+    assert capsys.readouterr().out.splitlines() == [f"image>text {how} {i}" for i in range(2)]
+    line = f"generate RUN image,text,image>text --image {first} --text x --image {second} --stop . --stop ,"
+    assert main(line.split()) == 0
+    how = {"image": [str(first), str(second)], "text": ["x"], "stop": (".", ",")}
+    assert capsys.readouterr().out == f"image,text,image>text {how} 0\n"
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Callable[..., None]:
