@@ -85,7 +85,7 @@ def _again(index: Int[Tensor, " m"]) -> Bool[Tensor, " m"]:
 
 def _window(
     x: Tensor, keep: Bool[Tensor, "m time"], start: Int[Tensor, " m"], stop: Int[Tensor, " m"]
-) -> tuple[Tensor, Bool[Tensor, "m time"]]:
+) -> tuple[Tensor, Bool[Tensor, "m shorter"]]:
     """Each row from its start to its stop, moved to the left, with zeros behind."""
     place = torch.arange(x.shape[1], device=x.device) + start[:, None]
     inside = (place < stop[:, None]) & (place < x.shape[1])

@@ -14,7 +14,7 @@ from mmfm.distributed import Alone, Ranks
 from mmfm.grammar import Task, parse_writing
 from mmfm.losses import CONTRAST, token_cross_entropy
 from mmfm.model import UnifiedModel
-from mmfm.tasks import PLANS, Reading, check_codecs, check_towers, embeds, read
+from mmfm.tasks import Reading, check_codecs, check_towers, contrasted, embeds, read
 
 ALONE = Alone()
 Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
@@ -32,22 +32,16 @@ class Objectives(nn.Module):
         self.contrast, self.reconstruct = run.contrast, run.reconstruct
         self.write = {parse_writing(item.task): item for item in run.write}
         self.weights = {item.name: item.weight for item in (*run.contrast, *run.write, *run.reconstruct)}
-        self.plan = PLANS[run.passes]([item.pair for item in run.contrast], list(self.write.values()), list(self.write))
-        for task in self.plan:
+        self.alone = [Task((name,), None) for name in contrasted([item.pair for item in run.contrast])]
+        self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
+        for task in (*self.alone, *self.write):
             check_towers(task, list(model.towers))
             check_codecs(task, list(model.codecs))
 
-        whole = [task for task in self.plan if embeds(task) and (task.target is None or self.write[task].share == 1)]
-        # Each modality's, from the first pass that reads all of it as its only source.
-        self.embedding = {task.sources[0]: task for task in reversed(whole)}
-
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        readings = {
-            task: read(self.model, task, batch, self.write.get(task), embed=task in self.embedding.values())
-            for task in self.plan
-        }
+        readings = {task: read(self.model, task, batch, how) for task, how in self.write.items()}
+        embedded = {task.sources[0]: self._embedded(task, readings, batch) for task in self.alone}
         with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
-            embedded = self._embedded(readings)
             losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
             losses |= {item.name: self._write(readings[task]) for task, item in self.write.items()}
             return losses | {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
@@ -60,12 +54,19 @@ class Objectives(nn.Module):
         share = sum(self.weights[name] * loss for name, loss in losses.items())
         return share * self.ranks.size + 0 * self.model.trunk.norm.weight.sum()
 
-    def _embedded(self, readings: Mapping[Task, Reading | None]) -> dict[str, Embedded]:
-        found: dict[str, Embedded] = {}
-        for name, task in self.embedding.items():
-            reading = readings[task]
-            found[name] = self._nothing() if reading is None else (reading.embedding, reading.rows)
-        return found
+    def _embedded(self, alone: Task, readings: Mapping[Task, Reading | None], batch: Batch) -> Embedded:
+        """Of every sample with the modality: from the first pass that reads nothing else of it, or one of its own."""
+        given = [one for task, one in readings.items() if embeds(task) and task.sources == alone.sources]
+        found = [one for one in given if one is not None and self.one_pass]
+        rows = torch.cat([one.rows for one in found]) if found else None
+        found += [] if (rest := read(self.model, alone, batch, but=rows)) is None else [rest]
+        if not found:
+            return self._nothing()
+        rows, x = torch.cat([one.rows for one in found]), torch.cat([one.embedding for one in found])
+        order = rows.argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = rows[order][1:] != rows[order][:-1]
+        return x[order][first], rows[order][first]
 
     def _nothing(self) -> Embedded:
         # A leaf that wants a gradient: the backward of the gather is a collective, and every rank must enter it.

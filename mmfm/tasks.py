@@ -1,13 +1,13 @@
 """A pass is a sentence of segments: "image>text" reads a picture and writes its text, "text" only reads.
 
 `read` runs one task over a batch in one trunk pass and gives both what contrast needs (the embedding of the first
-source) and what writing needs (states and labels of the target). `plan` says which tasks a step must run. A sample
-that holds fewer items than a task names may still take part, where its sound or text can be cut in two (`mmfm.cut`).
+source) and what writing needs (states and labels of the target). A sample that holds fewer items than a task names may
+still take part, where its sound or text can be cut in two (`mmfm.cut`).
 """
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,43 +38,26 @@ class Reading(NamedTuple):
     owners: Int[Tensor, " tokens"]
 
 
-def one_pass(pairs: Sequence[tuple[str, str]], writes: Sequence[Write], tasks: Sequence[Task]) -> list[Task]:
-    """The tasks of a step: an embedding comes from the first pass that reads its modality alone, if there is one."""
-    given = {task.sources[0] for write, task in zip(writes, tasks, strict=True) if embeds(task) and write.share == 1}
-    return [*tasks, *(Task((name,), None) for name in _contrasted(pairs) if name not in given)]
-
-
-def two_passes(pairs: Sequence[tuple[str, str]], writes: Sequence[Write], tasks: Sequence[Task]) -> list[Task]:
-    """The same, with a pass of its own for every embedding; for comparison (experiments/001-one-pass)."""
-    return [*(Task((name,), None) for name in _contrasted(pairs)), *tasks]
-
-
-PLANS: dict[str, Callable[[Sequence[tuple[str, str]], Sequence[Write], Sequence[Task]], list[Task]]] = {
-    "one": one_pass,
-    "two": two_passes,
-}
-
-
 def embeds(task: Task) -> bool:
     """Whether its pass gives the embedding of its one source: of the whole of it, and so not where it is continued."""
     return len(task.sources) == 1 and task.target != task.sources[0]
 
 
-def _contrasted(pairs: Sequence[tuple[str, str]]) -> list[str]:
+def contrasted(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The modalities whose embeddings are asked for."""
     return [name for name in MODALITIES if any(name in pair for pair in pairs)]
 
 
 def read(
-    model: UnifiedModel, task: Task, batch: Batch, how: Write | None = None, *, embed: bool = True
+    model: UnifiedModel, task: Task, batch: Batch, how: Write | None = None, but: Int[Tensor, " m"] | None = None
 ) -> Reading | None:
-    """One trunk pass over the samples that have every source of the task; None where there are none.
+    """One trunk pass over the samples that hold all that the task names; None where there are none.
 
-    A sample without the target is read all the same: its embedding counts, and it has no target tokens; unless `embed`
-    is False. `how`: which samples take part, how often the target does not see the sources, what is masked, where the
-    batch carries draws.
+    how: which samples take part, how often the target does not see the sources, what is masked; where the batch carries
+    draws. but: samples to leave out.
     """
     how, batch = how or Write(task=str(task)), with_halves(model, task, batch)
-    rows = _chosen(batch, task, how.share, embed)
+    rows = _chosen(batch, task, how.share, but)
     if rows is None:
         return None
     segments, seeds = _sources(model, task, batch, rows), _seeds(batch, task, rows)
@@ -138,25 +121,23 @@ def _nothing(model: UnifiedModel, width: int) -> Tensor:
     return torch.zeros(0, width, dtype=model.dtype, device=model.device)
 
 
-def _chosen(batch: Batch, task: Task, share: float, embed: bool) -> Int[Tensor, " n"] | None:
+def _chosen(batch: Batch, task: Task, share: float, but: Int[Tensor, " m"] | None = None) -> Int[Tensor, " n"] | None:
     """The samples that take part."""
-    rows = rows_with(batch, task, embed)
-    if rows is None or share == 1 or (seeds := _seeds(batch, task, rows)) is None:
-        return rows
-    rows = rows[uniform(seeds, SHARED) < share]
-    return rows if len(rows) else None
+    rows = rows_with(batch, task)
+    if rows is not None and but is not None:
+        rows = rows[~torch.isin(rows, but)]
+    if rows is not None and len(rows) and share < 1 and (seeds := _seeds(batch, task, rows)) is not None:
+        rows = rows[uniform(seeds, SHARED) < share]
+    return rows if rows is not None and len(rows) else None
 
 
-def rows_with(batch: Batch, task: Task, embed: bool = True) -> Int[Tensor, " n"] | None:
-    """The samples that hold all that the task reads, rising; None if there are none. A target is asked for where
-    nothing is embedded, and where its modality is read too."""
-    aside = task.sources and (embed or task.target is None)
-    names = dict.fromkeys(task.sources if aside else (*task.sources, str(task.target)))
+def rows_with(batch: Batch, task: Task) -> Int[Tensor, " n"] | None:
+    """The samples that hold all that the task names, rising; None if there are none."""
+    names = {name: task.mentions(name) for name in (*task.sources, task.target) if name is not None}
     if any(name not in batch.items for name in names):
         return None
     held = {name: torch.bincount(batch.items[name].rows, minlength=batch.size) for name in names}
-    enough = torch.stack([held[name] >= task.mentions(name) for name in names]).all(0)
-    rows = enough.nonzero().squeeze(1)
+    rows = torch.stack([held[name] >= count for name, count in names.items()]).all(0).nonzero().squeeze(1)
     return rows if len(rows) else None
 
 
@@ -164,26 +145,21 @@ def _target(
     model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"], how: Write
 ) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
     """The target's segment, the label of each of its places, and which places are asked for it."""
-    modality, items = str(task.target), batch.items.get(str(task.target))
-    if items is None:
-        ids = torch.zeros(len(rows), 0, dtype=torch.int64, device=rows.device)
-        written, has, draws = Ids(ids, ids.bool()), torch.zeros_like(rows, dtype=torch.bool), None
-    else:
-        place = _place(items, rows, 1)
-        mine = items.take(place)
-        written, has, draws = model.written(modality, mine), items.rows[place] == rows, mine.draws
-    keep = written.keep & has[:, None]
+    modality = str(task.target)
+    items = batch.items[modality]
+    items = items.take(_place(items, rows, 1))
+    written = model.written(modality, items)
     if task.fill:
-        hidden = _masked(keep, _seeds(batch, task, rows), how)
+        hidden = _masked(written.keep, _seeds(batch, task, rows), how)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
-        return model.filled(modality, written.ids, hidden, keep), labels, F.pad(hidden, (1, 0), value=False)
-    return _continued(model, modality, written, has, draws)
+        return model.filled(modality, written.ids, hidden, written.keep), labels, F.pad(hidden, (1, 0), value=False)
+    return _continued(model, modality, written, items.draws)
 
 
 def _continued(
-    model: UnifiedModel, modality: str, written: Ids, has: Bool[Tensor, " n"], draws: Tensor | None
+    model: UnifiedModel, modality: str, written: Ids, draws: Tensor | None
 ) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
-    """Input ids (begin, t1, .., tn) and labels (t1, .., tn, end). Rows without a target: nothing real.
+    """Input ids (begin, t1, .., tn) and labels (t1, .., tn, end).
 
     In training some inputs of a text may be masked, never labels: what follows must then be read from the sources.
     """
@@ -196,7 +172,7 @@ def _continued(
         seen = ids
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
-    keep = (steps <= lengths[:, None]) & has[:, None]
+    keep = steps <= lengths[:, None]
     return model.target(begun, keep), labels, keep
 
 
