@@ -1,62 +1,284 @@
-"""Writing over the cache against writing without one, the grammar, and sampling."""
+"""Writing over the cache against writing without one and alone: greedy, drawn, by beams, guided, in any form."""
 
 import pytest
 import torch
 from toys import TEXT_IDS, pick, toy_batch, toy_model
 
 from mmfm.batch import Batch, Tokens
-from mmfm.generate import Decoding, write
+from mmfm.config import Trunk, UserError
+from mmfm.generate import Decoding, stream, write
+from mmfm.generate.loop import steps
+from mmfm.generate.pen import read_sources
+from mmfm.generate.step import stepper
 from mmfm.grammar import parse
+from mmfm.model import UnifiedModel
+from mmfm.tasks import sources_of
 from mmfm.trunk import Segment
+from mmfm.vocabulary import Form
+
+BOOKS = Form((4, 3), length=6)  # of pictures: two books, three steps
+OPEN = Form((5, 2))  # of sounds, as long as they like
 
 
-def slow_greedy(model, task, batch: Batch, row: int, max_tokens: int) -> list[int]:
-    """One sample alone, the whole sentence read anew for every token."""
-    one = pick(batch, [row])
-    sources = [model.source(name, one.items[name]) for name in task.sources]
-    ids = [model.vocabulary.begin("text")]
-    span = model.vocabulary.span("text")
-    allowed = [*span, model.vocabulary.end]
-    for _ in range(max_tokens):
-        target = model.target(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
-        logits = model.logits(model.trunk([*sources, target])[-1][0, -1])
-        ids.append(allowed[int(logits[allowed].argmax())])
-        if ids[-1] == model.vocabulary.end:
+def any_model(seed: int = 3, **changes: object) -> UnifiedModel:
+    """Writes texts, pictures and sounds."""
+    model = toy_model(seed, image_codes=7, audio_codes=7, **changes)
+    model.forms.update(image=BOOKS, audio=OPEN)
+    return model
+
+
+def whole_logits(model, task, batch: Batch, ids: list[int], hide: tuple[bool, ...] = ()) -> torch.Tensor:
+    """After these ids of the vocabulary, the whole sentence read anew; `hide`: which sources are not seen."""
+    _, sources = sources_of(model, task, batch) if task.sources else ([], [])
+    seen = [part._replace(hidden=torch.tensor([no])) for part, no in zip(sources, hide or [False] * 9, strict=False)]
+    target = model.target(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+    return model.logits(model.trunk([*seen, target])[-1][0, -1])
+
+
+def slow(model, task, batch: Batch, row: int, max_tokens: int, passes=(((), 1.0),)) -> list[int]:
+    """Local ids of one sample alone, greedily, without a cache, from a weighted sum of logits."""
+    one, form, ids = pick(batch, [row]), model.forms[task.target], []
+    span, vocabulary = model.vocabulary.span(task.target), model.vocabulary
+    for step in range(form.length or max_tokens):
+        shared = [vocabulary.begin(task.target), *(span.start + local for local in ids)]
+        logits = sum(weight * whole_logits(model, task, one, shared, hide) for hide, weight in passes)
+        allowed = [span.start + local for local in form.span(step)] + [vocabulary.end] * form.may_end(step)
+        best = allowed[int(logits[allowed].argmax())]
+        if best == vocabulary.end:
             break
-    return [token - span.start for token in ids[1:] if token != model.vocabulary.end]
+        ids.append(best - span.start)
+    return ids
 
 
-@pytest.mark.parametrize("task", ["image>text", "audio>text", "image,audio>text", ">text"])
+TASKS = ["image>text", "audio>text", "image,audio>text", ">text", "text>image", "text,image>audio", "image>audio"]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_cached_and_batched_is_recomputed_and_alone(task):
-    """The cache, and the padding of other samples in the batch, change no token."""
-    model, batch = toy_model(3), toy_batch()
-    rows, ids, *_ = write(model, parse(task), batch, Decoding(max_tokens=7))
+    """The cache, and the padding of other samples in the batch, change no id of any form."""
+    model, batch = any_model(), toy_batch()
+    rows, ids, *_ = write(model, parse(task), batch, Decoding(max_tokens=8))
     assert rows == ([0, 1, 2, 3, 4, 5] if task == ">text" else sorted(rows)) and len(rows) >= 2
     for row, found in zip(rows, ids, strict=True):
-        assert found == slow_greedy(model, parse(task), batch, row, 7)
+        assert found == slow(model, parse(task), batch, row, 8)
 
 
-def test_the_cache_holds_what_a_whole_pass_computes():
-    """States of a target given in two pieces over the cache equal those of one pass, to 1e-12 in float64."""
-    model, batch = toy_model(), toy_batch()
-    rows = batch.items["audio"].rows
-    source = model.source("audio", batch.items["audio"].take(torch.searchsorted(batch.items["audio"].rows, rows)))
-    ids = torch.randint(5, 5 + TEXT_IDS, (len(rows), 6), generator=torch.Generator().manual_seed(0))
-    keep = torch.ones_like(ids, dtype=torch.bool)
-    whole = model.trunk([source, model.target(ids, keep)])[-1]
-    cache = model.trunk.new_cache()
-    model.trunk([source], cache)
-    pieces = [model.trunk([model.target(ids[:, part], keep[:, part])], cache)[0] for part in (slice(0, 2), slice(2, 6))]
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("task", ["image,audio>text", "text>audio"])
+def test_every_step_s_scores_are_those_of_a_whole_pass(task):
+    """To 1e-9 in float64, behind padded sources, while rows leave at different steps: what is left is not disturbed."""
+    model, task, batch = any_model(), parse(task), toy_batch(9)
+    rows, sources = sources_of(model, task, batch)
+    pen = read_sources(model, sources, task.sources, task.target, Decoding(), len(rows))
+    live, token = list(range(len(rows))), torch.full((len(rows),), pen.begin)
+    shared, leave = [[pen.begin] for _ in live], {1: [1], 3: [0]}
+    for step in range(6):
+        scorer, found = pen.at(step), pen.scores(token, step)
+        for at, row in enumerate(live):
+            expected = whole_logits(model, task, pick(batch, [int(rows[row])]), shared[row])[scorer.ids]
+            torch.testing.assert_close(found[at], expected, rtol=0, atol=1e-9)
+        token = scorer.ids[(torch.arange(len(live)) + step) % scorer.size]
+        for at, row in enumerate(live):
+            shared[row].append(int(token[at]))
+        if step in leave:
+            stay = torch.tensor([at for at in range(len(live)) if at not in leave[step]])
+            live, token = [live[at] for at in stay], token[stay]
+            pen.select(stay)
+    assert len(live) >= 1 and len(live) < len(rows)
+
+
+HOWS = {
+    "drawn": Decoding(max_tokens=8, temperature=1.3),
+    "drawn of few": Decoding(max_tokens=8, temperature=1.0, top_k=9, top_p=0.9, min_p=0.02, seed=4),
+    "beams": Decoding(max_tokens=8, beams=3),
+    "guided": Decoding(max_tokens=8, guidance=2.5),
+    "guided beams": Decoding(max_tokens=8, guidance=0.5, beams=2),
+    "guided and drawn": Decoding(max_tokens=8, guidance=3.0, temperature=1.0),
+}
+
+
+@pytest.mark.parametrize("task", ["image>text", "text>audio", "text,audio>image"])
+@pytest.mark.parametrize("how", HOWS)
+def test_a_row_in_a_batch_is_the_row_alone(how, task):
+    """Its ids and its score, whatever the batch holds and whenever others end; each row with a seed of its own."""
+    model, batch, seeds = any_model(), toy_batch(9), torch.arange(9) * 1_000 + 7
+    together = write(model, parse(task), batch, HOWS[how], seeds=seeds)
+    assert len({len(ids) for ids in together.ids}) > 1 or parse(task).target == "image" or "drawn" not in how[:5]
+    for at, row in enumerate(together.rows):
+        alone = write(model, parse(task), pick(batch, [row]), HOWS[how], seeds=seeds[[row]])
+        assert alone.ids == [together.ids[at]]
+        assert alone.scores is None or alone.scores == pytest.approx([together.scores[at]], abs=1e-9)
+
+
+def test_draws_repeat_by_seed_and_differ_by_row_only_through_it():
+    model, batch = any_model(), toy_batch()
+    one, again, other = (
+        write(model, parse("image>text"), batch, Decoding(max_tokens=9, temperature=1.0, seed=seed)).ids
+        for seed in (0, 0, 1)
+    )
+    assert one == again != other
+    same = write(model, parse(">text"), batch, Decoding(max_tokens=9, temperature=1.0)).ids
+    assert all(row == same[0] for row in same)
+    apart = write(model, parse(">text"), batch, Decoding(max_tokens=9, temperature=1.0), seeds=torch.arange(6)).ids
+    assert apart[0] == same[0] and len({tuple(row) for row in apart}) > 3
 
 
 def test_the_grammar_keeps_to_the_range_of_text():
-    """With reserved image and audio ranges whose rows are made the likeliest, only text and the end are written."""
-    model = toy_model(image_codes=9, audio_codes=9)
+    """With image and audio ranges whose rows are made the likeliest, only text and the end are written."""
+    model = any_model()
     with torch.no_grad():
         model.embedding.weight[model.vocabulary.span("image").start :] *= 100
-    _, ids, *_ = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=6))
+    ids = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=6)).ids
     assert any(ids) and all(0 <= token < TEXT_IDS for row in ids for token in row)
+
+
+def test_a_thousand_draws_of_a_form_all_decode():
+    """Two books in turn, six ids, never an end before; and of an open form whole turns, at least one."""
+    model, batch = any_model(), toy_batch()
+    pen = read_sources(model, [], (), "image", Decoding(), 1_000)
+    ids = torch.tensor([step.ids for step in steps(pen, torch.arange(1_000), Decoding(temperature=5.0))]).T
+    assert ids.shape == (1_000, 6) and len({tuple(row) for row in ids.tolist()}) > 500
+    books = torch.arange(6) % 2
+    assert torch.equal((ids >= 4).long(), books.expand_as(ids)) and ids.min() >= 0 and ids.max() < 7
+    how, seeds = Decoding(temperature=2.0, max_tokens=9), torch.arange(6)
+    for ids in write(model, parse("image>audio"), batch, how, seeds=seeds).ids:
+        assert len(ids) in (2, 4, 6, 8) and all((local >= 5) == (at % 2 == 1) for at, local in enumerate(ids))
+    with pytest.raises(UserError, match="max_tokens=1 is less than the 2 ids of one step of audio"):
+        write(model, parse("image>audio"), batch, Decoding(max_tokens=1))
+
+
+def test_guidance_is_its_formula():
+    """u + s (c - u), and with a scale for each source u + sum of s_i (c_i - u): greedy ids of whole passes by hand."""
+    model, batch, task = any_model(5), toy_batch(), parse("image,audio>text")
+    none, only_image, only_audio = (True, True), (False, True), (True, False)
+    cases = [
+        (Decoding(max_tokens=6, guidance=4.0), [(none, -3.0), ((), 4.0)]),
+        (Decoding(max_tokens=6, guidance=0.0), [(none, 1.0)]),
+        (
+            Decoding(max_tokens=6, guide=(("audio", 3.0), ("image", 2.0))),
+            [(none, -4.0), (only_audio, 3.0), (only_image, 2.0)],
+        ),
+    ]
+    different = set()
+    for how, passes in cases:
+        rows, ids, *_ = write(model, task, batch, how)
+        different.add(str(ids))
+        for row, found in zip(rows, ids, strict=True):
+            assert found == slow(model, task, batch, row, 6, passes)
+    plain = write(model, task, batch, Decoding(max_tokens=6)).ids
+    assert (
+        plain == write(model, task, batch, Decoding(max_tokens=6, guidance=1.0)).ids
+        and len(different | {str(plain)}) == 4
+    )
+
+
+def test_the_flat_step_is_the_trunk_s():
+    """Of Llama's block and of Qwen's, with padding before and without: the states of the next tokens, to 1e-12."""
+    draw = torch.Generator().manual_seed(0)
+    qwen = {"qkv_bias": True, "out_bias": True, "qk_norm": True, "eps": 0.1, "activation": "gelu_tanh"}
+    shape = {"width": 16, "depth": 2, "heads": 4}
+    for trunk in (Trunk(**shape, kv_heads=2), Trunk(**shape, kv_heads=4, **qwen)):
+        model = toy_model(1, trunk=trunk)
+        for lengths in ([5, 5, 5], [5, 3, 0]):
+            keep = torch.arange(5) < torch.tensor(lengths)[:, None]
+            before = Segment(Tokens(torch.randn(3, 5, 16, generator=draw, dtype=torch.float64), keep))
+            caches = [model.trunk.new_cache(), model.trunk.new_cache()]
+            for cache in caches:
+                model.trunk([before], cache)
+            with torch.no_grad():
+                flat = stepper(model.trunk)
+                for _ in range(9):
+                    x = torch.randn(3, 16, generator=draw, dtype=torch.float64)
+                    one = Segment(Tokens(x[:, None], torch.ones(3, 1, dtype=torch.bool)), causal=True)
+                    found, expected = flat(x, caches[0]), model.trunk([one], caches[1])[0][:, 0]
+                    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_hook_and_a_foreign_part_are_not_passed_over():
+    """What is more than a plain linear map is called: a hook on one changes the flat step as it changes the model."""
+    model = any_model()
+    before = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=8)).ids
+    handle = model.trunk.blocks[1].mlp.down.register_forward_hook(lambda module, inputs, out: -out)
+    hooked = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=8)).ids
+    assert hooked != before and hooked[0] == slow(model, parse("image>text"), toy_batch(), 0, 8)
+    handle.remove()
+    assert write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=8)).ids == before
+
+
+def test_bfloat16_autocast_writes():
+    """In fp32 under autocast the same forms come out, and the scores are near those of fp32."""
+    model, batch = any_model().float(), toy_batch()
+    rows, sources = sources_of(model, parse("image>text"), batch)
+    found = []
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            pen = read_sources(model, sources, ("image",), "text", Decoding(), len(rows))
+            tokens = torch.full((len(rows),), pen.begin)
+            with torch.no_grad():
+                found.append([pen.scores(tokens + 5 * step, step) for step in range(5)])
+            assert found[-1][0].dtype == torch.float32
+    for low, high in zip(*found, strict=True):
+        assert 0 < (low - high).abs().max() < 0.05 * high.abs().max()
+
+
+def text_of(ids) -> str:
+    return "".join("abcdefghijklmnopqrst"[index] for index in ids)
+
+
+@pytest.mark.parametrize("how", [Decoding(max_tokens=12, temperature=1.0, seed=2), Decoding(max_tokens=6, beams=2)])
+def test_streamed_pieces_join_to_what_is_written(how):
+    """Ids and texts of every row, in the order of their steps."""
+    model, batch = any_model(), toy_batch()
+    whole = write(model, parse("image>text"), batch, how, decode=text_of)
+    ids = {row: [] for row in whole.rows}
+    texts = dict.fromkeys(whole.rows, "")
+    for piece in stream(model, parse("image>text"), batch, how, decode=text_of):
+        ids[piece.row] += piece.ids
+        texts[piece.row] += piece.text
+    assert list(ids.values()) == whole.ids and list(texts.values()) == whole.texts
+    assert whole.texts == [text_of(row) for row in whole.ids] and any(whole.texts)
+
+
+def test_a_stop_string_ends_its_row_alone():
+    """The text ends before it, the others are as without it, and the row's streamed text is the same."""
+    model, batch, task = any_model(), toy_batch(), parse("image>text")
+    how = Decoding(max_tokens=12, temperature=1.0, seed=2)
+    free = write(model, task, batch, how, decode=text_of).texts
+    longest = max(free, key=len)
+    stop = longest[2:4]
+    cut = Decoding(max_tokens=12, temperature=1.0, seed=2, stop=(stop, "never"))
+    found = write(model, task, batch, cut, decode=text_of)
+    assert found.texts == [text.split(stop)[0] for text in free] and len(longest.split(stop)[0]) <= 2
+    assert len(found.ids[free.index(longest)]) <= 4
+    streamed = dict.fromkeys(found.rows, "")
+    for piece in stream(model, task, batch, cut, decode=text_of):
+        streamed[piece.row] += piece.text
+    assert list(streamed.values()) == found.texts
+    with pytest.raises(UserError, match="needs a decoder of ids"):
+        write(model, task, batch, cut)
+    with pytest.raises(UserError, match=r"is for texts; text>image writes none"):
+        write(model, parse("text>image"), batch, cut, decode=text_of)
+
+
+def test_the_cache_holds_what_a_whole_pass_computes():
+    """States of a target given in pieces over the cache equal those of one pass, also behind a source that is hidden
+    in a row, and again after going back."""
+    model, batch = toy_model(), toy_batch()
+    rows, (source,) = sources_of(model, parse("audio>text"), batch)
+    source = source._replace(hidden=torch.arange(len(rows)) == 1)
+    ids = torch.randint(5, 5 + TEXT_IDS, (len(rows), 6), generator=torch.Generator().manual_seed(0))
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    whole = model.trunk([source, model.target(ids, keep)])[-1]
+    for room in (0, 3, 100):
+        cache = model.trunk.new_cache(room)
+        model.trunk([source], cache)
+        mark = cache.mark()
+        for _ in range(2):
+            pieces = [
+                model.trunk([model.target(ids[:, part], keep[:, part])], cache)[0]
+                for part in (slice(0, 2), slice(2, 3), slice(3, 6))
+            ]
+            torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-12)
+            cache.back(mark)
 
 
 def test_a_padded_place_is_never_seen():
@@ -67,3 +289,13 @@ def test_a_padded_place_is_never_seen():
     other = torch.where(keep.unsqueeze(-1), x, 99.0)
     a, b = (model.trunk([Segment(Tokens(value, keep))])[0][keep] for value in (x, other))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_one_seen_row_needs_no_mask():
+    """Nothing padded and nothing hidden: no mask is made for a step; one padded place, and there is one."""
+    model = toy_model()
+    for length, none in ((4, True), (3, False)):
+        cache = model.trunk.new_cache()
+        keep = torch.arange(4)[None] < length
+        model.trunk([Segment(Tokens(torch.randn(1, 4, 16, dtype=torch.float64), keep))], cache)
+        assert (model.trunk.next(1, cache)[1] is None) == none

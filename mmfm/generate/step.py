@@ -123,7 +123,7 @@ def _norm(module: nn.Module) -> Map:
     if type(module) is not nn.RMSNorm or module.eps is None or _hooked(module):
         return module
     size = module.normalized_shape[0]
-    weight, least = module.weight * size**0.5, torch.tensor((size * module.eps) ** 0.5).to(module.weight)
+    weight, least = module.weight * size**0.5, module.weight.new_tensor((size * module.eps) ** 0.5)
 
     def norm(x: Tensor) -> Tensor:
         return x * weight / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(least)
