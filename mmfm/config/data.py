@@ -58,11 +58,17 @@ class Source:
     share: int = 1
     name: str = ""  # in logs and reports; empty: `shards`
     texts: tuple[Text, ...] = ()  # empty: the .txt, else "caption" or "text" of the .json
+    answers: tuple[Text, ...] = ()  # a second text, behind the first one ("text>text"); of two lists as long as each
+    # other, such as texts=(Text(field="questions"),) and answers=(Text(field="answers"),), the same place is drawn
+    shots: int = 0  # so many other samples of this source come before each ("image,text,image>text")
 
     def __post_init__(self) -> None:
         positive(self, "share")
         for name in self.provides:
             require(name in MODALITIES, f"Source.provides names {name!r}; modalities are {', '.join(MODALITIES)}")
+        require(self.shots >= 0, f"Source.shots={self.shots} must not be negative")
+        told = "Source.answers are texts, which the source does not provide; add 'text' to provides"
+        require(not self.answers or "text" in self.provides, told)
 
     @property
     def label(self) -> str:

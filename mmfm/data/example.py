@@ -2,19 +2,20 @@
 
 import hashlib
 import itertools
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mmfm import config
 from mmfm.batch import NO_TEXT, Batch, Ids, Items, Raw
 from mmfm.config import MODALITIES
-from mmfm.data.index import MODALITY
+from mmfm.data.documents import Example, joined, own_draws, steps_of
+from mmfm.data.index import MODALITY, numbered
 from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
@@ -52,24 +53,6 @@ def decode_of(data: config.Data) -> Decode:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it.
-
-    `words`: the sample as it was, but for pictures and sounds. `raw`: a picture or sound as the codec wants it, where
-    it wants another size or rate than the tower. `codes`: what is stored of a codec's.
-    """
-
-    key: str
-    image: UInt8[Tensor, "channels height width"] | None = None
-    audio: Float[Tensor, " samples"] | None = None
-    text: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    words: Sample | None = None
-    raw: Mapping[str, Tensor] = field(default_factory=dict)
-    codes: Mapping[str, Int[Tensor, " t"]] = field(default_factory=dict)
-
-
 def read_example(
     sample: Sample,
     model: config.Model,
@@ -79,8 +62,18 @@ def read_example(
 ) -> Example:
     """The modalities of `wanted` that `sample` has and `model` reads. Raises BadSample, naming shard and key.
 
-    `draws`, of one position, choose the part of a picture and of a long clip; without them it is the middle.
+    `draws`, of one position, choose the part of a picture and of a long clip; without them it is the middle. Of a
+    document all items are read.
     """
+    whole = joined([_step(step, model, decode, wanted, draws) for step in steps_of(sample)])
+    words = {name: data for name, data in sample.parts.items() if numbered(name)[1] in WORDS}
+    return replace(whole, meta=meta_of(sample), words=Sample(sample.key, words, sample.where))
+
+
+def _step(
+    sample: Sample, model: config.Model, decode: Decode, wanted: Collection[str], draws: Float[np.ndarray, " k"] | None
+) -> Example:
+    """A sample without counted parts."""
     named = {MODALITY[name]: data for name, data in sample.parts.items() if name in MODALITY}
     values: dict[str, Tensor] = {}
     raw: dict[str, Tensor] = {}
@@ -92,10 +85,8 @@ def read_example(
             raw |= dict(zip([name], others, strict=False))
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
-    words = Sample(sample.key, {name: data for name, data in sample.parts.items() if name in WORDS}, sample.where)
     text = text_of(sample) if "text" in wanted else None
-    image, audio = values.get("image"), values.get("audio")
-    return Example(key=sample.key, image=image, audio=audio, text=text, meta=meta_of(sample), words=words, raw=raw)
+    return Example(key=sample.key, image=values.get("image"), audio=values.get("audio"), text=text, raw=raw)
 
 
 def contracts_of(model: config.Model, name: str) -> list[config.Pixels | config.Sound]:
@@ -145,24 +136,26 @@ def collate(
 ) -> Batch:
     """Items in the order of `examples`, padded at the end to the longest. `draws` has a row for each of MODALITIES."""
     items = {}
+    chains = [(row, one) for row, example in enumerate(examples) for one in (*example.before, example)]
     for at, name in enumerate(MODALITIES):
-        rows = [row for row, example in enumerate(examples) if getattr(example, name) is not None]
-        if not rows:
+        held = [(row, one) for row, one in chains if getattr(one, name) is not None]
+        if not held:
             continue
-        values = [getattr(examples[row], name) for row in rows]
-        index, written, raw = torch.tensor(rows), None, None
+        values = [getattr(one, name) for _, one in held]
+        index, written, raw = torch.tensor([row for row, _ in held]), None, None
         if name == "text":
             x, keep = _ids(list(map(tokenizer.read, values)))
             written = None if tokenizer.reader is None else Ids(*_ids(list(map(tokenizer.encode, values))))
         else:
             join = _images if name == "image" else _padded
             x, keep = join(values)
-            if others := [examples[row].raw[name] for row in rows if name in examples[row].raw]:
+            if others := [one.raw[name] for _, one in held if name in one.raw]:
                 raw = Raw(*join(others))
-            if stored := [examples[row].codes[name] for row in rows if name in examples[row].codes]:
+            if stored := [one.codes[name] for _, one in held if name in one.codes]:
                 written = Ids(*_padded(stored))
         mine = None if draws is None else draws[index, at]
-        items[name] = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw)
+        found = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw)
+        items[name] = replace(found, draws=own_draws(found)) if len(chains) > len(examples) else found
     texts = tuple(example.text for example in examples)
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
     return Batch(size=len(examples), items=items, same=same, keys=tuple(e.key for e in examples), texts=texts)

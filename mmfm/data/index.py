@@ -27,6 +27,7 @@ MODALITY = {
 CODES = {"image": "imagecodes.npy", "audio": "audiocodes.npy"}  # a codec's, of the part beside (mmfm.data.codes)
 EXTENSIONS = (*MODALITY, "json", "cls", *CODES.values())  # all that is read; the rest is counted
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
+MOST_PARTS = 1_000  # of a document
 FORMAT = 1
 LIST = "shards.json"
 MAX_PART, MAX_JSON = 1 << 31, 1 << 28  # bytes of one part, of an index or a list
@@ -59,7 +60,7 @@ class Index:
     def holds(self) -> dict[str, int]:
         """How many samples have each modality."""
         have = {name: [size >= 0 for size in sizes] for name, sizes in self.size.items()}
-        kinds = {kind: [have[name] for name in have if MODALITY.get(name) == kind] for kind in ("image", "audio")}
+        kinds = {kind: [have[name] for name in have if modality_of(name) == kind] for kind in ("image", "audio")}
         return {kind: sum(map(any, zip(*found, strict=True))) for kind, found in kinds.items()} | {"text": self.texts}
 
 
@@ -69,7 +70,7 @@ def scan(path: Path, *, measured: bool = False) -> Index:
     `measured` looks into each sound and picture for its length and size.
     """
     found, ignored, scattered = _group(path)
-    names = [name for name in EXTENSIONS if any(name in parts for parts in found.values())]
+    names = sorted({name for parts in found.values() for name in parts}, key=_turn)
     parts = list(found.values())
     at, size = ({name: array("q", (p.get(name, (-1, -1))[i] for p in parts)) for name in names} for i in (0, 1))
     file = os.open(path, os.O_RDONLY)
@@ -77,7 +78,9 @@ def scan(path: Path, *, measured: bool = False) -> Index:
         whole = os.fstat(file).st_size
         seen = [_look(file, p) if measured else (-1.0, -1) for p in parts]
         texts = sum(
-            "txt" in p or ("json" in p and _captioned(os.pread(file, p["json"][1], p["json"][0]))) for p in parts
+            any(modality_of(name) == "text" for name in p)
+            or ("json" in p and _captioned(os.pread(file, p["json"][1], p["json"][0])))
+            for p in parts
         )
     finally:
         os.close(file)
@@ -107,14 +110,14 @@ def _group(path: Path) -> tuple[dict[str, Parts], Counter[str], int]:
         key, extension = split_name(member.name)
         if key in samples and key != last:
             scattered.add(key)
-        if not key or extension not in EXTENSIONS or not member.plain:
+        if not key or numbered(extension)[1] not in EXTENSIONS or not member.plain:
             ignored[extension if member.plain else "(no plain file)"] += 1
             continue
         last, parts = key, samples.setdefault(key, {})
-        kind = MODALITY.get(extension, extension)
-        rival = next((name for name in parts if MODALITY.get(name, name) == kind), None)
+        rival = next((name for name in parts if _kind(name) == _kind(extension)), None)
         if rival is not None:
-            raise UserError(f"{path}: {key} has both .{rival} and .{extension}; one {kind} per sample, remove one")
+            told = f"one {_kind(extension)} per sample, remove one"
+            raise UserError(f"{path}: {key} has both .{rival} and .{extension}; {told}")
         if member.size > MAX_PART:
             raise UserError(f"{path}: {member.name} has {member.size} bytes, over {MAX_PART}; cut it into samples")
         parts[extension] = (member.offset, member.size)
@@ -130,13 +133,38 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem if stem else ""), extension.lower()
 
 
+def numbered(extension: str) -> tuple[int, str]:
+    """The parts of a document are counted: "2.png" is the picture that comes at 2. Of a part without a number: -1."""
+    number, _, plain = extension.partition(".")
+    counted = number.isascii() and number.isdecimal() and str(int(number[:4])) == number and int(number) < MOST_PARTS
+    return (int(number), plain) if counted and plain in (*MODALITY, *CODES.values()) else (-1, extension)
+
+
+def modality_of(extension: str) -> str | None:
+    """Of "png" and of "2.png" alike; None where the part is none of a modality."""
+    return MODALITY.get(numbered(extension)[1])
+
+
+def _kind(extension: str) -> str:
+    """What a sample can have one of."""
+    number, plain = numbered(extension)
+    if number < 0:
+        return MODALITY.get(plain, plain)
+    return f"part {number}" if plain in MODALITY else extension
+
+
+def _turn(extension: str) -> tuple[int, int]:
+    number, plain = numbered(extension)
+    return number, EXTENSIONS.index(plain)
+
+
 def _look(file: int, parts: Parts) -> tuple[float, int]:
-    """Seconds of the sound and pixels of the picture, by their headers; -1 where there is none or it is not said."""
+    """Seconds of sound and pixels of the last picture, by their headers; -1 where there is none or it is not said."""
     seconds, pixels = -1.0, -1
     for name, (offset, size) in parts.items():
-        if MODALITY.get(name) in ("image", "audio"):
-            seen = measure(name, _reader(file, offset, size), size)
-            seconds = max(seconds, seen.seconds)
+        if modality_of(name) in ("image", "audio"):
+            seen = measure(numbered(name)[1], _reader(file, offset, size), size)
+            seconds = max(seconds, 0.0) + seen.seconds if seen.seconds >= 0 else seconds
             pixels = seen.width * seen.height if seen.width > 0 else pixels
     return seconds, pixels
 
@@ -235,7 +263,7 @@ def _index(tree: Any) -> Index:
         ignored=Counter({str(name): int(n) for name, n in tree["ignored"].items()}),
     )
     _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
-    _must(set(parts) <= set(EXTENSIONS), "an extension that is not read")
+    _must({numbered(name)[1] for name in parts} <= set(EXTENSIONS), "an extension that is not read")
     _must(index.crc32 is not None and 0 <= index.crc32 < MAX_CRC32, "a CRC-32 that is none")
     columns = [*index.offset.values(), *index.size.values(), index.seconds, index.pixels]
     _must({len(column) for column in columns} == {count} and 0 <= index.texts <= count, "columns of other lengths")

@@ -6,7 +6,7 @@ No rank, worker or restart can change what a position means. Letters: n samples 
 import hashlib
 import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -117,6 +117,30 @@ class Order:
             drawn = generator(self.seed, "order", *name).permutation(n)
             self._permutations[name] = drawn.astype(np.int32)
         return self._permutations[name]
+
+    def others(self, position: int, least: int) -> Iterator[int]:
+        """Different samples of the position's source, never the one that comes at it, in an order of its own.
+
+        They are of the block in which it lies, whose tars are at hand; of the whole source where that has not `least`.
+        """
+        place = self.place(position)
+        first, stop = self._bounds(place)
+        if stop - first <= least:
+            first, stop = 0, self.sizes[place.source]
+        drawn, seen = generator(self.seed, "others", position), {place.at}
+        while len(seen) < stop - first:
+            at = int(drawn.integers(first, stop))
+            if at not in seen:
+                seen.add(at)
+                yield self._sample(place._replace(at=at))
+
+    def _bounds(self, place: Place) -> tuple[int, int]:
+        """Where the block of this place begins and ends in its epoch."""
+        if self.sizes[place.source] <= self.block:
+            return 0, self.sizes[place.source]
+        ends = self._epoch(place.source, place.epoch).block_ends
+        slot = bisect_right(ends, place.at)
+        return (ends[slot - 1] if slot else 0), ends[slot]
 
     def redraw(self, position: int, attempt: int) -> int:
         """Another sample of the position's source, for one that cannot be read: the shares stay what they are."""

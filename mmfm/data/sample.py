@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmfm.config import Text
-from mmfm.data.index import CAPTIONS, MODALITY
+from mmfm.data.index import CAPTIONS, modality_of, numbered
 from mmfm.inputs import BadSample
 
 MAX_TEXT = 1 << 20  # characters
@@ -23,7 +23,14 @@ class Sample:
 
 def modalities(extensions: Collection[str]) -> set[str]:
     """What files with these extensions are."""
-    return {MODALITY[extension] for extension in extensions if extension in MODALITY}
+    return {kind for extension in extensions if (kind := modality_of(extension)) is not None}
+
+
+def last_part(sample: Sample, modality: str) -> tuple[str, bytes] | None:
+    """The plain extension and the bytes of the sample's last part of this modality; None where it has none."""
+    found = [(numbered(name), data) for name, data in sample.parts.items() if modality_of(name) == modality]
+    (_, extension), data = max(found, default=((-1, ""), b""))
+    return (extension, data) if found else None
 
 
 def meta_of(sample: Sample) -> dict[str, Any]:
@@ -57,15 +64,17 @@ def text_of(sample: Sample, texts: Collection[Text] = (), draw: float = 0.0) -> 
 
 
 def _plain_text(sample: Sample) -> str | None:
-    if "txt" in sample.parts:
-        return _decoded(sample)
+    if (told := _decoded(sample)) is not None:
+        return told
     meta = meta_of(sample)
     return next((meta[name] for name in CAPTIONS if isinstance(meta.get(name), str)), None)
 
 
-def _decoded(sample: Sample) -> str:
+def _decoded(sample: Sample) -> str | None:
+    """The .txt; of a document the last one."""
+    part = last_part(sample, "text")
     try:
-        return sample.parts["txt"].decode("utf-8-sig")
+        return None if part is None else part[1].decode("utf-8-sig")
     except UnicodeDecodeError as why:
         told = f"the .txt is not UTF-8 (byte {why.start})"
         raise BadSample("text_not_utf8", f"{sample.where}: {told}; convert it") from None
@@ -86,7 +95,7 @@ def _drawn(sample: Sample, texts: Collection[Text], draw: float) -> str | None:
 def _candidates(sample: Sample, meta: dict[str, Any], field: str) -> list[str]:
     """The texts at a field such as "txt", "caption", "captions.fr" or "captions.*"; of a list, all that it has."""
     if field == "txt":
-        return [_decoded(sample)] if "txt" in sample.parts else []
+        return [] if (told := _decoded(sample)) is None else [told]
     values: list[Any] = [meta]
     for step in field.split("."):
         maps = [value for value in values if isinstance(value, dict)]

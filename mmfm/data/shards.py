@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mmfm.config import Source, UserError
 from mmfm.data import index
-from mmfm.data.index import AGAIN, EXTENSIONS, Entry, Index
+from mmfm.data.index import AGAIN, EXTENSIONS, Entry, Index, numbered
 from mmfm.data.sample import Sample, modalities, text_of
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
@@ -91,13 +91,13 @@ class Shards:
         return self.read(sample, EXTENSIONS)
 
     def read(self, sample: int, wanted: Collection[str]) -> Sample:
-        """The parts with an extension in `wanted`; the bytes of the others stay on disk."""
+        """The parts with an extension in `wanted`, counted or not; the bytes of the others stay on disk."""
         shard, place = self.find(sample)
         lies = self._index(shard)
         spans = {
             name: (lies.offset[name][place], sizes[place])
             for name, sizes in lies.size.items()
-            if sizes[place] >= 0 and name in wanted
+            if sizes[place] >= 0 and numbered(name)[1] in wanted
         }
         key = lies.keys[place]
         return Sample(key=key, parts=self._parts(shard, key, spans), where=f"{self.label(shard)}: {key}")

@@ -5,9 +5,10 @@ sample whose content cannot be used is replaced by another of its source, also b
 """
 
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ from mmfm import config
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
+from mmfm.data.documents import joined
 from mmfm.data.example import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example
 from mmfm.data.health import Bad, Health
 from mmfm.data.index import MODALITY
-from mmfm.data.sample import text_of
+from mmfm.data.sample import modalities, text_of
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
 from mmfm.inputs import BadSample
@@ -44,7 +46,8 @@ class Cache:
         self.found: dict[tuple[int, int], Example] = {}
 
     def keep(self, place: tuple[int, int], example: Example) -> Example:
-        size = 1_000 + sum(x.numel() * x.element_size() for x in (example.image, example.audio) if x is not None)
+        kept = [x for one in (*example.before, example) for x in (one.image, one.audio) if x is not None]
+        size = 1_000 + sum(x.numel() * x.element_size() for x in kept)
         if size <= self.left_bytes:
             self.left_bytes -= size
             self.found[place] = example
@@ -117,21 +120,38 @@ class Plan(Dataset):
         numbers = order.draws(self.run.seed, positions, OF_ITEMS + 2)
         bad: list[Bad] = []
         examples = [self._example(position, own, bad) for position, own in zip(positions, numbers, strict=True)]
-        reads = [item.source for item in bad] + [self.order.place(position).source for position in positions]
+        reads = [item.source for item in bad]
+        for source in (self.order.place(position).source for position in positions):
+            reads += [source] * (1 + self.run.data.train[source].shots)
         table = torch.from_numpy(numbers[:, :OF_ITEMS]).reshape(-1, len(MODALITIES), DRAWS)
         counts = tuple(reads.count(source) for source in range(len(self.sources)))
         return Loaded(collate(examples, self.tokenizer, table), counts, tuple(bad))
 
     def _example(self, position: int, draws: Float[np.ndarray, " k"], bad: list[Bad]) -> Example:
-        """What the position asks for, or where that cannot be used, what it draws instead; `bad` gets those."""
+        """What the position asks for, or where that cannot be used, what it draws instead; `bad` gets those. Before it
+        come the shots of its source."""
         source, sample = self.order(position)
-        for attempt in range(order.MOST_REDRAWS):
+        again = (self.order.redraw(position, attempt) for attempt in itertools.count())
+        sample, example = self._usable(position, source, itertools.chain([sample], again), draws, bad)
+        shots = self.run.data.train[source].shots
+        if not shots:
+            return example
+        others, before = (other for other in self.order.others(position, shots) if other != sample), []
+        for number in range(shots):
+            own = order.generator(self.run.seed, "shot", position, number).random(OF_ITEMS + 2, dtype=np.float32)
+            before.append(self._usable(position, source, others, own, bad)[1])
+        return joined([*before, example])
+
+    def _usable(
+        self, position: int, source: int, samples: Iterable[int], draws: Float[np.ndarray, " k"], bad: list[Bad]
+    ) -> tuple[int, Example]:
+        """The first of `samples` that can be used."""
+        for sample in itertools.islice(samples, order.MOST_REDRAWS):
             try:
-                return self._chosen(source, sample, draws)
+                return sample, self._chosen(source, sample, draws)
             except BadSample as why:
                 shard, _, key = self.sources[source].where(sample).partition(": ")
                 bad.append(Bad(source, shard, key, why.code, str(why), position))
-                sample = self.order.redraw(position, attempt)
         label = self.run.data.train[source].label
         raise UserError(
             f"{order.MOST_REDRAWS} samples of {label!r}, one after the other, cannot be used: {bad[-1].message}"
@@ -149,12 +169,23 @@ class Plan(Dataset):
             raise BadSample(
                 "missing_text", f"{self.sources[source].where(sample)} has no text, which its source provides"
             )
-        return example
+        return self._answered(how, example, float(draws[TEXT_DRAW])) if how.answers else example
+
+    def _answered(self, how: config.Source, example: Example, draw: float) -> Example:
+        """The example with its answer behind its text."""
+        assert example.words is not None
+        answer = text_of(example.words, how.answers, draw)
+        if answer is None:
+            named = " or ".join(text.field for text in how.answers)
+            told = f"{example.words.where} has no answer, which its source asks for ({named})"
+            raise BadSample("missing_text", told)
+        question = Example(key=example.key, text=example.text)
+        return replace(example, text=answer, before=(*example.before, question))
 
     def _read(self, source: int, sample: int, draws: Float[np.ndarray, " k"]) -> Example:
         asks = self._asks[source]
         parts = self.sources[source].read(sample, asks.names)
-        for name in asks.must.difference(map(MODALITY.get, parts.parts)):
+        for name in asks.must.difference(modalities(parts.parts)):
             raise BadSample(f"missing_{name}", f"{parts.where} has no {name}, which its source provides")
         return read_example(parts, self.run.model, self._decode, asks.plain, draws if self._decode.random else None)
 
@@ -184,6 +215,9 @@ class TrainStream:
             f"data.cache_mb={data.cache_mb} would keep the first crop of each sample; set it, or the crops, to 0",
         )
         sources = tuple(open_source(source, data) for source in data.train)
+        for source, shards in zip(data.train, sources, strict=True):
+            told = f"Source.shots={source.shots} of {source.label!r} needs more samples than its {len(shards)}"
+            require(len(shards) > source.shots, f"{told}; lower it")
         turns = order.Order(
             run.seed,
             [shards.counts() for shards in sources],
@@ -228,6 +262,8 @@ class TrainStream:
                 source.share,
                 source.provides,
                 [[text.field, text.weight] for text in source.texts],
+                *([["answers", *([text.field, text.weight] for text in source.answers)]] if source.answers else []),
+                *([["shots", source.shots]] if source.shots else []),
             ]
             for shards, source in zip(self.plan.sources, data.train, strict=True)
         ]

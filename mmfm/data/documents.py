@@ -1,0 +1,97 @@
+"""Samples of several items: a question and its answer, a document of pictures and texts, a sample after others.
+
+Such a sample is an `Example` that holds the last item of each modality; `before` holds the items that come before them,
+each an example of its own. Order counts within a modality; how modalities take turns is what a task says.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from mmfm.batch import Items
+from mmfm.config import MODALITIES
+from mmfm.data.index import modality_of, numbered
+from mmfm.data.sample import Sample
+from mmfm.layers import mix, uniform
+
+EARLIER = 5  # what an item's draws decide: those of the items before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it.
+
+    `words`: the sample as it was, but for pictures and sounds. `raw`: a picture or sound as the codec wants it, where
+    it wants another size or rate than the tower. `codes`: what is stored of a codec's. `before`: items of the sample
+    that come before these.
+    """
+
+    key: str
+    image: UInt8[Tensor, "channels height width"] | None = None
+    audio: Float[Tensor, " samples"] | None = None
+    text: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    words: Sample | None = None
+    raw: Mapping[str, Tensor] = field(default_factory=dict)
+    codes: Mapping[str, Int[Tensor, " t"]] = field(default_factory=dict)
+    before: "tuple[Example, ...]" = ()
+
+
+def steps_of(sample: Sample) -> list[Sample]:
+    """The parts of a document as samples, in the order of their numbers; those without one come first, together.
+
+    A sample that is no document is its only step.
+    """
+    steps: dict[int, dict[str, bytes]] = {}
+    for name, data in sample.parts.items():
+        number, extension = numbered(name)
+        steps.setdefault(number, {})[extension] = data
+    if set(steps) <= {-1}:
+        return [sample]
+    if any(modality_of(name) == "text" for name in sample.parts):
+        steps.get(-1, {}).pop("json", None)  # its caption is a text only where there is no other
+    where = {number: f"{sample.where}.{number}" if number >= 0 else sample.where for number in steps}
+    return [Sample(sample.key, steps[number], where[number]) for number in sorted(steps)]
+
+
+def joined(examples: Sequence[Example]) -> Example:
+    """One sample of all these items. Its key, its .json and its words are those of the last one."""
+    if len(examples) == 1:
+        return examples[0]
+    items = [item for example in examples for item in items_of(example)]
+    last = {name: at for at, item in enumerate(items) for name in MODALITIES if getattr(item, name) is not None}
+    whole = replace(examples[-1], before=())
+    for name, at in last.items():
+        whole = _given(whole, name, items[at])
+    return replace(whole, before=tuple(item for at, item in enumerate(items) if at not in last.values()))
+
+
+def items_of(example: Example) -> Iterator[Example]:
+    """Every item of an example as an example that holds nothing else, in order."""
+    for one in (*example.before, example):
+        for name in MODALITIES:
+            if getattr(one, name) is not None:
+                yield _given(Example(key=one.key), name, one)
+
+
+def _given(example: Example, name: str, item: Example) -> Example:
+    """The example with this item of another one, and what belongs to it."""
+    raw, codes = ({k: v for k, v in found.items() if k != name} for found in (example.raw, example.codes))
+    raw |= {name: item.raw[name]} if name in item.raw else {}
+    codes |= {name: item.codes[name]} if name in item.codes else {}
+    return replace(example, **{name: getattr(item, name)}, raw=raw, codes=codes)
+
+
+def own_draws(items: Items) -> Float[Tensor, "n k"] | None:
+    """The draws of a sample's last item stay; those before it, which came with the same, get others made of them."""
+    seeds = items.seeds()
+    if seeds is None or items.draws is None:
+        return None
+    places = torch.arange(len(items.rows))
+    after = torch.searchsorted(items.rows, items.rows, right=True) - 1 - places
+    fresh = uniform(mix(seeds + after)[:, None] + torch.arange(items.draws.shape[1]), EARLIER)
+    return torch.where(after[:, None] > 0, fresh, items.draws)
