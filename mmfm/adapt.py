@@ -73,11 +73,16 @@ def trained_codec(part: ImageCodec | AudioCodec, name: str) -> dict[str, Tensor]
 def adopt(run: Run, before: Run) -> Run:
     """`run`, as a person writes it, with the blueprints that it had before."""
     parts = {name: (getattr(run.model, name), getattr(before.model, name)) for name in MODALITIES}
-    made = {
+    made: dict[str, Tower | KnownCodec] = {
         name: replace(now, blueprint=old.blueprint)
         for name, (now, old) in parts.items()
         if isinstance(now, Tower) and isinstance(old, Tower) and now.blueprint is None
     }
+    for name, now in run.model.codecs.items():
+        old = before.model.codecs.get(name)
+        if isinstance(now, KnownCodec) and isinstance(old, KnownCodec) and not now.architecture:
+            told = {"sizes": old.sizes, "length": old.length, "pixels": old.pixels, "sound": old.sound}
+            made[f"{name}_codec"] = replace(now, architecture=old.architecture, **told)
     return replace(run, model=replace(run.model, **made))
 
 
