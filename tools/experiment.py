@@ -34,13 +34,14 @@ COLUMNS = (
     ("image>text", "exact"),
     ("audio>text", "exact"),
 )
+Columns = Sequence[Sequence[str]]  # task and metric
 SPLITS = ("test", "test-unseen")
 DATA = ("data/numbers/test", "data/numbers/test-unseen+data/numbers/test")
 BEGIN, END = "<!-- results: written by tools/experiment.py -->", "<!-- end of results -->"
 
 
-def run_one(config: Path, seed: int) -> dict[str, Any]:
-    """Train and score one seed of one arm, unless that was done; its rows and its cost."""
+def run_one(config: Path, seed: int, asked: Sequence[str] = ()) -> dict[str, Any]:
+    """Train and score one seed of one arm, unless that was done; its rows and its cost. asked: more for `mmfm eval`."""
     arm, folder = config.stem, RUNS / f"{config.stem}-{seed}"
     cost = folder / "cost.json"
     if not cost.exists():
@@ -49,7 +50,7 @@ def run_one(config: Path, seed: int) -> dict[str, Any]:
         seconds = cpu_seconds([*command, "--seed", str(seed), "--force"])
         cost.write_text(json.dumps({"cpu_seconds": seconds, "wall_seconds": time.monotonic() - began}))
     if not (folder / "results.json").exists():
-        cpu_seconds([sys.executable, "-m", "mmfm", "eval", str(folder), "--data", *DATA])
+        cpu_seconds([sys.executable, "-m", "mmfm", "eval", str(folder), "--data", *DATA, *asked])
     return {
         "arm": arm,
         "seed": seed,
@@ -103,22 +104,22 @@ def cell(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f} ({each})"
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def table(runs: list[dict[str, Any]], columns: Columns = COLUMNS) -> str:
     """A line for each arm and split: mean over seeds, then every seed. Cost is relative to the first arm, by seed."""
     arms = list(dict.fromkeys(run["arm"] for run in runs))
-    lines = [["numbers", "arm", *(f"`{task}` {metric}" for task, metric in COLUMNS), "CPU time"]]
+    lines = [["numbers", "arm", *(f"`{task}` {metric}" for task, metric in columns), "CPU time"]]
     lines.append(["---"] * len(lines[0]))
     first = {run["seed"]: run["cpu_seconds"] for run in runs if run["arm"] == arms[0]}
     for split, words in zip(SPLITS, ("seen", "never seen"), strict=True):
         for arm in arms:
             of_arm = [run for run in runs if run["arm"] == arm]
             cost = [run["cpu_seconds"] / first[run["seed"]] for run in of_arm]
-            cells = [cell(measured(of_arm, split, task, metric)) for task, metric in COLUMNS]
+            cells = [cell(measured(of_arm, split, task, metric)) for task, metric in columns]
             lines.append([words, arm, *cells, cell(cost, 2)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def figure(runs: list[dict[str, Any]], path: Path) -> None:
+def figure(runs: list[dict[str, Any]], path: Path, columns: Columns = COLUMNS) -> None:
     """Every seed a dot, the mean a bar; seen numbers above, never-seen ones below."""
     import matplotlib
 
@@ -130,25 +131,26 @@ def figure(runs: list[dict[str, Any]], path: Path) -> None:
     drawing, rows = plt.subplots(2, 1, figsize=(8, 5), sharex=True, layout="constrained")
     for axis, split, words in zip(rows, SPLITS, ("seen numbers", "never-seen numbers"), strict=True):
         for place, arm in enumerate(arms):
-            for column, (task, metric) in enumerate(COLUMNS):
+            for column, (task, metric) in enumerate(columns):
                 found = measured([run for run in runs if run["arm"] == arm], split, task, metric)
                 x = column + 0.22 * (place - (len(arms) - 1) / 2)
-                label = arm if column == 0 or (column == 4 and arm == "writing") else None
                 if found:
-                    axis.scatter([x] * len(found), found, s=16, color=f"C{place}", label=label)
+                    axis.scatter([x] * len(found), found, s=16, color=f"C{place}", label=arm)
                     axis.hlines(statistics.mean(found), x - 0.09, x + 0.09, color=f"C{place}")
         axis.set(ylim=(0, 1), ylabel=words)
         axis.grid(axis="y", alpha=0.3)
     handles, labels = rows[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    rows[0].legend(unique.values(), unique.keys(), loc="lower left")
-    rows[1].set_xticks(range(len(COLUMNS)), [f"{task}\n{metric}" for task, metric in COLUMNS])
+    unique = dict(zip(reversed(labels), reversed(handles), strict=True))
+    shown = [arm for arm in arms if arm in unique]
+    rows[0].legend([unique[arm] for arm in shown], shown, loc="lower left")
+    rows[1].set_xticks(range(len(columns)), [f"{task}\n{metric}" for task, metric in columns])
     drawing.savefig(path, metadata={"Date": None})
 
 
 def render(readme: str, results: str) -> str:
     """The README with the table that belongs to the text of results.json."""
-    return between(readme, BEGIN, END, table(json.loads(results)["runs"]))
+    found = json.loads(results)
+    return between(readme, BEGIN, END, table(found["runs"], found.get("columns", COLUMNS)))
 
 
 def main() -> None:
@@ -157,15 +159,22 @@ def main() -> None:
     parser.add_argument("arms", nargs="+", help="config files, relative to the folder; the first is compared with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--columns", nargs="+", default=[], help="scores to show, TASK:METRIC; else the quickstart's")
+    parser.add_argument(
+        "--eval", nargs=argparse.REMAINDER, default=[], help="what `mmfm eval` is told besides the data"
+    )
     chosen = parser.parse_args()
+    columns = [tuple(column.rsplit(":", 1)) for column in chosen.columns] or COLUMNS
     configs = [(chosen.folder / arm).resolve().relative_to(ROOT) for arm in chosen.arms]
     work = [(config, seed) for seed in chosen.seeds for config in configs]
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        runs = list(pool.map(lambda one: run_one(*one), work))
-    command = ["tools/experiment.py", str(chosen.folder), *chosen.arms]
-    results = json.dumps({**setting(command), "runs": runs}, indent=1) + "\n"
+        runs = list(pool.map(lambda one: run_one(*one, chosen.eval), work))
+    results = json.dumps(
+        {**setting(["tools/experiment.py", *sys.argv[1:]]), "columns": columns, "runs": runs}, indent=1
+    )
+    results += "\n"
     (chosen.folder / "results.json").write_text(results)
-    figure(runs, chosen.folder / "figure.svg")
+    figure(runs, chosen.folder / "figure.svg", columns)
     readme = chosen.folder / "README.md"
     readme.write_text(render(readme.read_text(), results))
 

@@ -39,14 +39,14 @@ def cell(row: Mapping[str, Any] | None) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}), chance {row['chance']:.2g}, n {row['n']}"
 
 
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
+def table(runs: Sequence[Mapping[str, Any]], columns: Sequence[Sequence[str]] = COLUMNS) -> str:
     """A line for each score and split, a column for each arm."""
     arms = [run["arm"] for run in runs]
     found = {(run["arm"], row["split"], row["task"], row["metric"]): row for run in runs for row in run["rows"]}
     splits = list(dict.fromkeys(row["split"] for run in runs for row in run["rows"]))
     lines = [["split", "score", *arms], ["---"] * (2 + len(arms))]
     for split in splits:
-        for task, metric in COLUMNS:
+        for task, metric in columns:
             cells = [cell(found.get((arm, split, task, metric))) for arm in arms]
             if set(cells) != {"-"}:
                 lines.append([split, f"`{task}` {metric}", *cells])
@@ -55,14 +55,17 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def render(readme: str, results: str) -> str:
     """The README with the table that belongs to the text of results.json."""
-    return between(readme, BEGIN, END, table(json.loads(results)["runs"]))
+    found = json.loads(results)
+    return between(readme, BEGIN, END, table(found["runs"], found.get("columns", COLUMNS)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", nargs="+", help="NAME=RUN, or NAME=RUN@COMMIT of the code that trained it")
+    parser.add_argument("--columns", nargs="+", default=[], help="scores to show, TASK:METRIC; else those of retrieval")
     chosen = parser.parse_args()
+    columns = [tuple(column.rsplit(":", 1)) for column in chosen.columns] or COLUMNS
     runs = []
     for item in chosen.runs:
         arm, _, place = item.partition("=")
@@ -75,7 +78,7 @@ def main() -> None:
             {"arm": arm, "trained_from": commit, "steps": last["step"], "seconds": last["seconds"], "rows": rows}
         )
     told = setting(["tools/gather.py", str(chosen.folder), *(item.partition("=")[0] + "=RUN" for item in chosen.runs)])
-    results = json.dumps({**told, "runs": runs}, indent=1) + "\n"
+    results = json.dumps({**told, "columns": columns, "runs": runs}, indent=1) + "\n"
     (chosen.folder / "results.json").write_text(results)
     readme = chosen.folder / "README.md"
     readme.write_text(render(readme.read_text(), results))
