@@ -103,7 +103,7 @@ def test_a_row_in_a_batch_is_the_row_alone(how, task):
     model, batch, seeds = any_model(), toy_batch(9), torch.arange(9) * 1_000 + 7
     together = write(model, parse(task), batch, HOWS[how], seeds=seeds)
     assert len({len(ids) for ids in together.ids}) > 1 or parse(task).target == "image" or "drawn" not in how[:5]
-    for at, row in enumerate(together.rows):
+    for at, row in enumerate(together.rows[:4]):
         alone = write(model, parse(task), pick(batch, [row]), HOWS[how], seeds=seeds[[row]])
         assert alone.ids == [together.ids[at]]
         assert alone.scores is None or alone.scores == pytest.approx([together.scores[at]], abs=1e-9)

@@ -46,6 +46,19 @@ def test_what_survives_is_what_survives_in_transformers(how, warpers, temperatur
     assert 1 <= ours.sum(1).min() < ours.sum(1).max() or how.get("top_k") == 7 or how.get("top_p") == 1e-6
 
 
+def test_a_nucleus_of_many_and_of_equals():
+    """Flat scores over 2,000 ids, next to sharp ones: the survivors are transformers', and equals stay together."""
+    draw = torch.Generator().manual_seed(1)
+    scores = torch.randn(4, 2_000, generator=draw, dtype=torch.float64) * torch.tensor([0.1, 1.0, 3.0, 9.0])[:, None]
+    theirs = TopPLogitsWarper(0.9)(torch.empty(0), scores)
+    together = likely(scores, Decoding(temperature=1.0, top_p=0.9))
+    assert torch.equal(together, theirs > -torch.inf) and together.sum(1)[0] > 1_000 > 100 > together.sum(1)[3]
+    for row in range(4):
+        assert torch.equal(likely(scores[[row]], Decoding(temperature=1.0, top_p=0.9))[0], together[row])
+    equal = torch.tensor([[3.0, 1.0, 1.0, 1.0, -9.0]])
+    assert likely(equal, Decoding(temperature=1.0, top_p=0.8)).tolist() == [[True, True, True, True, False]]
+
+
 def test_draws_follow_the_softmax():
     """Planted logits: frequencies over 20,000 seeds lie within five deviations of the softmax at the temperature."""
     scores, how = torch.tensor([2.0, 1.0, 0.0, -1.0]), Decoding(temperature=2.0)
