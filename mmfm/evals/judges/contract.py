@@ -5,7 +5,7 @@ openly: what it hears may be the name of no number, and where it reads nothing i
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ NAMES = tuple(name(number) for number in range(100))  # the captions of the data
 WORDS = (*UNITS, *TENS)  # what they are made of
 
 
+@runtime_checkable
 class Judge(Protocol):
     """name: what reports call it. of: what it reads."""
 
@@ -61,7 +62,7 @@ def joined(words: Sequence[str]) -> str:
     return text
 
 
-def heard(things: Sequence[Tensor], rate_hz: int) -> list[Float[np.ndarray, " samples"]]:
+def heard(things: Sequence[Tensor], rate_hz: int) -> list[Float[np.ndarray, " _"]]:
     """The sounds at RATE_HZ, checked."""
     require(rate_hz > 0, f"rate_hz={rate_hz} of the sounds must be greater than 0; say at which rate they were made")
     sounds = []

@@ -50,7 +50,7 @@ def features(module: Callable[[Any], Tensor], batches: Iterable[Any]) -> Float[n
     return whole
 
 
-def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+def frechet(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m _"]) -> float:
     """Squared 2-Wasserstein distance of normal distributions with the sets' means and covariances (arXiv 1706.08500).
 
     |mean a - mean b|^2 + Tr(A + B - 2 (A B)^(1/2)). With A = R'R and B = S'S the last trace is the sum of the singular
@@ -69,7 +69,7 @@ def _factor(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "rows d"]:
     return np.linalg.qr(centred, mode="r") / np.sqrt(len(x) - 1)
 
 
-def mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+def mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m _"]) -> float:
     """Unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3 (arXiv 1801.01401, section 4)."""
     _checked(a, b)
     n, m = len(a), len(b)
@@ -78,13 +78,13 @@ def mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
     return float(inside - 2 * _kernel(a, b).mean())
 
 
-def _kernel(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
+def _kernel(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m _"]) -> Float[np.ndarray, "n m"]:
     return (a.astype(np.float64) @ b.astype(np.float64).T / a.shape[1] + 1) ** 3
 
 
 def kid(
     a: Float[np.ndarray, "n d"],
-    b: Float[np.ndarray, "m d"],
+    b: Float[np.ndarray, "m _"],
     *,
     subsets: int = SUBSETS,
     size: int = SUBSET,
@@ -105,6 +105,6 @@ def kid(
     return Distance(float(np.mean(values)), float(low), float(high), own)
 
 
-def _checked(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> None:
+def _checked(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m _"]) -> None:
     require(a.shape[1] == b.shape[1], f"features of {a.shape[1]} and of {b.shape[1]} numbers; use one module for both")
     require(min(len(a), len(b)) > 1, f"sets of {len(a)} and {len(b)} items; a distance needs at least two of each")

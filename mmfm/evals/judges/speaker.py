@@ -87,7 +87,7 @@ def _encoder(path: Path) -> VoiceEncoder:
     return encoder.eval().requires_grad_(False)
 
 
-def speaker(waves: Sequence[Float[Tensor, " samples"]], rate_hz: int) -> Float[Tensor, "n 256"]:
+def speaker(waves: Sequence[Float[Tensor, " _"]], rate_hz: int) -> Float[Tensor, "n 256"]:
     """A unit vector of each sound's voice; the products of two are 1 for the same voice and never negative.
 
     Errors:

@@ -83,7 +83,7 @@ def read_off(scores: Float[Tensor, "n time classes"], steps: Int[Tensor, " n"]) 
     return [joined([CLASSES[kind] for kind in row if kind]) for row in rows]
 
 
-def padded(sounds: Sequence[Float[Tensor, " samples"]]) -> tuple[Float[Tensor, "n samples"], Int[Tensor, " n"]]:
+def padded(sounds: Sequence[Float[Tensor, " _"]]) -> tuple[Float[Tensor, "n samples"], Int[Tensor, " n"]]:
     """Rows of zeros after each sound's end, and the lengths."""
     return nn.utils.rnn.pad_sequence(list(sounds), batch_first=True), torch.tensor([len(sound) for sound in sounds])
 
@@ -116,13 +116,13 @@ def load(folder: Path) -> Speech:
     weights, about = folder / "speech.safetensors", folder / "speech.json"
     remedy = f"make it with: mmfm data judges {folder}"
     require(weights.is_file() and about.is_file(), f"{folder} holds no recogniser of speech; {remedy}")
-    network = Recogniser()
+    network, again = Recogniser(), f"{remedy} --force"
     try:
-        classes = tuple(json.loads(about.read_text("utf-8"))["classes"])
-        require(classes == CLASSES, f"{about} lists other words than are read here; {remedy} --force")
-        network.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError) as why:
-        raise UserError(
-            f"{weights} is damaged or of another recogniser ({type(why).__name__}); {remedy} --force"
-        ) from why
+        classes, found = json.loads(about.read_text("utf-8"))["classes"], load_file(weights)
+    except (SafetensorError, ValueError, LookupError, TypeError) as why:
+        raise UserError(f"the recogniser in {folder} is damaged ({type(why).__name__}); {again}") from why
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    same = tuple(classes) == CLASSES and own == {name: value.shape for name, value in found.items()}
+    require(same, f"the recogniser in {folder} is another than the one that is read here; {again}")
+    network.load_state_dict(found)
     return Speech(network)

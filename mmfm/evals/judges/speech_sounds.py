@@ -34,9 +34,11 @@ OTHERS = (
 )
 BINS = (32, 40, 64, 80)  # of the way through mel bands and back
 WINDOWS = (400, 512, 800, 1_024)  # samples; a quarter is the hop
-ITERATIONS = (3, 6, 12)  # of Griffin and Lim
+ITERATIONS = (0, 3, 6, 12)  # of Griffin and Lim; after none the voice whispers
+WARP = (0.85, 1.18)  # of its frequencies, as if the speaker were larger or smaller
 SPEEDS, EDGE, SNR_DB = (0.8, 1.25), 4_000, (5.0, 45.0)  # EDGE: samples of quiet before and after, at most
 LOW_PASS_HZ, HIGH_PASS_HZ = (2_800.0, 8_000.0), (20.0, 350.0)
+WAVES_DB = 3.0  # of each of three waves over the frequencies
 VOCODED, BANDED = 0.5, 0.5  # shares of the sounds
 WIDER = 4
 
@@ -44,8 +46,8 @@ WIDER = 4
 class Said(NamedTuple):
     """Sounds at RATE_HZ, each clean and through mel bands and back, with the words in them."""
 
-    clean: list[Float[Tensor, " samples"]]
-    vocoded: list[Float[Tensor, " samples"]]
+    clean: list[Float[Tensor, " _"]]
+    vocoded: list[Float[Tensor, " _"]]
     words: list[tuple[str, ...]]
 
 
@@ -70,7 +72,7 @@ def sentences(lesson: Lesson, random: Random) -> list[tuple[str, ...]]:
     return random.sample(made, len(made))
 
 
-def say(rows: Sequence[tuple[str, ...]], random: Random) -> list[Float[Tensor, " samples"]]:
+def say(rows: Sequence[tuple[str, ...]], random: Random) -> list[Float[Tensor, " _"]]:
     """Each by a random voice of the test split's variants in an accent of training, at a random rate and pitch."""
     spoken = [
         Utterance(
@@ -94,8 +96,8 @@ def lesson_of(lesson: Lesson, seed: int) -> Said:
 
 
 def through_mel(
-    sounds: Sequence[Float[Tensor, " samples"]], generator: torch.Generator, at_once: int = 48
-) -> list[Float[Tensor, " samples"]]:
+    sounds: Sequence[Float[Tensor, " _"]], generator: torch.Generator, at_once: int = 48
+) -> list[Float[Tensor, " _"]]:
     """Each sound's mel spectrogram, and a sound of it again by Griffin and Lim; another recipe for every batch."""
     order = sorted(range(len(sounds)), key=lambda index: len(sounds[index]))
     made: dict[int, Tensor] = {}
@@ -114,19 +116,27 @@ def through_mel(
 def _round_trip(
     waves: Float[Tensor, "n samples"], bins: int, window: int, iterations: int, generator: torch.Generator
 ) -> Float[Tensor, "n samples"]:
-    hann, hop = torch.hann_window(window), window // 4
+    hann, hop, size = torch.hann_window(window), window // 4, window // 2 + 1
     power = torch.stft(waves, window, hop, window=hann, pad_mode="constant", return_complex=True).abs().square()
-    banks = melscale_fbanks(window // 2 + 1, 0.0, RATE_HZ / 2, bins, RATE_HZ)
+    factor = WARP[0] + (WARP[1] - WARP[0]) * float(torch.rand((), generator=generator))
+    warped = F.interpolate(power.transpose(1, 2), size=round(size * factor), mode="linear").transpose(1, 2)
+    power = F.pad(warped, (0, 0, 0, max(0, size - warped.shape[1])))[:, :size]
+    banks = melscale_fbanks(size, 0.0, RATE_HZ / 2, bins, RATE_HZ)
     again = (torch.linalg.pinv(banks.T) @ (banks.T @ power)).clamp(min=0)
     blur = 1 + 0.3 * torch.randn(again.shape, generator=generator)  # a made spectrogram is not exact
-    return griffinlim(
-        again * blur.clamp(min=0), hann, window, hop, window, power=2.0, n_iter=iterations, momentum=0.9,
-        length=waves.shape[1], rand_init=False,
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(1 << 31, (), generator=generator)))  # of the first phases
+        return griffinlim(
+            again * blur.clamp(min=0), hann, window, hop, window, power=2.0, n_iter=iterations, momentum=0.9,
+            length=waves.shape[1], rand_init=True,
+        )  # fmt: skip
 
 
-def draw(said: Said, count: int, generator: torch.Generator) -> tuple[Tensor, Int[Tensor, " n"], list[tuple[str, ...]]]:
+def draw(
+    said: Said, count: int, generator: torch.Generator, plain: bool = False
+) -> tuple[Tensor, Int[Tensor, " n"], list[tuple[str, ...]]]:
     """A batch of disturbed sounds with their lengths and words; one in forty is noise alone, with no words.
+    plain: they are clean, and only faster or slower.
 
     Of WIDER times as many, those that are next to each other in length: less is computed on what is padding.
     """
@@ -137,12 +147,12 @@ def draw(said: Said, count: int, generator: torch.Generator) -> tuple[Tensor, In
     silent = (torch.rand(count, generator=generator) < 1 / 40).tolist()
     sounds = []
     for index, vocoded, nothing in zip(chosen, coarse, silent, strict=True):
-        sound = at_speed((said.vocoded if vocoded else said.clean)[index], generator)
+        sound = at_speed((said.vocoded if vocoded and not plain else said.clean)[index], generator)
         edges = torch.randint(EDGE, (2,), generator=generator).tolist()
         sounds.append(F.pad(0 * sound if nothing else sound, edges))
     waves, lengths = padded(sounds)
     real = torch.arange(waves.shape[1]) < lengths[:, None]
-    waves = in_noise(in_band(waves, generator), generator) * real
+    waves = waves if plain else in_noise(in_band(waves, generator), generator) * real
     return waves, lengths, [() if nothing else said.words[i] for i, nothing in zip(chosen, silent, strict=True)]
 
 
@@ -154,7 +164,8 @@ def at_speed(sound: Float[Tensor, " samples"], generator: torch.Generator) -> Fl
 
 
 def in_band(waves: Float[Tensor, "n samples"], generator: torch.Generator) -> Float[Tensor, "n samples"]:
-    """Half of the sounds lose what is above one frequency and below another, by slopes of a sixth of an octave."""
+    """Frequencies raised and lowered at random, by WAVES_DB, as rooms and voices do; half of the sounds lose what is
+    above one frequency and below another, by slopes of a sixth of an octave."""
     n, size = len(waves), quick(waves.shape[1])
     spectrum, hertz = torch.fft.rfft(waves, n=size), torch.fft.rfftfreq(size, 1 / RATE_HZ).clamp(min=1.0)
     share = torch.rand(3, n, 1, generator=generator)
@@ -163,7 +174,10 @@ def in_band(waves: Float[Tensor, "n samples"], generator: torch.Generator) -> Fl
     )
     steep = 6 * torch.pi
     gain = torch.sigmoid(steep * (top / hertz).log2()) * torch.sigmoid(steep * (hertz / floor).log2())
-    changed = torch.fft.irfft(spectrum * torch.where(share[2] < BANDED, gain, 1.0), n=size)
+    octaves, turns = (hertz / 50).log2(), torch.rand(2, 3, n, 1, generator=generator)
+    level = sum(WAVES_DB * torch.sin(2 * torch.pi * (b + octaves / (1 + 3 * a))) for a, b in zip(*turns, strict=True))
+    gain = torch.where(share[2] < BANDED, gain, 1.0) * 10 ** (level / 20)
+    changed = torch.fft.irfft(spectrum * gain, n=size)
     return changed[:, : waves.shape[1]]
 
 
