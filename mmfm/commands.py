@@ -99,6 +99,16 @@ class Evaluate:
     """Where writing stops at the latest; 0: as the run says."""
     bootstrap: int = 0
     """Resamples behind each interval; 0: as the run says."""
+    judges: tuple[str, ...] = ()
+    """Who reads what the run draws and says: digits, speech, whisper; makes figures and examples of it."""
+    tasks: tuple[str, ...] = ()
+    """What is drawn and said, such as 'image>text>audio'; else all of the run's tasks that draw or say something."""
+    make: int = 0
+    """For how many samples of a split; 0: 256 where judges or tasks are named, else none."""
+    rerank: int = 1
+    """Draw so many of each and keep the nearest to its sources, as `mmfm generate` does."""
+    guidance: float = 1.0
+    """As of `mmfm generate`."""
     step: int = 0
     """Which checkpoint; 0: the last."""
     ranks: int = 0
@@ -106,11 +116,17 @@ class Evaluate:
 
     def __call__(self) -> None:
         from mmfm.distributed import assembled
+        from mmfm.evals.making import Asking
         from mmfm.evals.run import evaluate_run
         from mmfm.evals.suite_run import evaluate_suite
 
         self._require()
-        chosen = {name: value for name, value in vars(self).items() if value and name not in ("run", "suite", "ranks")}
+        others = ("run", "suite", "ranks", *MAKING)
+        chosen = {name: value for name, value in vars(self).items() if value and name not in others}
+        options = {name: value for name in ("rerank", "guidance") if (value := getattr(self, name)) != 1}
+        judges = tuple(name for word in self.judges for name in word.split(",") if name)
+        if not self.suite:
+            chosen["asking"] = Asking(judges=judges, tasks=self.tasks, most=self.make, options=options)
         with assembled(self.ranks, ["eval", *words_of(self)]) as ranks:
             if self.suite:
                 evaluate_suite(self.run, self.suite, **chosen, ranks=ranks)
@@ -118,9 +134,13 @@ class Evaluate:
                 evaluate_run(self.run, **chosen, ranks=ranks)
 
     def _require(self) -> None:
-        own = [f"--{name}" for name in ("data", "classes", "templates") if getattr(self, name)]
+        names = ("data", "classes", "templates", *MAKING)
+        own = [f"--{name}" for name in names if getattr(self, name) not in ((), "", 0, 1)]
         require(not self.suite or not own, f"{' and '.join(own)} and a suite do not go together: it declares its own")
         require(bool(self.suite) or not self.root, f"--root {self.root} is for suites; name one, or leave it out")
+
+
+MAKING = ("judges", "tasks", "make", "rerank", "guidance")
 
 
 @dataclass(frozen=True, kw_only=True)

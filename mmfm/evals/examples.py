@@ -1,4 +1,5 @@
-"""What a person looks at: some retrievals and writings of each task, hits and misses, with their pictures and sounds.
+"""What a person looks at: some retrievals, writings, drawings and sayings of each task, hits and misses, to be seen and
+heard.
 
 The choice is deterministic: half misses, half hits, each spread evenly over the split; where there are too few of one,
 more of the other. Pictures are the sample's own bytes, or a smaller JPEG where these are large; sounds are what the
@@ -18,13 +19,16 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from mmfm.data.example import Decode, read_example
-from mmfm.data.index import MODALITY
+from mmfm.config import Pixels
+from mmfm.data.example import Decode, contracts_of, read_example
+from mmfm.data.sample import last_part, modalities
+from mmfm.evals.making import Maker, Making, target_of
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
 from mmfm.evals.writing import correct, reference
-from mmfm.grammar import parse
+from mmfm.grammar import parse, parse_chain
 from mmfm.inputs.image import decode_image, resize
+from mmfm.interface import Made, Sound
 
 SHOWN = 12  # of each task
 ANSWERS = {"image": 5, "audio": 3, "text": 5}  # sounds weigh most
@@ -87,6 +91,32 @@ class Gallery:
             for place in pick(good, SHOWN)
         ]
 
+    def makings(self, task: str, making: Making) -> list[dict[str, Any]]:
+        """The things that were picked, each with what it was made of, what was read in it, and the sample's own."""
+        products, modality, model = making.products[task], target_of(task), self.model
+        assert isinstance(model, Maker)
+        shown = []
+        for place in pick(np.array([making.right(product) is not False for product in products], bool), SHOWN):
+            product = products[place]
+            made = model.decode(modality, product.ids, product.start)
+            key, own = self.split.keys[product.row], making.own.get(modality, {}).get(product.row)
+            src = made_uri(made)
+            sources = dict.fromkeys(name for name in parse_chain(task)[0].sources)
+            held = modalities(self.split.shards[self.split.places[product.row]].parts)
+            shown.append(
+                {
+                    "task": task,
+                    "sources": [self.sample(name, product.row) for name in sources],
+                    "made": {"modality": modality, "key": key, "caption": making.wanted[product.row] or "", "src": src},
+                    "start": made.start / made.rate_hz if isinstance(made, Sound) else 0.0,
+                    "read": product.read,
+                    "correct": making.right(product),
+                    "own": self.sample(modality, product.row) if modality in held - set(sources) else None,
+                    "own_read": {} if own is None else own.real,
+                }
+            )
+        return shown
+
     def item(self, side: Side, place: int) -> dict[str, str]:
         row = int(side.rows[place])
         if side.modality == "text":
@@ -103,12 +133,13 @@ class Gallery:
         """A data: URI; empty for text."""
         sample = self.split.shards[self.split.places[row]]
         if modality == "image":
-            kind, data = next((kind, data) for kind, data in sample.parts.items() if MODALITY.get(kind) == "image")
-            return picture_uri(kind, data)
-        if modality == "audio" and self.model.config.audio is not None:
+            part = last_part(sample, "image")
+            assert part is not None
+            return picture_uri(*part)
+        if modality == "audio" and (contracts := contracts_of(self.model.config, modality)):
             heard = read_example(sample, self.model.config, self.decode, wanted=("audio",)).audio
-            assert heard is not None
-            return sound_uri(heard, self.model.config.audio.sound.rate_hz)
+            assert heard is not None and not isinstance(contracts[0], Pixels)
+            return sound_uri(heard, contracts[0].rate_hz)
         return ""
 
 
@@ -122,6 +153,17 @@ def picture_uri(kind: str, data: bytes) -> str:
     out = io.BytesIO()
     Image.fromarray(small.permute(1, 2, 0).numpy()).save(out, "JPEG", quality=85)
     return data_uri("image/jpeg", out.getvalue())
+
+
+def made_uri(made: Made) -> str:
+    """A data: URI of what a model drew or said; empty for a text."""
+    if isinstance(made, Sound):
+        return sound_uri(made.wave, made.rate_hz)
+    if isinstance(made, str):
+        return ""
+    out = io.BytesIO()
+    made.save(out, "PNG")
+    return picture_uri("png", out.getvalue())
 
 
 def sound_uri(samples: Float[Tensor, " samples"], rate_hz: int) -> str:
@@ -140,10 +182,14 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def show(split: Split, model: Evaluable, retrieved: Sequence[Retrieved], decode: Decode) -> dict[str, Any]:
-    """The retrievals and writings of all tasks, as results.details.json holds them."""
+def show(
+    split: Split, model: Evaluable, retrieved: Sequence[Retrieved], decode: Decode, making: Making
+) -> dict[str, Any]:
+    """The retrievals, writings, drawings and sayings of all tasks, as results.details.json holds them."""
     gallery = Gallery(split=split, model=model, decode=decode)
+    made = [shown for task in making.products for shown in gallery.makings(task, making)]
     return {
         "retrievals": [shown for found in retrieved for shown in gallery.retrievals(found)],
         "writings": [shown for task in split.written for shown in gallery.writings(task)],
+        **({"makings": made} if made else {}),
     }

@@ -26,6 +26,7 @@ from mmfm.data.sources import open_shards
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.examples import show
+from mmfm.evals.making import Asking, Making, make_all
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
@@ -48,7 +49,7 @@ from mmfm.strict import from_json
 
 SPLITS = ("val", "test", "test-unseen")
 SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact", "psnr", "spectral_distance")
-BOOTSTRAP = Bootstrap()
+BOOTSTRAP, NOTHING = Bootstrap(), Asking()
 DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
 
@@ -65,6 +66,7 @@ class How:
     max_tokens: int = 32
     bootstrap: Bootstrap = BOOTSTRAP
     limit: int | None = None
+    asking: Asking = NOTHING
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -97,11 +99,13 @@ class _Scored:
     classified: dict[str, Classified]
     retrieved: list[Retrieved]
     coding: Coding
+    making: Making
 
     def figures(self) -> list[Figure]:
         classes = [figure for found in self.classified.values() for figure in found.figures]
         pairs = [figure for found in self.retrieved if len(found.asked) for figure in found.figures()]
-        return [*classes, *pairs, *writing_figures(self.split), *self.coding.figures]
+        written = writing_figures(self.split)
+        return [*classes, *pairs, *written, *self.coding.figures, *self.making.figures(self.split)]
 
 
 def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter, ranks: Ranks = ALONE) -> Scores:
@@ -115,7 +119,7 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
             return Scores(rows=[], details={})
         figures = scored.figures()
         rows = [row_of(split, figure, how.bootstrap) for figure in figures]
-        shown = show(scored.split, model, scored.retrieved, how.decode)
+        shown = show(scored.split, model, scored.retrieved, how.decode, scored.making)
     counts = {**scored.split.counts(), "without_class": int((scored.owned[: len(scored.split)] == NONE).sum())}
     details = {
         "source": spec,
@@ -192,7 +196,23 @@ def _score(
         classified=classified,
         retrieved=retrieve_all(split, model, ranks),
         coding=_coding(model, spec, how, watch, ranks),
+        making=make_all(
+            model,
+            split,
+            _wanted(split, classes, owned),
+            how.asking,
+            batch=how.batch,
+            decode=how.decode,
+            watch=watch,
+            ranks=ranks,
+        ),
     )
+
+
+def _wanted(split: Split, classes: Classes, owned: np.ndarray) -> list[str | None]:
+    """What a picture or sound of each sample should say: its class, else its text."""
+    named = zip(owned[: len(split)].tolist(), split.texts, strict=False)
+    return [text if place == NONE else classes.names[place] for place, text in named]
 
 
 def _coding(model: Evaluable, spec: str, how: How, watch: Watch, ranks: Ranks) -> Coding:
@@ -236,7 +256,7 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
     if split.shards.ignored:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
         lines.append(f"files that are not read: {kinds}")
-    lines += scored.coding.left_out
+    lines += [*scored.coding.left_out, *scored.making.left_out]
     if not reads(model):
         return lines
     if "text" not in model.modalities:
@@ -268,13 +288,15 @@ def evaluate_run(
     bootstrap: int | None = None,
     limit: int | None = None,
     step: int | None = None,
+    asking: Asking = NOTHING,
     console: Console | None = None,
     ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Evaluate a saved run on each SPEC or NAME=SPEC of `data` and write results.json and results.details.json.
 
     Without `data`: the splits beside the run's validation data. What is None, empty or 0 is as the run was configured.
-    `templates`: sentences with {} for the class's name, or files with one a line. `ranks` share the work, whose figures
+    `templates`: sentences with {} for the class's name, or files with one a line. `asking`: what is drawn and said, and
+    who judges it. `ranks` share the work, whose figures
     are the same to the bit for any number of them; the first prints, writes and returns, the others return nothing.
     """
     folder = Path(run_folder)
@@ -289,6 +311,7 @@ def evaluate_run(
         max_tokens=max_tokens,
         bootstrap=bootstrap,
         limit=limit,
+        asking=asking,
     )
     if how.classes is not None:
         read_lines(how.classes, "class")  # so that a mistake is told before the work

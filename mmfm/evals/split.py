@@ -120,8 +120,12 @@ class Split:
 
 
 def writing_tasks(model: Evaluable) -> list[str]:
-    """The tasks whose target is text; there is no score for others yet."""
-    return [task for task in model.tasks if parse(task).target == "text"]
+    """The tasks whose target can be compared with a sample's text; a continuation, and what is filled in, has no one
+    answer."""
+    tasks = {task: parse(task) for task in model.tasks}
+    return [
+        name for name, task in tasks.items() if task.target == "text" and "text" not in task.sources and not task.fill
+    ]
 
 
 def reads(model: Evaluable) -> set[str]:

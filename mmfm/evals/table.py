@@ -20,7 +20,7 @@ def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, An
     for column in ("value", "95 %", "chance", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        if row["metric"] in HEADLINES:
+        if row["metric"] in HEADLINES or "/" in row["metric"]:  # a judge's
             range_, chance = f"{row['low']:.3f}-{row['high']:.3f}", f"{row['chance']:.3g}"
             table.add_row(row["task"], row["metric"], f"{row['value']:.3f}", range_, chance, str(row["n"]))
     console.print(table)

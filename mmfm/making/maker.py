@@ -22,7 +22,6 @@ from mmfm.making.given import has_own
 from mmfm.making.hiding import Hide, masked, with_marks
 from mmfm.making.things import Made, Things, batch_of, rate_of, thing_of, whole_turns
 from mmfm.model import UnifiedModel
-from mmfm.tasks import rows_with
 
 
 class Coded(NamedTuple):
@@ -89,8 +88,8 @@ class Maker:
         if not task.fill and name not in task.sources:
             return self.written(task, batch, seeds.to(self.core.device), how)
         whole = with_halves(self.core, task, batch)
-        rows = rows_with(whole, task, embed=False)
-        if rows is None:
+        rows = holding(whole, task)
+        if len(rows) == 0:
             return []
         sources, items = without_last(of_rows(whole, rows), name)
         own = seeds.to(rows.device)[rows]
@@ -173,6 +172,18 @@ class Maker:
             return embed_items(self.core, name, self.batched(made).items[name])
 
         return nearness(found, embed)
+
+
+def holding(batch: Batch, task: Task) -> Int[Tensor, " n"]:
+    """The samples that hold all that the task names, its target too; rising."""
+    names = [name for name in (*task.sources, task.target) if name is not None]
+    every = torch.arange(batch.size, device=next(iter(batch.items.values())).rows.device)
+    for name in names:
+        if name not in batch.items:
+            return every[:0]
+        held = torch.bincount(batch.items[name].rows, minlength=batch.size)
+        every = every[held[every] >= task.mentions(name)]
+    return every
 
 
 def of_rows(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:

@@ -1,4 +1,4 @@
-"""Examples to look at and listen to: what was found for what, and what was written of what.
+"""Examples to look at and listen to: what was found for what, and what was written, drawn and said of what.
 
 Captions and media come from data: text is escaped by `tag`, and a src that is no inline picture or sound is not used.
 """
@@ -10,12 +10,12 @@ import re
 import struct
 import wave
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 
 from mmfm.evals.page.markup import Html, join, tag
-from mmfm.evals.page.record import Answer, Item, Retrieval, Split, Writing
+from mmfm.evals.page.record import Answer, Item, Making, Retrieval, Split, Writing
 from mmfm.evals.page.scores import shown
 
 BYTES = r";base64,[A-Za-z0-9+/=\s]+\Z"
@@ -166,10 +166,48 @@ def writings(task: str, split: Split, opened: bool) -> Html | None:
     return tag("details", heading, tag("ul", *map(_writing, found), class_="writings"), open=opened) if found else None
 
 
+def _making(making: Making) -> Html:
+    """What it was made of, what was made, and the sample's own, each with what was read in it."""
+    of = tag("div", *map(media, making.sources), _wanted(making), class_="query") if making.sources else None
+    state = None if making.correct is None else verdict(making.correct, "read right", "misread")
+    new = tag("span", f"new from {making.start:.2f} s on", class_="caption quiet") if making.start else None
+    made = tag("div", media(making.made), new, _readings(making.read), tag("span", state, class_="foot"), class_="made")
+    own = None
+    if making.own is not None:
+        name = tag("span", "the split's own", class_="caption quiet")
+        own = tag("div", media(making.own), name, _readings(making.own_read), class_="own")
+    arrow = tag("span", "→", class_="arrow quiet", aria_hidden="true") if of is not None else None
+    return tag("li", of, arrow, made, own, class_="making failed" if making.correct is False else "making fine")
+
+
+def _wanted(making: Making) -> Html | None:
+    """The caption, where it does not stand there as a text already."""
+    told = any(item.modality == "text" and item.caption == making.made.caption for item in making.sources)
+    return None if told or not making.made.caption else tag("span", making.made.caption, class_="caption")
+
+
+def _readings(read: Mapping[str, str]) -> Html | None:
+    lines = [
+        (tag("dt", f"{judge} reads"), tag("dd", text or tag("span", "(nothing)", class_="quiet")))
+        for judge, text in read.items()
+    ]
+    return tag("dl", *(part for line in lines for part in line), class_="readings") if lines else None
+
+
+def makings(task: str, split: Split, opened: bool) -> Html | None:
+    found = [making for making in split.makings if making.task == task]
+    good = sum(making.correct is True for making in found)
+    judged = any(making.correct is not None for making in found)
+    told = f"{good} read right, {len(found) - good} not" if judged else f"{len(found)} made, none judged"
+    listing = tag("ul", *map(_making, found), class_="makings")
+    return tag("details", _heading(task, split, told), listing, open=opened) if found else None
+
+
 def examples(splits: Sequence[Split]) -> list[Html]:
     """Every task with its splits, the first of them open."""
     found = dict.fromkeys((retrievals, example.task) for split in splits for example in split.retrievals)
     found |= dict.fromkeys((writings, example.task) for split in splits for example in split.writings)
+    found |= dict.fromkeys((makings, example.task) for split in splits for example in split.makings)
     return [
         tag("div", *(show(task, split, split is splits[0]) for split in splits), class_="examples")
         for show, task in found

@@ -69,6 +69,21 @@ class Writing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Making:
+    """What was drawn or said. start: seconds of a sound that repeat what was given. read: by judge, what is read in it;
+    own_read: in the sample's own. correct: None where nobody judged."""
+
+    task: str
+    sources: tuple[Item, ...]
+    made: Item
+    start: float
+    read: dict[str, str]
+    correct: bool | None
+    own: Item | None
+    own_read: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """`confusion`: for each task, (true class, predicted class, how often)."""
 
@@ -80,6 +95,7 @@ class Split:
     confusion: dict[str, tuple[tuple[int, int, int], ...]]
     retrievals: tuple[Retrieval, ...]
     writings: tuple[Writing, ...]
+    makings: tuple[Making, ...]
     left_out: tuple[str, ...]
 
 
@@ -237,6 +253,7 @@ def _splits(splits: Any) -> list[Split]:
             confusion={task: tuple(map(_cell, cells)) for task, cells in split.get("confusion", {}).items()},
             retrievals=tuple(map(_retrieval, split.get("retrievals", ()))),
             writings=tuple(map(_writing, split.get("writings", ()))),
+            makings=tuple(map(_making, split.get("makings", ()))),
             left_out=tuple(map(str, split.get("left_out", ()))),
         )
         for name, split in sorted(splits.items(), key=lambda item: headline_first(item[0]))
@@ -263,6 +280,20 @@ def _retrieval(retrieval: Any) -> Retrieval:
         for answer in retrieval["answers"]
     ]
     return Retrieval(task=str(retrieval["task"]), query=_item(retrieval["query"]), answers=tuple(answers))
+
+
+def _making(making: Any) -> Making:
+    own, correct = making.get("own"), making.get("correct")
+    return Making(
+        task=str(making["task"]),
+        sources=tuple(map(_item, making.get("sources", ()))),
+        made=_item(making["made"]),
+        start=number(making.get("start")) or 0.0,
+        read={str(judge): str(text) for judge, text in making.get("read", {}).items()},
+        correct=None if correct is None else bool(correct),
+        own=_item(own) if own else None,
+        own_read={str(judge): str(text) for judge, text in making.get("own_read", {}).items()},
+    )
 
 
 def _writing(writing: Any) -> Writing:

@@ -17,6 +17,8 @@ KEY_FIGURES = (
     ("audio->image", "R@1", "right image first"),
     ("image>text", "exact", "written exactly"),
     ("audio>text", "WER", "words wrong"),
+    ("text>image", "digits/read", "drawings read right"),
+    ("text>audio", "speech/read", "spoken so that it is understood"),
 )
 MEANINGS = {
     "acc@1": "right at the first guess",
@@ -30,6 +32,9 @@ MEANINGS = {
     "cer": "letter errors per letter; lower is better",
     "median rank": "of the first match; lower is better",
     "bits per byte": "lower is better",
+    "read": "a judge reads the right name",
+    "read real": "the same judge, in the split's own",
+    "read decoded": "in the split's own, decoded of their codes",
     "psnr": "dB between a picture and what is decoded of its codes",
     "ssim": "likeness of structure; 1 is the same picture",
     "stoi": "short-time objective intelligibility; 1 is the same speech",
@@ -39,7 +44,7 @@ MEANINGS = {
     "codes used": "of all codes of the book, those that occur",
 }
 LEADING = ("acc@1", "r@1", "exact", "wer", "bits per byte")  # metrics worth a curve over training
-CHART_GROUPS = ("Zero-shot classification", "Retrieval", "Writing")
+CHART_GROUPS = ("Zero-shot classification", "Retrieval", "Writing", "Drawing and speaking, as judges read it")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 PERCENT = Axis(low=0.0, high=1.0, ticks=(0.0, 0.25, 0.5, 0.75, 1.0))
 
@@ -124,7 +129,7 @@ def tiles(run: Run, rows: Sequence[Row]) -> Html:
 def _tile(run: Run, found: Sequence[Row], words: str, order: Sequence[str]) -> Html:
     first, *others = sorted(found, key=lambda row: order.index(row.split))
     axis = axis_of(found)
-    lower = "lower is better" if "lower" in MEANINGS.get(plain(first.metric), "") else None
+    lower = "lower is better" if "lower" in MEANINGS.get(plain(first.metric.rpartition("/")[2]), "") else None
     note = "the two never met in training" if never_met(run, first.task) else lower
     chance = "" if first.chance is None else f", chance {show(first.metric, first.chance)}"
     return tag(
@@ -153,6 +158,8 @@ def spoken(row: Row) -> str:
 
 
 def kind_of(row: Row) -> str:
+    if "/" in row.metric:
+        return CHART_GROUPS[3]
     if "->" not in row.task:
         return "Writing"
     return "Retrieval" if row.metric.startswith("R@") or "rank" in row.metric else "Zero-shot classification"
@@ -202,7 +209,7 @@ def _metric(metric: str, rows: Sequence[Row], marks: dict[str, int], shared: Axi
     same = sorted((row for row in rows if row.metric == metric), key=lambda row: marks[row.split])
     axis = shared if is_share(metric) else axis_of(same)
     scale = "" if axis is shared else f"; drawn from {axis.low:g} to {axis.high:g}"
-    meaning = tag("span", MEANINGS.get(plain(metric), "") + scale, class_="quiet")
+    meaning = tag("span", MEANINGS.get(plain(metric.rpartition("/")[2]), "") + scale, class_="quiet")
     heading = tag("tr", tag("th", label(metric), " ", meaning, colspan=3, scope="rowgroup"))
     return tag("tbody", heading, *(_lane_row(row, axis, marks[row.split]) for row in same))
 

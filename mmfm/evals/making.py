@@ -1,0 +1,276 @@
+"""What a model draws and says on a split, and what judges read in it: beside what they read in the split's own
+pictures and sounds, and in these once they have been through the codec and back.
+
+Each sample has a seed of its own, its place among those that are read, so that nothing depends on ranks or batches.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmfm.batch import Batch
+from mmfm.config import Run, UserError, require
+from mmfm.data.example import Decode, Example, collate, read_example
+from mmfm.data.sample import Sample, modalities
+from mmfm.distributed import Ranks
+from mmfm.evals.judges.contract import Judge
+from mmfm.evals.judges.figures import read_right, word_errors
+from mmfm.evals.metrics import Figure, normalised
+from mmfm.evals.share import shared
+from mmfm.evals.split import Evaluable, Split, Watch, device_of, slices, spread
+from mmfm.grammar import Task, parse_chain
+from mmfm.interface import Coded, Made, Sound
+from mmfm.making.things import picture_of, rate_of
+
+MOST = 256  # things of each task, unless said otherwise
+HALF = {"image": "right", "audio": 0.5}  # of what is to be filled in, hidden
+KINDS = ("read", "read real", "read decoded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What is to be made: of each task for at most `most` samples. options: as `Interface.generate` takes them."""
+
+    judges: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()  # the run's own that draw or say something, where none is named
+    most: int = 0  # 0: MOST with judges or tasks, else nothing
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.most >= 0, f"--make {self.most} must not be negative; 0: {MOST} where judges or tasks are named")
+        wanted = self.judges or self.tasks or self.most
+        names = " and ".join(f"--{name}" for name in self.options)
+        require(bool(wanted) or not self.options, f"{names} says how things are made; say what: --judges or --make")
+
+    @property
+    def count(self) -> int:
+        return self.most or (MOST if self.judges or self.tasks else 0)
+
+
+@runtime_checkable
+class Maker(Evaluable, Protocol):
+    """What is asked of a model besides."""
+
+    run: Run
+
+    def make(self, task: str, batch: Batch, *, seeds: Tensor, hide: Any = None, **options: Any) -> list[Coded]: ...
+    def encode(self, modality: str, thing: Any) -> list[int]: ...
+    def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made: ...
+
+
+class Product(NamedTuple):
+    """What was made for a sample, and what each judge reads in it."""
+
+    row: int
+    ids: list[int]
+    start: int
+    read: dict[str, str]
+
+
+class Own(NamedTuple):
+    """What each judge reads in a sample's own picture or sound: as it is, and decoded of its codes."""
+
+    row: int
+    real: dict[str, str]
+    decoded: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows."""
+
+    products: dict[str, list[Product]] = field(default_factory=dict)
+    own: dict[str, dict[int, Own]] = field(default_factory=dict)
+    wanted: tuple[str | None, ...] = ()
+    left_out: list[str] = field(default_factory=list)
+
+    def right(self, product: Product) -> bool | None:
+        """Whether some judge reads what should be read; None where there is no judge, or nothing to compare with."""
+        wanted = self.wanted[product.row]
+        if wanted is None or not product.read:
+            return None
+        return any(normalised(text) == normalised(wanted) for text in product.read.values())
+
+    def figures(self, split: Split) -> list[Figure]:
+        found = []
+        for task, products in self.products.items():
+            known = [product for product in products if self.wanted[product.row] is not None]
+            own = self.own.get(target_of(task), {})
+            mine = [own[product.row] for product in known if product.row in own]
+            for judge in known[0].read if known else ():
+                rows = [(item.row, item.read[judge]) for item in known]
+                found += self._read(split, task, judge, KINDS[0], rows, errors=target_of(task) == "audio")
+                for kind, parts in zip(KINDS[1:], ("real", "decoded"), strict=True):
+                    found += self._read(split, task, judge, kind, [(o.row, getattr(o, parts)[judge]) for o in mine])
+        return found
+
+    def _read(
+        self, split: Split, task: str, judge: str, kind: str, rows: Sequence[tuple[int, str]], errors: bool = False
+    ) -> list[Figure]:
+        """Right readings; of sounds also wrong words."""
+        if not rows:
+            return []
+        wanted, names = [normalised(self.wanted[row] or "") for row, _ in rows], split.names([row for row, _ in rows])
+        heard = [normalised(text) for _, text in rows]
+        figures = [replace(read_right(task, judge, wanted, heard, names), metric=f"{judge}/{kind}")]
+        return figures + ([word_errors(task, judge, wanted, heard, names)] if errors else [])
+
+
+def target_of(task: str) -> str:
+    return str(parse_chain(task)[-1].target)
+
+
+def make_all(
+    model: Evaluable,
+    split: Split,
+    wanted: Sequence[str | None],
+    asking: Asking,
+    *,
+    batch: int,
+    decode: Decode,
+    watch: Watch,
+    ranks: Ranks,
+) -> Making:
+    """Every task's things for samples that are spread over the split; whole batches of them are dealt to ranks."""
+    if not asking.count:
+        return Making()
+    if not isinstance(model, Maker):
+        raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --make out")
+    tasks = asking.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
+    require(bool(tasks), f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges out")
+    judges = judges_of(asking.judges, {target_of(task) for task in tasks})
+    held = _held(split)
+    maker = _Maker(model=model, split=split, judges=judges, decode=decode, options=asking.options)
+    making = Making(wanted=tuple(wanted))
+    for task in tasks:
+        rows, lacking = _rows(parse_chain(task)[0], held, asking.count)
+        if not rows:
+            making.left_out.append(f"{task}: no sample has {lacking}, so nothing was made")
+            continue
+        pieces = [rows[part] for part in slices(len(rows), batch)]
+        found = shared(pieces, maker.work(task), ranks, pack=_plain, unpack=_products, watch=watch)
+        making.products[task] = [product for part in found for product in part]
+        least = len(making.products[task])
+        making.left_out.append(f"{task}: made for {least} of the {len(split)} samples")
+    for name in dict.fromkeys(map(target_of, making.products)):
+        rows = sorted({p.row for task, some in making.products.items() if target_of(task) == name for p in some})
+        rows = [row for row in rows if name in held[row]] if judges.get(name) else []
+        pieces = [rows[part] for part in slices(len(rows), batch)]
+        own = shared(pieces, maker.own(name), ranks, pack=_plain, unpack=_owns, watch=watch)
+        making.own[name] = {item.row: item for part in own for item in part}
+    return making
+
+
+def judges_of(names: Sequence[str], targets: set[str]) -> dict[str, list[Judge]]:
+    """By what they read. UserError: one that reads nothing that is made."""
+    if not names:
+        return {}
+    from mmfm.evals.judges.choose import judge  # sklearn and transformers, which are slow to import
+
+    found: dict[str, list[Judge]] = {}
+    for name in names:
+        made = judge(name)
+        told = f"the judge {name!r} reads {made.of}, and these tasks make {' and '.join(sorted(targets))}; leave it out"
+        require(made.of in targets, told)
+        found.setdefault(made.of, []).append(made)
+    return found
+
+
+def _held(split: Split) -> list[set[str]]:
+    """What each row's sample has."""
+    held = []
+    for row in range(len(split)):
+        has = modalities(split.shards[split.places[row]].parts) - {"text"}
+        text = {"text"} if split.texts[row] is not None else set()
+        held.append(set() if row in split.bad else has | text)
+    return held
+
+
+def _rows(task: Task, held: Sequence[set[str]], most: int) -> tuple[list[int], str]:
+    """At most so many rows that have all that is read, and what should be made too where there are such; and what
+    is lacking where there are none."""
+    needs = {*task.sources, *([str(task.target)] if task.fill or task.target in task.sources else [])}
+    able = [row for row, has in enumerate(held) if needs <= has]
+    whole = [row for row in able if str(task.target) in held[row]]
+    rows = whole or able
+    return [rows[place] for place in spread(len(rows), most)], " and ".join(sorted(needs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    model: Maker
+    split: Split
+    judges: dict[str, list[Judge]]
+    decode: Decode
+    options: Mapping[str, Any]
+
+    def work(self, task: str) -> Callable[[list[int]], list[Product]]:
+        """Of rows: what is made for them, and read."""
+        links, modality = parse_chain(task), target_of(task)
+        hide = HALF[str(links[0].target)] if links[0].fill else None
+
+        def make(rows: list[int]) -> list[Product]:
+            batch = collate([self.example(row) for row in rows], self.model.tokenizer).to(device_of(self.model))
+            made = self.model.make(task, batch, seeds=torch.tensor(rows), hide=hide, **self.options)
+            things = [self.model.decode(modality, item.ids, item.start) for item in made]
+            read = self.read(modality, things)
+            return [Product(rows[c.row], c.ids, c.start, text) for c, text in zip(made, read, strict=True)]
+
+        return make
+
+    def own(self, modality: str) -> Callable[[list[int]], list[Own]]:
+        """Of rows: what is read in their own pictures or sounds."""
+
+        def judge(rows: list[int]) -> list[Own]:
+            things = [self.real(modality, row) for row in rows]
+            back = [self.model.decode(modality, self.model.encode(modality, thing)) for thing in things]
+            read = zip(rows, self.read(modality, things), self.read(modality, back), strict=True)
+            return [Own(*each) for each in read]
+
+        return judge
+
+    def example(self, row: int) -> Example:
+        return read_example(self.sample(row), self.model.config, self.decode)
+
+    def sample(self, row: int) -> Sample:
+        return self.split.shards[self.split.places[row]]
+
+    def real(self, modality: str, row: int) -> Made:
+        """The sample's own, at the codec's size or rate."""
+        example = self.example(row)
+        x = example.raw.get(modality, getattr(example, modality))
+        assert x is not None
+        return picture_of(x) if modality == "image" else Sound(x, rate_of(self.model.run))
+
+    def read(self, modality: str, things: Sequence[Made]) -> list[dict[str, str]]:
+        """Of each thing what each judge reads."""
+        judges = self.judges.get(modality, [])
+        sounds = [thing for thing in things if isinstance(thing, Sound)]
+        tensors = [sound.wave for sound in sounds] or [_pixels(thing) for thing in things]
+        rate_hz = sounds[0].rate_hz if sounds else 0
+        texts = {judge.name: judge.read(tensors, rate_hz) for judge in judges}
+        return [{name: read[at] for name, read in texts.items()} for at in range(len(things))]
+
+
+def _pixels(thing: Made) -> Tensor:
+    """uint8 [channels, height, width]"""
+    assert isinstance(thing, Image.Image)
+    x = torch.from_numpy(np.array(thing))
+    return x[None] if x.ndim == 2 else x.permute(2, 0, 1)
+
+
+def _plain(items: Sequence[Product] | Sequence[Own]) -> list[list[Any]]:
+    return [list(item) for item in items]
+
+
+def _products(tree: list[list[Any]]) -> list[Product]:
+    return [Product(*item) for item in tree]
+
+
+def _owns(tree: list[list[Any]]) -> list[Own]:
+    return [Own(*item) for item in tree]
