@@ -1,0 +1,13 @@
+"""Arm "spans": filled in, three places masked together."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+from mmfm.config import Run
+
+TEXT = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "text.py"))
+
+
+def config() -> Run:
+    return replace(TEXT["filled"](span=3), name="text-spans")
