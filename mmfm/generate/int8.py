@@ -28,6 +28,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self.packed: Any = None
+        self.parts: dict[tuple[range, tuple[int, ...]], Int8Linear] = {}
 
     @staticmethod
     def of(weight: Float[Tensor, "out width"], bias: Tensor | None = None) -> "Int8Linear":
@@ -36,9 +37,13 @@ class Int8Linear(nn.Module):
         rounded = (weight / scale[:, None]).round().to(torch.int8)
         return Int8Linear(rounded, scale, None if bias is None else bias.detach().float())
 
-    def rows(self, index: Int[Tensor, " rows"]) -> "Int8Linear":
-        """These outputs alone."""
-        return Int8Linear(self.weight[index], self.scale[index], None if self.bias is None else self.bias[index])
+    def rows(self, span: range, more: tuple[int, ...] = ()) -> "Int8Linear":
+        """These outputs alone; packed once, whoever asks."""
+        if (span, more) not in self.parts:
+            index = torch.tensor([*span, *more])
+            bias = None if self.bias is None else self.bias[index]
+            self.parts[span, more] = Int8Linear(self.weight[index], self.scale[index], bias)
+        return self.parts[span, more]
 
     def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any out"]:
         if self.packed is None:
@@ -46,7 +51,7 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic.default(x, self.packed)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": None}
+        return {**self.__dict__, "packed": None, "parts": {}}
 
 
 def _pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:

@@ -90,10 +90,11 @@ class Scorer:
     def of(model: UnifiedModel, target: str, book: range, may_end: bool) -> "Scorer":
         start, end = model.vocabulary.span(target).start, model.vocabulary.end
         rows = range(start + book.start, start + book.stop)
-        ids = torch.tensor([*rows, *([end] if may_end else [])], device=model.device)
+        ends = (end,) if may_end else ()
+        ids = torch.cat([torch.arange(rows.start, rows.stop), torch.tensor(ends, dtype=torch.int64)]).to(model.device)
         common = {"first": book.start, "size": len(book), "ids": ids}
         if isinstance(model.output, Int8Linear):
-            return Scorer(table=model.output.rows(ids), end=None, **common)
+            return Scorer(table=model.output.rows(rows, ends), end=None, **common)
         weight = model.embedding.weight if model.output is None else model.output.weight
         if torch.is_autocast_enabled(weight.device.type):  # else the rows are cast anew at every step
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
