@@ -6,7 +6,7 @@ from typing import Any, no_type_check
 
 from transformers import PreTrainedConfig
 
-from mmfm.config import Data, Model, Run, Tower, require
+from mmfm.config import Data, KnownCodec, Model, Run, Tower, require
 from mmfm.hf.stub import Foreign, auto_map, write_stub
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel, build
@@ -100,11 +100,12 @@ def _public(run: Run) -> Run:
 
 def _unplaced(model: Model) -> Model:
     """Without the paths of folders: all that they gave is in the weights."""
-    parts = {name: _without_paths(getattr(model, name)) for name in ("image", "audio", "text", "trunk")}
+    names = ("image", "audio", "text", "trunk", "image_codec", "audio_codec")
+    parts = {name: _without_paths(getattr(model, name)) for name in names}
     return dataclasses.replace(model, tokenizer="bytes", **parts)
 
 
 def _without_paths(part: Any) -> Any:
-    if part is None:
-        return None
+    if part is None or isinstance(part, KnownCodec):
+        return part
     return dataclasses.replace(part, **({"keep_tokens": ""} if isinstance(part, Tower) else {"weights": ""}))

@@ -100,7 +100,9 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
             return Items(x=ids, keep=keep, rows=rows)
         span = self.vocabulary.span("text")
         is_text = (x >= span.start) & (x < span.stop)
-        return Items(x=(x - span.start) * is_text, keep=keep & is_text, rows=rows)
+        keep = keep & is_text
+        order = (~keep).long().argsort(dim=1, stable=True)  # what is real comes first: padding is cut from the end
+        return Items(x=((x - span.start) * is_text).gather(1, order), keep=keep.gather(1, order), rows=rows)
 
 
 class MMFMModel(MMFMPreTrainedModel):
