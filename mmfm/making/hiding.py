@@ -20,6 +20,7 @@ from mmfm.layers import mix, uniform
 Hide = str | float | None
 SIDES = ("left", "right", "top", "bottom")
 MARK = "_"
+TINY = 1e-9  # seconds
 DRAWN = 7  # tells these draws from others of the same seed
 HOW = {
     "image": f"a fraction such as 0.5, or one of {', '.join(SIDES)}",
@@ -81,7 +82,7 @@ def within(hide: str, codec: Codec, rate_hz: int, places: int) -> Bool[Tensor, "
     assert span is not None
     turn = codec.step_samples / rate_hz
     starts = torch.arange(places, dtype=torch.float64) // books * turn
-    found = (starts < span[1]) & (starts + turn > span[0])
+    found = (starts < span[1] - TINY) & (starts + turn > span[0] + TINY)
     told = f"hide={hide!r} lies outside a sound of {places // books * turn:.2f} s; give seconds within"
     require(bool(found.any()), told)
     return found
