@@ -2,6 +2,7 @@
 and a checkpoint plug-in that keeps Lightning's own state as safetensors and JSON.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,17 @@ class StreamData(L.LightningDataModule):
     when something asks for `estimated_stepping_batches`.
     """
 
-    def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
+    def __init__(self, run: Run, tokenizer: Tokenizer, codecs: Mapping[str, str] | None = None) -> None:
+        """codecs: of those whose stored codes may be read, by modality, their fingerprints."""
         super().__init__()
-        self.run, self.tokenizer = run, tokenizer
+        self.run, self.tokenizer, self.codecs = run, tokenizer, codecs
         self.stream: TrainStream | None = None
         self.start = 0
 
     def open(self) -> TrainStream:
         if self.stream is None:
-            self.stream = TrainStream(self.run, self.tokenizer, rank=0, world=self.run.devices, start=self.start)
+            how = {"rank": 0, "world": self.run.devices, "start": self.start, "codecs": self.codecs}
+            self.stream = TrainStream(self.run, self.tokenizer, **how)
         return self.stream
 
     def setup(self, stage: str) -> None:

@@ -33,8 +33,10 @@ from mmfm.checkpoint import (
     steps_of,
     sweep,
 )
+from mmfm.codecs.fingerprint import fingerprint
 from mmfm.config import Run, UserError, require
 from mmfm.distributed import first_process, leave
+from mmfm.grammar import parse_writing
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel, build
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
@@ -70,7 +72,7 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
     torch.manual_seed(run.seed)
     run, tokenizer, model = _model(run, start)
     module = JointModule(run, model)
-    data, files = StreamData(run, tokenizer), FolderCheckpoints(run, tokenizer)
+    data, files = StreamData(run, tokenizer, fingerprints(run, model)), FolderCheckpoints(run, tokenizer)
     data.open()  # what is wrong with the data is said before anything is written
     if first_process():
         _make_way(run, start)
@@ -83,6 +85,12 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
         trainer.fit(module, data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero:  # what all ranks know is said by the first; the others end in peace
         _tell(run, trainer, module, agree)
+
+
+def fingerprints(run: Run, model: UnifiedModel) -> dict[str, str]:
+    """Of the codecs that are only used: what one of them has stored need not be made again."""
+    wanted = {parse_writing(item.task).target for item in run.write} - {item.modality for item in run.reconstruct}
+    return {name: fingerprint(model.codecs[name], cfg) for name, cfg in run.model.codecs.items() if name in wanted}
 
 
 def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:

@@ -6,6 +6,7 @@ import json
 import tarfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from mmfm import checkpoint
 from mmfm.__main__ import main
 from mmfm.codecs import make_codec
 from mmfm.codecs.fingerprint import fingerprint
-from mmfm.config import AudioCodec, ImageCodec, Mel, UserError
+from mmfm.config import AudioCodec, Augment, Data, ImageCodec, Mel, Source, UserError, Write
 from mmfm.data.codes import MANIFEST, codecs_said, packed, require_own, stored_codes
 from mmfm.data.encode import Coder, coders_of, decoded, encode, padded
 from mmfm.data.example import Decode
 from mmfm.data.sample import Sample
 from mmfm.data.servers import Absent
 from mmfm.data.shards import Shards
+from mmfm.data.stream import TrainStream
 from mmfm.data.writer import Item, write_shard
 from mmfm.inputs import BadSample
 from mmfm.inputs.text import load_tokenizer
@@ -342,3 +344,58 @@ def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert main(["data", "encode", str(tmp_path / "plain"), str(shards), str(tmp_path / "none")]) == 2
     assert "this run has no codec" in capsys.readouterr().err
+
+
+def stream_of(folder: Path, codecs: dict[str, str], **changes: object) -> TrainStream:
+    """Of the pictures alone, two a step."""
+    run = toy_run(
+        model=toy_config(image_codec=PICTURES),
+        data=Data(train=(Source(shards=str(folder), provides=("image", "text")),), batch=2, workers=0, most_bad=1.0),
+        write=(Write(task="text>image"),),
+    )
+    run = replace(run, data=replace(run.data, **changes))
+    return TrainStream(run, load_tokenizer("bytes"), rank=0, world=1, codecs=codecs)
+
+
+def test_training_reads_what_is_stored(shards: Path, tmp_path: Path) -> None:
+    """What the codec would make of the pictures; nothing where there is none to compare with, or none is stored."""
+    made = coders()
+    run(made, shards, tmp_path / "out")
+    codec, mine = made["image"].codec, {"image": made["image"].print}
+    batch = next(iter(stream_of(tmp_path / "out", mine)))
+    items = batch.items["image"]
+    assert items.written is not None
+    with torch.no_grad():
+        assert torch.equal(items.written.ids, codec.encode(items.x, items.keep).ids)
+    assert items.written.keep.all()
+    assert next(iter(stream_of(tmp_path / "out", {}))).items["image"].written is None
+    assert next(iter(stream_of(shards, mine))).items["image"].written is None
+
+
+def test_training_refuses_another_codecs_codes(shards: Path, tmp_path: Path) -> None:
+    """And parts of pictures, which whole pictures' codes do not stand for."""
+    run(coders(), shards, tmp_path / "out")
+    with pytest.raises(UserError, match=r"has image codes of another codec \(.*; this run's is 0123\)"):
+        stream_of(tmp_path / "out", {"image": "0123"})
+    mine = {"image": coders()["image"].print}
+    with pytest.raises(UserError, match="stored image codes are of whole items, and crop, mirror or crop_seconds take"):
+        stream_of(tmp_path / "out", mine, augment=Augment(mirror=True))
+
+
+def test_a_sample_without_its_codes_is_bad(shards: Path, tmp_path: Path) -> None:
+    """Where the others have some: it is left out, and counted."""
+    made = coders()
+    run(made, shards, tmp_path / "out")
+    (tmp_path / "bare").mkdir()
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        samples = [sample for sample in Shards([path]) if "png" in sample.parts]
+        kept = [
+            {k: v for k, v in sample.parts.items() if k != "imagecodes.npy" or at} for at, sample in enumerate(samples)
+        ]
+        write_shard(tmp_path / "bare" / path.name, [Item(s.key, p) for s, p in zip(samples, kept, strict=True)])
+    (tmp_path / "bare" / MANIFEST).write_bytes((tmp_path / "out" / MANIFEST).read_bytes())
+    stream = stream_of(tmp_path / "bare", {"image": made["image"].print})
+    batches = [batch for _, batch in zip(range(4), stream, strict=False)]
+    assert all(batch.items["image"].written is not None for batch in batches)
+    skipped = [json.loads(line) for line in stream.health.skipped()]
+    assert skipped and {line["code"] for line in skipped} == {"codes_missing"}

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mmfm import config
 from mmfm.batch import NO_TEXT, Batch, Ids, Items, Raw
 from mmfm.config import MODALITIES
+from mmfm.data.codes import stored_codes
 from mmfm.data.documents import Example, joined, own_draws, steps_of
 from mmfm.data.index import MODALITY, numbered
 from mmfm.data.sample import Sample, meta_of, text_of
@@ -22,6 +23,7 @@ from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.image import picture
 from mmfm.inputs.text import Tokenizer
+from mmfm.vocabulary import Form
 
 OF_ITEMS = len(MODALITIES) * DRAWS  # a position's draws: first those of its items, then these two
 TEXT_DRAW, CROP_DRAW = OF_ITEMS, OF_ITEMS + 1
@@ -37,6 +39,7 @@ class Decode:
     exact: bool = False
     crop: float = 0.0  # of pictures, in training
     mirror: bool = False
+    codes: tuple[str, ...] = ()  # modalities whose stored codes are read, and not made anew by the codec
 
     @property
     def random(self) -> bool:
@@ -83,10 +86,21 @@ def _step(
                 continue
             values[name], *others = [_decoded(named[name], contract, decode, draws) for contract in contracts]
             raw |= dict(zip([name], others, strict=False))
+        codes = {name: _codes(sample, model, name) for name in decode.codes if name in values}
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
     text = text_of(sample) if "text" in wanted else None
-    return Example(key=sample.key, image=values.get("image"), audio=values.get("audio"), text=text, raw=raw)
+    image, audio = values.get("image"), values.get("audio")
+    return Example(key=sample.key, image=image, audio=audio, text=text, raw=raw, codes=codes)
+
+
+def _codes(sample: Sample, model: config.Model, name: str) -> Int[Tensor, " t"]:
+    """Those that `mmfm data encode` has stored."""
+    codec = model.codecs[name]
+    found = stored_codes(sample, name, Form(codec.sizes, codec.length))
+    if found is None:
+        raise BadSample("codes_missing", f"{sample.where} has no stored codes of its {name}; encode the shards again")
+    return found
 
 
 def contracts_of(model: config.Model, name: str) -> list[config.Pixels | config.Sound]:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -22,10 +22,12 @@ from mmfm import config
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
+from mmfm.data.codes import require_own
 from mmfm.data.documents import joined
 from mmfm.data.example import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example
 from mmfm.data.health import Bad, Health
-from mmfm.data.index import MODALITY
+from mmfm.data.index import CODES, MODALITY
+from mmfm.data.remote import Store
 from mmfm.data.sample import modalities, text_of
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
@@ -70,10 +72,11 @@ class Asks(NamedTuple):
     plain: tuple[str, ...]
 
 
-def asks_of(source: config.Source) -> Asks:
+def asks_of(source: config.Source, codes: Sequence[str] = ()) -> Asks:
     wanted = source.provides
+    stored = {CODES[name] for name in codes}
     return Asks(
-        names=frozenset(name for name, modality in MODALITY.items() if modality in wanted) | {"json"},
+        names=frozenset(name for name, modality in MODALITY.items() if modality in wanted) | {"json"} | stored,
         must=frozenset(wanted) - {"text"},
         plain=tuple(name for name in wanted if name != "text" or not source.texts),
     )
@@ -90,6 +93,7 @@ class Plan(Dataset):
     rank: int
     world: int
     cache: Cache
+    codes: tuple[str, ...] = ()  # modalities whose codes are stored in the shards
 
     def __getitem__(self, number: int) -> Loaded | UserError | OSError:
         try:
@@ -191,11 +195,21 @@ class Plan(Dataset):
 
     @cached_property
     def _decode(self) -> Decode:
-        return decode_of(self.run.data)
+        return replace(decode_of(self.run.data), codes=self.codes)
 
     @cached_property
     def _asks(self) -> tuple[Asks, ...]:
-        return tuple(asks_of(source) for source in self.run.data.train)
+        return tuple(asks_of(source, self.codes) for source in self.run.data.train)
+
+
+def stored(modality: str, fingerprint: str, data: config.Data, sources: Sequence[Shards]) -> bool:
+    """Whether the shards that provide this modality hold its codes, which must be this codec's."""
+    held = [shards for source, shards in zip(data.train, sources, strict=True) if modality in source.provides]
+    text = Store(data.store).text if any(shards.remote for shards in held) else None
+    found = require_own((place for shards in held for place in shards.places), modality, fingerprint, text)
+    told = f"stored {modality} codes are of whole items, and crop, mirror or crop_seconds take parts: set them to 0"
+    require(not (found and decode_of(data).random), f"{told}, or use shards without codes")
+    return found
 
 
 class TrainStream:
@@ -206,7 +220,17 @@ class TrainStream:
     what their source declares than may be bad.
     """
 
-    def __init__(self, run: config.Run, tokenizer: Tokenizer, *, rank: int, world: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        run: config.Run,
+        tokenizer: Tokenizer,
+        *,
+        rank: int,
+        world: int,
+        start: int = 0,
+        codecs: Mapping[str, str] | None = None,
+    ) -> None:
+        """codecs: by modality, the fingerprints of those whose codes are wanted; stored ones must be theirs."""
         data = run.data
         require(bool(data.train), "Data.train is empty; list at least one Source")
         require(data.batch % world == 0, f"Data.batch={data.batch} is no multiple of the {world} ranks; change either")
@@ -226,7 +250,8 @@ class TrainStream:
             unit=data.batch if data.unit == "batch" else 1,
         )
         parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": turns, "rank": rank, "world": world}
-        self.plan = Plan(**parts, cache=Cache(data.cache_mb))
+        codes = tuple(name for name, found in (codecs or {}).items() if stored(name, found, data, sources))
+        self.plan = Plan(**parts, cache=Cache(data.cache_mb), codes=codes)
         self.health = Health([source.label for source in data.train], data.most_bad)
         self.consumed = start
 

@@ -24,6 +24,7 @@ CODES = {
     "json_no_object": "a .json that holds no object",
     "label_no_number": "a .cls that is no whole number",
     "codes_damaged": "stored codes that are no row of whole numbers, or not as many as a whole item has",
+    "codes_missing": "no stored codes where the other samples of the shards have some",
     "codes_outside": "stored codes outside the range of their codec",
     "part_too_big": "a file of more bytes than a part of a sample may have",
     "empty_sample": "a sample without picture, sound and text",
