@@ -31,7 +31,7 @@ from mmfm.grammar import parse
 from mmfm.inputs.text import load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import UnifiedModel, build
-from tests.toys import TEXT_IDS, padded, toy_batch, toy_config, toy_model
+from tests.toys import padded, toy_batch, toy_config, toy_model
 
 ALONE = parse("text~")
 CODEC = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
@@ -75,7 +75,7 @@ def test_the_mean_of_the_draws_is_the_mean_of_all_orders(draws: int) -> None:
     size = 3_000
     nats = filling_nats(model, ALONE, texts(ids.repeat(size, 1)), draws=draws, seeds=torch.arange(size))
     error = float(nats.std()) / math.sqrt(size)
-    assert abs(float(nats.mean()) - exact) < 4 * error < 0.1
+    assert abs(float(nats.mean()) - exact) < 4 * error < 0.15
 
 
 def test_it_bounds_the_likelihood() -> None:
@@ -164,7 +164,7 @@ def test_right_ids_are_counted() -> None:
 
 
 def test_codes_of_books_are_filled_in_their_turns() -> None:
-    """Pictures of two books: what is likeliest in the whole table does not count where only the other book may stand."""
+    """Pictures of two books: what is likeliest of all does not count where only the other book may stand."""
     model = toy_model(image_codec=CODEC)
     form = replace(model.forms["image"], sizes=(4, 5), length=0)
     model.forms["image"] = form
