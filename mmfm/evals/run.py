@@ -26,6 +26,7 @@ from mmfm.data.sources import open_shards
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.examples import show
+from mmfm.evals.filling import Filling, fill_split
 from mmfm.evals.making import Asking, Making, make_all
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.retrieval import Retrieved, retrieve_all
@@ -100,12 +101,14 @@ class _Scored:
     retrieved: list[Retrieved]
     coding: Coding
     making: Making
+    filling: Filling
 
     def figures(self) -> list[Figure]:
         classes = [figure for found in self.classified.values() for figure in found.figures]
         pairs = [figure for found in self.retrieved if len(found.asked) for figure in found.figures()]
         written = writing_figures(self.split)
-        return [*classes, *pairs, *written, *self.coding.figures, *self.making.figures(self.split)]
+        made = [*self.coding.figures, *self.making.figures(self.split), *self.filling.figures(self.split)]
+        return [*classes, *pairs, *written, *made]
 
 
 def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter, ranks: Ranks = ALONE) -> Scores:
@@ -206,6 +209,9 @@ def _score(
             watch=watch,
             ranks=ranks,
         ),
+        filling=fill_split(model, split, batch=how.batch, decode=how.decode, watch=watch, ranks=ranks)
+        if with_nats
+        else Filling(),
     )
 
 

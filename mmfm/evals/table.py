@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 CODECS = ("psnr", "ssim", "spectral_distance", "stoi", "bits_per_pixel", "bits_per_second", "codes_used")
-HEADLINES = ("acc@1", "mAP", "R@1", "exact", "cider", "bleu4", "rouge_l", "wer", "bits_per_byte", *CODECS)
+FILLED = ("bits_per_byte_bound", "bits_per_code_bound", "filled@15%")
+HEADLINES = ("acc@1", "mAP", "R@1", "exact", "cider", "bleu4", "rouge_l", "wer", "bits_per_byte", *FILLED, *CODECS)
 
 
 def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, Any], console: Console) -> None:
