@@ -12,6 +12,7 @@ from toys import TEXT_IDS, toy_batch, toy_config, toy_run
 from mmfm.adapt import trained_codec
 from mmfm.check import check
 from mmfm.codecs import AudioAutoencoder, Codec, ImageAutoencoder, Trainable
+from mmfm.codecs.audio import _error
 from mmfm.codecs.fsq import Quantiser
 from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, Run, UserError, Write
 from mmfm.layers import initialise
@@ -140,6 +141,51 @@ def test_an_audio_codec_learns():
     time = torch.arange(6_400) / 16_000
     x = torch.stack([0.3 * torch.sin(2 * torch.pi * 250 * (1 + pitch) * time) for pitch in range(8)])
     assert learned(audio_codec().float(), x, torch.ones_like(x, dtype=torch.bool), 60) < 0.4
+
+
+def test_a_critic_and_its_codec_learn_in_one_pass():
+    """What the codec learns of its critic moves no weight of it, and what that learns moves none of the codec."""
+    torch.manual_seed(0)
+    codec, x = (
+        ImageAutoencoder(replace(IMAGE, adversarial=0.5)),
+        torch.randint(0, 256, (3, 1, 8, 16), dtype=torch.uint8),
+    )
+    losses = codec.losses(x, torch.ones(3, 1, dtype=torch.bool))
+    assert list(losses) == ["absolute", "squared", "judged", "apart"]
+    for name, own in (("judged", False), ("apart", True)):
+        codec.zero_grad()
+        losses[name].backward(retain_graph=True)
+        moved = {
+            key.startswith("critic.") for key, p in codec.named_parameters() if p.grad is not None and p.grad.any()
+        }
+        assert moved == {own}
+
+
+def test_a_critic_learns_to_tell_and_a_codec_to_pass():
+    """Against fixed outputs the critic's loss falls; against a fixed critic the codec is judged better."""
+    torch.manual_seed(0)
+    codec = AudioAutoencoder(replace(AUDIO, adversarial=1.0, scales=(1, 4)))
+    initialise(codec)
+    x = 0.1 * torch.randn(4, 6_400)
+    keep = torch.ones_like(x, dtype=torch.bool)
+    for name, parameters in (("apart", codec.critic.parameters()), ("judged", codec.decoder.parameters())):
+        optimizer, found = torch.optim.Adam(parameters, 3e-3), []
+        for _ in range(25):
+            loss = codec.losses(x, keep)[name]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        assert found[-1] < found[0] - 0.2
+
+
+def test_a_mean_over_frames_forgives_what_a_frame_does_not():
+    """Errors that cancel within four frames count at one frame, and not at four; each by hand."""
+    wanted = torch.zeros(1, 8, 2)
+    found = torch.tensor([1.0, -1.0, 1.0, -1.0, 0, 0, 0, 2.0])[None, :, None].expand(1, 8, 2)
+    keep = torch.ones(1, 8, dtype=torch.bool)
+    assert float(_error(found, wanted, keep, 1)) == pytest.approx((4 * 2 + 2 + 4) / 8)
+    assert float(_error(found, wanted, keep, 4)) == pytest.approx((0.5 + 0.25) / 2)
 
 
 def learned(codec: Trainable, x: torch.Tensor, keep: torch.Tensor, steps: int) -> float:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Ids
+from mmfm.codecs.discriminator import Patches, adversarial
 from mmfm.codecs.fsq import Quantiser
 from mmfm.codecs.vocoder import GriffinLim
 from mmfm.towers.mel import SILENCE
 from mmfm.vocabulary import Form
 
 SILENT = math.log(SILENCE)
+CRITIC_DEPTH = 2
 MIDDLE, SPREAD = -8.0, 5.0  # of natural log-mel power: silence at 1e-8 is -18.4, speech about -2
 
 
@@ -47,6 +49,8 @@ class AudioAutoencoder(nn.Module):
         self.quantisers = nn.ModuleList(Quantiser(cfg.width, cfg.levels) for _ in range(cfg.books))
         self.decoder = nn.ModuleList(Residual(cfg.width) for _ in range(cfg.depth))
         self.leave = nn.Linear(cfg.width, cfg.stack * cfg.mel.bins)
+        self.scales, self.adversarial = cfg.scales, cfg.adversarial
+        self.critic = Patches(1, cfg.width // 4, CRITIC_DEPTH) if cfg.adversarial else None
 
     def frames(
         self, x: Float[Tensor, "n samples"], keep: Bool[Tensor, "n samples"]
@@ -89,23 +93,26 @@ class AudioAutoencoder(nn.Module):
         self, ids: Int[Tensor, "n codes"], keep: Bool[Tensor, "n codes"]
     ) -> tuple[Float[Tensor, "n samples"], Bool[Tensor, "n samples"]]:
         codes, steps = ids.unflatten(1, (-1, self.books)) - self._starts, keep.unflatten(1, (-1, self.books)).all(2)
-        size = self.form.sizes[0]
-        x = sum(quantiser.vectors(codes[..., book] % size) for book, quantiser in enumerate(self.quantisers))
-        assert isinstance(x, Tensor)
+        x = torch.zeros(*steps.shape, self.enter.out_features, device=ids.device, dtype=self.dtype)
+        for book, quantiser in enumerate(self.quantisers):
+            assert isinstance(quantiser, Quantiser)
+            x = x + quantiser.vectors(codes[..., book] % quantiser.size)
         frames = self.rebuilt(x, steps).unflatten(2, (self.stack, -1)).flatten(1, 2)
         wave, real = self.vocoder(frames.float() * SPREAD + MIDDLE, steps.repeat_interleave(self.stack, 1))
         return wave.clamp(-1, 1), real
 
     def losses(self, x: Tensor, keep: Tensor, draws: Tensor | None = None) -> dict[str, Float[Tensor, ""]]:
-        """Mean absolute and mean squared error of a clip's frames, in deviations of log power, summed over clips."""
+        """Mean absolute and mean squared error of a clip's frames, in deviations of log power, and of their means over
+        so many frames as `scales` says, summed over clips."""
         frames, steps = self.frames(x, keep)
         found = self.rebuilt(self.quantised(frames, steps)[0], steps).to(frames.dtype)
-        count = steps.sum(1).clamp(min=1) * frames.shape[2]
-        error = (found - frames) * steps.unsqueeze(-1)
-        return {
-            "absolute": (error.abs().sum((1, 2)) / count).sum(),
-            "squared": (error.square().sum((1, 2)) / count).sum(),
-        }
+        found, wanted = (part.unflatten(2, (self.stack, -1)).flatten(1, 2) for part in (found, frames))
+        real = steps.repeat_interleave(self.stack, 1)
+        losses = {f"frames of {scale}": _error(found, wanted, real, scale).sum() for scale in self.scales}
+        if self.critic is not None:
+            judged, apart = adversarial(self.critic, found.unsqueeze(1), wanted.unsqueeze(1), real)
+            losses |= {"judged": self.adversarial * judged, "apart": apart}
+        return losses
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,3 +121,18 @@ class AudioAutoencoder(nn.Module):
     @property
     def _starts(self) -> Int[Tensor, " books"]:
         return torch.arange(self.books, device=self.enter.weight.device) * self.form.sizes[0]
+
+
+def _error(
+    found: Float[Tensor, "n frames bins"],
+    wanted: Float[Tensor, "n frames bins"],
+    keep: Bool[Tensor, "n frames"],
+    scale: int,
+) -> Float[Tensor, " n"]:
+    """Absolute and squared, of means over `scale` frames, the last of a clip perhaps over fewer."""
+    error = (found - wanted) * keep.unsqueeze(-1)
+    if scale > 1:
+        error = F.avg_pool1d(error.mT, scale, ceil_mode=True).mT
+        keep = keep[:, ::scale]
+    count = keep.sum(1).clamp(min=1) * error.shape[2]
+    return (error.abs() + error.square()).sum((1, 2)) / count

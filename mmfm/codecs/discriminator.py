@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mmfm.codecs.losses import Judged, spectra
+from mmfm.codecs.losses import Judged, judged_apart, judged_real, spectra
 
 WINDOWS = (512, 1024, 2048)
 
@@ -68,3 +68,20 @@ class Sounds(nn.Module):
         found, real = spectra(waves, keep, size)
         level = size**0.5  # a spectrum is that of a mean over the window: noise then has one level for all sizes
         return patches(torch.view_as_real(found * level).permute(0, 3, 1, 2), real)
+
+
+def adversarial(
+    critic: Patches,
+    found: Float[Tensor, "n channels height width"],
+    wanted: Float[Tensor, "n channels height width"],
+    keep: Bool[Tensor, "n height"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """What the codec learns of its critic, and what the critic learns, summed over the items.
+
+    The first has a gradient for `found` alone and the second for the critic alone, so that one backward pass and one
+    optimiser serve both.
+    """
+    still = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    seen = torch.func.functional_call(critic, still, (found, keep))
+    apart = judged_apart([critic(wanted.detach(), keep)], [critic(found.detach(), keep)])
+    return judged_real([seen]).sum(), apart.sum()

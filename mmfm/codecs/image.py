@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Ids
+from mmfm.codecs.discriminator import Patches, adversarial
 from mmfm.codecs.fsq import Quantiser
+from mmfm.codecs.losses import absolute_error, squared_error
 from mmfm.vocabulary import Form
+
+CRITIC_DEPTH = 2
 
 
 class Residual(nn.Module):
@@ -43,6 +47,8 @@ class ImageAutoencoder(nn.Module):
         self.encoder = nn.Sequential(nn.Conv2d(cfg.channels, widths[0], 3, padding=1), *down, middle[0])
         self.decoder = nn.Sequential(middle[1], *up, nn.Conv2d(widths[0], cfg.channels, 3, padding=1))
         self.quantiser = Quantiser(cfg.width, cfg.levels)
+        self.adversarial = cfg.adversarial
+        self.critic = Patches(cfg.channels, cfg.width, CRITIC_DEPTH) if cfg.adversarial else None
 
     def forward(
         self, x: Float[Tensor, "n channels height width"]
@@ -67,10 +73,14 @@ class ImageAutoencoder(nn.Module):
         """Mean absolute and mean squared error of the values in -1..1, of each picture, summed over the pictures."""
         wanted = scaled(x, self.dtype)
         found = self(wanted)[0].to(wanted.dtype)
-        return {
-            "absolute": (found - wanted).abs().mean((1, 2, 3)).sum(),
-            "squared": (found - wanted).square().mean((1, 2, 3)).sum(),
+        losses = {
+            "absolute": absolute_error(found, wanted).sum(),
+            "squared": squared_error(found, wanted).sum(),
         }
+        if self.critic is not None:
+            real, apart = adversarial(self.critic, found, wanted, keep.expand(-1, found.shape[2]))
+            losses |= {"judged": self.adversarial * real, "apart": apart}
+        return losses
 
     @property
     def dtype(self) -> torch.dtype:

@@ -28,10 +28,12 @@ class ImageCodec:
     levels: tuple[int, ...] = (8, 5, 5, 5)  # of each dimension of a code; their product is how many codes there are
     width: int = 64  # of the widest convolutions
     depth: int = 2  # residual blocks at the codes' resolution
+    adversarial: float = 0.0  # weight of a discriminator that learns to tell what is decoded from what is real
     weights: str = ""  # a run's folder whose codec this is, used as it is; empty: learned here
 
     def __post_init__(self) -> None:
         positive(self, "height_px", "width_px", "channels", "patch_px", "width", "depth")
+        require(self.adversarial >= 0, f"ImageCodec.adversarial={self.adversarial} must not be negative")
         require(self.patch_px & (self.patch_px - 1) == 0, f"ImageCodec.patch_px={self.patch_px} is no power of two")
         for name in ("height_px", "width_px"):
             size = getattr(self, name)
@@ -66,10 +68,14 @@ class AudioCodec:
     levels: tuple[int, ...] = (8, 5, 5, 5)
     width: int = 128
     depth: int = 2
+    scales: tuple[int, ...] = (1,)  # its frames should be right one by one, and in means of so many
+    adversarial: float = 0.0  # as for ImageCodec
     weights: str = ""  # as for ImageCodec
 
     def __post_init__(self) -> None:
         positive(self, "stack", "books", "width", "depth")
+        require(self.adversarial >= 0, f"AudioCodec.adversarial={self.adversarial} must not be negative")
+        require(bool(self.scales) and min(self.scales) > 0, f"AudioCodec.scales={self.scales} must be 1 or more each")
         _check_levels(self)
 
     @property
