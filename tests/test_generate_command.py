@@ -1,0 +1,150 @@
+"""`mmfm generate` from the words to the files: what is written, under which name, and that it is whole or not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from test_making import STEP, TOKENIZER, codec_run, pixels, toy_interface
+
+import mmfm
+from mmfm.__main__ import main
+from mmfm.checkpoint import save
+from mmfm.interface import Interface, Sound
+from mmfm.making import files
+from mmfm.making.files import sheet
+from mmfm.strict import to_json
+
+
+@pytest.fixture(scope="module")
+def model() -> Interface:
+    return toy_interface(codec_run())
+
+
+@pytest.fixture(autouse=True)
+def loaded(model: Interface, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command finds this model, and works in a folder of its own."""
+    monkeypatch.setattr(mmfm, "load", lambda run: model)
+    monkeypatch.chdir(tmp_path)
+
+
+def generate(*words: str) -> int:
+    return main(["generate", "RUN", *words])
+
+
+def test_a_run_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """What the command draws is what the model of the folder draws, codecs and all."""
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    made = toy_interface(codec_run(name="r", out=str(tmp_path)))
+    made.run.folder.mkdir()
+    (made.run.folder / "run.json").write_text(to_json(made.run))
+    save(made.run.folder, 1, made.run, TOKENIZER, made.core.state_dict(), {})
+    assert main(["generate", "r", "text>image", "--text", "seven", "--out", "a.png", "--seed", "2"]) == 0
+    assert capsys.readouterr().out == "a.png\n"
+    assert (pixels(Image.open("a.png")) == pixels(made.generate("text>image", text="seven", seed=2))).all()
+
+
+def test_several_pictures_are_one_sheet_or_a_file_each(model: Interface):
+    """Picture i of the sheet is that of seed i; so is the file with its number, which counts from 1."""
+    assert generate("text>image", "--text", "seven", "--n", "10", "--out", "all.png") == 0
+    assert generate("text>image", "--text", "seven", "--n", "10", "--out", "one-{}.png") == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["all.png", *(f"one-{i:02}.png" for i in range(1, 11))]
+    whole = pixels(Image.open("all.png"))
+    assert whole.shape == (5 * 8 + 4 * 2, 2 * 16 + 2)
+    for i in range(10):
+        alone = pixels(model.generate("text>image", text="seven", seed=i))
+        top, left = i // 2 * 10, i % 2 * 18
+        assert (whole[top : top + 8, left : left + 16] == alone).all()
+        assert (pixels(Image.open(f"one-{i + 1:02}.png")) == alone).all()
+
+
+def test_a_sheet_is_about_square_and_its_gaps_are_grey():
+    """Of colour pictures too; places without a picture are ground."""
+    red = Image.new("RGB", (10, 10), (255, 0, 0))
+    whole = np.array(sheet([red] * 5))
+    assert whole.shape == (34, 22, 3) and (whole[10:12] == 128).all() and (whole[24:, 12:] == 128).all()
+    assert np.array(sheet([red])).shape == (10, 10, 3)
+
+
+def test_a_sound_is_what_the_model_says(model: Interface, capsys: pytest.CaptureFixture[str]):
+    """To 16 bits; a continuation is told to begin where it does."""
+    assert generate("text>audio", "--text", "seven", "--max-tokens", "4", "--out", "a.wav") == 0
+    heard, rate_hz = soundfile.read("a.wav", dtype="float32")
+    said = model.generate("text>audio", text="seven", max_tokens=4)
+    assert isinstance(said, Sound) and rate_hz == said.rate_hz and len(heard) == len(said.wave)
+    np.testing.assert_allclose(heard, said.wave.numpy(), atol=2**-15)
+    soundfile.write("prompt.wav", 0.1 * np.random.default_rng(0).standard_normal(5 * STEP), 16_000)
+    capsys.readouterr()
+    assert generate("audio>audio", "--audio", "prompt.wav", "--max-tokens", "3", "--out", "b.wav") == 0
+    assert capsys.readouterr().out.startswith("b.wav (0.") and len(soundfile.read("b.wav")[0]) > 5 * STEP
+
+
+def test_texts_are_lines_and_leave_no_file(model: Interface, capsys: pytest.CaptureFixture[str]):
+    Image.fromarray(np.zeros((8, 16), np.uint8)).save("a.png")
+    line = ["image>text", "--image", "a.png", "--max-tokens", "5", "--temperature", "1", "--n", "2", "--seed", "3"]
+    assert generate(*line) == 0
+    said = [model.generate("image>text", image="a.png", max_tokens=5, temperature=1.0, seed=seed) for seed in (3, 4)]
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in said)
+    assert [path.name for path in Path().iterdir()] == ["a.png"]
+
+
+def test_on_a_terminal_a_text_comes_piece_by_piece(model: Interface, monkeypatch: pytest.MonkeyPatch, capsys):
+    """The pieces together are the line that is printed elsewhere."""
+    assert generate(">text", "--max-tokens", "6") == 2  # not trained on it
+    assert "not trained on '>text'" in capsys.readouterr().err
+    assert generate("text>text", "--text", "ab", "--max-tokens", "6") == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    streamed = []
+    monkeypatch.setattr(Interface, "stream", lambda self, task, **how: streamed.append(task) or iter(whole[:-1]))
+    assert generate("text>text", "--text", "ab", "--max-tokens", "6") == 0
+    assert streamed == ["text>text"] and capsys.readouterr().out == whole
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left"), 2)])
+def test_what_is_interrupted_leaves_nothing(error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch):
+    """Of three files the second cannot be written: none is there, nor a part; what was there before stays."""
+    Path("p-1.png").write_bytes(b"before")
+    written = []
+
+    def write(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) == 2:
+            raise error
+        return open_and_write(path, data)
+
+    open_and_write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert generate("text>image", "--text", "a", "--n", "3", "--out", "p-{}.png") == status
+    assert [(path.name, path.read_bytes()) for path in Path().iterdir()] == [("p-1.png", b"before")]
+
+
+def test_a_failing_encoder_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    def fail(thing: object) -> bytes:
+        raise RuntimeError("no such mode")
+
+    monkeypatch.setattr(files, "encoded", fail)
+    assert generate("text>image", "--text", "a", "--out", "p.png") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_a_mistake_of_the_model_is_one_line(capsys: pytest.CaptureFixture[str]):
+    """What only the model knows: exit status 2, nothing written."""
+    assert generate("text>audio", "--text", "a", "--guidance", "2", "--out", "a.wav") == 2
+    assert generate("image>audio>text", "--image", str(Path(__file__)), "--max-tokens", "4") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 2 and list(Path().iterdir()) == []
+    assert "guidance of text>audio needs" in said.err and "not trained on 'image>audio'" in said.err
+
+
+def test_a_chain_on_the_command_line(model: Interface):
+    Image.fromarray(np.zeros((8, 16), np.uint8)).save("a.png")
+    assert generate("image>text>audio", "--image", "a.png", "--max-tokens", "4", "--out", "b.wav") == 0
+    said = model.generate("image>text>audio", image="a.png", max_tokens=4)
+    assert isinstance(said, Sound)
+    torch.testing.assert_close(
+        torch.from_numpy(soundfile.read("b.wav", dtype="float32")[0]), said.wave, atol=2**-15, rtol=0
+    )
