@@ -6,6 +6,7 @@ drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
 from mmfm.making.given import check_hiding, given_of, has_own
 from mmfm.making.hiding import Hide
-from mmfm.making.maker import Coded, Maker
+from mmfm.making.maker import Coded, Maker, Tick
 from mmfm.making.things import Clip, Made, Picture, Sound, able_to_write, batch_of, kind_of, thing_of
 from mmfm.model import UnifiedModel
 from mmfm.tasks import read
@@ -126,18 +127,23 @@ class Interface(nn.Module):
         text: str | Sequence[str] | None = None,
         hide: Hide = None,
         seed: int = 0,
+        tick: Tick | None = None,
         **options: Any,
     ) -> list[Made]:
-        """n things for one sample, in one batch: those that `generate` makes with the seeds `seed`, `seed` + 1, .."""
+        """n things for one sample, in one batch: those that `generate` makes with the seeds `seed`, `seed` + 1, ..
+
+        tick: called with how many codes of a picture or sound are made, and of how many at the most.
+        """
         require(n > 0, f"n={n} must be above 0")
         first, *links = self._links(task)
         given = given_of(first, {"image": image, "audio": audio, "text": text})
         check_hiding(first, hide, has_own(first, given))
         seeds = torch.arange(seed, seed + n)
-        things = self.maker.sample(first, [given] * n, seeds, hide, {} if links else options)
+        maker = replace(self.maker, tick=tick)
+        things = maker.sample(first, [given] * n, seeds, hide, {} if links else options)
         for link in links:
             held = [{link.sources[0]: [thing]} for thing in things]
-            things = self.maker.sample(link, held, seeds, None, options if link is links[-1] else {})
+            things = maker.sample(link, held, seeds, None, options if link is links[-1] else {})
         return things
 
     def stream(self, task: str, *, seed: int = 0, **given: Any) -> Iterator[str]:
@@ -163,12 +169,12 @@ class Interface(nn.Module):
         """
         first, *links = self._links(task)
         found = self.maker.batch(first, batch.to(self.core.device), seeds, hide, {} if links else options)
+        made = first
         for link in links:
-            held = [{link.sources[0]: [self.decode(str(link.sources[0]), item.ids)]} for item in found]
-            some = seeds[[item.row for item in found]]
-            inner = batch_of(held, self.run, self.tokenizer).to(self.core.device)
-            made = self.maker.batch(link, inner, some, None, options if link is links[-1] else {})
-            found = [item._replace(row=found[item.row].row) for item in made]
+            held = [{link.sources[0]: [self.maker.thing(made, item)]} for item in found]
+            some, rows = seeds[[item.row for item in found]], [item.row for item in found]
+            coded = self.maker.coded(link, held, some, None, options if link is links[-1] else {}) if held else []
+            found, made = [item._replace(row=rows[item.row]) for item in coded], link
         return found
 
     def encode(self, modality: str, thing: Picture | Clip) -> list[int]:

@@ -216,6 +216,23 @@ def test_a_stream_joins_to_the_whole(model, picture):
         assert "".join(pieces) == model.generate(task, seed=1, temperature=1.0, max_tokens=8, **given)
 
 
+def test_what_is_made_step_by_step_is_the_same(model):
+    """With a `tick` that counts codes, which ends at those of two pictures."""
+    seen = []
+    watched = model.generate_many("text>image", text="a", n=2, tick=lambda made, most: seen.append((made, most)))
+    plain = model.generate_many("text>image", text="a", n=2)
+    assert [pixels(x).tolist() for x in watched] == [pixels(x).tolist() for x in plain]
+    assert seen == [(made, 16) for made in range(1, 17)]
+
+
+def test_a_chain_may_end_in_rounds(model, picture):
+    """Of what is not there to be filled in everything is hidden, for people and on a split."""
+    batch = batch_of([{"image": [picture]}], model.run, TOKENIZER)
+    (coded,) = model.make("image>text>image~", batch, seeds=torch.tensor([3]))
+    drawn = model.generate("image>text>image~", image=picture, seed=3)
+    assert (pixels(drawn) == pixels(model.decode("image", coded.ids))).all()
+
+
 def test_the_one_that_is_kept_lies_nearest(model):
     """Of three draws rerank gives the one whose embedding has the largest cosine with the text's."""
     kept = model.generate("text>image", text="seven", rerank=3, seed=2)

@@ -16,7 +16,7 @@ from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.page.record import headline_first
 from mmfm.evals.page.scores import is_share, label
 from mmfm.evals.paired import Outcome, bootstrap_outcome, discordant, holm, lower_is_better, mcnemar, resampled
-from mmfm.evals.table import HEADLINES
+from mmfm.evals.table import is_headline
 
 LEVEL = 0.05
 
@@ -67,9 +67,9 @@ def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
     notes, found = differing(runs), []
     for key in keys:
         holders = [place for place, one in enumerate(runs) if key in one.kept]
-        if key[2] in HEADLINES and len(holders) > 1:
+        if is_headline(key[2]) and len(holders) > 1:
             found += _compared(key, runs, holders, bootstrap, notes)
-        elif key[2] in HEADLINES and sum(key in one.rows for one in runs) > 1:
+        elif is_headline(key[2]) and sum(key in one.rows for one in runs) > 1:
             notes.append(f"{key[0]}: {key[1]} {label(key[2])} is no sum over items, and is not tested")
     adjusted = holm([one.outcome.p for one in found])
     found = [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmfm.config import Pixels
 from mmfm.data.example import Decode, contracts_of, read_example
-from mmfm.data.sample import last_part, modalities
+from mmfm.data.sample import last_part
 from mmfm.evals.making import Maker, Making, target_of
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
@@ -102,7 +102,7 @@ class Gallery:
             key, own = self.split.keys[product.row], making.own.get(modality, {}).get(product.row)
             src = made_uri(made)
             sources = dict.fromkeys(name for name in parse_chain(task)[0].sources)
-            held = modalities(self.split.shards[self.split.places[product.row]].parts)
+            held = set(self.split.held[product.row])
             shown.append(
                 {
                     "task": task,

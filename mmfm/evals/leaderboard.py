@@ -15,7 +15,7 @@ from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.page.document import save_page
 from mmfm.evals.page.leaderboard import render
 from mmfm.evals.run import check_place, write_json
-from mmfm.evals.table import HEADLINES
+from mmfm.evals.table import is_headline
 
 SHOWN = 13  # sentences on a terminal
 
@@ -101,7 +101,7 @@ def _figures(board: Board, split: str) -> Table:
     for column in (*map(letter, range(len(board.runs))), "n"):
         table.add_column(column, justify="right", no_wrap=True)
     for key in board.keys:
-        if key[0] == split and key[2] in HEADLINES:
+        if key[0] == split and is_headline(key[2]):
             rows = [one.rows.get(key) for one in board.runs]
             cells = ["–" if row is None or row.value is None else f"{row.value:.3f}" for row in rows]
             counts = "/".join(dict.fromkeys(str(row.n) for row in rows if row is not None))

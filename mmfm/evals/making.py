@@ -16,7 +16,7 @@ from torch import Tensor
 from mmfm.batch import Batch
 from mmfm.config import Run, UserError, require
 from mmfm.data.example import Decode, Example, collate, read_example
-from mmfm.data.sample import Sample, modalities
+from mmfm.data.sample import Sample
 from mmfm.distributed import Ranks
 from mmfm.evals.judges.contract import Judge
 from mmfm.evals.judges.figures import read_right, word_errors
@@ -143,6 +143,9 @@ def make_all(
         raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --make out")
     tasks = asking.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
     require(bool(tasks), f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges out")
+    for task in tasks:
+        told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
+        require(target_of(task) != "text", told)
     judges = judges_of(asking.judges, {target_of(task) for task in tasks})
     held = _held(split)
     maker = _Maker(model=model, split=split, judges=judges, decode=decode, options=asking.options)
@@ -182,13 +185,10 @@ def judges_of(names: Sequence[str], targets: set[str]) -> dict[str, list[Judge]]
 
 
 def _held(split: Split) -> list[set[str]]:
-    """What each row's sample has."""
-    held = []
-    for row in range(len(split)):
-        has = modalities(split.shards[split.places[row]].parts) - {"text"}
-        text = {"text"} if split.texts[row] is not None else set()
-        held.append(set() if row in split.bad else has | text)
-    return held
+    """What each row's sample has, but one that cannot be used; a text may be in its .json."""
+    texts = [{"text"} if text is not None else set() for text in split.texts[: len(split)]]
+    files = [set(names) - {"text"} for names in split.held[: len(split)]]
+    return [set() if row in split.bad else text | files[row] for row, text in enumerate(texts)]
 
 
 def _rows(task: Task, held: Sequence[set[str]], most: int) -> tuple[list[int], str]:

@@ -99,4 +99,4 @@ LOWER: tuple[str, ...] = (
 
 
 def lower_is_better(metric: str) -> bool:
-    return metric.lower() in LOWER
+    return metric.lower().rpartition("/")[2] in LOWER

@@ -35,6 +35,7 @@ class Known(NamedTuple):
     text: str | None
     labels: tuple[Any, Any]
     mark: str  # equal where all bytes of the sample are
+    held: tuple[str, ...] = ()  # the modalities of its files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def pack(part: Part) -> dict[str, Any]:
 def unpack(tree: dict[str, Any]) -> Part:
     """The inverse of `pack`."""
     return Part(
-        known=[Known(key, text, (cls, label), mark) for key, text, (cls, label), mark in tree["known"]],
+        known=[Known(key, text, (cls, label), mark, (*held,)) for key, text, (cls, label), mark, held in tree["known"]],
         vectors={name: Vectors(x, rows.numpy()) for name, (x, rows) in tree["vectors"].items()},
         written={task: [Written(row, text) for row, text in items] for task, items in tree["written"].items()},
         nats={task: nats.numpy() for task, nats in tree["nats"].items()},

@@ -26,7 +26,7 @@ from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
 from mmfm.data import order
 from mmfm.data.example import Decode, Example, collate, read_example
-from mmfm.data.sample import Sample
+from mmfm.data.sample import Sample, modalities
 from mmfm.data.sources import open_shards
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
@@ -97,6 +97,7 @@ class Split:
     unread: int  # samples with nothing that the model reads
     bad: dict[int, str]  # row -> code of a sample whose content cannot be used: it asks nothing and answers nothing
     own: int  # rows from here on only widen the galleries
+    held: tuple[tuple[str, ...], ...] = ()  # of each sample: the modalities of its files
     digest: str = ""  # equal where the same samples were read, byte for byte, in the same order
 
     def __len__(self) -> int:
@@ -271,7 +272,7 @@ def _known(sample: Sample, example: Example) -> Known:
     whole = mark is None or mark.strip().isdigit()
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
     labels = (None if mark is None else int(mark), example.meta.get("label"))
-    return Known(example.key, example.text, labels, mark_of(sample))
+    return Known(example.key, example.text, labels, mark_of(sample), tuple(sorted(modalities(sample.parts))))
 
 
 def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
@@ -320,6 +321,7 @@ def _joined(
         unread=sum(part.unread for part in parts),
         bad={start + row: code for start, part in both for row, code in part.bad.items()},
         own=own,
+        held=tuple(one.held for one in known),
         digest=hashlib.blake2b(json.dumps([own, *(one.mark for one in known)]).encode(), digest_size=16).hexdigest(),
     )
 

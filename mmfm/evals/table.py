@@ -11,6 +11,12 @@ FILLED = ("bits_per_byte_bound", "bits_per_code_bound", "filled@15%")
 HEADLINES = ("acc@1", "mAP", "R@1", "exact", "cider", "bleu4", "rouge_l", "wer", "bits_per_byte", *FILLED, *CODECS)
 
 
+def is_headline(metric: str) -> bool:
+    """What runs are compared by; of a judge's figures, those of what the run made."""
+    judge, _, name = metric.rpartition("/")
+    return metric in HEADLINES or (bool(judge) and name in ("read", "wer"))
+
+
 def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, Any], console: Console) -> None:
     """A line per task and metric: value, 95 % interval, chance level, number of items. Narrow enough for 80 columns."""
     counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in details["counts"].items() if count)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
+from rich.progress import Progress
 
 from mmfm.grammar import parse_chain
 from mmfm.making.files import files_of, write_files
@@ -29,8 +30,10 @@ def produce(model: Makes, task: str, out: str, n: int, given: Mapping[str, Any])
         print()
         return
     console = Console(stderr=True)
-    with console.status(f"{task}: {n} {'thing' if n == 1 else 'things'}"):
-        things = model.generate_many(task, n=n, **given)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(task, total=None)
+        watch = {} if writes else {"tick": lambda made, most: bar.update(row, completed=made, total=most)}
+        things = model.generate_many(task, n=n, **watch, **given)
     if writes:
         for thing in things:
             print(thing, flush=True)

@@ -2,7 +2,7 @@
 (`batch`); either way sources are read, and codes are written behind them or filled in.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mmfm.batch import Batch, Ids, Items
 from mmfm.config import Run, require
 from mmfm.cut import with_halves
-from mmfm.generate import Decoding, Judge, embed_items, fill, nearness, source_embeddings, stream, write
+from mmfm.generate import Decoding, Judge, Written, embed_items, fill, nearness, source_embeddings, stream, write
 from mmfm.grammar import Task
 from mmfm.inputs.text import Tokenizer
 from mmfm.making.choices import decoding
@@ -22,6 +22,8 @@ from mmfm.making.given import has_own
 from mmfm.making.hiding import Hide, masked, with_marks
 from mmfm.making.things import Made, Things, batch_of, rate_of, thing_of, whole_turns
 from mmfm.model import UnifiedModel
+
+Tick = Callable[[int, int], None]  # how many codes are made by now, and of how many at the most
 
 
 class Coded(NamedTuple):
@@ -35,9 +37,12 @@ class Coded(NamedTuple):
 
 @dataclass(frozen=True)
 class Maker:
+    """tick: told as codes are made one after the other."""
+
     core: UnifiedModel
     run: Run
     tokenizer: Tokenizer
+    tick: Tick | None = None
 
     def how(self, task: Task, options: Mapping[str, Any]) -> Decoding:
         if task.target != "audio":
@@ -49,18 +54,24 @@ class Maker:
         self, task: Task, samples: Sequence[Things], seeds: Int[Tensor, " n"], hide: Hide, options: Mapping[str, Any]
     ) -> list[Made]:
         """A thing for each of these samples, which hold the same kinds of things."""
+        return [self.thing(task, item) for item in self.coded(task, samples, seeds, hide, options)]
+
+    def coded(
+        self, task: Task, samples: Sequence[Things], seeds: Int[Tensor, " n"], hide: Hide, options: Mapping[str, Any]
+    ) -> list[Coded]:
+        """The same, as codes."""
         how, seeds = self.how(task, options), seeds.to(self.core.device)
         own, name = has_own(task, samples[0]), str(task.target)
         sources = [{**held, name: held[name][:-1]} for held in samples] if own else samples
         batch = self.batched(sources)
         if not task.fill:
-            return [self.thing(task, item) for item in self.written(task, batch, seeds, how)]
+            return self.written(task, batch, seeds, how)
         if not own:
             ids = torch.zeros(len(samples), self.core.forms[name].length, dtype=torch.int64, device=self.core.device)
             given, hidden = Ids(ids, torch.ones_like(ids, dtype=torch.bool)), torch.ones_like(ids, dtype=torch.bool)
         else:
             given, hidden = self._own([held[name][-1] for held in samples], name, hide, seeds)
-        return [self.thing(task, item) for item in self.filled(task, batch, given, hidden, seeds, how)]
+        return self.filled(task, batch, given, hidden, seeds, how)
 
     def _own(
         self, things: Sequence[Any], name: str, hide: Hide, seeds: Int[Tensor, " n"]
@@ -110,12 +121,25 @@ class Maker:
         decode = self.tokenizer.decode if task.target == "text" else None
         judge = self._judge(task, batch) if how.draws > 1 else None
         with torch.no_grad():
-            found = write(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge)
+            if self.tick is not None and decode is None and how.beams == how.draws == 1:
+                found = self._ticking(task, batch, how, seeds, self.tick)
+            else:
+                found = write(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge)
         texts = found.texts or [None] * len(found.rows)
         return [
             Coded(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text)
             for row, ids, text in zip(found.rows, found.ids, texts, strict=True)
         ]
+
+    def _ticking(self, task: Task, batch: Batch, how: Decoding, seeds: Tensor, tick: Tick) -> Written:
+        """`write`, step by step."""
+        made: dict[int, list[int]] = {}
+        total = batch.size * (self.core.forms[str(task.target)].length or how.max_tokens)
+        for piece in stream(self.core, task, batch, how, seeds=seeds):
+            made.setdefault(piece.row, []).extend(piece.ids)
+            tick(sum(map(len, made.values())), total)
+        rows = sorted(made)
+        return Written(rows, [made[row] for row in rows])
 
     def _prompts(self, batch: Batch) -> tuple[Batch, dict[int, list[int]]]:
         """The batch with its sounds in whole turns, and the codes of each sample's last one."""

@@ -10,7 +10,7 @@ from mmfm.evals.page.document import document, sectioned
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.record import Row
 from mmfm.evals.page.scores import MEANINGS, NO_BREAK, axis_of, interval, is_share, label, plain, show, shown
-from mmfm.evals.table import HEADLINES
+from mmfm.evals.table import is_headline
 
 HOW = (
     "Each test asks whether two of these models would differ on other samples like these; it says nothing of what "
@@ -135,7 +135,7 @@ def _scores(board: Board) -> Iterator[Html]:
         marks.append(tag("li", tag("svg", drawn, class_="key", viewBox="-9 -9 18 18", aria_hidden="true"), text))
     yield tag("ul", *marks, class_="legend marks")
     for split in dict.fromkeys(key[0] for key in board.keys):
-        own = [key for key in board.keys if key[0] == split and key[2] in HEADLINES]
+        own = [key for key in board.keys if key[0] == split and is_headline(key[2])]
         if own:
             yield join((tag("h3", split), tag("div", *(_panel(board, key) for key in own), class_="panels")))
 
