@@ -9,9 +9,7 @@ Cost: minutes on two CPU cores. How good: experiments/006-any-to-any.
 from mmfm.config import AudioCodec, Data, Mel, Model, Optim, Reconstruct, Run, Source, Trunk
 
 NUMBERS = "data/numbers"
-CODEC = AudioCodec(
-    mel=Mel(window_ms=50.0, hop_ms=12.5, bins=80), stack=4, books=2, levels=(8, 8, 8), width=192, depth=2
-)
+CODEC = AudioCodec(mel=Mel(window_ms=32.0, hop_ms=12.5), stack=3, books=2, levels=(8, 8, 8), width=192, depth=2)
 
 
 def config() -> Run:
