@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from toys import toy_config, toy_run
 
-from mmfm.config import AudioCodec, ImageCodec, Mel, Run, Trunk, UserError, Write
+from mmfm.config import AudioCodec, ImageCodec, Mel, Run, Trunk, UserError, Words, Write
 from mmfm.data.example import Example, collate
 from mmfm.generate.choose import drawn_seeds
 from mmfm.hf.config import config_of
 from mmfm.hf.folder import generation
-from mmfm.inputs.text import load_tokenizer
+from mmfm.inputs.text import Reader, Tokenizer, load_tokenizer
 from mmfm.interface import Interface, Sound
 from mmfm.making.hiding import side_of
 from mmfm.making.things import batch_of
@@ -320,6 +320,15 @@ def test_a_prompt_beyond_the_context_is_refused(picture):
     )
     with pytest.raises(UserError, match=r"longer than Trunk\.window=12"):
         model.generate("text>image", text="a text of more than twelve")
+
+
+def test_a_text_that_its_tower_would_cut_is_refused(model):
+    """A tower from elsewhere with a context of eight, one mark on either side: six tokens are read, seven are not."""
+    words = Words(context=8, begin=(1,), end=(2,), pad=0, sha256="")
+    tokenizer = Tokenizer(TOKENIZER.inner, Reader(TOKENIZER.inner, words, ""))
+    assert batch_of([{"text": ["sixsix"]}], model.run, tokenizer).items["text"].keep.sum() == 8
+    with pytest.raises(UserError, match="a text of 7 tokens is longer than the 6 that this text tower reads; cut it"):
+        batch_of([{"text": ["seven77"]}], model.run, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -245,3 +245,4 @@ def test_the_report_shows_what_was_drawn_and_said(model: Interface, tmp_path: Pa
     assert drawn["own"]["src"].startswith("data:image/png") and drawn["sources"][0]["caption"].startswith("it is ")
     assert page.one("h3", having="as judges read it") and rows
     assert "the same judge, in the split's own" in page.text
+    assert "writes images in 8 codes of 9" in page.text and "writes sounds in codes of 9" in page.text

@@ -87,6 +87,8 @@ def batch_of(samples: Sequence[Things], run: config.Run, tokenizer: Tokenizer) -
     """A batch of these samples, which may hold several things of a modality. What is given twice is read once."""
     owners, examples, loaded = [], [], {}
     for row, things in enumerate(samples):
+        for text in things.get("text", ()):
+            check_length(text, tokenizer)
         for at in range(max((len(held) for held in things.values()), default=0)):
             owners.append(row)
             examples.append(_example({name: held[at] for name, held in things.items() if at < len(held)}, run, loaded))
@@ -95,6 +97,16 @@ def batch_of(samples: Sequence[Things], run: config.Run, tokenizer: Tokenizer) -
     batch, index = collate(examples, tokenizer), torch.tensor(owners)
     items = {name: replace(held, rows=index[held.rows]) for name, held in batch.items.items()}
     return Batch(size=len(samples), items=items, same=torch.full((len(samples),), -1))
+
+
+def check_length(text: str, tokenizer: Tokenizer) -> None:
+    """UserError where a text tower from elsewhere would read only the beginning."""
+    if tokenizer.reader is None:
+        return
+    words, inner = tokenizer.reader.words, tokenizer.reader.inner
+    count = len(inner.encode(text.lower() if words.lower else text, add_special_tokens=False).ids)
+    room = words.context - len(words.begin) - len(words.end)
+    require(count <= room, f"a text of {count} tokens is longer than the {room} that this text tower reads; cut it")
 
 
 def _example(things: Mapping[str, Any], run: config.Run, loaded: dict[tuple[str, int], list[Tensor]]) -> Example:

@@ -16,6 +16,8 @@ CLAUSES = (
     ("image>text", "exact", "{} of the images' texts written exactly"),
     ("audio>text", "WER", "{} of the spoken words written wrong"),
     ("image->audio", "R@1", "the right sound ranked first for {} of the images"),
+    ("text>image", "digits/read", "{} of its drawings read right by a judge"),
+    ("text>audio", "speech/read", "{} of what it says understood by one"),
 )
 PLURAL = {"image": "images", "audio": "sounds", "text": "text"}
 
@@ -74,6 +76,8 @@ def _objectives(run: Run) -> Iterator[str]:
         yield "bring together " + listed([f"{c.name} ({c.loss}){weights(c.weight)}" for c in run.contrast])
     if run.write:
         yield "write " + listed([f"{w.task}{weights(w.weight)}" for w in run.write])
+    if run.reconstruct:
+        yield "give back from codes " + listed([f"{PLURAL[r.modality]}{weights(r.weight)}" for r in run.reconstruct])
     if run.contrast and run.write:
         yield f"in {run.passes} pass{'es' if run.passes == 'two' else ''} of the trunk"
 
@@ -87,6 +91,9 @@ def _model(run: Run) -> Iterator[str]:
         yield f"sounds: {model.audio.sound.rate_hz / 1000:g} kHz, {_size(model.audio, 'conformer')}"
     if model.text:
         yield f"text: {_size(model.text, 'transformer')}"
+    for name, codec in model.codecs.items():
+        count = f"{codec.length} codes of" if codec.length else "codes of"
+        yield f"writes {PLURAL[name]} in {count} {' + '.join(f'{size:,}' for size in codec.sizes)}"
     yield f"trunk: {_size(model.trunk, 'transformer')}; embeddings of {model.embed_dim}"
 
 
