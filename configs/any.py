@@ -9,27 +9,25 @@
 Cost: a quarter of an hour on two CPU cores, codecs included. How good: experiments/006-any-to-any.
 """
 
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
-from mmfm.config import Contrast, Eval, Optim, Run, TextTower, Trunk, Write
+from mmfm.check import read_run
+from mmfm.config import AudioCodec, Contrast, Eval, ImageCodec, Optim, Run, TextTower, Trunk, Write
 
 HERE = Path(__file__).parent
-quickstart, codec_image, codec_audio = (
-    runpy.run_path(str(HERE / f"{name}.py")) for name in ("quickstart", "codec_image", "codec_audio")
-)
 WIDTH = 128
 
 
 def config() -> Run:
-    before = quickstart["config"]()
+    before, image, audio = (read_run(HERE / f"{name}.py") for name in ("quickstart", "codec_image", "codec_audio"))
+    assert isinstance(image.model.image_codec, ImageCodec) and isinstance(audio.model.audio_codec, AudioCodec)
     model = replace(
         before.model,
         text=TextTower(width=64, depth=1, heads=4),
         trunk=Trunk(width=WIDTH, depth=3, heads=4, kv_heads=4),
-        image_codec=replace(codec_image["CODEC"], weights="runs/codec-image"),
-        audio_codec=replace(codec_audio["CODEC"], weights="runs/codec-audio"),
+        image_codec=replace(image.model.image_codec, weights=str(image.folder)),
+        audio_codec=replace(audio.model.audio_codec, weights=str(audio.folder)),
     )
     return replace(
         before,
