@@ -34,6 +34,12 @@ from mmfm.tasks import read
 __all__ = ["Coded", "Interface", "Made", "Picture", "Sound"]
 
 
+def known_tasks(run: config.Run) -> set[Task]:
+    """What a run trains: what it names, and that without sources where the target at times saw none (`Write.drop`)."""
+    named = {parse_writing(item.task): item for item in run.write}
+    return {*named, *(Task((), task.target, task.fill) for task, item in named.items() if item.drop)}
+
+
 class Interface(nn.Module):
     """`config`: the run it comes from. `tasks`: what it was trained to write. Every method works without gradient."""
 
@@ -225,7 +231,7 @@ class Interface(nn.Module):
         return self._trained(parse_writing(text))
 
     def _trained(self, task: Task) -> Task:
-        if str(task) not in {str(parse_writing(text)) for text in self.tasks}:
+        if task not in known_tasks(self.run):
             told = f"this model was not trained on {str(task)!r}; it writes {', '.join(self.tasks) or 'nothing'}"
             around = self._way(task)
             raise UserError(told + (f"; the chain {around!r} leads there" if around else ""))

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm.config import UserError
+from mmfm.config import UserError, Write
 from mmfm.data.example import Example, collate
 from mmfm.inputs.text import load_tokenizer
-from mmfm.interface import Interface
+from mmfm.interface import Interface, known_tasks
 from mmfm.model import build
 
 TOKENIZER = load_tokenizer("bytes")
@@ -138,3 +138,12 @@ def test_pictures_and_sounds_are_cut_as_the_run_says(model, files):
     wave = torch.tensor(soundfile.read(files / "long.wav", dtype="float32")[0])
     theirs = model.encode_audio(wave[None, 2_400:5_600])
     torch.testing.assert_close(cut.encode_audio([files / "long.wav"]), theirs, rtol=0, atol=1e-6)
+
+
+def test_what_was_dropped_is_a_task_too() -> None:
+    """A target that at times saw none of its sources can be made without any; one that always saw them can not."""
+    run = toy_run(
+        write=(Write(task="text>image", drop=0.1), Write(task="text>audio"), Write(task="text>image~", drop=0.5))
+    )
+    found = {str(task) for task in known_tasks(run)}
+    assert found == {"text>image", ">image", "text>audio", "text>image~", "image~"}
