@@ -119,14 +119,27 @@ def test_all_tasks_that_draw_or_say_something_are_asked(model: Interface, tmp_pa
     assert counts == {
         "text>image": 6,
         "text>audio": 2,
-        ">image": 6,
         "audio>audio": 2,
         "image~": 6,
         "text>image~": 6,
         "audio~": 2,
     }
+    assert value(scores.rows, ">image", "shade of image/named") == (1.0, 6)  # this judge reads a name in anything
     lines = scores.details["left_out"]
     assert "text>audio: made for 2 of the 10 samples" in lines
+
+
+def test_options_go_to_the_tasks_that_take_them(model: Interface, tmp_path: Path):
+    """Of the run's own tasks; what goes without is told. Of tasks that were named an option that does not fit is a
+    mistake."""
+    spec = split(tmp_path / "val")
+    scores = asked(model, spec, judges=("eye",), most=2, options={"guidance": 3.0})
+    assert [line for line in scores.details["left_out"] if "without guidance" in line] == [
+        f"{task}: made without guidance, which it does not take"
+        for task in ("text>audio", ">image", "audio>audio", "image~", "text>image~", "audio~")
+    ]
+    with pytest.raises(UserError, match=r"guidance of text>audio needs"):
+        asked(model, spec, judges=("ear",), tasks=("text>audio",), options={"guidance": 3.0})
 
 
 def test_a_chain_is_asked_by_its_name(model: Interface, tmp_path: Path):
@@ -206,7 +219,7 @@ def test_readings_beside_the_class():
     ]
     own = {0: Own(0, {"a": "one", "b": "one"}, {"a": "two", "b": "one"})}
     making = Making(products={"text>image": products}, own={"image": own}, wanted=("one", "one", None))
-    assert [making.right(product) for product in products] == [True, False, None]
+    assert [making.right("text>image", product) for product in products] == [True, False, None]
 
     nothing = {"texts": (), "labels": (), "vectors": {}, "written": {}, "nats": {}, "unread": 0, "bad": {}, "own": 3}
     split = Split(name="s", source="s", shards=Counts(), places=(), keys=("k0", "k1", "k2"), **nothing)

@@ -96,7 +96,7 @@ class Gallery:
         products, modality, model = making.products[task], target_of(task), self.model
         assert isinstance(model, Maker)
         shown = []
-        for place in pick(np.array([making.right(product) is not False for product in products], bool), SHOWN):
+        for place in pick(np.array([making.right(task, product) is not False for product in products], bool), SHOWN):
             product = products[place]
             made = model.decode(modality, product.ids, product.start)
             key, own = self.split.keys[product.row], making.own.get(modality, {}).get(product.row)
@@ -110,7 +110,7 @@ class Gallery:
                     "made": {"modality": modality, "key": key, "caption": making.wanted[product.row] or "", "src": src},
                     "start": made.start / made.rate_hz if isinstance(made, Sound) else 0.0,
                     "read": product.read,
-                    "correct": making.right(product),
+                    "correct": making.right(task, product),
                     "own": self.sample(modality, product.row) if modality in held - set(sources) else None,
                     "own_read": {} if own is None else own.real,
                 }

@@ -4,7 +4,7 @@ pictures and sounds, and in these once they have been through the codec and back
 Each sample has a seed of its own, its place among those that are read, so that nothing depends on ranks or batches.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,11 +20,12 @@ from mmfm.data.sample import Sample
 from mmfm.distributed import Ranks
 from mmfm.evals.judges.contract import Judge
 from mmfm.evals.judges.figures import read_right, word_errors
-from mmfm.evals.metrics import Figure, normalised
+from mmfm.evals.metrics import Figure, mean, normalised
 from mmfm.evals.share import shared
 from mmfm.evals.split import Evaluable, Split, Watch, device_of, slices, spread
 from mmfm.grammar import Task, parse_chain
 from mmfm.interface import Coded, Made, Sound
+from mmfm.making.choices import drop_of
 from mmfm.making.things import picture_of, rate_of
 
 MOST = 256  # things of each task, unless said otherwise
@@ -82,19 +83,23 @@ class Own(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows."""
+    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows. names: all that can
+    be wanted."""
 
     products: dict[str, list[Product]] = field(default_factory=dict)
     own: dict[str, dict[int, Own]] = field(default_factory=dict)
     wanted: tuple[str | None, ...] = ()
+    names: frozenset[str] = frozenset()
     left_out: list[str] = field(default_factory=list)
 
-    def right(self, product: Product) -> bool | None:
-        """Whether some judge reads what should be read; None where there is no judge, or nothing to compare with."""
+    def right(self, task: str, product: Product) -> bool | None:
+        """Whether some judge reads what should be read, or where nothing was given any name; None where there is no
+        judge, or nothing to compare with."""
         wanted = self.wanted[product.row]
-        if wanted is None or not product.read:
+        if not product.read or wanted is None:
             return None
-        return any(normalised(text) == normalised(wanted) for text in product.read.values())
+        fits = self.names if _free(task) else {normalised(wanted)}
+        return any(normalised(text) in fits for text in product.read.values())
 
     def figures(self, split: Split) -> list[Figure]:
         found = []
@@ -104,10 +109,19 @@ class Making:
             mine = [own[product.row] for product in known if product.row in own]
             for judge in known[0].read if known else ():
                 rows = [(item.row, item.read[judge]) for item in known]
+                if _free(task):
+                    found.append(self._named(split, task, judge, rows))
+                    continue
                 found += self._read(split, task, judge, KINDS[0], rows, errors=target_of(task) == "audio")
                 for kind, parts in zip(KINDS[1:], ("real", "decoded"), strict=True):
                     found += self._read(split, task, judge, kind, [(o.row, getattr(o, parts)[judge]) for o in mine])
         return found
+
+    def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Figure:
+        """The share of readings that are the name of some class."""
+        values = np.array([normalised(text) in self.names for _, text in rows], float)
+        names = split.names([row for row, _ in rows])
+        return Figure(task=task, metric=f"{judge}/named", statistic=mean(values), n=len(rows), chance=0.0, items=names)
 
     def _read(
         self, split: Split, task: str, judge: str, kind: str, rows: Sequence[tuple[int, str]], errors: bool = False
@@ -121,6 +135,12 @@ class Making:
         return figures + ([word_errors(task, judge, wanted, heard, names)] if errors else [])
 
 
+def _free(task: str) -> bool:
+    """Whether it makes what it likes: nothing is read."""
+    first = parse_chain(task)[0]
+    return not first.sources and not first.fill
+
+
 def target_of(task: str) -> str:
     return str(parse_chain(task)[-1].target)
 
@@ -129,6 +149,7 @@ def make_all(
     model: Evaluable,
     split: Split,
     wanted: Sequence[str | None],
+    names: Sequence[str],
     asking: Asking,
     *,
     batch: int,
@@ -146,27 +167,39 @@ def make_all(
     for task in tasks:
         told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
         require(target_of(task) != "text", told)
-    judges = judges_of(asking.judges, {target_of(task) for task in tasks})
-    held = _held(split)
-    maker = _Maker(model=model, split=split, judges=judges, decode=decode, options=asking.options)
-    making = Making(wanted=tuple(wanted))
+    judges, held = judges_of(asking.judges, {target_of(task) for task in tasks}), _held(split)
+    maker = _Maker(model=model, split=split, judges=judges, decode=decode)
+    making = Making(wanted=tuple(wanted), names=frozenset(map(normalised, names)))
+
+    def dealt(rows: list[int], work: Callable[[list[int]], list[Any]], unpack: Callable[[Any], Any]) -> list:
+        pieces = [rows[part] for part in slices(len(rows), batch)]
+        found = shared(pieces, work, ranks, pack=_plain, unpack=unpack, watch=watch)
+        return [item for part in found for item in part]
+
     for task in tasks:
         rows, lacking = _rows(parse_chain(task)[0], held, asking.count)
-        if not rows:
-            making.left_out.append(f"{task}: no sample has {lacking}, so nothing was made")
-            continue
-        pieces = [rows[part] for part in slices(len(rows), batch)]
-        found = shared(pieces, maker.work(task), ranks, pack=_plain, unpack=_products, watch=watch)
-        making.products[task] = [product for part in found for product in part]
-        least = len(making.products[task])
-        making.left_out.append(f"{task}: made for {least} of the {len(split)} samples")
+        options = {k: v for k, v in asking.options.items() if asking.tasks or _fits(k, task, model.run)}
+        if rows:
+            making.products[task] = dealt(rows, maker.work(task, options), _products)
+        making.left_out.extend(_told(task, len(rows), len(split), lacking, asking.options.keys() - options))
     for name in dict.fromkeys(map(target_of, making.products)):
-        rows = sorted({p.row for task, some in making.products.items() if target_of(task) == name for p in some})
-        rows = [row for row in rows if name in held[row]] if judges.get(name) else []
-        pieces = [rows[part] for part in slices(len(rows), batch)]
-        own = shared(pieces, maker.own(name), ranks, pack=_plain, unpack=_owns, watch=watch)
-        making.own[name] = {item.row: item for part in own for item in part}
+        made = {item.row for task, some in making.products.items() if target_of(task) == name for item in some}
+        rows = sorted(row for row in made if name in held[row]) if name in judges else []
+        making.own[name] = {item.row: item for item in dealt(rows, maker.own(name), _owns)}
     return making
+
+
+def _told(task: str, made: int, total: int, lacking: str, without: Collection[str]) -> list[str]:
+    """What the figures of a task do not cover."""
+    if not made:
+        return [f"{task}: no sample has {lacking}, so nothing was made"]
+    lines = [f"{task}: made without {name}, which it does not take" for name in sorted(without)]
+    return lines + ([f"{task}: made for {made} of the {total} samples"] if made < total else [])
+
+
+def _fits(option: str, task: str, run: Run) -> bool:
+    last = parse_chain(task)[-1]
+    return not last.fill if option == "rerank" else option != "guidance" or drop_of(last, run) > 0
 
 
 def judges_of(names: Sequence[str], targets: set[str]) -> dict[str, list[Judge]]:
@@ -207,16 +240,15 @@ class _Maker:
     split: Split
     judges: dict[str, list[Judge]]
     decode: Decode
-    options: Mapping[str, Any]
 
-    def work(self, task: str) -> Callable[[list[int]], list[Product]]:
+    def work(self, task: str, options: Mapping[str, Any]) -> Callable[[list[int]], list[Product]]:
         """Of rows: what is made for them, and read."""
         links, modality = parse_chain(task), target_of(task)
         hide = HALF[str(links[0].target)] if links[0].fill else None
 
         def make(rows: list[int]) -> list[Product]:
             batch = collate([self.example(row) for row in rows], self.model.tokenizer).to(device_of(self.model))
-            made = self.model.make(task, batch, seeds=torch.tensor(rows), hide=hide, **self.options)
+            made = self.model.make(task, batch, seeds=torch.tensor(rows), hide=hide, **options)
             things = [self.model.decode(modality, item.ids, item.start) for item in made]
             read = self.read(modality, things)
             return [Product(rows[c.row], c.ids, c.start, text) for c, text in zip(made, read, strict=True)]

@@ -203,6 +203,7 @@ def _score(
             model,
             split,
             _wanted(split, classes, owned),
+            classes.names,
             how.asking,
             batch=how.batch,
             decode=how.decode,

@@ -14,7 +14,7 @@ HEADLINES = ("acc@1", "mAP", "R@1", "exact", "cider", "bleu4", "rouge_l", "wer",
 def is_headline(metric: str) -> bool:
     """What runs are compared by; of a judge's figures, those of what the run made."""
     judge, _, name = metric.rpartition("/")
-    return metric in HEADLINES or (bool(judge) and name in ("read", "wer"))
+    return metric in HEADLINES or (bool(judge) and name in ("read", "named", "wer"))
 
 
 def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, Any], console: Console) -> None:

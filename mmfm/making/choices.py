@@ -10,7 +10,7 @@ from typing import Any
 
 from mmfm.config import Run, UserError, require
 from mmfm.generate import Decoding, check_guidance
-from mmfm.grammar import Task
+from mmfm.grammar import Task, parse_writing
 from mmfm.making.things import WORDS
 
 SECONDS = 4.0  # of a sound, at the most, where nothing is said
@@ -83,4 +83,4 @@ def _check(task: Task, chosen: Mapping[str, Any]) -> None:
 
 def drop_of(task: Task, run: Run) -> float:
     """How often training hid the sources of this task from its target."""
-    return next((write.drop for write in run.write if write.task == str(task)), 0.0)
+    return next((write.drop for write in run.write if str(parse_writing(write.task)) == str(task)), 0.0)

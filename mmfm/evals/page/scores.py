@@ -33,6 +33,7 @@ MEANINGS = {
     "median rank": "of the first match; lower is better",
     "bits per byte": "lower is better",
     "read": "a judge reads the right name",
+    "named": "a judge reads some name of a class",
     "read real": "the same judge, in the split's own",
     "read decoded": "in the split's own, decoded of their codes",
     "psnr": "dB between a picture and what is decoded of its codes",
