@@ -53,6 +53,6 @@ def check_hiding(task: Task, hide: Hide, own: bool) -> None:
     name = str(task.target)
     require(task.fill or hide is None, f"hide={hide!r}: task {task} fills nothing in; leave it out, or ask for {name}~")
     require(own or hide is None, f"hide={hide!r}: no {WORDS[name]} is given to hide a part of; add --{name}")
-    told = f"task {task} fills in what is hidden of the {WORDS[name]}; say what: hide, {HOW[name]}"
+    told = f"task {task} fills in what is hidden of the {WORDS[name]}; say what by hide: {HOW[name]}"
     require(not own or hide is not None or name == "text", told)
     check_hide(hide, name)
