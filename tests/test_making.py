@@ -289,7 +289,11 @@ MISTAKES = {
     "beams and draws": ("text>image", {"text": "x", "beams": 2, "rerank": 2}, "give one of them"),
     "greedy nucleus": ("image>text", {"image": "{files}/a.png", "top_p": 0.5}, "top_p=0.5 is for draws"),
     "no option": ("text>image", {"text": "x", "temprature": 1.0}, "no option 'temprature'; try temperature"),
-    "nothing hidden": ("image~", {"image": "{files}/a.png"}, "say what by hide: a fraction such as 0.5, or one of left"),
+    "nothing hidden": (
+        "image~",
+        {"image": "{files}/a.png"},
+        "say what by hide: a fraction such as 0.5, or one of left",
+    ),
     "hidden in vain": ("text>image", {"text": "x", "hide": 0.5}, "fills nothing in; leave it out, or ask for image~"),
     "hidden of nothing": ("image~", {"hide": 0.5}, "no picture is given to hide a part of; add --image"),
     "hidden past the end": ("audio~", {"audio": "{files}/a.wav", "hide": "3-4"}, "outside a sound of 0.28 s"),
