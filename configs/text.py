@@ -16,7 +16,7 @@ ALL = (0.0, 1.0)  # of a text, so much may be masked: then what is filled in bou
 
 
 def config() -> Run:
-    """Half of the passages are written, the other half is filled in."""
+    """A passage is written with a chance of a half, and filled in with a chance of a half."""
     run = causal()
     return replace(run, name="text", write=(Write(task=">text", share=0.5), Write(task="text~", share=0.5, hide=ALL)))
 

@@ -1,4 +1,4 @@
-"""Arm "both": half of the passages written, half filled in."""
+"""Arm "both": each passage written or filled in, each with a chance of a half."""
 
 import runpy
 from dataclasses import replace
