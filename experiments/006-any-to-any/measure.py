@@ -1,0 +1,287 @@
+"""What the model of configs/any.py draws and says, read by judges; writes results.json, a drawing and a sound.
+
+    python experiments/006-any-to-any/measure.py --tune     # on val: which temperature, nucleus and guidance
+    python experiments/006-any-to-any/measure.py
+
+The choices that `--tune` tries stand in tuning.json, and what was chosen of them in CHOSEN.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+import mmfm
+from mmfm.data.example import Decode, Example, collate, read_example
+from mmfm.data.names import expand
+from mmfm.data.shards import Shards
+from mmfm.evals.judges.choose import judge
+from mmfm.evals.judges.contract import Judge, seen
+from mmfm.evals.judges.digits import halves
+from mmfm.evals.judges.figures import is_number, read_right, same_speaker
+from mmfm.evals.judges.speaker import nearer, speaker
+from mmfm.evals.metrics import Bootstrap, Figure, mean
+from mmfm.interface import Interface, Sound
+from mmfm.making.files import files_of, write_files
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tools"))
+from experiment import setting  # noqa: E402
+from gather import END, cell  # noqa: E402
+from readme import between  # noqa: E402
+
+RUN = "runs/any"
+BEGIN = "<!-- results: written by measure.py -->"
+NEEDS = {"text>image": "image", "text>audio": "audio", "image>text>audio": "image", "audio>text>image": "audio"}
+CHOSEN: dict[str, dict[str, float]] = {
+    "image": {"temperature": 0.7, "guidance": 1.5},
+    "audio": {"temperature": 0.7, "guidance": 1.5},
+}
+TRIED = {
+    "image": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.5, 0.7, 1.0), (1.0, 1.5, 2.5))],
+    "audio": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.3, 0.5, 0.7), (1.0, 1.5, 2.5))],
+}
+AT_ONCE = 40
+
+
+def examples(model: Interface, split: str, modality: str, most: int) -> list[Example]:
+    """At most so many samples that have this modality, spread over the split."""
+    shards = Shards(expand(f"data/numbers/{split}"))
+    found = [read_example(shards[at], model.config, Decode(max_seconds=4.0)) for at in range(len(shards))]
+    held = [example for example in found if getattr(example, modality) is not None]
+    return [held[int(at)] for at in np.linspace(0, len(held) - 1, min(most, len(held)))]
+
+
+def label(example: Example) -> str:
+    return str(example.meta["label"])
+
+
+def made(model: Interface, task: str, held: Sequence[Example], **options: Any) -> list[Any]:
+    """A picture (uint8 tensor) or a `Sound` for each example, whose place is its seed."""
+    things = []
+    for start in range(0, len(held), AT_ONCE):
+        part = held[start : start + AT_ONCE]
+        seeds = torch.arange(start, start + len(part))
+        coded = model.make(task, collate(part, model.tokenizer), seeds=seeds, **options)
+        things += [model.decode(task.rpartition(">")[2].removesuffix("~"), item.ids) for item in coded]
+    return [thing if isinstance(thing, Sound) else torch.from_numpy(np.array(thing))[None] for thing in things]
+
+
+def read(reader: Judge, things: Sequence[Any]) -> list[str]:
+    if reader.of == "image":
+        return reader.read(things)
+    return reader.read([sound.wave for sound in things], things[0].rate_hz)
+
+
+def real(model: Interface, held: Sequence[Example], modality: str, decoded: bool) -> list[Any]:
+    """The examples' own items; decoded: through the codec and back."""
+    if modality == "image":
+        own: list[Any] = [example.image for example in held]
+    else:
+        own = [Sound(example.audio, model.config.audio.sound.rate_hz) for example in held]
+    if not decoded:
+        return own
+    things = []
+    for start in range(0, len(held), AT_ONCE):
+        ids, keep = model.core.written(
+            modality, collate(held[start : start + AT_ONCE], model.tokenizer).items[modality]
+        )
+        found, heard = model.core.codec(modality).decode(ids, keep)
+        rows = (
+            found if modality == "image" else [Sound(w[k], own[0].rate_hz) for w, k in zip(found, heard, strict=True)]
+        )
+        things += list(rows)
+    return things
+
+
+def figures_of(model: Interface, split: str, most: int, judges: Mapping[str, Sequence[Judge]]) -> Iterator[Figure]:
+    """Everything that is asked of one split."""
+    eight = most if split == "val" else most // 2
+    for task, needs in NEEDS.items():
+        target = task.rpartition(">")[2]
+        held = examples(model, split, needs, most)
+        yield from readings(model, task, held, judges[target], **CHOSEN[target])
+        if task == "text>image":
+            yield from readings(
+                model, task, held[:: most // eight], judges["image"], "best of 8: ", rerank=8, **CHOSEN[target]
+            )
+    for modality, readers in judges.items():
+        # The reader of digits learned from the scans of test: what it can do is seen on those of val.
+        held = examples(model, "val" if modality == "image" else split, modality, most)
+        for decoded, words in ((False, "real"), (True, "decoded")):
+            things = real(model, held, modality, decoded)
+            for reader in readers:
+                yield read_right(f"{modality}, {words}", reader.name, list(map(label, held)), read(reader, things))
+    yield from continued(model, examples(model, split, "audio", most), judges["audio"])
+    yield from filled(model, examples(model, split, "image", most), judges["image"][0])
+
+
+def readings(
+    model: Interface, task: str, held: Sequence[Example], readers: Sequence[Judge], name: str = "", **options: Any
+) -> Iterator[Figure]:
+    things = made(model, task, held, **options)
+    for reader in readers:
+        found = read(reader, things)
+        yield read_right(name + task, reader.name, list(map(label, held)), found)
+        if reader.of == "audio":
+            yield is_number(name + task, reader.name, found)
+
+
+def continued(model: Interface, held: Sequence[Example], readers: Sequence[Judge]) -> Iterator[Figure]:
+    """Sounds cut in their middle and continued: whether the whole is a number, and whose voice the new part is."""
+    coded = []
+    options = {key: value for key, value in CHOSEN["audio"].items() if key != "guidance"}
+    for start in range(0, len(held), AT_ONCE):
+        part = collate(held[start : start + AT_ONCE], model.tokenizer)
+        seeds = torch.arange(start, start + part.size)
+        coded += [(start + item.row, item) for item in model.make("audio>audio", part, seeds=seeds, **options)]
+    sounds = [model.decode("audio", item.ids) for _, item in coded]
+    for reader in readers:
+        yield is_number("audio>audio", reader.name, read(reader, sounds))
+    books = len(model.core.forms["audio"].sizes)
+    step, rate = model.core.codec("audio").step_samples, sounds[0].rate_hz
+    pairs = [
+        (row, s.wave[: c.start // books * step], s.wave[c.start // books * step :])
+        for (row, c), s in zip(coded, sounds, strict=True)
+    ]
+    pairs = [pair for pair in pairs if min(map(len, pair[1:])) >= rate // 8]
+    voices = [str(held[row].meta["voice"]) for row, _, _ in pairs]
+    prompts, answers = (speaker([pair[at] for pair in pairs], rate) for at in (1, 2))
+    others = torch.tensor([[a != b for b in voices] for a in voices])
+    yield same_speaker("audio>audio", nearer(prompts, answers, prompts, others).numpy())
+
+
+def filled(model: Interface, held: Sequence[Example], svc: Judge) -> Iterator[Figure]:
+    """The right half hidden and filled in: whether two classifiers of different kinds see one digit there."""
+    scans, digits = load_digits(return_X_y=True)
+    near = KNeighborsClassifier(3).fit(scans[1_437:], digits[1_437:])
+    things = {
+        "image~": made(model, "image~", held, hide="right", rounds=8),
+        "image, real": real(model, held, "image", False),
+    }
+    things["image, noise"] = [
+        torch.from_numpy(np.random.default_rng(0).permuted(x.numpy(), axis=2)) for x in things["image, real"]
+    ]
+    for task, pictures in things.items():
+        right = torch.stack([halves(picture)[1] for picture in seen(pictures)]).flatten(1).numpy() * 16
+        units = [name_of(text) for text in svc.read(pictures)]
+        agree = np.array([a == str(b) for a, b in zip(units, near.predict(right), strict=True)], float)
+        yield Figure(
+            task=task, metric="two readers agree on the right half", statistic=mean(agree), n=len(agree), chance=0.1
+        )
+    with_text = made(model, "text>image~", held, hide="right", rounds=8)
+    yield read_right("text>image~, right half", svc.name, list(map(label, held)), svc.read(with_text))
+
+
+def name_of(text: str) -> str:
+    """The last digit of a number in words."""
+    from mmfm.evals.judges.contract import NAMES
+
+    return str(NAMES.index(text) % 10) if text in NAMES else ""
+
+
+def rows_of(split: str, figures: Iterator[Figure]) -> list[dict[str, Any]]:
+    rows = []
+    for figure in figures:
+        low, high = figure.interval(Bootstrap())
+        row = {"split": split, "task": figure.task, "metric": figure.metric, "value": figure.value}
+        rows.append({**row, "low": low, "high": high, "chance": round(figure.chance, 9), "n": figure.n})
+        print(split, figure.task, figure.metric, f"{figure.value:.3f} ({low:.3f} to {high:.3f})", flush=True)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each score, a column for each split."""
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    found = {(row["task"], row["metric"], row["split"]): row for row in rows}
+    lines = [["made", "score", *splits], ["---"] * (2 + len(splits))]
+    for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in rows):
+        lines.append([f"`{task}`", metric, *(cell(found.get((task, metric, split))) for split in splits)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(readme: str, results: str) -> str:
+    """The README with the table that belongs to the text of results.json."""
+    return between(readme, BEGIN, END, table(json.loads(results)["rows"]))
+
+
+def tune(model: Interface, judges: Mapping[str, Sequence[Judge]], most: int) -> list[dict[str, Any]]:
+    """Every choice on val."""
+    found = []
+    for target, choices in TRIED.items():
+        held = examples(model, "val", target, most)
+        for options in choices:
+            things = made(model, f"text>{target}", held, **options)
+            figure = read_right(
+                f"text>{target}", judges[target][0].name, list(map(label, held)), read(judges[target][0], things)
+            )
+            found.append({"task": figure.task, **options, "right": figure.value, "n": figure.n})
+            print(found[-1], flush=True)
+    return found
+
+
+def show(model: Interface) -> str:
+    """What the README shows: a sheet of drawings, a sound, and what the model writes of its own first drawing."""
+    things: list[Any] = []
+    for task, name in (("text>image", "forty-two.png"), ("text>audio", "forty-two.wav")):
+        modality = task.rpartition(">")[2]
+        made = model.generate_many(task, text="forty-two", n=8 if modality == "image" else 1, **CHOSEN[modality])
+        write_files(files_of(made, str(HERE / name)))
+        things += made
+    return str(model.generate("image>text", image=things[0]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--most", type=int, default=320, help="samples of each task and split")
+    parser.add_argument(
+        "--whisper", type=int, default=0, help="let Whisper hear so many sounds of each split too: slow"
+    )
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    model, began = mmfm.load(RUN), time.monotonic()
+    judges = {"image": [judge("digits")], "audio": [judge("speech")]}
+    with torch.no_grad():
+        if chosen.tune:
+            (HERE / "tuning.json").write_text(json.dumps(tune(model, judges, chosen.most), indent=1) + "\n")
+            return
+        rows = [
+            row
+            for split in ("test", "test-unseen")
+            for row in rows_of(split, figures_of(model, split, chosen.most, judges))
+        ]
+        if chosen.whisper:
+            hears = [judge("whisper")]
+            for split in ("test", "test-unseen"):
+                held = examples(model, split, "audio", chosen.whisper)
+                rows += rows_of(split, readings(model, "text>audio", held, hears, **CHOSEN["audio"]))
+                things = real(model, held, "audio", False)
+                rows += rows_of(
+                    split, iter([read_right("audio, real", "whisper", list(map(label, held)), read(hears[0], things))])
+                )
+        sentence = show(model)
+    told = setting(["experiments/006-any-to-any/measure.py", *sys.argv[1:]])
+    results = (
+        json.dumps(
+            {**told, "seconds": round(time.monotonic() - began), "options": CHOSEN, "sentence": sentence, "rows": rows},
+            indent=1,
+        )
+        + "\n"
+    )
+    (HERE / "results.json").write_text(results)
+    readme = HERE / "README.md"
+    readme.write_text(render(readme.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
