@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -165,10 +166,11 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     columns = [tuple(column.rsplit(":", 1)) for column in chosen.columns] or COLUMNS
+    asked = {arm: shlex.split(words) for arm, _, words in (item.partition("=") for item in chosen.asked)}
     configs = [(chosen.folder / arm).resolve().relative_to(ROOT) for arm in chosen.arms]
     work = [(config, seed) for seed in chosen.seeds for config in configs]
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        runs = list(pool.map(lambda one: run_one(*one, chosen.eval), work))
+        runs = list(pool.map(lambda one: run_one(*one, asked.get(one[0].stem, ())), work))
     results = json.dumps(
         {**setting(["tools/experiment.py", *sys.argv[1:]]), "columns": columns, "runs": runs}, indent=1
     )
