@@ -399,3 +399,23 @@ def test_a_sample_without_its_codes_is_bad(shards: Path, tmp_path: Path) -> None
     assert all(batch.items["image"].written is not None for batch in batches)
     skipped = [json.loads(line) for line in stream.health.skipped()]
     assert skipped and {line["code"] for line in skipped} == {"codes_missing"}
+
+
+def test_the_pictures_of_a_document_have_codes_each(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
+    """Beside each counted picture its own; training reads them as it would make them."""
+    draw = np.random.default_rng(1)
+    pictures = [encode_image(draw.integers(0, 256, (8, 16), dtype=np.uint8)) for _ in range(4)]
+    parts = [
+        {"0.png": a, "1.txt": b"like", "2.png": b, "3.txt": b"seven"}
+        for a, b in zip(*[iter(pictures)] * 2, strict=True)
+    ]
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in" / "part-000000.tar", [Item(f"doc-{at}", held) for at, held in enumerate(parts)])
+    made = coders(image=PICTURES)
+    run(made, tmp_path / "in", tmp_path / "out")
+    samples = list(Shards([tmp_path / "out" / "part-000000.tar"]))
+    assert all({"0.imagecodes.npy", "2.imagecodes.npy"} <= set(sample.parts) for sample in samples)
+    items = next(iter(stream_of(tmp_path / "out", {"image": made["image"].print}))).items["image"]
+    assert items.written is not None and len(items.rows) == 4
+    with torch.no_grad():
+        assert torch.equal(items.written.ids, made["image"].codec.encode(items.x, items.keep).ids)

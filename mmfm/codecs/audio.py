@@ -19,6 +19,7 @@ from mmfm.vocabulary import Form
 
 SILENT = math.log(SILENCE)
 CRITIC_DEPTH = 2
+LOUDEST = 12.0  # above what a full-scale sound reaches; a decoder that is hardly trained may ask for anything
 MIDDLE, SPREAD = -8.0, 5.0  # of natural log-mel power: silence at 1e-8 is -18.4, speech about -2
 
 
@@ -98,7 +99,8 @@ class AudioAutoencoder(nn.Module):
             assert isinstance(quantiser, Quantiser)
             x = x + quantiser.vectors(codes[..., book] % quantiser.size)
         frames = self.rebuilt(x, steps).unflatten(2, (self.stack, -1)).flatten(1, 2)
-        wave, real = self.vocoder(frames.float() * SPREAD + MIDDLE, steps.repeat_interleave(self.stack, 1))
+        frames = (frames.float() * SPREAD + MIDDLE).clamp(SILENT, LOUDEST)
+        wave, real = self.vocoder(frames, steps.repeat_interleave(self.stack, 1))
         return wave.clamp(-1, 1), real
 
     def losses(self, x: Tensor, keep: Tensor, draws: Tensor | None = None) -> dict[str, Float[Tensor, ""]]:

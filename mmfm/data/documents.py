@@ -46,16 +46,21 @@ def steps_of(sample: Sample) -> list[Sample]:
 
     A sample that is no document is its only step.
     """
+    return [step for _, step in counted_steps(sample)]
+
+
+def counted_steps(sample: Sample) -> list[tuple[int, Sample]]:
+    """The same, each with its number; -1: the parts without one."""
     steps: dict[int, dict[str, bytes]] = {}
     for name, data in sample.parts.items():
         number, extension = numbered(name)
         steps.setdefault(number, {})[extension] = data
     if set(steps) <= {-1}:
-        return [sample]
+        return [(-1, sample)]
     if any(modality_of(name) == "text" for name in sample.parts):
         steps.get(-1, {}).pop("json", None)  # its caption is a text only where there is no other
     where = {number: f"{sample.where}.{number}" if number >= 0 else sample.where for number in steps}
-    return [Sample(sample.key, steps[number], where[number]) for number in sorted(steps)]
+    return [(number, Sample(sample.key, steps[number], where[number])) for number in sorted(steps)]
 
 
 def joined(examples: Sequence[Example]) -> Example:

@@ -23,9 +23,10 @@ from mmfm.data import index
 from mmfm.data.build import RECORDS, locked
 from mmfm.data.build_rows import key_of
 from mmfm.data.codes import FORMAT, MANIFEST, codecs_said, packed
+from mmfm.data.documents import counted_steps
 from mmfm.data.example import Decode, shape_of
 from mmfm.data.folder import ticker
-from mmfm.data.index import CODES, EXTENSIONS, MODALITY
+from mmfm.data.index import CODES, EXTENSIONS, MODALITY, numbered
 from mmfm.data.names import expand
 from mmfm.data.remote import is_remote
 from mmfm.data.sample import Sample
@@ -145,9 +146,12 @@ def _write(
             samples = [shards.read(number, EXTENSIONS) for number in range(start, min(start + batch, len(shards)))]
             codes = {name: _codes(samples, name, coder, decode, device, left_out) for name, coder in coders.items()}
             for place, sample in enumerate(samples):
-                parts = {name: data for name, data in sample.parts.items() if name not in map(CODES.get, coders)}
-                own = {CODES[name]: found[place] for name, found in codes.items() if place in found}
-                yield Item(key_of(sample.key), parts | own)
+                made = {CODES[name] for name in coders}
+                parts = {name: data for name, data in sample.parts.items() if numbered(name)[1] not in made}
+                for name, found in codes.items():
+                    mine = {number: data for (of, number), data in found.items() if of == place}
+                    parts |= {f"{n}.{CODES[name]}" if n >= 0 else CODES[name]: data for n, data in mine.items()}
+                yield Item(key_of(sample.key), parts)
 
     write_shard(target, items())
     replace_text(_record(target), as_json(left_out).decode())
@@ -160,16 +164,16 @@ def _codes(
     decode: Decode,
     device: str | torch.device,
     left_out: list[dict[str, str]],
-) -> dict[int, bytes]:
-    """By place, the codes of those samples that have this modality and can be decoded."""
-    values: dict[int, Tensor] = {}
-    for place, sample in enumerate(samples):
+) -> dict[tuple[int, int], bytes]:
+    """By place and by number in a document, the codes of what has this modality and can be decoded."""
+    values: dict[tuple[int, int], Tensor] = {}
+    for place, number, step in ((at, *one) for at, sample in enumerate(samples) for one in counted_steps(sample)):
         try:
-            found = decoded(sample, modality, coder.contract, decode)
+            found = decoded(step, modality, coder.contract, decode)
         except BadSample as why:
-            left_out.append({"key": sample.key, "code": why.code, "why": str(why)})
+            left_out.append({"key": step.key, "code": why.code, "why": str(why)})
         else:
-            values |= {} if found is None else {place: found}
+            values |= {} if found is None else {(place, number): found}
     if not values:
         return {}
     with torch.no_grad():
@@ -244,7 +248,10 @@ def _finish(out: Path, paths: Sequence[Path], coders: Mapping[str, Coder], said:
     left_out = [line for path in paths for line in json.loads(_record(out / path.name).read_text("utf-8"))]
     replace_text(out / LEFT_OUT, "".join(as_json(line).decode() + "\n" for line in left_out))
     lies = [index.load(out / path.name, (out / path.name).stat().st_size) for path in paths]
-    counts = {name: sum(_held(found, CODES[name]) for found in lies) for name in coders}
+    counts = {
+        name: sum(_held(found, each) for found in lies for each in found.size if numbered(each)[1] == CODES[name])
+        for name in coders
+    }
     first = f": {left_out[0]['why']}" if left_out else ", as no sample has what its codecs encode"
     require(any(counts.values()), f"nothing could be encoded in {', '.join(path.name for path in paths)}{first}")
     for name in BESIDE:

@@ -16,7 +16,7 @@ import soundfile
 
 from mmfm.config import MODALITIES, Conformer, Run
 from mmfm.data.example import decode_of, read_example
-from mmfm.data.index import EXTENSIONS, MODALITY
+from mmfm.data.index import EXTENSIONS, modality_of
 from mmfm.data.sample import Sample, text_of
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
 from mmfm.doctor.sweep import Swept
@@ -70,7 +70,7 @@ def _spread(one: Set, samples: int | None) -> Iterator[Sample]:
 def _header(found: Decoded, sample: Sample) -> None:
     """Rate and channels of a sound, as libsndfile reads them; what it cannot read is counted when decoded."""
     for name, data in sample.parts.items():
-        if MODALITY.get(name) == "audio":
+        if modality_of(name) == "audio":
             try:
                 seen = soundfile.info(io.BytesIO(data))
             except soundfile.LibsndfileError:

@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt64
 
 from mmfm.config import MODALITIES
 from mmfm.data.example import text_hash
-from mmfm.data.index import MODALITY
+from mmfm.data.index import MODALITY, modality_of
 from mmfm.doctor.findings import Finding, finding, plural
 from mmfm.doctor.sweep import Swept
 from mmfm.doctor.tars import TRAIN, Set, index_of, read, where
@@ -45,7 +45,7 @@ def files_of(sets: Sequence[Set], kind: str) -> Files:
             met.add(name)
             lies = index_of(tar)
             sizes = np.full(len(lies), -1)
-            for extension in (name for name in lies.size if MODALITY.get(name) == kind):
+            for extension in (name for name in lies.size if modality_of(name) == kind):
                 sizes = np.maximum(sizes, np.array(lies.size[extension], np.int64))
             (places,) = np.nonzero(sizes > 0)
             columns.append((np.full(len(places), owner), first + places, sizes[places]))

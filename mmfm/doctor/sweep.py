@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfm.config import MODALITIES, Run
 from mmfm.data.example import WORDS, text_hash
-from mmfm.data.index import MODALITY
+from mmfm.data.index import MODALITY, modality_of
 from mmfm.data.sample import text_of
 from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
 from mmfm.doctor.tars import TRAIN, Set, Tar, index_of, read
@@ -61,7 +61,7 @@ def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int) -> None:
     _sizes(found, tar)
     for place, sample in read(tar, WORDS):
         before = sum(found.doomed.values())
-        kinds = {MODALITY[name] for name in lies.extensions(place) if name in MODALITY} - {"text"}
+        kinds = {kind for name in lies.extensions(place) if (kind := modality_of(name))} - {"text"}
         try:
             turn = (place + number) * GOLDEN % 1
             text = text_of(sample, one.source.texts if one.source is not None else (), turn)
