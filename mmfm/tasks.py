@@ -20,11 +20,11 @@ from mmfm.config import MODALITIES, UserError, Write
 from mmfm.cut import with_halves
 from mmfm.grammar import Task
 from mmfm.inputs.augment import DRAWS, hide_tokens
-from mmfm.layers import mix, uniform
+from mmfm.layers import mix, shown, uniform
 from mmfm.model import UnifiedModel
 from mmfm.trunk import Segment
 
-SHARED, DROPPED, HIDDEN = 1, 2, 3  # what a row's draws decide besides dropout
+SHARED, DROPPED, HIDDEN, BLIND = 1, 2, 3, 4  # what a row's draws decide besides dropout
 DIFFERENT = 1 << 20
 
 
@@ -153,23 +153,24 @@ def _target(
         hidden = _masked(written.keep, _seeds(batch, task, rows), how)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
         return model.filled(modality, written.ids, hidden, written.keep), labels, F.pad(hidden, (1, 0), value=False)
-    return _continued(model, modality, written, items.draws)
+    return _continued(model, modality, written, items, how.blind)
 
 
 def _continued(
-    model: UnifiedModel, modality: str, written: Ids, draws: Tensor | None
+    model: UnifiedModel, modality: str, written: Ids, items: Items, blind: float
 ) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
     """Input ids (begin, t1, .., tn) and labels (t1, .., tn, end).
 
-    In training some inputs of a text may be masked, never labels: what follows must then be read from the sources.
+    In training some inputs may be masked, never labels: what follows must then be read from the sources.
     """
-    vocabulary, chance = model.vocabulary, model.augment.hide_target_tokens
+    vocabulary, chance, draws, seeds = model.vocabulary, model.augment.hide_target_tokens, items.draws, items.seeds()
     ids, lengths = vocabulary.shared(modality, written.ids), written.keep.sum(1)
     steps = torch.arange(ids.shape[1] + 1, device=ids.device)
+    seen = ids
     if modality == "text" and draws is not None and chance:
         seen = hide_tokens(ids, draws[:, DRAWS // 2 :], chance, vocabulary.hidden)
-    else:
-        seen = ids
+    if seeds is not None and blind:
+        seen = torch.where(shown(mix(seeds + BLIND), written.keep, blind), seen, vocabulary.hidden)
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     keep = steps <= lengths[:, None]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toys import padded, toy_batch, toy_config, toy_model
 
 from mmfm.batch import Batch, Ids, Items
 from mmfm.config import Data, ImageCodec, Optim, Run, Source, Trunk, Write
@@ -31,7 +32,6 @@ from mmfm.grammar import parse
 from mmfm.inputs.text import load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import UnifiedModel, build
-from tests.toys import padded, toy_batch, toy_config, toy_model
 
 ALONE = parse("text~")
 CODEC = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)

@@ -53,6 +53,15 @@ def test_the_quickstarts_experiment_is_generated() -> None:
     assert TOOL["generated_experiment"]() == TOOL["EXPERIMENT"].read_text("utf-8")
 
 
+def test_the_table_of_any_to_any_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in experiments/006-any-to-any is what its measure.py makes of its results."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    folder = ROOT / "experiments" / "006-any-to-any"
+    tool = runpy.run_path(str(folder / "measure.py"))
+    readme, results = ((folder / name).read_text("utf-8") for name in ("README.md", "results.json"))
+    assert tool["render"](readme, results) == readme
+
+
 @pytest.mark.parametrize(("name", "least"), [("experiment", 2), ("gather", 1)])
 def test_the_tables_of_experiments_are_generated(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in an experiment's README is what the tool that it names makes of its results."""

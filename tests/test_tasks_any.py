@@ -256,6 +256,34 @@ def test_what_is_masked_is_not_seen(task: str, monkeypatch: pytest.MonkeyPatch) 
         assert bool((after.labels != before.labels).all()) == same
 
 
+def test_what_is_blind_is_predicted_and_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About half of the inputs stand as the mark of what is hidden, no label does; each row's own, alone and in a batch;
+    and without draws, as in evaluation, everything is seen."""
+    model, batch, how = toy_model(), with_draws(toy_batch(60)), Write(task="image>text", blind=0.5)
+    seen: list[Tensor] = []
+    target = model.target
+
+    def watched(ids: Tensor, keep: Tensor) -> Segment:
+        seen.append(ids[:, 1:][keep[:, 1:]])
+        return target(ids, keep)
+
+    monkeypatch.setattr(model, "target", watched)
+    task, mark = parse("image>text"), model.vocabulary.hidden
+    every, plain = read(model, task, batch, how), read(model, task, batch)
+    assert every is not None and plain is not None and torch.equal(every.labels, plain.labels)
+    hidden = seen[0] == mark
+    assert 0.35 < hidden.float().mean() < 0.65 and not (seen[1] == mark).any()
+    assert torch.equal(seen[0][~hidden], seen[1][~hidden])
+    rows = every.rows[7:9]
+    assert read(model, task, of_rows(batch, rows), how) is not None
+    lengths = torch.bincount(every.owners)[every.rows] - 1
+    start = int(lengths[:7].sum())
+    assert torch.equal(seen[2], seen[0][start : start + int(lengths[7:9].sum())])
+    bare = {name: replace(items, draws=None) for name, items in batch.items.items()}
+    assert read(model, task, replace(batch, items=bare), how) is not None
+    assert torch.equal(seen[3], seen[1])
+
+
 @pytest.mark.parametrize("task", ["image>text", ">text", "text~"])
 def test_the_share_is_of_positions_and_not_of_ranks(task: str) -> None:
     """Half of the samples: the same ones, whether they come in one batch or in two; and about half."""

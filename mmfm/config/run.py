@@ -37,6 +37,7 @@ class Write:
     weight: float = 1.0
     share: float = 1.0  # of the samples that can take part, so many do; which, their position in the stream decides
     drop: float = 0.0  # how often the target does not see its sources, as guidance needs (arXiv 2207.12598)
+    blind: float = 0.0  # how often a token that was written is not seen by those after it, so that sources must be read
     hide: tuple[float, float] = (0.1, 1.0)  # with "~": of a target's tokens a part between these is masked
     span: int = 1  # with "~": in runs of so many tokens (arXiv 1907.10529); 1: each on its own
 
@@ -45,6 +46,7 @@ class Write:
         require(self.weight >= 0, f"Write.weight={self.weight} must not be negative")
         require(0 < self.share <= 1, f"Write.share={self.share} must be above 0 and at most 1")
         require(0 <= self.drop < 1, f"Write.drop={self.drop} must be at least 0 and below 1")
+        require(0 <= self.blind < 1, f"Write.blind={self.blind} must be at least 0 and below 1")
         low, high = self.hide
         require(0 <= low <= high <= 1 and high > 0, f"Write.hide={self.hide} must be two rising fractions")
 
