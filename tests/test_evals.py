@@ -30,7 +30,8 @@ from mmfm.data.shards import Shards
 from mmfm.evals import run as runs
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.run import How, evaluate, evaluate_run, named_splits, scores_during_training
+from mmfm.evals.places import named_splits
+from mmfm.evals.run import How, evaluate, evaluate_run, scores_during_training
 from mmfm.evals.split import asked_and_more, at_rest, encode_texts, spread
 from mmfm.evals.table import print_split
 from mmfm.evals.zeroshot import class_vectors

@@ -257,8 +257,8 @@ def test_what_is_masked_is_not_seen(task: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_blind_is_predicted_and_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """About half of the inputs stand as the mark of what is hidden, no label does; each row's own, alone and in a batch;
-    and without draws, as in evaluation, everything is seen."""
+    """About half of the inputs stand as the mark of what is hidden, no label does; a row's own, alone and in a batch.
+    Without draws, as in evaluation, everything is seen."""
     model, batch, how = toy_model(), with_draws(toy_batch(60)), Write(task="image>text", blind=0.5)
     seen: list[Tensor] = []
     target = model.target

@@ -161,9 +161,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--columns", nargs="+", default=[], help="scores to show, TASK:METRIC; else the quickstart's")
-    parser.add_argument(
-        "--eval", nargs=argparse.REMAINDER, default=[], help="what `mmfm eval` is told besides the data"
-    )
+    parser.add_argument("--asked", nargs="+", default=[], help="ARM=WORDS: what `mmfm eval` is told besides the data")
     chosen = parser.parse_args()
     columns = [tuple(column.rsplit(":", 1)) for column in chosen.columns] or COLUMNS
     asked = {arm: shlex.split(words) for arm, _, words in (item.partition("=") for item in chosen.asked)}

@@ -15,6 +15,8 @@ README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / 
 EXPERIMENT = RESULTS.with_name("README.md")
 BENCH = ROOT / "tools" / "bench_step.json"
 ENGINE = [ROOT / "tools" / f"bench_{name}.json" for name in ("loader", "decode", "read", "memory", "resume")]
+GENERATE = ROOT / "tools" / "bench_generate.json"
+ANY = ROOT / "experiments" / "006-any-to-any" / "results.json"
 PARITY = ROOT / "tools" / "parity.json"
 PARITY_PAGE = PARITY.with_name("PARITY.md")
 BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
@@ -41,6 +43,17 @@ item beside a longer one and the same item alone; images are never padded.
 
 Two items each, on {cpu}, {date}, commit {commit}; {versions}.
 """
+ANY_LINES = (
+    ("text>image", "digits/right", "a number drawn, both digits"),
+    ("best of 8: text>image", "digits/right", "the best of eight, by the model's own embeddings"),
+    ("image, decoded", "digits/right", "real ones of val, through the codec, read by the same judge"),
+    ("text>audio", "speech/right", "a number spoken"),
+    ("image>text>audio", "speech/right", "a picture, spoken"),
+    ("audio>text>image", "digits/right", "a voice, drawn"),
+    ("audio>audio", "speech/number", "half a clip continued: the whole is a number"),
+    ("audio>audio", "speaker/nearer", "and its voice nearer to the prompt's than to nine of ten others"),
+    ("audio, decoded", "speech/right", "real ones through the codec, read by the same judge"),
+)
 DECODE_GOALS = {"seek": ">= 10"}  # of tools/bench_decode.json, which states none
 MISSING = "The table is made from `experiments/000-quickstart/results.json`, which is not there yet."
 
@@ -71,14 +84,31 @@ def render(readme: str, results: str | None) -> str:
 
 
 def generated() -> str:
-    """README.md with its four tables."""
+    """README.md with its tables."""
     page = render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
     content = speed_table(json.loads(BENCH.read_text("utf-8")))
     page = between(page, "<!-- speed: written by tools/readme.py -->", "<!-- end of speed -->", content)
     content = engine_table([json.loads(path.read_text("utf-8")) for path in ENGINE if path.exists()])
     page = between(page, "<!-- data: written by tools/readme.py -->", "<!-- end of data -->", content)
+    content = engine_table([json.loads(GENERATE.read_text("utf-8"))])
+    page = between(page, "<!-- writing: written by tools/readme.py -->", "<!-- end of writing -->", content)
+    content = any_table(ANY.read_text("utf-8"))
+    page = between(page, "<!-- any: written by tools/readme.py -->", "<!-- end of any -->", content)
     content = parity_summary(json.loads(PARITY.read_text("utf-8")))
     return between(page, "<!-- parity: written by tools/readme.py -->", "<!-- end of parity -->", content)
+
+
+def any_table(results: str) -> str:
+    """What was drawn and said, and read right by judges; and the sentence of the first drawing."""
+    report = json.loads(results)
+    found = {(row["split"], row["task"], row["metric"]): row for row in report["rows"]}
+    head = ["", "task", "read by", *SPLITS.values()]
+    lines = [head, ["---"] * len(head)]
+    for task, metric, words in ANY_LINES:
+        cells = [cell(found.get((split, task, metric))) for split in SPLITS]
+        lines.append([words, f"`{task}`", metric.partition("/")[0], *cells])
+    shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f'{shown}\n\nOf its own first drawing of forty-two, above, the model writes: "{report["sentence"]}".'
 
 
 def parity_summary(report: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """What the model of configs/any.py draws and says, read by judges; writes results.json, a drawing and a sound.
 
-    python experiments/006-any-to-any/measure.py --tune     # on val: which temperature, nucleus and guidance
+    python experiments/006-any-to-any/measure.py --tune any     # on val: which temperature and guidance
     python experiments/006-any-to-any/measure.py
 
-The choices that `--tune` tries stand in tuning.json, and what was chosen of them in CHOSEN.
+The choices that `--tune` tries stand in tuning.json under the name that it is given, and what was chosen of them in
+CHOSEN.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from mmfm.interface import Interface, Sound
 from mmfm.making.files import files_of, write_files
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(ROOT / "tools"))  # of scripts that are run, not imported
 from experiment import setting  # noqa: E402
 from gather import END, cell  # noqa: E402
 from readme import between  # noqa: E402
@@ -43,12 +44,12 @@ RUN = "runs/any"
 BEGIN = "<!-- results: written by measure.py -->"
 NEEDS = {"text>image": "image", "text>audio": "audio", "image>text>audio": "image", "audio>text>image": "audio"}
 CHOSEN: dict[str, dict[str, float]] = {
-    "image": {"temperature": 0.7, "guidance": 1.5},
-    "audio": {"temperature": 0.7, "guidance": 1.5},
+    "image": {"temperature": 0.7, "guidance": 2.5},
+    "audio": {"temperature": 0.7, "guidance": 2.5},
 }
 TRIED = {
-    "image": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.5, 0.7, 1.0), (1.0, 1.5, 2.5))],
-    "audio": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.3, 0.5, 0.7), (1.0, 1.5, 2.5))],
+    "image": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.5, 0.7, 1.0), (1.0, 1.5, 2.5, 4.0))],
+    "audio": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.5, 0.7, 1.0), (1.0, 2.5, 4.0, 6.0))],
 }
 AT_ONCE = 40
 
@@ -110,9 +111,9 @@ def figures_of(model: Interface, split: str, most: int, judges: Mapping[str, Seq
         target = task.rpartition(">")[2]
         held = examples(model, split, needs, most)
         yield from readings(model, task, held, judges[target], **CHOSEN[target])
-        if task == "text>image":
+        if task == f"text>{target}":
             yield from readings(
-                model, task, held[:: most // eight], judges["image"], "best of 8: ", rerank=8, **CHOSEN[target]
+                model, task, held[:: most // eight], judges[target], "best of 8: ", rerank=8, **CHOSEN[target]
             )
     for modality, readers in judges.items():
         # The reader of digits learned from the scans of test: what it can do is seen on those of val.
@@ -210,8 +211,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render(readme: str, results: str) -> str:
-    """The README with the table that belongs to the text of results.json."""
+    """The README with the tables that belong to tuning.json and to the text of results.json."""
+    tried = tuning_table(json.loads((HERE / "tuning.json").read_text("utf-8")))
+    readme = between(readme, "<!-- tuning: written by measure.py -->", "<!-- end of tuning -->", tried)
     return between(readme, BEGIN, END, table(json.loads(results)["rows"]))
+
+
+def tuning_table(tried: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A line for each choice on val, a column for each run that was tried."""
+    lines = [["task", "temperature", "guidance", *tried], ["---"] * (3 + len(tried))]
+    keys = [(row["task"], row["temperature"], row["guidance"]) for rows in tried.values() for row in rows]
+    right = {(name, *key_of(row)): row for name, rows in tried.items() for row in rows}
+    for key in dict.fromkeys(keys):
+        found = [right.get((name, *key)) for name in tried]
+        cells = ["-" if row is None else f"{row['right']:.3f} of {row['n']}" for row in found]
+        lines.append([f"`{key[0]}`", str(key[1]), str(key[2]), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["task"], row["temperature"], row["guidance"]
 
 
 def tune(model: Interface, judges: Mapping[str, Sequence[Judge]], most: int) -> list[dict[str, Any]]:
@@ -242,7 +261,7 @@ def show(model: Interface) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", default="", help="what to call this run in tuning.json; then no more is done")
     parser.add_argument("--most", type=int, default=320, help="samples of each task and split")
     parser.add_argument(
         "--whisper", type=int, default=0, help="let Whisper hear so many sounds of each split too: slow"
@@ -253,7 +272,9 @@ def main() -> None:
     judges = {"image": [judge("digits")], "audio": [judge("speech")]}
     with torch.no_grad():
         if chosen.tune:
-            (HERE / "tuning.json").write_text(json.dumps(tune(model, judges, chosen.most), indent=1) + "\n")
+            before = json.loads((HERE / "tuning.json").read_text())
+            after = before | {chosen.tune: tune(model, judges, chosen.most)}
+            (HERE / "tuning.json").write_text(json.dumps(after, indent=1) + "\n")
             return
         rows = [
             row

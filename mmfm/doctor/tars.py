@@ -20,7 +20,7 @@ from mmfm.data.remote import Store, expand_remote, is_remote
 from mmfm.data.sample import Sample
 from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
-from mmfm.evals.run import default_splits
+from mmfm.evals.places import default_splits
 from mmfm.evals.split import asked_and_more
 
 TRAIN = "train"

@@ -16,7 +16,8 @@ from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out
 from mmfm.evals.collection import Opened, open_data
 from mmfm.evals.labels import check_labels
-from mmfm.evals.run import How, Scores, check_place, finish, how_of, progress, read_run, row_of
+from mmfm.evals.places import check_place, read_run
+from mmfm.evals.run import How, Scores, finish, how_of, progress, row_of
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
 from mmfm.evals.suite import (
