@@ -108,7 +108,8 @@ def any_table(results: str) -> str:
         cells = [cell(found.get((split, task, metric))) for split in SPLITS]
         lines.append([words, f"`{task}`", metric.partition("/")[0], *cells])
     shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f'{shown}\n\nOf its own first drawing of forty-two, above, the model writes: "{report["sentence"]}".'
+    told = f'Of the first drawing the model writes "{report["sentence"]}"; in the sound, the best of eight by its own'
+    return f'{shown}\n\n{told} embeddings, the recogniser hears "{report["heard"]}".'
 
 
 def parity_summary(report: Mapping[str, Any]) -> str:

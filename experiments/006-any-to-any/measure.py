@@ -248,20 +248,20 @@ def tune(model: Interface, judges: Mapping[str, Sequence[Judge]], most: int) -> 
     return found
 
 
-def show(model: Interface) -> str:
-    """What the README shows: a sheet of drawings, a sound, and what the model writes of its own first drawing."""
-    things: list[Any] = []
-    for task, name in (("text>image", "forty-two.png"), ("text>audio", "forty-two.wav")):
-        modality = task.rpartition(">")[2]
-        made = model.generate_many(task, text="forty-two", n=8 if modality == "image" else 1, **CHOSEN[modality])
-        write_files(files_of(made, str(HERE / name)))
-        things += made
-    return str(model.generate("image>text", image=things[0]))
+def show(model: Interface, judges: Mapping[str, Sequence[Judge]]) -> dict[str, str]:
+    """What the README shows: drawings, a sound; what the model writes of the first, and a judge hears in the last."""
+    drawings = model.generate_many("text>image", text="forty-two", n=8, **CHOSEN["image"])
+    (sound,) = model.generate_many("text>audio", text="forty-two", rerank=8, **CHOSEN["audio"])
+    for name, things in {"forty-two.png": drawings, "forty-two.wav": [sound]}.items():
+        write_files(files_of(things, str(HERE / name)))
+    sentence = str(model.generate("image>text", image=drawings[0]))
+    return {"sentence": sentence, "heard": read(judges["audio"][0], [sound])[0]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", default="", help="what to call this run in tuning.json; then no more is done")
+    parser.add_argument("--show", action="store_true", help="only what the README shows, anew")
     parser.add_argument("--most", type=int, default=320, help="samples of each task and split")
     parser.add_argument(
         "--whisper", type=int, default=0, help="let Whisper hear so many sounds of each split too: slow"
@@ -271,6 +271,10 @@ def main() -> None:
     model, began = mmfm.load(RUN), time.monotonic()
     judges = {"image": [judge("digits")], "audio": [judge("speech")]}
     with torch.no_grad():
+        if chosen.show:
+            results = HERE / "results.json"
+            results.write_text(json.dumps(json.loads(results.read_text()) | show(model, judges), indent=1) + "\n")
+            return
         if chosen.tune:
             before = json.loads((HERE / "tuning.json").read_text())
             after = before | {chosen.tune: tune(model, judges, chosen.most)}
@@ -290,11 +294,11 @@ def main() -> None:
                 rows += rows_of(
                     split, iter([read_right("audio, real", "whisper", list(map(label, held)), read(hears[0], things))])
                 )
-        sentence = show(model)
+        shown = show(model, judges)
     told = setting(["experiments/006-any-to-any/measure.py", *sys.argv[1:]])
     results = (
         json.dumps(
-            {**told, "seconds": round(time.monotonic() - began), "options": CHOSEN, "sentence": sentence, "rows": rows},
+            {**told, "seconds": round(time.monotonic() - began), "options": CHOSEN, **shown, "rows": rows},
             indent=1,
         )
         + "\n"

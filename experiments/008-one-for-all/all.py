@@ -1,4 +1,4 @@
-"""Every task of configs/any.py in one run, cut to 300 steps."""
+"""Every task of configs/any.py in one run, cut to 200 steps."""
 
 import runpy
 from dataclasses import replace
@@ -11,4 +11,4 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def config() -> Run:
     run = runpy.run_path(str(CONFIGS / "any.py"))["config"]()
-    return replace(run, name="all", devices=1, optim=replace(run.optim, steps=300, warmup_steps=50))
+    return replace(run, name="all", devices=1, optim=replace(run.optim, steps=200, warmup_steps=50))
