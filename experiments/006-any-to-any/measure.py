@@ -46,10 +46,12 @@ NEEDS = {"text>image": "image", "text>audio": "audio", "image>text>audio": "imag
 CHOSEN: dict[str, dict[str, float]] = {
     "image": {"temperature": 0.7, "guidance": 2.5},
     "audio": {"temperature": 0.7, "guidance": 2.5},
+    "fill": {"temperature": 0.0},
 }
 TRIED = {
     "image": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.5, 0.7, 1.0), (1.0, 1.5, 2.5, 4.0))],
     "audio": [{"temperature": t, "guidance": g} for t, g in itertools.product((0.5, 0.7, 1.0), (1.0, 2.5, 4.0, 6.0))],
+    "fill": [{"temperature": t} for t in (0.0, 0.3, 0.5, 0.7, 1.0)],
 }
 AT_ONCE = 40
 
@@ -166,7 +168,7 @@ def filled(model: Interface, held: Sequence[Example], svc: Judge) -> Iterator[Fi
     scans, digits = load_digits(return_X_y=True)
     near = KNeighborsClassifier(3).fit(scans[1_437:], digits[1_437:])
     things = {
-        "image~": made(model, "image~", held, hide="right", rounds=8),
+        "image~": made(model, "image~", held, hide="right", **CHOSEN["fill"]),
         "image, real": real(model, held, "image", False),
     }
     things["image, noise"] = [
@@ -179,7 +181,7 @@ def filled(model: Interface, held: Sequence[Example], svc: Judge) -> Iterator[Fi
         yield Figure(
             task=task, metric="two readers agree on the right half", statistic=mean(agree), n=len(agree), chance=0.1
         )
-    with_text = made(model, "text>image~", held, hide="right", rounds=8)
+    with_text = made(model, "text>image~", held, hide="right", **CHOSEN["fill"], guidance=CHOSEN["image"]["guidance"])
     yield read_right("text>image~, right half", svc.name, list(map(label, held)), svc.read(with_text))
 
 
@@ -236,7 +238,8 @@ def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def tune(model: Interface, judges: Mapping[str, Sequence[Judge]], most: int) -> list[dict[str, Any]]:
     """Every choice on val."""
     found = []
-    for target, choices in TRIED.items():
+    for target in judges:
+        choices = TRIED[target]
         held = examples(model, "val", target, most)
         for options in choices:
             things = made(model, f"text>{target}", held, **options)
@@ -245,6 +248,13 @@ def tune(model: Interface, judges: Mapping[str, Sequence[Judge]], most: int) -> 
             )
             found.append({"task": figure.task, **options, "right": figure.value, "n": figure.n})
             print(found[-1], flush=True)
+    held = examples(model, "val", "image", most)
+    for options in TRIED["fill"]:
+        CHOSEN["fill"] = options
+        for figure in filled(model, held, judges["image"][0]):
+            if "~" in figure.task:
+                found.append({"task": figure.task, **options, "guidance": "-", "right": figure.value, "n": figure.n})
+                print(found[-1], flush=True)
     return found
 
 
