@@ -52,6 +52,7 @@ ANY_LINES = (
     ("audio>text>image", "digits/right", "a voice, drawn"),
     ("audio>audio", "speech/number", "half a clip continued: the whole is a number"),
     ("audio>audio", "speaker/nearer", "and its voice nearer to the prompt's than to nine of ten others"),
+    ("image~", "two readers agree on the right half", "half a picture filled in, so that two readers see one digit"),
     ("audio, decoded", "speech/right", "real ones through the codec, read by the same judge"),
 )
 DECODE_GOALS = {"seek": ">= 10"}  # of tools/bench_decode.json, which states none
