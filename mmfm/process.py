@@ -84,9 +84,14 @@ def follow() -> None:
         die_with_parent(None if os.environ["LOCAL_RANK"] == "0" or parent is None else int(parent))
 
 
-def lead() -> None:
-    """For the first process, before it starts the other ranks: they are told whose they are."""
+@contextlib.contextmanager
+def lead() -> Iterator[None]:
+    """For the first process, while it starts other ranks: they are told whose they are; who comes later is not."""
     os.environ[PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(PARENT, None)
 
 
 def start_ranks(command: Sequence[str], count: int, address: str, port: int) -> list[subprocess.Popen]:

@@ -76,12 +76,11 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
     data.open()  # what is wrong with the data is said before anything is written
     if first_process():
         _make_way(run, start)
-        lead()
     journal, agree = Journal(run), Agree(run, data, signals)
     callbacks = [journal, agree, Scores(run, tokenizer, agree), Saves(run, files, agree), Bar(run, journal)]
     trainer = _trainer(run, start, callbacks, files)
     path = None if start is None else str(folder_of(run.folder, start))
-    with _together(trainer):
+    with _together(trainer), lead() if first_process() else contextlib.nullcontext():
         trainer.fit(module, data, ckpt_path=path, weights_only=True)
     if trainer.is_global_zero:  # what all ranks know is said by the first; the others end in peace
         _tell(run, trainer, module, agree)

@@ -1,6 +1,7 @@
 """Whole runs at toy size: they learn, resume to the bit, stop when asked, and never lose what was trained."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from toys import toy_config
 
 import mmfm
-from mmfm import checkpoint, train
+from mmfm import checkpoint, process, train
 from mmfm.__main__ import main
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Run, Source, UserError, Write
 from mmfm.strict import from_json
@@ -85,6 +86,7 @@ def test_it_learns_what_was_planted(run):
         assert last[f"score/val/{score}"] > 3 * chance, score
     model = mmfm.load(str(run.folder))
     assert model.run == run == from_json((run.folder / "run.json").read_text())
+    assert process.PARENT not in os.environ  # who is started after it is none of its ranks
 
 
 def test_every_objective_is_logged_by_name(run):
