@@ -166,7 +166,7 @@ class UnifiedTransformer(nn.Module):
             cache.turns = cos[0, 0], sin[0, 0]
         return cache.turns
 
-    def _check_window(self, length: int) -> None:
+    def _check_window(self, length: int | torch.SymInt) -> None:  # a symbol, where an export traces it
         if self.window and length > self.window:
             raise UserError(
                 f"a sentence of {length} tokens is longer than Trunk.window={self.window}, beyond which the "
