@@ -4,7 +4,8 @@ Masks say where a key may be seen: True = seen. `keep` is True where a token is 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -238,6 +239,18 @@ def mix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
     x = (x ^ (x >> 30 & 2**34 - 1)) * -4658895280553007687
     x = (x ^ (x >> 27 & 2**37 - 1)) * -7723592293110705685
     return x ^ (x >> 31 & 2**33 - 1)
+
+
+@contextmanager
+def rested(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards each of its parts has the mode that it had, frozen ones at rest among others."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
 
 
 def uniform(seeds: Int[Tensor, "*any"], salt: int) -> Float[Tensor, "*any"]:

@@ -154,3 +154,11 @@ def test_no_encoder_of_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         UserError, match="the package resemblyzer, which tells voices apart, is not installed; pip inst"
     ):
         speaker.speaker([torch.ones(10)], 16_000)
+
+
+def test_what_rested_is_as_it_was() -> None:
+    """A part that was at rest among others that train still is, after features were asked."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)).train()
+    module[0].eval()
+    features(module, [torch.ones(3, 2)])
+    assert [part.training for part in module.modules()] == [True, False, True]

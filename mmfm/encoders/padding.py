@@ -3,6 +3,7 @@
 import torch
 
 from mmfm.encoders.face import Encoder
+from mmfm.layers import rested
 
 NOISE_SECONDS = (1.0, 0.6)
 
@@ -35,10 +36,8 @@ def padding_gap(encoder: Encoder, seed: int = 0) -> float:
 
 def _gap(encoder: Encoder, padded: tuple[torch.Tensor, ...], alone: tuple[torch.Tensor, ...]) -> float:
     """Of the second item of a batch and of it alone."""
-    training = encoder.training
-    encoder.eval()
-    both, one = encoder(*padded), encoder(*alone)
-    encoder.train(training)
+    with rested(encoder):
+        both, one = encoder(*padded), encoder(*alone)
     ours, theirs = both.x[1][both.keep[1]], one.x[0][one.keep[0]]
     if ours.shape != theirs.shape:
         return float("inf")

@@ -6,6 +6,7 @@ sounds Frechet audio distance. Neither is comparable between other features or o
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmfm.config import require
+from mmfm.layers import rested
 
 SUBSETS, SUBSET = 100, 1_000
 
@@ -33,15 +35,8 @@ def features(module: Callable[[Any], Tensor], batches: Iterable[Any]) -> Float[n
     Errors:
         UserError: no batch, or features that are not [n, d] or not finite.
     """
-    training = isinstance(module, nn.Module) and module.training
-    if isinstance(module, nn.Module):
-        module.eval()
-    try:
-        with torch.no_grad():
-            made = [module(batch).detach().double().cpu().numpy() for batch in batches]
-    finally:
-        if isinstance(module, nn.Module):
-            module.train(training)
+    with torch.no_grad(), rested(module) if isinstance(module, nn.Module) else nullcontext():
+        made = [module(batch).detach().double().cpu().numpy() for batch in batches]
     require(bool(made), "there is no batch to make features of; give at least one")
     flat = all(part.ndim == 2 and part.shape[1] == made[0].shape[1] for part in made)
     require(flat, f"features have shapes {sorted({part.shape for part in made})}; a module must give [n, d]")
