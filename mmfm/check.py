@@ -5,17 +5,20 @@ minute. Standard library only.
 """
 
 import json
+import math
 import runpy
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, UserError, require
+from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, Text, UserError, require
 from mmfm.data.names import expand
+from mmfm.data.sample import text_of
 from mmfm.data.shards import Shards, check_holds
 from mmfm.grammar import parse_writing
+from mmfm.inputs import BadSample
 from mmfm.strict import from_json, to_json
 
 Made = TypeVar("Made")
@@ -85,6 +88,32 @@ class Found:
         return self.samples if needs <= set(self.source.provides) else 0
 
 
+LOOKED_AT = 64  # samples of a source, for the fields that its texts are read from
+
+
+def check_fields(source: Source, shards: Shards, most_bad: float) -> None:
+    """Raises UserError where the first samples lack the fields of `Source.texts` or `answers` more often than
+    `most_bad` explains: by three standard deviations of as many draws. Shards behind URLs are not fetched for it."""
+    looked = range(0 if shards.remote else min(LOOKED_AT, len(shards)))
+    allowed = most_bad * len(looked) + 3 * math.sqrt(most_bad * len(looked))
+    for name, texts in (("texts", source.texts), ("answers", source.answers)):
+        lack = [sample for sample in looked if texts and not _has_text(shards, sample, texts)]
+        if len(lack) > allowed:
+            fields = " or ".join(repr(text.field) for text in texts)
+            told = f"{len(lack)} of its first {len(looked)} samples lack, such as {shards.where(lack[0])}"
+            raise UserError(
+                f"Source.{name} of {source.label!r} names {fields}, which {told}; name a field that they have"
+            )
+
+
+def _has_text(shards: Shards, sample: int, texts: Sequence[Text]) -> bool:
+    """What is damaged has none; why is said where it is read for training."""
+    try:
+        return text_of(shards.read(sample, ("json", "txt")), texts) is not None
+    except BadSample:
+        return False
+
+
 Opener = Callable[[Source, Data], Shards]
 
 
@@ -98,6 +127,7 @@ def open_here(source: Source, data: Data) -> Shards:
 def look(source: Source, data: Data, opener: Opener = open_here) -> Found:
     """Reads the indexes of all shards, or the headers of those without. Raises UserError as `check_holds` does."""
     shards = opener(source, data)
+    check_fields(source, shards, data.most_bad)
     return Found(source=source, shards=len(shards.places), samples=len(shards))
 
 

@@ -59,8 +59,16 @@ def _filled(kind: Any, value: Any) -> Any:
         if field.name in value:
             filled[field.name] = _filled(hints[field.name], value[field.name])
         elif field.default is not dataclasses.MISSING:
-            filled[field.name] = json.loads(json.dumps(field.default))
+            filled[field.name] = _plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = _plain(field.default_factory())
     return filled
+
+
+def _plain(value: Any) -> Any:
+    """As it stands in JSON: a dataclass is an object, a tuple a list."""
+    plain = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return json.loads(json.dumps(dataclasses.asdict(value) if plain else value))
 
 
 def _no_constant(name: str) -> float:

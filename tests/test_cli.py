@@ -21,7 +21,7 @@ import mmfm
 from mmfm.__main__ import main, names, sentence
 from mmfm.check import check, read_run
 from mmfm.commands import Train
-from mmfm.config import Contrast, Data, Eval, Model, Run, Source, UserError, Write
+from mmfm.config import Contrast, Data, Eval, Model, Run, Source, Text, UserError, Write
 from mmfm.strict import to_json
 
 CONFIG = """
@@ -343,6 +343,14 @@ RUN = Run(name="r", data=Data(train=(SOUND,)), write=(Write(task="audio>text"),)
         (
             replace(RUN, data=Data(train=(replace(SOUND, provides=("audio", "image")),))),
             "audio.tar: 000 has no image, which its source provides",
+        ),
+        (
+            replace(RUN, data=Data(train=(replace(SOUND, texts=(Text(field="caption"),)),))),
+            "Source.texts of 'audio.tar' names 'caption', which 2 of its first 2 samples lack, such as",
+        ),
+        (
+            replace(RUN, data=Data(train=(replace(SOUND, answers=(Text(field="a.b"),)),))),
+            "Source.answers of 'audio.tar' names 'a.b', which 2",
         ),
         (replace(RUN, data=replace(RUN.data, val="nowhere")), "'nowhere'"),
         (replace(RUN, eval=Eval(every_steps=1)), "set data.val, or every_steps to 0"),

@@ -1,16 +1,19 @@
 """A run is checked when it is built, and survives JSON exactly or not at all."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from mmfm.check import read_run
 from mmfm.config import (
     Augment,
+    Checked,
     Conformer,
     Contrast,
     Data,
@@ -184,6 +187,10 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "weight": (lambda: Write(task=">text", weight=-1.0), "Write.weight=-1.0 must not be negative"),
     "warm-up": (lambda: Optim(steps=100), "Optim.warmup_steps=100 must be below steps=100"),
     "floor": (lambda: Optim(lr_floor=2.0), "Optim.lr_floor=2.0 must be between 0 and 1"),
+    "betas": (lambda: Optim(betas=(0.9, 1.0)), "Optim.betas=(0.9, 1.0) must be at least 0 and below 1 each"),
+    "decay": (lambda: Optim(weight_decay=-0.1), "Optim.weight_decay=-0.1 must not be negative"),
+    "seed": (lambda: Run(name="a", seed=-1), "Run.seed=-1 must be at least 0"),
+    "every": (lambda: Eval(every_steps=-1), "Eval.every_steps=-1 must not be negative"),
     "template": (lambda: Eval(templates=("a photo",)), "'a photo' has no {} for the name of the class"),
     "name": (lambda: Run(name="a/b"), "Run.name='a/b' must be a plain folder name"),
     "no name": (lambda: Run(name=""), "Run.name='' must be a plain folder name"),
@@ -198,6 +205,77 @@ def test_a_configuration_checks_itself(make: Callable[[], Any], words: str) -> N
         make()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# In a process of its own, as the tests' own check of annotations would refuse these values first.
+MISTYPED = {
+    'Data(unit="epoch")': "Data.unit='epoch' is none of 'sample', 'batch'",
+    'Run(name="a", passes="three")': "Run.passes='three' is none of 'one', 'two'",
+    'Run(name="a", accelerator="tpu")': "Run.accelerator='tpu' is none of",
+    'Optim(precision="fp16")': "Optim.precision='fp16' is none of",
+    'Contrast(pair=("image", "text"), loss="margin")': "Contrast.loss='margin' is none of",
+    "Optim(steps=1e2)": "Optim.steps=100.0 should be a whole number, such as 100",
+    "Optim(steps=True)": "Optim.steps=True should be a whole number, not a bool",
+    'Optim(lr="1e-3")': "Optim.lr='1e-3' should be a number, not a str",
+    'Optim(lr=float("nan"))': "Optim.lr=nan is no finite number",
+    "Optim(betas=(0.9, 0.98, 0.99))": "Optim.betas=(0.9, 0.98, 0.99) should have 2 entries, not 3",
+    'Source(shards=["a"], provides=("text",))': "Source.shards=['a'] should be a text, not a list",
+    'Source(shards="a", provides="text")': "Source.provides='text' should be a tuple, such as ('text',)",
+    'Data(train=Source(shards="a", provides=()))': "Data.train=Source(",
+    'Data(train=("a",))': "Data.train[0]='a' should be a Source",
+    "Data(augment=None)": "Data.augment=None should be a Augment",
+    "Model(text=Trunk())": "should be one of TextTower, Tower, None",
+    "Model(image=3)": "Model.image=3 should be one of Vit, Tower, None",
+    "Trunk(rope_stretch=None)": "Trunk.rope_stretch=None should be a tuple",
+}
+
+
+def test_types_are_checked_as_strictly_in_python() -> None:
+    """Each is refused when it is built, by a line that names the field; it would train and never open again."""
+    code = f"""
+import json
+from mmfm.config import *
+def told(text):
+    try:
+        return f"built {{eval(text)}}"
+    except UserError as why:
+        return str(why)
+print(json.dumps([told(text) for text in {list(MISTYPED)!r}]))
+listed = Data(train=[Source(shards=__import__("pathlib").Path("a"), provides=["text"])], max_seconds=3)
+assert listed == Data(train=(Source(shards="a", provides=("text",)),), max_seconds=3.0) and hash(listed), listed
+assert type(listed.max_seconds) is float
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for (text, words), told in zip(MISTYPED.items(), json.loads(done.stdout), strict=True):
+        assert words in told and "built" not in told, (text, told)
+
+
+def kinds(owner: type = Run, seen: frozenset[type] = frozenset()) -> set[type]:
+    """All dataclasses that a run can hold."""
+    found = {owner}
+    for hint in get_type_hints(owner).values():
+        for kind in (hint, *get_args(hint), *(inner for part in get_args(hint) for inner in get_args(part))):
+            if is_dataclass(kind) and isinstance(kind, type) and kind not in seen | found:
+                found |= kinds(kind, seen | found)
+    return found
+
+
+def test_all_parts_of_a_run_are_checked() -> None:
+    """None is forgotten; also the rules of its own still hold after the check of types."""
+    assert len(kinds()) > 20
+    assert all(issubclass(kind, Checked) for kind in kinds()), [k for k in kinds() if not issubclass(k, Checked)]
+
+
+@pytest.mark.parametrize("kind", [Run, Model, Data, Optim, Eval])
+def test_any_missing_choice_takes_its_default(kind: type) -> None:
+    """A file of an earlier version lacks it: every field that has a default is filled, nested dataclasses too."""
+    there = [f for f in fields(kind) if not (f.default is MISSING and f.default_factory is MISSING)]
+    assert len(there) >= len(fields(kind)) - 1
+    for spec in there:
+        tree = json.loads(to_json(Run(name="old")))
+        del (tree if kind is Run else tree[kind.__name__.lower()])[spec.name]
+        assert from_json(json.dumps(tree)) == Run(name="old"), spec.name
 
 
 def test_pictures_are_brought_to_size_as_ever() -> None:

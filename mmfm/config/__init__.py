@@ -4,7 +4,7 @@ A reference run is a Python file in `configs/` whose `config()` returns a `Run`;
 `strict` reads and writes.
 """
 
-from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, UserError, one_line, positive, require
+from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, one_line, positive, require
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, Source, Store, Text
 from mmfm.config.encoders import Blueprint, Pixels, Sound, Tower, Words
@@ -18,6 +18,7 @@ __all__ = [
     "AudioCodec",
     "Augment",
     "Blueprint",
+    "Checked",
     "Conformer",
     "Contrast",
     "Data",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-from mmfm.config.base import positive, require
+from mmfm.config.base import Checked, positive, require
 from mmfm.config.encoders import Pixels, Sound
 from mmfm.config.towers import Mel
 
@@ -17,7 +17,7 @@ def _check_levels(owner: "ImageCodec | AudioCodec") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageCodec:
+class ImageCodec(Checked):
     """A convolutional autoencoder over square patches, quantised to a finite scalar grid (arXiv 2309.15505)."""
 
     height_px: int = 224
@@ -59,7 +59,7 @@ class ImageCodec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioCodec:
+class AudioCodec(Checked):
     """An autoencoder of log-mel frames with a finite scalar grid; a vocoder makes the sound from the frames."""
 
     mel: Mel = field(default_factory=Mel)
@@ -94,7 +94,7 @@ class AudioCodec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownCodec:
+class KnownCodec(Checked):
     """A codec of transformers (DAC, Mimi, EnCodec; Janus's and Emu3's for pictures), used as it is."""
 
     source: str  # "hf:NAME", or a folder that transformers wrote

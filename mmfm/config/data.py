@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmfm.config.base import MODALITIES, positive, require
+from mmfm.config.base import MODALITIES, Checked, positive, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
+class Augment(Checked):
     """Random changes to training input, each a function of the sample's position in the stream. Zero switches off."""
 
     rotate_deg: float = 0.0
@@ -38,7 +38,7 @@ class Augment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(Checked):
     """Where a source's text may lie, and how often this place is drawn among those that a sample has."""
 
     field: str  # "txt", or the path of a value in the .json: "caption", "captions.fr", "captions.*" for any in there
@@ -50,7 +50,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Checked):
     """Shards that provide the same modalities. Of every sum-of-shares samples (or batches), `share` come from here."""
 
     shards: str  # a folder, a tar, a pattern such as data/train/image-{000000..000007}.tar, or the same as a URL
@@ -76,7 +76,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store:
+class Store(Checked):
     """Where shards with a URL are kept on this machine while they are in use."""
 
     folder: str = "~/.cache/mmfm/shards"
@@ -89,7 +89,7 @@ class Store:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Checked):
     train: tuple[Source, ...] = ()
     val: str = ""  # shards scored during training; empty: none
     batch: int = 128  # samples per step, over all ranks

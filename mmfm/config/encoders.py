@@ -7,14 +7,14 @@ the weights of a checkpoint need to be loaded into again, so that neither the so
 from dataclasses import dataclass
 from typing import Literal
 
-from mmfm.config.base import MODALITIES, positive, require
+from mmfm.config.base import MODALITIES, Checked, positive, require
 
 LIBRARIES = ("timm", "open_clip", "hf", "torchaudio")
 KINDS = (*LIBRARIES, "wheel")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class Pixels(Checked):
     """What a tower expects of a picture: its size in pixels, how it is brought to it, and its normalisation.
 
     Of RGB values in 0..1, `mean` is subtracted and `std` divides, channel by channel.
@@ -39,7 +39,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sound:
+class Sound(Checked):
     """What a tower expects of a sound: its rate, and the source's own extractor, as JSON, that makes features of it."""
 
     rate_hz: int = 16_000
@@ -52,7 +52,7 @@ class Sound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
+class Words(Checked):
     """What a tower expects of a text: ids of its own tokenizer, whose tokenizer.json lies beside the weights."""
 
     sha256: str  # of that file
@@ -69,7 +69,7 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blueprint:
+class Blueprint(Checked):
     """How to build an encoder again, without its source: what library, what architecture, what input."""
 
     library: Literal["timm", "open_clip", "hf", "torchaudio"]
@@ -89,7 +89,7 @@ class Blueprint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class Tower(Checked):
     """An encoder of another library.
 
     source: "timm:NAME", "open_clip:NAME/TAG", "hf:NAME", "torchaudio:BUNDLE", "wheel:PACKAGE", or a folder: one that

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from mmfm.config.base import positive, require
+from mmfm.config.base import Checked, positive, require
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.encoders import Tower
 from mmfm.config.towers import Conformer, TextTower, Trunk, Vit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(Checked):
     """Towers, one shared token space, one trunk. A tower of None means that the modality cannot be a source."""
 
     image: Vit | Tower | None = field(default_factory=Vit)

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmfm.config.base import MODALITIES, positive, require
+from mmfm.config.base import MODALITIES, Checked, positive, require
 from mmfm.config.data import Data
 from mmfm.config.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class Contrast(Checked):
     """Bring together the embeddings of two modalities of one sample."""
 
     pair: tuple[str, str]
@@ -29,7 +29,7 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Write:
+class Write(Checked):
     """Predict the target of a task such as "image>text", ">audio" or "image,text>text" token by token, or what is
     masked of it, as in "image~" and "text>image~"."""
 
@@ -56,7 +56,7 @@ class Write:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct:
+class Reconstruct(Checked):
     """Train the codec of a modality: what it decodes should be what it encoded."""
 
     modality: Literal["image", "audio"]
@@ -71,7 +71,7 @@ class Reconstruct:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
+class Rate(Checked):
     """How fast some parameters learn. `of` is a pattern of their names, such as "towers.image.*"; * is any text."""
 
     of: str
@@ -82,7 +82,7 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
+class Optim(Checked):
     steps: int = 1_000
     lr: float = 1e-3
     warmup_steps: int = 100
@@ -100,10 +100,13 @@ class Optim:
             f"Optim.warmup_steps={self.warmup_steps} must be below steps={self.steps}",
         )
         require(0 <= self.lr_floor <= 1, f"Optim.lr_floor={self.lr_floor} must be between 0 and 1")
+        require(self.weight_decay >= 0, f"Optim.weight_decay={self.weight_decay} must not be negative")
+        told = f"Optim.betas={self.betas} must be at least 0 and below 1 each"
+        require(all(0 <= beta < 1 for beta in self.betas), told)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval:
+class Eval(Checked):
     every_steps: int = 0  # zero-shot scores during training; 0: never
     samples: int = 256  # of the validation shards, for those scores
     batch: int = 64
@@ -113,12 +116,14 @@ class Eval:
 
     def __post_init__(self) -> None:
         positive(self, "samples", "batch", "max_tokens", "bootstrap")
+        require(self.every_steps >= 0, f"Eval.every_steps={self.every_steps} must not be negative; 0: never")
+        require(bool(self.templates), 'Eval.templates is empty; "{}" is the name of the class alone')
         for template in self.templates:
             require("{}" in template, f"Eval.templates: {template!r} has no {{}} for the name of the class")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Checked):
     name: str
     seed: int = 0
     model: Model = field(default_factory=Model)
@@ -140,6 +145,7 @@ class Run:
 
     def __post_init__(self) -> None:
         positive(self, "save_every_steps", "keep_checkpoints", "threads", "devices")
+        require(0 <= self.seed < 2**63, f"Run.seed={self.seed} must be at least 0 and below 2**63")
         require(self.save_every_minutes >= 0, f"Run.save_every_minutes={self.save_every_minutes} must not be negative")
         require(
             self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0,

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmfm.config.base import positive, require
+from mmfm.config.base import Checked, positive, require
 from mmfm.config.encoders import Pixels, Sound, Words
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vit:
+class Vit(Checked):
     """A vision transformer over square patches (arXiv 2010.11929)."""
 
     height_px: int = 224
@@ -74,7 +74,7 @@ class Vit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mel:
+class Mel(Checked):
     """How a waveform becomes a log-mel spectrogram. `high_hz` of 3800 is a telephone band, for 8 kHz recordings."""
 
     rate_hz: int = 16_000
@@ -101,7 +101,7 @@ class Mel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conformer:
+class Conformer(Checked):
     """Convolution-augmented transformer over log-mel frames, which its stem makes fewer (arXiv 2005.08100).
 
     stem: "conv" makes one token of four frames.
@@ -142,7 +142,7 @@ class Conformer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTower:
+class TextTower(Checked):
     """A transformer over text tokens; bidirectional unless it is causal."""
 
     width: int = 384
@@ -164,7 +164,7 @@ class TextTower:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trunk:
+class Trunk(Checked):
     """The unified transformer: pre-norm RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
 
     width: int = 384

@@ -170,9 +170,9 @@ class Plan(Dataset):
         if how.texts and "text" in how.provides and example.words is not None:
             example = replace(example, text=text_of(example.words, how.texts, float(draws[TEXT_DRAW])))
         if "text" in how.provides and example.text is None:
-            raise BadSample(
-                "missing_text", f"{self.sources[source].where(sample)} has no text, which its source provides"
-            )
+            named = f" ({' or '.join(text.field for text in how.texts)})" if how.texts else ""
+            told = f"{self.sources[source].where(sample)} has no text, which its source provides{named}"
+            raise BadSample("missing_text", told)
         return self._answered(how, example, float(draws[TEXT_DRAW])) if how.answers else example
 
     def _answered(self, how: config.Source, example: Example, draw: float) -> Example:
