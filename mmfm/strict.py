@@ -67,8 +67,9 @@ def _filled(kind: Any, value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """As it stands in JSON: a dataclass is an object, a tuple a list."""
-    plain = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return json.loads(json.dumps(dataclasses.asdict(value) if plain else value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value))
 
 
 def _no_constant(name: str) -> float:
