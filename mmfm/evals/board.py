@@ -14,9 +14,8 @@ from mmfm.config import require
 from mmfm.evals.contenders import Contender, Kept, Key, differing
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.page.record import headline_first
-from mmfm.evals.page.scores import is_share, label
-from mmfm.evals.paired import Outcome, bootstrap_outcome, discordant, holm, lower_is_better, mcnemar, resampled
-from mmfm.evals.table import is_headline
+from mmfm.evals.paired import Outcome, bootstrap_outcome, discordant, holm, mcnemar, resampled
+from mmfm.evals.registry import better, is_headline, is_share, label
 
 LEVEL = 0.05
 
@@ -40,10 +39,9 @@ class Comparison:
 
     @property
     def better(self) -> int | None:
-        """The run that is better beyond chance, if one is."""
-        if self.adjusted >= LEVEL or self.outcome.difference == 0:
-            return None
-        return self.first if (self.outcome.difference < 0) == lower_is_better(self.metric) else self.second
+        """The run that is better beyond chance, if one is, and if the metric has a better direction at all."""
+        side = better(self.metric, self.outcome.difference) if self.adjusted < LEVEL else 0
+        return {1: self.first, -1: self.second, 0: None}[side]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.page.document import save_page
 from mmfm.evals.page.leaderboard import render
 from mmfm.evals.places import check_place, write_json
-from mmfm.evals.table import is_headline
+from mmfm.evals.registry import is_headline
 
 SHOWN = 13  # sentences on a terminal
 

@@ -83,20 +83,3 @@ def holm(p: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p) - rank) * p[at]))
         adjusted[at] = highest
     return adjusted
-
-
-LOWER: tuple[str, ...] = (
-    "wer",
-    "cer",
-    "bits_per_byte",
-    "median_rank",
-    "perplexity",
-    "nats",
-    "spectral_distance",
-    "bits_per_pixel",
-    "bits_per_second",
-)
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.lower().rpartition("/")[2] in LOWER

@@ -27,6 +27,7 @@ from mmfm.evals.filling import Filling, fill_split
 from mmfm.evals.making import Asking, Making, make_all
 from mmfm.evals.metrics import Bootstrap, Figure
 from mmfm.evals.places import check_place, default_splits, named_splits, read_run, write_json
+from mmfm.evals.registry import entry_of, metric_of
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Split, Watch, asked_and_more, at_rest, device_of, read_split, reads
@@ -45,7 +46,6 @@ from mmfm.evals.zeroshot import (
     read_lines,
 )
 
-SCORES_DURING_TRAINING = ("acc@1", "R@1", "exact", "psnr", "spectral_distance")
 BOOTSTRAP, NOTHING = Bootstrap(), Asking()
 DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
@@ -142,7 +142,7 @@ def scores_during_training(model: Evaluable, spec: str, *, run: Run, ranks: Rank
         scored = _score(model, spec, "val", how_of(run, limit=run.eval.samples), with_nats=False, ranks=ranks)
         if ranks.rank:
             return {}
-        chosen = [figure for figure in scored.figures() if figure.metric in SCORES_DURING_TRAINING]
+        chosen = [figure for figure in scored.figures() if metric_of(figure.metric).during_training]
         return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}
 
 
@@ -229,6 +229,7 @@ def _coding(model: Evaluable, spec: str, how: How, watch: Watch, ranks: Ranks) -
 
 
 def row_of(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
+    assert entry_of(figure.metric), f"{figure.metric} has no entry in mmfm.evals.registry.METRICS"
     low, high = figure.interval(bootstrap)
     return {
         "split": split,

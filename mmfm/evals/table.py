@@ -6,15 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-CODECS = ("psnr", "ssim", "spectral_distance", "stoi", "bits_per_pixel", "bits_per_second", "codes_used")
-FILLED = ("bits_per_byte_bound", "bits_per_code_bound", "filled@15%")
-HEADLINES = ("acc@1", "mAP", "R@1", "exact", "cider", "bleu4", "rouge_l", "wer", "bits_per_byte", *FILLED, *CODECS)
-
-
-def is_headline(metric: str) -> bool:
-    """What runs are compared by; of a judge's figures, those of what the run made."""
-    judge, _, name = metric.rpartition("/")
-    return metric in HEADLINES or (bool(judge) and name in ("read", "named", "wer"))
+from mmfm.evals.registry import is_headline
 
 
 def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, Any], console: Console) -> None:
@@ -27,7 +19,7 @@ def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, An
     for column in ("value", "95 %", "chance", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        if row["metric"] in HEADLINES or "/" in row["metric"]:  # a judge's
+        if is_headline(row["metric"]) or "/" in row["metric"]:  # a judge's, or of one codebook
             range_, chance = f"{row['low']:.3f}-{row['high']:.3f}", f"{row['chance']:.3g}"
             table.add_row(row["task"], row["metric"], f"{row['value']:.3f}", range_, chance, str(row["n"]))
     console.print(table)

@@ -9,8 +9,8 @@ from mmfm.evals.page.charts import Axis
 from mmfm.evals.page.document import document, sectioned
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.record import Row
-from mmfm.evals.page.scores import MEANINGS, NO_BREAK, axis_of, interval, is_share, label, plain, show, shown
-from mmfm.evals.table import is_headline
+from mmfm.evals.page.scores import NO_BREAK, axis_of, interval, show, shown
+from mmfm.evals.registry import is_headline, is_share, label, metric_of
 
 HOW = (
     "Each test asks whether two of these models would differ on other samples like these; it says nothing of what "
@@ -143,7 +143,7 @@ def _scores(board: Board) -> Iterator[Html]:
 def _panel(board: Board, key: Key) -> Html:
     found = [(place, row) for place, one in enumerate(board.runs) if (row := one.rows.get(key)) is not None]
     axis = axis_of(row for _, row in found)
-    meaning = MEANINGS.get(plain(key[2]), "")
+    meaning = metric_of(key[2]).explained
     scale = "" if axis.high == 1.0 else f"{'; ' * bool(meaning)}drawn from {axis.low:g} to {axis.high:g}"
     counts = " / ".join(dict.fromkeys(f"{row.n:,}" for _, row in found))
     heading = tag("span", f" {label(key[2])}; {meaning}{scale}; n = {counts}", class_="quiet")

@@ -9,6 +9,7 @@ from mmfm.evals.page import charts
 from mmfm.evals.page.charts import Axis, linear_axis
 from mmfm.evals.page.markup import Html, join, tag
 from mmfm.evals.page.record import Log, Row, headline_first
+from mmfm.evals.registry import GROUPS, OTHER, group_of, is_headline, is_share, label, metric_of, plain
 
 KEY_FIGURES = (
     ("image->text", "acc@1", "images named"),
@@ -16,59 +17,17 @@ KEY_FIGURES = (
     ("image->audio", "R@1", "right sound first"),
     ("audio->image", "R@1", "right image first"),
     ("image>text", "exact", "written exactly"),
-    ("audio>text", "WER", "words wrong"),
+    ("audio>text", "wer", "words wrong"),
     ("text>image", "digits/read", "drawings read right"),
     ("text>audio", "speech/read", "spoken so that it is understood"),
 )
-MEANINGS = {
-    "acc@1": "right at the first guess",
-    "acc@5": "right among five guesses",
-    "mean per class": "right at the first guess, mean of the classes",
-    "r@1": "a match in first place",
-    "r@5": "a match among the first 5",
-    "r@10": "a match among the first 10",
-    "exact": "written word for word",
-    "wer": "word errors per word; lower is better",
-    "cer": "letter errors per letter; lower is better",
-    "median rank": "of the first match; lower is better",
-    "bits per byte": "lower is better",
-    "read": "a judge reads the right name",
-    "named": "a judge reads some name of a class",
-    "read real": "the same judge, in the split's own",
-    "read decoded": "in the split's own, decoded of their codes",
-    "psnr": "dB between a picture and what is decoded of its codes",
-    "ssim": "likeness of structure; 1 is the same picture",
-    "stoi": "short-time objective intelligibility; 1 is the same speech",
-    "spectral distance": "lower is better",
-    "bits per pixel": "what the codes cost; lower is better",
-    "bits per second": "what the codes cost; lower is better",
-    "codes used": "of all codes of the book, those that occur",
-}
-LEADING = ("acc@1", "r@1", "exact", "wer", "bits per byte")  # metrics worth a curve over training
-CHART_GROUPS = ("Zero-shot classification", "Retrieval", "Writing", "Drawing and speaking, as judges read it")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 PERCENT = Axis(low=0.0, high=1.0, ticks=(0.0, 0.25, 0.5, 0.75, 1.0))
-
-
-def plain(metric: str) -> str:
-    """The name of a metric as words, without regard to case."""
-    return metric.lower().replace("_", " ")
-
-
-def label(metric: str) -> str:
-    return metric.upper() if plain(metric) in ("wer", "cer") else metric.replace("_", " ")
 
 
 def shown(task: str) -> str:
     """A task with a printed arrow; a task of writing keeps its sign, which tells the two apart."""
     return task.replace("->", " → ")
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a part of one, shown in per cent; ranks, bits, nats and perplexities are not."""
-    return not any(
-        word in plain(metric) for word in ("rank", "bit", "nat", "perplexity", "loss", "snr", "sdr", "distance")
-    )
 
 
 def show(metric: str, value: float | None) -> str:
@@ -78,7 +37,7 @@ def show(metric: str, value: float | None) -> str:
 
 
 def _plain_number(metric: str, value: float) -> str:
-    return charts.round_figure(value) if "rank" in metric else f"{value:,.2f}"
+    return charts.round_figure(value) if metric_of(metric).unit == "rank" else f"{value:,.2f}"
 
 
 def interval(row: Row) -> str:
@@ -130,7 +89,7 @@ def tiles(run: Run, rows: Sequence[Row]) -> Html:
 def _tile(run: Run, found: Sequence[Row], words: str, order: Sequence[str]) -> Html:
     first, *others = sorted(found, key=lambda row: order.index(row.split))
     axis = axis_of(found)
-    lower = "lower is better" if "lower" in MEANINGS.get(plain(first.metric.rpartition("/")[2]), "") else None
+    lower = "lower is better" if metric_of(first.metric).higher_is_better is False else None
     note = "the two never met in training" if never_met(run, first.task) else lower
     chance = "" if first.chance is None else f", chance {show(first.metric, first.chance)}"
     return tag(
@@ -158,20 +117,12 @@ def spoken(row: Row) -> str:
     )
 
 
-def kind_of(row: Row) -> str:
-    if "/" in row.metric:
-        return CHART_GROUPS[3]
-    if "->" not in row.task:
-        return "Writing"
-    return "Retrieval" if row.metric.startswith("R@") or "rank" in row.metric else "Zero-shot classification"
-
-
 def score_charts(run: Run, rows: Sequence[Row]) -> Html:
     """All scores, grouped by kind and task; the splits of a score lie under each other on one axis."""
     marks = {name: i for i, name in enumerate(splits_of(rows))}
     groups = []
-    for kind in CHART_GROUPS:
-        same = [row for row in rows if kind_of(row) == kind]
+    for kind in (*GROUPS, OTHER):
+        same = [row for row in rows if group_of(row.metric, row.task) == kind]
         panels = [
             _panel(task, [row for row in same if row.task == task], marks, never_met(run, task))
             for task in dict.fromkeys(row.task for row in same)
@@ -210,7 +161,7 @@ def _metric(metric: str, rows: Sequence[Row], marks: dict[str, int], shared: Axi
     same = sorted((row for row in rows if row.metric == metric), key=lambda row: marks[row.split])
     axis = shared if is_share(metric) else axis_of(same)
     scale = "" if axis is shared else f"; drawn from {axis.low:g} to {axis.high:g}"
-    meaning = tag("span", MEANINGS.get(plain(metric.rpartition("/")[2]), "") + scale, class_="quiet")
+    meaning = tag("span", metric_of(metric).explained + scale, class_="quiet")
     heading = tag("tr", tag("th", label(metric), " ", meaning, colspan=3, scope="rowgroup"))
     return tag("tbody", heading, *(_lane_row(row, axis, marks[row.split]) for row in same))
 
@@ -233,11 +184,12 @@ def during_training(log: Log) -> tuple[list[Html], list[Html]]:
     order = [task for task, _, _ in KEY_FIGURES]
     for name, points in sorted(log.curves.items(), key=lambda curve: _place(curve[0], order)):
         head, *rest = name.split("/", 3)
-        if head == "score" and len(rest) == 3 and plain(rest[2]) in LEADING:
+        if head == "score" and len(rest) == 3 and is_headline(rest[2]):
             found[rest[0], rest[1], rest[2]] = points
     splits = list(dict.fromkeys(split for split, _, _ in found))
     on = {split: f" on {split}" if len(splits) > 1 else "" for split in splits}
     shares, others = {}, {}
+    lower = _lower(metric for _, _, metric in found if is_share(metric))
     for (split, task, metric), points in found.items():
         (shares if is_share(metric) else others)[f"{shown(task)} {label(metric)}{on[split]}"] = points
     small = [charts.curves(name, {name: line}, charts.zero_axis(line), height_px=120) for name, line in others.items()]
@@ -246,7 +198,7 @@ def during_training(log: Log) -> tuple[list[Html], list[Html]]:
     highest = max(value for points in shares.values() for _, value in points)
     axis = PERCENT if highest <= 1 else linear_axis(0.0, highest, 4)
     title = f"Scores on {', '.join(splits)}"
-    return [charts.curves(title, shares, axis, note=_word_errors(shares), show=_percent)], small
+    return [charts.curves(title, shares, axis, note=lower, show=_percent)], small
 
 
 def _place(name: str, order: Sequence[str]) -> int:
@@ -254,8 +206,10 @@ def _place(name: str, order: Sequence[str]) -> int:
     return order.index(task) if task in order else len(order)
 
 
-def _word_errors(names: Iterable[str]) -> str:
-    return "WER: lower is better" if any(name.endswith("WER") for name in names) else ""
+def _lower(names: Iterable[str]) -> str:
+    """Which of these metrics are better where they are lower."""
+    lower = dict.fromkeys(label(name) for name in names if metric_of(name).higher_is_better is False)
+    return f"{' and '.join(lower)}: lower is better" if lower else ""
 
 
 def _percent(value: int | float) -> str:
