@@ -57,5 +57,5 @@ def token_cross_entropy(
     logits: Float[Tensor, "n v"], labels: Int[Tensor, " n"], ranks: Ranks = ALONE
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood per token, in nats, over the tokens of all ranks."""
-    count = ranks.total(torch.tensor(float(len(labels)), device=logits.device)).clamp(min=1)
+    count = ranks.total(torch.tensor(len(labels), device=logits.device)).clamp(min=1)
     return F.cross_entropy(logits, labels, reduction="sum") / count.to(logits.dtype)

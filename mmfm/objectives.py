@@ -44,15 +44,19 @@ class Objectives(nn.Module):
         with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
             losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
             losses |= {item.name: self._write(readings[task]) for task, item in self.write.items()}
-            return losses | {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
+            losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
+            return {name: loss + self._zero() for name, loss in losses.items()}
 
     def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-        """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times.
+        """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times."""
+        return sum(self.weights[name] * loss for name, loss in losses.items()) * self.ranks.size
 
-        The last term is zero: a rank whose share of the batch is empty still has a gradient to reduce.
-        """
-        share = sum(self.weights[name] * loss for name, loss in losses.items())
-        return share * self.ranks.size + 0 * self.model.trunk.norm.weight.sum()
+    def _zero(self) -> Float[Tensor, ""]:
+        """A rank whose share of the batch is empty still has a gradient to reduce: that of a parameter that all ranks
+        train. Here and not in `total`: DDP must see in its forward all that its backward will reach."""
+        mine = self.model.trunk.norm.weight
+        learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad)
+        return 0 * next(learned, mine).sum()
 
     def _embedded(self, alone: Task, readings: Mapping[Task, Reading | None], batch: Batch) -> Embedded:
         """Of every sample with the modality: from the first pass that reads nothing else of it, or one of its own."""
@@ -76,16 +80,17 @@ class Objectives(nn.Module):
     def _contrast(self, item: Contrast, embedded: Mapping[str, Embedded], batch: Batch) -> Float[Tensor, ""]:
         (a, a_rows), (b, b_rows) = (embedded[name] for name in item.pair)
         a, b, rows = a[torch.isin(a_rows, b_rows)], b[torch.isin(b_rows, a_rows)], a_rows[torch.isin(a_rows, b_rows)]
-        same = identity(batch)[rows]
+        same = identity(batch, self.ranks)[rows]
         scale, bias = self.model.scale(item.name), self.model.biases[item.name]
         return CONTRAST[item.loss](a, b, same, scale, bias, self.ranks)
 
     def _reconstruct(self, item: Reconstruct, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the items of all ranks of what the codec's losses add up to."""
-        items, count = batch.items.get(item.modality), torch.zeros((), device=self.model.device)
+        items = batch.items.get(item.modality)
+        count = torch.tensor(0 if items is None else len(items.rows), device=self.model.device)
         share = 0 * next(self.model.codecs[item.modality].parameters()).sum()
         if items is not None:
-            raw, count = items.raw or Raw(items.x, items.keep), count + len(items.rows)
+            raw = items.raw or Raw(items.x, items.keep)
             codec = cast(Trainable, self.model.codec(item.modality))
             share = share + sum(codec.losses(raw.x, raw.keep, items.draws).values())
         return share / self.ranks.total(count).clamp(min=1).to(share.dtype)
@@ -101,7 +106,10 @@ class Objectives(nn.Module):
         return token_cross_entropy(self.model.logits(states).float().to(self.model.dtype), labels, self.ranks)
 
 
-def identity(batch: Batch) -> Int[Tensor, " size"]:
-    """Equal where two samples carry the same text; a sample without text is like none but itself."""
-    own = -2 - torch.arange(batch.size, device=batch.same.device)
+def identity(batch: Batch, ranks: Ranks = ALONE) -> Int[Tensor, " size"]:
+    """Equal where two samples of all ranks carry the same text; a sample without text is like none but itself.
+
+    Its number is its own on all ranks, whatever each of them holds: -2 and below, as hashes of texts are 0 and above.
+    """
+    own = -2 - (ranks.rank + ranks.size * torch.arange(batch.size, device=batch.same.device))
     return torch.where(batch.same >= 0, batch.same, own)

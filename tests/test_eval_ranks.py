@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import Threads, on_ranks
 from test_evals import SMALL, picture, saved_run, shard
 from torch import Tensor, nn
 
@@ -34,41 +34,8 @@ from mmfm.evals.run import How, evaluate, scores_during_training
 from mmfm.evals.share import packed, shared, unpacked
 from mmfm.evals.split import TEXTS_AT_ONCE, at_rest, encode_texts, read_split
 
-Result = TypeVar("Result")
 HOW = How(bootstrap=Bootstrap(resamples=20), batch=3, max_tokens=4)
 WORDS = ("one", "two", "three", "four")
-
-
-class Threads(Alone):
-    """One of several ranks that are threads of this process."""
-
-    def __init__(self, rank: int, size: int, desk: list[bytes], gate: threading.Barrier) -> None:
-        self.rank, self.size, self.desk, self.gate = rank, size, desk, gate
-
-    def collect(self, data: bytes) -> list[bytes]:
-        self.desk[self.rank] = data
-        self.gate.wait()
-        found = list(self.desk)
-        self.gate.wait()  # nobody writes anew while another still reads
-        return found
-
-
-def on_ranks(size: int, call: Callable[[Threads], Result]) -> list[Result | Exception]:
-    """What `call` gives on each of so many ranks, or what it raises."""
-    desk, gate, found = [b""] * size, threading.Barrier(size, timeout=100.0), dict[int, Any]()
-
-    def run(rank: int) -> None:
-        try:
-            found[rank] = call(Threads(rank, size, desk, gate))
-        except Exception as why:
-            found[rank] = why
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[rank] for rank in range(size)]
 
 
 def mixture(folder: Path) -> str:

@@ -1,12 +1,14 @@
 """Small models and batches that several tests share."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from mmfm.batch import Batch, Items
+from mmfm.batch import NO_TEXT, Batch, Items
 from mmfm.config import Conformer, Contrast, Mel, Model, Run, TextTower, Trunk, Vit, Write
+from mmfm.inputs.augment import DRAWS
 from mmfm.model import UnifiedModel, build
-from mmfm.objectives import identity
 
 TEXT_IDS = 20
 PAIRS = (
@@ -66,6 +68,30 @@ def toy_batch(size: int = 6, seed: int = 0, repeats: bool = False) -> Batch:
     return Batch(size=size, items=items, same=torch.where(torch.arange(size) < size - 1, same, -1))
 
 
+def random_batch(size: int, seed: int, texts: int = 3) -> Batch:
+    """Any mixture: each row has each modality or lacks it, some have none; texts are of `texts` kinds, so that they
+    repeat, and about half of the rows have none. Every item carries draws."""
+    draw = torch.Generator().manual_seed(seed)
+    held = {name: (torch.rand(size, generator=draw) < 0.6).nonzero()[:, 0] for name in ("image", "audio", "text")}
+    kinds = torch.randint(0, texts, (size,), generator=draw)
+    words = torch.randint(0, TEXT_IDS, (texts, 5), generator=draw)
+    lengths = 1 + torch.randint(0, 5, (texts,), generator=draw)
+    waves = torch.randn(size, 2_400, generator=draw, dtype=torch.float64)
+    pixels = torch.randint(0, 256, (size, 1, 8, 16), generator=draw, dtype=torch.uint8)
+    of_text = kinds[held["text"]]
+    items = {
+        "image": Items(x=pixels, keep=torch.ones(size, 1, dtype=torch.bool), rows=torch.arange(size)),
+        "audio": padded(waves, 2_400 - 311 * torch.arange(size) % 1_500, torch.arange(size)),
+    }
+    items = {name: item.take(held[name]) for name, item in items.items() if len(held[name])}
+    if len(of_text):
+        items["text"] = padded(words[of_text], lengths[of_text], held["text"])
+    numbers = torch.rand(size, 3, DRAWS, generator=draw)
+    drawn = {name: replace(item, draws=numbers[item.rows, i]) for i, (name, item) in enumerate(items.items())}
+    same = torch.full((size,), NO_TEXT).index_copy(0, held["text"], of_text)
+    return Batch(size=size, items=drawn, same=same)
+
+
 def padded(x: Tensor, lengths: Tensor, rows: Tensor) -> Items:
     """Items with padding that is not zero, since nothing may depend on it being so."""
     keep = torch.arange(x.shape[1]) < lengths[:, None]
@@ -87,4 +113,4 @@ def pick(batch: Batch, rows: list[int]) -> Batch:
         draws = None if item.draws is None else item.draws[chosen]
         x = x if name == "image" else x[:, :longest]
         items[name] = Items(x=x, keep=keep[:, :longest], rows=new_rows, draws=draws)
-    return Batch(size=len(rows), items=items, same=identity(batch)[rows])
+    return Batch(size=len(rows), items=items, same=batch.same[rows])
