@@ -57,7 +57,7 @@ $(BIN)/python:
 	exit 1
 
 constraints: $(VENV)/test
-	$(BIN)/pip freeze --exclude-editable > constraints.txt
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip > constraints.txt
 	@touch $(VENV)/core $(VENV)/test
 
 clean:
