@@ -257,7 +257,7 @@ def test_what_cannot_be_decoded_is_left_out_and_listed(
     path_of(files, 6, "txt").write_bytes(b" \n")
     bad = {
         "dog-n_2": "audio_damaged", "cat-n_3": "text_not_utf8", "dog-n_4": "json_damaged", "cat-n_1": "image_damaged",
-        "cat-n_5": "image_damaged", "dog-n_6": "text_empty",
+        "cat-n_5": "image_format", "dog-n_6": "text_empty",
     }  # fmt: skip
     found = left_out(run(files, tmp_path / "decode"))
     assert {**found, "dog-n_2": found["dog-n_2"].replace("cut", "damaged")} == bad

@@ -88,7 +88,7 @@ def test_only_three_formats_are_opened():
     """A GIF is refused: each further parser is one more way in."""
     file = io.BytesIO()
     Image.fromarray(smooth()).save(file, "GIF")
-    with pytest.raises(BadSample, match="no readable PNG, JPEG or WebP image") as error:
+    with pytest.raises(BadSample, match="this is a GIF picture, no PNG, JPEG or WebP picture; convert it") as error:
         decode_image(file.getvalue())
     assert one_line(error)
     with pytest.raises(BadSample, match="empty"):
@@ -255,7 +255,7 @@ def test_sound_of_no_or_another_format(encode_audio, sine):
     """0 bytes, rubbish, and a format that libsndfile knows but we do not read."""
     for data, words in (
         (b"", "empty"),
-        (b"RIFFrubbish" * 9, "no readable"),
+        (b"RIFF\0rubbish" * 9, "no readable"),
         (encode_audio(sine(440), layout="AIFF"), "AIFF"),
     ):
         with pytest.raises(BadSample, match=words) as error:

@@ -17,6 +17,7 @@ from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.headers import measure
 from mmfm.inputs.image import MAX_PIXELS, decode_image
+from mmfm.inputs.kinds import READ, refusal
 
 Check = Literal["decode", "headers", "none"]
 MAGIC = (  # at byte 0
@@ -29,11 +30,11 @@ MAGIC = (  # at byte 0
     (b"\xff\xf3", "mp3"),
     (b"\xff\xf2", "mp3"),
 )
-RIFF = {b"WEBP": "webp", b"WAVE": "wav"}  # at byte 8, after RIFF or RIFX
+RIFF = {b"WEBP": "webp", b"WAVE": "wav"}  # at byte 8, after RIFF, RIFX or RF64
 SAME = {"jpeg": "jpg"}
-UNKNOWN = {
-    "image": ("image_damaged", "PNG, JPEG or WebP image"),
-    "audio": ("audio_format", "WAV, FLAC, OGG or MP3 sound"),
+UNKNOWN: dict[str, tuple[str, Literal["picture", "sound"]]] = {
+    "image": ("image_format", "picture"),
+    "audio": ("audio_format", "sound"),
 }
 
 
@@ -63,14 +64,20 @@ def _extension(part: Part, data: bytes) -> str:
     named = part.content.suffix[1:].lower() if isinstance(part.content, Path) else ""
     found = named if MODALITY.get(named) == part.role else format_of(data)
     if MODALITY.get(found) != part.role:
-        code, wanted = UNKNOWN[part.role]
-        raise BadSample(code, f"the first bytes are those of no {wanted}; convert it")
+        raise _other(part.role, data)
     return SAME.get(found, found)
+
+
+def _other(role: str, data: bytes) -> BadSample:
+    """What these bytes are, which are of no format that is read."""
+    code, wanted = UNKNOWN[role]
+    unknown = f"the first bytes are those of no {READ[wanted]} {wanted}; convert it"
+    return BadSample(code, refusal(data, wanted) or unknown)
 
 
 def format_of(data: bytes) -> str:
     """The usual extension of what begins so; empty: unknown."""
-    if data[:4] in (b"RIFF", b"RIFX"):
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64"):
         return RIFF.get(data[8:12], "")
     return next((name for magic, name in MAGIC if data.startswith(magic)), "")
 
@@ -96,6 +103,8 @@ def check_item(item: Item, check: Check, max_seconds: float = sys.float_info.max
 
 def _check_picture(extension: str, data: bytes) -> None:
     seen = measure(extension, lambda at, count: data[at : at + count], len(data))
+    if seen.width < 0 and refusal(data, "picture"):
+        raise _other("image", data)
     if seen.width < 0:
         raise BadSample("image_damaged", "the image does not say how large it is; it may be cut or damaged")
     if seen.width * seen.height > MAX_PIXELS:
@@ -106,7 +115,7 @@ def _check_picture(extension: str, data: bytes) -> None:
 def _check_sound(extension: str, data: bytes, max_seconds: float) -> None:
     seen = measure(extension, lambda at, count: data[at : at + count], len(data))
     if MODALITY.get(format_of(data)) != "audio":
-        raise BadSample("audio_format", "the first bytes are those of no WAV, FLAC, OGG or MP3 sound; convert it")
+        raise _other("audio", data)
     if seen.seconds > max_seconds:
         raise BadSample("audio_too_long", f"the sound lasts {seen.seconds:.2f} s, over {max_seconds:g}; cut it")
 

@@ -108,10 +108,11 @@ class Health:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`; whatever this rank has noted since is forgotten, as the stream goes back too."""
         totals, count = state["totals"], len(self.labels)
-        if len(totals) != len(self._flat()):
+        names = NAMES[: len(totals) // max(count, 1) - 1]  # of an older checkpoint: new codes come last
+        if len(state["recent"]) != count or len(totals) != count * (1 + len(names)):
             raise UserError("the checkpoint counts other sources or codes of bad samples; start anew with --force")
         self.reads = list(totals[:count])
-        pairs = [(source, code) for source in range(count) for code in NAMES]
+        pairs = [(source, code) for source in range(count) for code in names]
         self.bad = Counter({pair: n for pair, n in zip(pairs, totals[count:], strict=True) if n})
         self._recent = [deque((read, bad) for read, bad in recent) for recent in state["recent"]]
         self._new, self._lines, self._seen = [0] * len(self._new), [], []

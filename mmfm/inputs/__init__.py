@@ -4,10 +4,10 @@ from mmfm.config import UserError, one_line
 
 CODES = {
     "image_empty": "a picture of 0 bytes",
-    "image_damaged": "a picture that is cut, damaged or of another format",
+    "image_damaged": "a picture that is cut, damaged or of no known format",
     "image_too_big": "a picture of more pixels than are allowed",
     "audio_empty": "a sound of 0 bytes",
-    "audio_damaged": "a sound that is damaged or of another format",
+    "audio_damaged": "a sound that is damaged or of no known format",
     "audio_cut": "a sound that ends before its header says",
     "audio_format": "a sound in a container that is not read here",
     "audio_rate": "a sound of an impossible sampling rate",
@@ -31,6 +31,8 @@ CODES = {
     "missing_image": "no picture where the source promises one",
     "missing_audio": "no sound where the source promises one",
     "missing_text": "no text where the source promises one",
+    # New ones come last: a checkpoint counts by their places.
+    "image_format": "a picture in a format that is not read here",
 }
 
 

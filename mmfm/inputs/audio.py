@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mmfm.config import UserError
 from mmfm.inputs import BadSample
-from mmfm.inputs.containers import check_mp3, check_ogg, check_wav
+from mmfm.inputs.containers import check_flac, check_mp3, check_ogg, check_wav, with_length
+from mmfm.inputs.kinds import refusal
 
-FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 RATES_HZ = (1_000, 384_000)
 MAX_CHANNELS = 32
 PEAK = 65_536.0  # 16-bit integers stored as floats still pass; larger values overflow a power spectrum
@@ -31,6 +32,7 @@ COARSEST = 20  # steps in a second of the grid on which crops begin
 LOSSY = ("OGG", "MP3")
 WARM_UP_S = 0.5  # an MP3 frame may begin in any of the 13 before it: 0.47 s at 16 kHz and 8 kbit/s
 BLOCK = 1 << 18  # frames that are read at once
+MOST_FRAMES = 6_000  # that a byte can stand for: FLAC's longest block of silence, 65,535 frames, has 11 bytes
 
 
 class Part(NamedTuple):
@@ -57,15 +59,20 @@ def decode_audio(
     """
     if not data:
         raise BadSample("audio_empty", "the sound is empty (0 bytes)")
+    data = with_length(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file)
+            _check_header(file, data)
             exact = _check_whole(file, data)
             part = _part(file.frames, file.samplerate, rate_hz, crop_seconds, where)
             seconds = part.frames / file.samplerate if part.samples < 0 else part.samples / rate_hz
             _check_length(min(seconds, file.frames / file.samplerate), max_seconds)
             wave, own_hz = _read_mono(file, part.start, part.frames), file.samplerate
     except soundfile.LibsndfileError as why:
+        if told := refusal(data, "sound"):
+            raise BadSample("audio_format", told) from None
+        if data[:4] in (b"RIFF", b"RIFX", b"RF64"):
+            check_wav(data)  # of two that were joined libsndfile says something else
         reason = " ".join(why.error_string.removeprefix("Error : ").split()).rstrip(".")
         raise BadSample(
             "audio_damaged", f"no readable WAV, FLAC, OGG or MP3 sound ({reason}); it may be cut or damaged"
@@ -167,10 +174,13 @@ def _read(file: soundfile.SoundFile, at: int, count: int) -> Float[np.ndarray, "
     return file.read(warm_up + count, dtype="float32", always_2d=True)[warm_up:]
 
 
-def _check_header(file: soundfile.SoundFile) -> None:
+def _check_header(file: soundfile.SoundFile, data: bytes) -> None:
     low, high = RATES_HZ
-    if file.format not in FORMATS:
-        raise BadSample("audio_format", f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3")
+    told = refusal(data, "sound") if file.format == "MP3" or file.format not in FORMATS else None
+    if told is None and file.format not in FORMATS:
+        told = f"the sound is {file.format}; convert it to WAV, FLAC, OGG or MP3"
+    if told is not None:
+        raise BadSample("audio_format", told)
     if not low <= file.samplerate <= high:
         raise BadSample(
             "audio_rate",
@@ -193,8 +203,13 @@ def _check_length(seconds: float, max_seconds: float) -> None:
 def _check_whole(file: soundfile.SoundFile, data: bytes) -> bool:
     """Whether `file.frames` is exact; an MP3 that does not state its length has it estimated."""
     exact = True
-    if file.format in ("WAV", "WAVEX"):
+    if file.frames > MOST_FRAMES * len(data):
+        said = f"the sound's header says that it lasts {file.frames / file.samplerate:.4g} s"
+        raise BadSample("audio_length", f"{said}, which its {len(data)} bytes cannot hold; convert it to FLAC or WAV")
+    if file.format in ("WAV", "WAVEX", "RF64"):
         check_wav(data)
+    if file.format == "FLAC":
+        check_flac(data, file.frames)
     if file.format == "OGG":
         check_ogg(data)
     if file.format == "MP3":

@@ -8,10 +8,11 @@ ISO 15948 (PNG), ISO 10918-1 (JPEG), CIPA DC-008 (EXIF), RFC 9649 (WebP). Standa
 
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 HEAD = 1024  # bytes that are read first; nearly all headers lie within
-TAILS = (8_192, 65_536)  # of an Ogg file, whose last page states its length; no page is longer
+TAILS = (8_192, 65_536)  # of an Ogg file, whose last page states its length; no page is longer; of a FLAC alike
 SEGMENTS = 256  # of a JPEG or chunks of a WAV that are looked at before giving up
 STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # sizes that programs write which cannot go back to correct them
 LINEAR = (1, 3, 6, 7, 0xFFFE)  # WAV codes whose blocks hold one sample of each channel
@@ -140,20 +141,20 @@ def _exif_orientation(tiff: bytes) -> int:
 
 
 def _sound(head: bytes, read: Read, size: int) -> float:
-    start = _id3(head)
+    start = after_id3(head)
     if start:
         head = read(start, min(HEAD, max(0, size - start)))
-    if head[:4] in (b"RIFF", b"RIFX"):
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         return _wav(head, read, size)
     if head[:4] == b"fLaC":
-        return _flac(head)
+        return _flac(head, read, size)
     if head[:4] == b"OggS":
         return _ogg(head, read, size)
     return _mp3(head, start, read, size)
 
 
-def _id3(head: bytes) -> int:
-    """Bytes of an ID3v2 tag before the sound."""
+def after_id3(head: bytes) -> int:
+    """Where the sound begins, behind an ID3v2 tag if there is one."""
     if head[:3] != b"ID3":
         return 0
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
@@ -174,10 +175,64 @@ def _wav(head: bytes, read: Read, size: int) -> float:
     return -1.0
 
 
-def _flac(head: bytes) -> float:
+def _flac(head: bytes, read: Read, size: int) -> float:
     packed = int.from_bytes(head[18:26], "big")  # 20 bits of rate, 3 of channels, 5 of depth, 36 of length
-    frames = packed & (1 << 36) - 1
-    return frames / (packed >> 44) if frames and len(head) >= 26 else -1.0
+    if len(head) < 26:
+        return -1.0
+    tails = (read(max(0, size - count), min(size, count)) for count in TAILS)
+    frames = packed & (1 << 36) - 1 or next((found for tail in tails if (found := flac_frames(head, tail)) > 0), -1)
+    return frames / (packed >> 44) if frames > 0 else -1.0
+
+
+def flac_frames(head: bytes, tail: bytes, *, proven: bool = True) -> int:
+    """Samples of each channel, by the last frame of `tail`; -1 where none is. `proven`: it is whole to the end."""
+    at = len(tail)
+    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
+        end = _flac_frame(head, tail[at : at + 16]) if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9") else -1
+        if end > 0 and (not proven or _crc(tail[at:], 16, 0x8005) == 0):
+            return end
+    return -1
+
+
+def _flac_frame(head: bytes, frame: bytes) -> int:
+    """The number of the sample behind this frame, if what begins here is one (RFC 9639, 9.1); else -1."""
+    if len(frame) < 6:
+        return -1
+    sizes, rates, extra = frame[2] >> 4, frame[2] & 15, 0
+    lead = 8 - (frame[4] ^ 0xFF).bit_length()  # ones, as in UTF-8: bytes of the number, 0 for a single one
+    at = 4 + max(1, lead)
+    if lead == 1 or lead > 7 or sizes == 0 or rates == 15 or frame[3] & 1:
+        return -1
+    number = frame[4] & (0x7F >> lead if lead else 0x7F)
+    for byte in frame[5:at]:
+        number = number << 6 | byte & 0x3F
+    if sizes in (6, 7):
+        extra = sizes - 5
+        block = 1 + int.from_bytes(frame[at : at + extra], "big")
+    else:
+        block = 192 if sizes == 1 else 144 << sizes if sizes < 6 else 1 << sizes
+    at += extra + (0 if rates < 12 else 1 if rates == 12 else 2)
+    if at >= len(frame) or _crc(frame[: at + 1], 8, 0x07) != 0:
+        return -1
+    return (number if frame[1] & 1 else number * int.from_bytes(head[8:10], "big")) + block
+
+
+def _crc(data: bytes, bits: int, polynomial: int) -> int:
+    """0 where the sum that ends `data` is right."""
+    table, mask, value = _crc_table(bits, polynomial), (1 << bits) - 1, 0
+    for byte in data:
+        value = (value << 8 & mask) ^ table[value >> bits - 8 ^ byte]
+    return value
+
+
+@cache
+def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
+    table = []
+    for value in (byte << bits - 8 for byte in range(256)):
+        for _ in range(8):
+            value = (value << 1) ^ (polynomial | 1 << bits if value >> bits - 1 else 0)
+        table.append(value)
+    return tuple(table)
 
 
 def _ogg(head: bytes, read: Read, size: int) -> float:

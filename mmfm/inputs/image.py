@@ -25,6 +25,7 @@ from mmfm.config import UserError, require
 from mmfm.inputs import BadSample
 from mmfm.inputs.augment import CROP_DRAWS, MIRROR_DRAW
 from mmfm.inputs.headers import jpeg_head
+from mmfm.inputs.kinds import refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000  # checked in the header: a PNG of 17 KB can unfold to 432 MB
@@ -95,7 +96,8 @@ def picture(
 def decode_image(data: bytes, *, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
     """Upright (EXIF orientation is applied), 8 bits per channel, grey or RGB; transparency lies on white.
 
-    Raises BadSample when `data` is no whole PNG, JPEG or WebP, or has more than MAX_PIXELS.
+    By its bytes, whatever its name says. Raises BadSample when `data` is no whole PNG, JPEG or WebP, or has more than
+    MAX_PIXELS.
     """
     pixels, _ = _decode(data, channels, None)
     return torch.from_numpy(pixels).permute(2, 0, 1)  # a view: torch resizes it as it lies, three times faster
@@ -198,6 +200,8 @@ def _decode(data: bytes, channels: int, least: Least | None) -> tuple[Pixels, tu
             "image_too_big", f"the image has more than {MAX_PIXELS // 1_000_000} megapixels; shrink it first"
         ) from None
     except DAMAGE as why:
+        if told := refusal(data, "picture"):
+            raise BadSample("image_format", told) from None
         raise BadSample(
             "image_damaged", f"no readable PNG, JPEG or WebP image ({_line(why)}); it may be cut or damaged"
         ) from None
