@@ -5,7 +5,7 @@ drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mmfm import config
 from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
 from mmfm.data.example import shape_of
-from mmfm.generate import Decoding, write
+from mmfm.generate import Decoding, Finish, write
 from mmfm.grammar import Task, parse_chain, parse_writing
 from mmfm.inputs.audio import load_audio
 from mmfm.inputs.image import load_picture
@@ -118,7 +118,8 @@ class Interface(nn.Module):
 
         options: max_tokens, temperature, top_k, top_p, min_p, beams, length_penalty, guidance, guide, stop, rounds,
         as `mmfm.generate.Decoding` has them, and rerank, its draws. By default texts are greedy, and what is drawn or
-        said has temperature 1. In a chain they are for the last link. UserError: what cannot be made, and why.
+        said has temperature 1. In a chain they are for the last link. What is made, a `Sound` or a string, has
+        `finish`: "length" where it was cut at max_tokens, else "stop". UserError: what cannot be made, and why.
         """
         given = {"image": image, "audio": audio, "text": text}
         return self.generate_many(task, hide=hide, seed=seed, **given, **options)[0]
@@ -152,8 +153,9 @@ class Interface(nn.Module):
             things = maker.sample(link, held, seeds, None, options if link is links[-1] else {})
         return things
 
-    def stream(self, task: str, *, seed: int = 0, **given: Any) -> Iterator[str]:
-        """A text as it is written, piece by piece; takes what `generate` takes, but for `hide`."""
+    def stream(self, task: str, *, seed: int = 0, **given: Any) -> Generator[str, None, Finish]:
+        """A text as it is written, piece by piece; takes what `generate` takes, but for `hide`. What the generator
+        returns is "length" where the text was cut at `max_tokens`, else "stop"."""
         *before, last = self._links(task)
         require(last.target == "text" and not last.fill, f"{task} writes no text from left to right; use generate")
         require(given.get("hide") is None, f"{task} fills nothing in; leave hide out")
@@ -163,7 +165,7 @@ class Interface(nn.Module):
             held = {last.sources[0]: [self.generate(way, seed=seed, **sources)]}
         else:
             held = given_of(last, sources)
-        yield from self.maker.stream(last, held, seed, given)
+        return (yield from self.maker.stream(last, held, seed, given))
 
     @torch.no_grad()
     def make(

@@ -259,6 +259,37 @@ def test_a_stop_string_ends_its_row_alone():
         write(model, parse("text>image"), batch, cut, decode=text_of)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_is_cut_says_so(beams):
+    """With room for all, a row that ended says "stop"; with the room that the longest needs less one, it alone was cut.
+
+    A row whose ids just fit was not seen to end. What is streamed says the same; a picture is always whole.
+    """
+    model, batch, task = any_model(), toy_batch(), parse("image>text")
+    free = write(model, task, batch, Decoding(max_tokens=200, beams=beams))
+    lengths = [len(ids) for ids in free.ids]
+    whole = Decoding(max_tokens=max(lengths) + 1, beams=beams)
+    if max(lengths) < 200:
+        assert write(model, task, batch, whole).finish == ["stop"] * len(lengths) == list(free.finish)
+    short = Decoding(max_tokens=2, beams=beams)
+    found = write(model, task, batch, short)
+    assert [one == "length" for one in found.finish] == [len(ids) == 2 for ids in found.ids]
+    assert "length" in found.finish
+    cut = {piece.row for piece in stream(model, task, batch, short) if piece.finish == "length"}
+    assert cut == {row for row, one in zip(found.rows, found.finish, strict=True) if one == "length"}
+    assert set(write(model, parse("text>image"), batch, short).finish) == {"stop"}
+
+
+def test_a_stop_string_is_an_end():
+    model, batch, task = any_model(), toy_batch(), parse("image>text")
+    how = Decoding(max_tokens=12, temperature=1.0, seed=2)
+    free = write(model, task, batch, how, decode=text_of)
+    longest = max(free.texts, key=len)
+    cut = Decoding(max_tokens=12, temperature=1.0, seed=2, stop=(longest[2:4],))
+    found = write(model, task, batch, cut, decode=text_of)
+    assert found.finish[free.texts.index(longest)] == "stop"
+
+
 def test_the_cache_holds_what_a_whole_pass_computes():
     """States of a target given in pieces over the cache equal those of one pass, also behind a source that is hidden
     in a row, and again after going back."""

@@ -59,12 +59,13 @@ def test_sequences_and_scores_are_those_of_transformers(beams, penalty):
                 output_scores=True,
             )  # fmt: skip
             how = Decoding(max_tokens=9, beams=beams, length_penalty=penalty)
-            found, scores = search(pen_behind(ours, ids), len(ids), how)
+            found, scores, finish = search(pen_behind(ours, ids), len(ids), how)
         for row, (ours_ids, score) in enumerate(zip(found, scores, strict=True)):
             written = out.sequences[row, PROMPT:].tolist()
             expected = written[: written.index(end)] if end in written else written[:9]
             assert [local + len(MARKS) for local in ours_ids] == expected
             assert score == pytest.approx(out.sequences_scores[row].item(), abs=1e-4)
+            assert finish[row] == ("stop" if end in written else "length")
             lengths.add(len(ours_ids))
     assert len(lengths) > 1
 
@@ -75,7 +76,7 @@ def test_a_wide_search_finds_the_likeliest_of_all():
         _, ours = both(2)
         ours.forms["text"] = type(ours.forms["text"])((3,), length=3)
         ids = torch.tensor([[9, ours.vocabulary.begin("text")]])
-        (found,), (score,) = search(pen_behind(ours, ids), 1, Decoding(beams=27, length_penalty=0.0))
+        (found,), (score,), _ = search(pen_behind(ours, ids), 1, Decoding(beams=27, length_penalty=0.0))
         every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
         whole = torch.cat([ids.expand(27, -1), torch.tensor(every) + len(MARKS)], 1)
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Writing: greedy, sampled, by beams, guided, streamed, filled in, reranked. `Decoding` says how, `write` writes."""
 
-from mmfm.generate.decoding import Decoding, check_guidance
+from mmfm.generate.decoding import Decoding, Finish, check_guidance
 from mmfm.generate.filling import fill
 from mmfm.generate.int8 import int8
 from mmfm.generate.loop import Judge, Piece, Written, stream, write
@@ -9,6 +9,7 @@ from mmfm.generate.words import Words
 
 __all__ = [
     "Decoding",
+    "Finish",
     "Judge",
     "Piece",
     "Words",

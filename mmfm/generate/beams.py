@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfm.generate.decoding import Decoding
+from mmfm.generate.decoding import Decoding, Finish
 from mmfm.generate.pen import Pen
 
 
@@ -26,14 +26,16 @@ class Beam(NamedTuple):
 
 @dataclass(kw_only=True)
 class Row:
-    """The beams of one row that go on, and the best that are finished as (score, local ids), best first."""
+    """The beams of one row that go on, and the best that are finished as (score, local ids, why), best first."""
 
     beams: list[Beam]
-    finished: list[tuple[float, list[int]]] = field(default_factory=list)
+    finished: list[tuple[float, list[int], Finish]] = field(default_factory=list)
 
     def advance(self, found: list[Beam], ended: list[bool], final: bool, room: int, norm: float) -> bool:
         """Take the best continuations in, best first; whether the row goes on."""
-        done = [(beam.total / norm, beam.ids) for beam, ends in zip(found[:room], ended, strict=False) if ends or final]
+        both = zip(found[:room], ended, strict=False)
+        why: dict[bool, Finish] = {True: "stop", False: "length"}
+        done = [(beam.total / norm, beam.ids, why[ends]) for beam, ends in both if ends or final]
         self.finished = sorted([*self.finished, *done], key=lambda one: -one[0])[:room]
         going = [beam for beam, ends in zip(found, ended, strict=True) if not (ends or final)][:room]
         if not going or (len(self.finished) == room and self.finished[-1][0] >= going[0].total / norm):
@@ -43,8 +45,11 @@ class Row:
 
 
 @torch.no_grad()
-def search(pen: Pen, rows: int, how: Decoding) -> tuple[list[list[int]], list[float]]:
-    """The best local ids of each row, without the end, and their scores. The pen has read one row for each."""
+def search(pen: Pen, rows: int, how: Decoding) -> tuple[list[list[int]], list[float], list[Finish]]:
+    """The best local ids of each row, without the end, their scores, and whether they came to their end.
+
+    The pen has read one row for each.
+    """
     device, room, limit = pen.model.device, how.beams, pen.limit(how)
     shift = pen.model.vocabulary.span(pen.target).start
     pen.select(torch.arange(rows, device=device).repeat_interleave(room))
@@ -60,7 +65,7 @@ def search(pen: Pen, rows: int, how: Decoding) -> tuple[list[list[int]], list[fl
                 Beam(total, beam, row.beams[beam].ids + [scorer.first + column] * (column < scorer.size))
                 for total, beam, column in places
             ]
-            ended = [column == scorer.size for _, _, column in places]
+            ended = [column == scorer.size or step + 1 == pen.form.length for _, _, column in places]
             if row.advance(found, ended, step + 1 == limit, room, norm):
                 going.append((at, row))
         if not going:
@@ -71,7 +76,7 @@ def search(pen: Pen, rows: int, how: Decoding) -> tuple[list[list[int]], list[fl
         live = [row for _, row in going]
         token = torch.tensor([beam.ids[-1] + shift for row in live for beam in row.beams], device=device)
     best = [row.finished[0] for row in every]
-    return [ids for _, ids in best], [score for score, _ in best]
+    return [ids for _, ids, _ in best], [score for score, _, _ in best], [why for _, _, why in best]
 
 
 def _best(totals: Tensor, count: int) -> list[list[tuple[float, int, int]]]:

@@ -1,9 +1,12 @@
 """How a target is written: one frozen record of every choice, checked when it is made."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mmfm.config import require
 from mmfm.grammar import Task
+
+Finish = Literal["stop", "length"]  # why writing ended: by the end mark or a stop string, or cut at max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

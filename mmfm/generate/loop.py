@@ -5,7 +5,7 @@ batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from mmfm.batch import Batch
 from mmfm.config import require
 from mmfm.generate.beams import search
 from mmfm.generate.choose import choose, drawn_seeds
-from mmfm.generate.decoding import Decoding
+from mmfm.generate.decoding import Decoding, Finish
 from mmfm.generate.pen import Pen, read_sources
 from mmfm.generate.rerank import best
 from mmfm.generate.words import Decode, Words
@@ -30,28 +30,35 @@ GREEDY = Decoding()
 class Written(NamedTuple):
     """What was written. rows: the samples that have every source. ids: local, without the end.
 
-    texts: where a decoder was given; a stop string cuts them, and not the ids. scores: of beams and of draws.
+    texts: where a decoder was given; a stop string cuts them, and not the ids. scores: of beams and of draws. finish:
+    of each row, whether it came to its end or was cut at `max_tokens`; what has a fixed length comes to its end.
     """
 
     rows: list[int]
     ids: list[list[int]]
     texts: list[str] | None = None
     scores: list[float] | None = None
+    finish: Sequence[Finish] = ()
 
 
 class Piece(NamedTuple):
-    """What is new of one sample: local ids, and of a text the characters that are sure by now."""
+    """What is new of one sample: local ids, and of a text the characters that are sure by now.
+
+    finish: "length" in the last piece of a sample that was cut at `max_tokens`, else empty.
+    """
 
     row: int
     ids: list[int]
     text: str = ""
+    finish: Literal["", "length"] = ""
 
 
 class Step(NamedTuple):
-    """A new local id for each of these rows of the batch, rising."""
+    """A new local id for each of these rows of the batch, rising. ended: the rows that came to their end."""
 
     rows: list[int]
     ids: list[int]
+    ended: list[int]
 
 
 def write(
@@ -74,20 +81,23 @@ def write(
         return Written([], [], None if decode is None else [])
     rows, own, pen = found
     if how.beams > 1:
-        ids, scores = search(pen, len(rows), how)
-        return Written(rows, ids, None if decode is None else [decode(row) for row in ids], scores)
+        ids, scores, finish = search(pen, len(rows), how)
+        return Written(rows, ids, None if decode is None else [decode(row) for row in ids], scores, finish)
     words = None if decode is None else [Words(decode, how.stop) for _ in range(len(rows) * how.draws)]
-    ids = [[] for _ in range(len(rows) * how.draws)]
+    ids, cut = [[] for _ in range(len(rows) * how.draws)], set(range(len(rows) * how.draws))
     for step in steps(pen, own, how, words):
+        cut -= {*step.ended}
         for row, local in zip(step.rows, step.ids, strict=True):
             ids[row].append(local)
     texts = None if words is None else [row.text + row.end() for row in words]
+    finish: list[Finish] = ["length" if row in cut else "stop" for row in range(len(ids))]
     if how.draws == 1:
-        return Written(rows, ids, texts)
+        return Written(rows, ids, texts, None, finish)
     require(judge is not None, f"Decoding.draws={how.draws} needs what judges them; leave draws out")
     assert judge is not None
     kept, scores = best(judge([row for row in rows for _ in range(how.draws)], ids), how.draws)
-    return Written(rows, [ids[at] for at in kept], None if texts is None else [texts[at] for at in kept], scores)
+    texts = None if texts is None else [texts[at] for at in kept]
+    return Written(rows, [ids[at] for at in kept], texts, scores, [finish[at] for at in kept])
 
 
 def stream(
@@ -104,19 +114,22 @@ def stream(
     if how.beams > 1 or how.draws > 1:
         whole = write(model, task, batch, how, seeds=seeds, decode=decode, judge=judge)
         texts = whole.texts or [""] * len(whole.rows)
-        yield from (Piece(*each) for each in zip(whole.rows, whole.ids, texts, strict=True))
+        for *each, finish in zip(whole.rows, whole.ids, texts, whole.finish, strict=True):
+            yield Piece(*each, "length" if finish == "length" else "")
         return
     found = _begun(model, task, batch, how, seeds, decode)
     if found is None:
         return
     rows, own, pen = found
-    words = None if decode is None else [Words(decode, how.stop) for _ in rows]
+    words, cut = None if decode is None else [Words(decode, how.stop) for _ in rows], set(range(len(rows)))
     for step in steps(pen, own, how, words):
+        cut -= {*step.ended}
         for row, local in zip(step.rows, step.ids, strict=True):
             yield Piece(rows[row], [local], "" if words is None else words[row].last)
-    for row, text in zip(rows, words or (), strict=False):
-        if rest := text.end():
-            yield Piece(row, [], rest)
+    for at, row in enumerate(rows):
+        rest = "" if words is None else words[at].end()
+        if rest or at in cut:
+            yield Piece(row, [], rest, "length" if at in cut else "")
 
 
 @torch.no_grad()
@@ -152,12 +165,13 @@ def steps(pen: Pen, seeds: Int[Tensor, " n"], how: Decoding, words: Sequence[Wor
         column = choose(pen.scores(token, step), scorer.ids, seeds, step, how)
         columns = column.tolist()
         going = [at for at, chosen in enumerate(columns) if chosen < scorer.size]
-        said = Step([rows[at] for at in going], [scorer.first + columns[at] for at in going])
+        said, told = [rows[at] for at in going], [scorer.first + columns[at] for at in going]
         if words is not None:
-            for row, local in zip(said.rows, said.ids, strict=True):
+            for row, local in zip(said, told, strict=True):
                 words[row].add(local)
             going = [at for at in going if not words[rows[at]].stopped]
-        yield said
+        whole = step + 1 == pen.form.length  # of a target of fixed length
+        yield Step(said, told, rows if whole else [row for at, row in enumerate(rows) if at not in going])
         if not going:
             return
         token = column + (start + scorer.first)

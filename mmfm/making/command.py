@@ -1,7 +1,7 @@
 """`mmfm generate` once the model is loaded: texts to the standard output, pictures and sounds to files."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
@@ -25,9 +25,9 @@ def produce(model: Makes, task: str, out: str, n: int, given: Mapping[str, Any])
     last = parse_chain(task)[-1]
     writes = last.target == "text"
     if writes and not last.fill and n == 1 and sys.stdout.isatty():
-        for piece in model.stream(task, **given):
-            print(piece, end="", flush=True)
+        cut = _printed(model.stream(task, **given)) == "length"
         print()
+        _tell_cut(int(cut), 1)
         return
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -37,6 +37,7 @@ def produce(model: Makes, task: str, out: str, n: int, given: Mapping[str, Any])
     if writes:
         for thing in things:
             print(thing, flush=True)
+        _tell_cut(sum(getattr(thing, "finish", "stop") == "length" for thing in things), n)
         return
     files = files_of(things, out)
     write_files(files)
@@ -44,9 +45,26 @@ def produce(model: Makes, task: str, out: str, n: int, given: Mapping[str, Any])
         print(f"{path}{told(thing)}")
 
 
+def _printed(pieces: Iterator[str]) -> str | None:
+    """Each as soon as it is there; why they ended."""
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            return end.value
+
+
+def _tell_cut(cut: int, n: int) -> None:
+    """On the standard error, as the standard output is the texts alone."""
+    if cut:
+        which = "the text was" if n == 1 else f"{cut} of {n} texts were"
+        print(f"mmfm: {which} cut before the end; give a larger --max-tokens", file=sys.stderr)
+
+
 def told(thing: Made) -> str:
-    """How long a sound is, and where it begins to be new."""
+    """How long a sound is, where it begins to be new, and whether it was cut."""
     if not isinstance(thing, Sound):
         return ""
     start = f", new from {thing.start / thing.rate_hz:.2f} s on" if thing.start else ""
-    return f" ({thing.seconds:.2f} s{start})"
+    cut = ", cut there: --max-tokens allows more" if thing.finish == "length" else ""
+    return f" ({thing.seconds:.2f} s{start}{cut})"

@@ -2,7 +2,7 @@
 (`batch`); either way sources are read, and codes are written behind them or filled in.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,25 +14,40 @@ from torch import Tensor
 from mmfm.batch import Batch, Ids, Items
 from mmfm.config import Run, require
 from mmfm.cut import with_halves
-from mmfm.generate import Decoding, Judge, Written, embed_items, fill, nearness, source_embeddings, stream, write
+from mmfm.generate import (
+    Decoding,
+    Finish,
+    Judge,
+    Written,
+    embed_items,
+    fill,
+    nearness,
+    source_embeddings,
+    stream,
+    write,
+)
 from mmfm.grammar import Task
 from mmfm.inputs.text import Tokenizer
 from mmfm.making.choices import decoding
 from mmfm.making.given import has_own
 from mmfm.making.hiding import Hide, masked, with_marks
-from mmfm.making.things import Made, Things, batch_of, rate_of, thing_of, whole_turns
+from mmfm.making.things import Made, Sound, Text, Things, batch_of, rate_of, thing_of, whole_turns
 from mmfm.model import UnifiedModel
 
 Tick = Callable[[int, int], None]  # how many codes are made by now, and of how many at the most
 
 
 class Coded(NamedTuple):
-    """What was made for a sample: local ids, of which the first `start` repeat what was given; of texts, the text."""
+    """What was made for a sample: local ids, of which the first `start` repeat what was given; of texts, the text.
+
+    finish: "length" where it was cut at `max_tokens`.
+    """
 
     row: int
     ids: list[int]
     start: int = 0
     text: str | None = None
+    finish: Finish = "stop"
 
 
 @dataclass(frozen=True)
@@ -127,19 +142,21 @@ class Maker:
                 found = write(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge)
         texts = found.texts or [None] * len(found.rows)
         return [
-            Coded(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text)
-            for row, ids, text in zip(found.rows, found.ids, texts, strict=True)
+            Coded(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text, finish)
+            for row, ids, text, finish in zip(found.rows, found.ids, texts, found.finish, strict=True)
         ]
 
     def _ticking(self, task: Task, batch: Batch, how: Decoding, seeds: Tensor, tick: Tick) -> Written:
         """`write`, step by step."""
         made: dict[int, list[int]] = {}
+        cut: set[int] = set()
         total = batch.size * (self.core.forms[str(task.target)].length or how.max_tokens)
         for piece in stream(self.core, task, batch, how, seeds=seeds):
             made.setdefault(piece.row, []).extend(piece.ids)
+            cut |= {piece.row} if piece.finish else set()
             tick(sum(map(len, made.values())), total)
         rows = sorted(made)
-        return Written(rows, [made[row] for row in rows])
+        return Written(rows, [made[row] for row in rows], finish=["length" if row in cut else "stop" for row in rows])
 
     def _prompts(self, batch: Batch) -> tuple[Batch, dict[int, list[int]]]:
         """The batch with its sounds in whole turns, and the codes of each sample's last one."""
@@ -163,22 +180,26 @@ class Maker:
         own = given.keep[torch.tensor(rows, dtype=torch.int64, device=ids.device)]
         return [Coded(row, line[keep].tolist()) for row, line, keep in zip(rows, ids, own, strict=True)]
 
-    def stream(self, task: Task, held: Things, seed: int, options: Mapping[str, Any]) -> Iterator[str]:
-        """A text, piece by piece."""
+    def stream(self, task: Task, held: Things, seed: int, options: Mapping[str, Any]) -> Generator[str, None, Finish]:
+        """A text, piece by piece; returns whether it came to its end."""
+        finish: Finish = "stop"
         how, batch, decode = self.how(task, options), self.batched([held]), self.tokenizer.decode
         judge = self._judge(task, batch) if how.draws > 1 else None
         seeds = torch.tensor([seed], device=self.core.device)
         for piece in stream(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge):
             if piece.text:
                 yield piece.text
+            finish = piece.finish or finish
+        return finish
 
     def batched(self, samples: Sequence[Things]) -> Batch:
         return batch_of(samples, self.run, self.tokenizer).to(self.core.device)
 
     def thing(self, task: Task, item: Coded) -> Made:
         if item.text is not None:
-            return item.text
-        return thing_of(self.core, self.run, self.tokenizer, str(task.target), item.ids, item.start)
+            return Text(item.text, item.finish)
+        made = thing_of(self.core, self.run, self.tokenizer, str(task.target), item.ids, item.start)
+        return made._replace(finish=item.finish) if isinstance(made, Sound) else made
 
     def _judge(self, task: Task, batch: Batch) -> Judge:
         """How near what is made lies to its sources, as this model's own embeddings have it."""

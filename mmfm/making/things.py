@@ -14,6 +14,7 @@ from mmfm import config
 from mmfm.batch import Batch, Items, Raw
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data.example import Example, collate, contracts_of, shape_of
+from mmfm.generate import Finish
 from mmfm.inputs.audio import load_audio, resample
 from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
@@ -26,12 +27,27 @@ SUFFIXES = {
 WORDS = {"image": "picture", "audio": "sound", "text": "text"}
 
 
+class Text(str):
+    """A text that was made: a string, which also says how it `finish`ed: "length" where it was cut at `max_tokens`."""
+
+    finish: Finish = "stop"
+
+    def __new__(cls, text: str, finish: Finish = "stop") -> "Text":
+        made = super().__new__(cls, text)
+        made.finish = finish
+        return made
+
+
 class Sound(NamedTuple):
-    """A mono sound in -1..1. start: the sample from which on it was made; before that it repeats what was given."""
+    """A mono sound in -1..1. start: the sample from which on it was made; before that it repeats what was given.
+
+    finish: "length" where it was cut at `max_tokens`.
+    """
 
     wave: Float[Tensor, " samples"]
     rate_hz: int
     start: int = 0
+    finish: Finish = "stop"
 
     @property
     def seconds(self) -> float:
