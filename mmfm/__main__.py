@@ -197,7 +197,8 @@ def report(error: BaseException, training: bool = False) -> int:
         return say(f"the package {error.name} is not installed; pip install 'mmfm[{extra}]' brings it", 2)
     if isinstance(error, OSError):
         return say(trouble(error), 1)
-    return say(f"{type(error).__name__}: {error}; this is a fault of mmfm, --debug shows where", 1)
+    told = str(error).strip()  # one of a loader process is a traceback, which ends with a line
+    return say(f"{type(error).__name__}: {told}; this is a fault of mmfm, --debug shows where", 1)
 
 
 def trouble(error: OSError) -> str:

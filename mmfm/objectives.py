@@ -49,7 +49,8 @@ class Objectives(nn.Module):
 
     def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times."""
-        return sum(self.weights[name] * loss for name, loss in losses.items()) * self.ranks.size
+        nothing = torch.zeros((), device=self.model.device)
+        return sum((self.weights[name] * loss for name, loss in losses.items()), nothing) * self.ranks.size
 
     def _zero(self) -> Float[Tensor, ""]:
         """A rank whose share of the batch is empty still has a gradient to reduce: that of a parameter that all ranks

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mmfm.config import UserError
 from mmfm.data.health import WINDOW, Bad, Health
+from mmfm.inputs import CODES
 
 
 def bad(n: int, source: int = 0, code: str = "image_damaged") -> list[Bad]:
@@ -41,6 +43,48 @@ def test_the_budget_is_of_the_last_ten_thousand():
     ) as e:
         feed(health, [1], bad(1))
     assert "shard-0.tar: k0" in str(e.value) and "skipped.jsonl" in str(e.value) and "\n" not in str(e.value)
+
+
+BATCHES = (8, 64, 512, 4_096, 32_768, 65_536)
+
+
+def read_until_stopped(step: int, share: float, reads: int) -> int:
+    """How many samples are read until the run stops, of which this share is bad, at random; 0: it never does."""
+    draw, health = np.random.default_rng(step), Health(["a"], 0.01)
+    for at in range(-(-reads // step)):
+        found = int(draw.binomial(step, share))
+        try:
+            health.add([step, found, *[0] * (len(CODES) - 1)])
+        except UserError:
+            return (at + 1) * step
+    return 0
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("together", [1, 10])
+def test_the_budget_is_a_fraction_whatever_the_batch(batch, together):
+    """Three bad ones of ten thousand pass where one of a hundred may be bad, and so do 0.7 %, whether ranks meet each
+    step or each tenth; one of twenty stops within 4,000 samples, or within the step that shows it."""
+    step, many = batch * together, 20 * max(batch * together, 5_000)
+    assert not read_until_stopped(step, 0.0003, many)
+    assert not read_until_stopped(step, 0.007, many)
+    assert 0 < read_until_stopped(step, 0.05, many) <= max(step, 4_000)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_source_that_turns_bad_stops_soon(batch):
+    """However much of it was good before: one of twenty is noticed within four steps, or ten thousand samples."""
+    health, reads = Health(["a"], 0.01), 0
+    for _ in range(max(8, 20_000 // batch)):
+        feed(health, [batch], [])
+    while reads < max(10_000, 4 * batch):
+        reads, found = reads + batch, (reads + batch) // 20 - reads // 20
+        try:
+            health.add([batch, found, *[0] * (len(CODES) - 1)])
+        except UserError as why:
+            assert "over data.most_bad=0.01 of" in str(why)
+            return
+    raise AssertionError("should have stopped")
 
 
 def test_sources_have_budgets_of_their_own():

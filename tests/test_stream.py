@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mmfm.data.stream as data_stream
+from mmfm.__main__ import report
 from mmfm.batch import NO_TEXT, Batch
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
 from mmfm.data import index, order
@@ -420,6 +421,24 @@ def test_a_loader_process_that_dies_is_told_in_one_line():
     assert isinstance(error, ChildProcessError) and batches.forgotten and "\n" not in str(error)
     assert "a loader process died or hung (DataLoader worker (pid 7)" in str(error)
     assert str(error).endswith("; --resume continues from the last checkpoint")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError, UnicodeDecodeError])
+def test_a_bug_in_a_loader_process_is_told_as_a_bug(folder, monkeypatch, capsys, kind):
+    """The process lives, and --resume would meet the same again: the error is named, and where it was raised."""
+    arguments = {UnicodeDecodeError: ("utf-8", b"", 0, 1, "a bug")}.get(kind, ("a bug",))
+
+    def broken(*_):
+        raise kind(*arguments)
+
+    monkeypatch.setattr(data_stream.Plan, "_load", broken)
+    with pytest.raises(Exception, match="in broken") as found:
+        list(stream(run_on(folder, workers=1)))
+    assert not isinstance(found.value, OSError)
+    assert report(found.value, training=True) == 1
+    told = capsys.readouterr().err
+    assert kind.__name__ in told and "a bug; this is a fault of mmfm" in told.replace("'", "")
+    assert "--resume" not in told and told.count("\n") == 1
 
 
 def test_the_cache_and_random_crops_exclude_each_other(folder):

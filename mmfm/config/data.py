@@ -101,7 +101,7 @@ class Data(Checked):
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
     crop_seconds: float = 0.0  # of a longer clip only this much is read, a random part in training; 0: all of it
     exact_decode: bool = False  # JPEG in full, then reduced; else decoded at a half, quarter or eighth: faster
-    most_bad: float = 0.01  # of a source's last 10,000 samples may be unreadable; above it the run stops
+    most_bad: float = 0.01  # of a source's last 10,000 samples, or four steps, may be bad; above it the run stops
     store: Store = field(default_factory=Store)
     augment: Augment = field(default_factory=Augment)
 

@@ -9,10 +9,12 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mmfm.config import UserError
 from mmfm.inputs import CODES
 
-WINDOW = 10_000  # samples of a source, of which a fraction may be bad
+WINDOW, STEPS = 10_000, 4  # so many of a source's samples at least, and so many steps' at least, are looked back on
 NAMES = tuple(CODES)
 SHOWN = 3  # examples in the message that stops a run
 
@@ -29,13 +31,19 @@ class Bad(NamedTuple):
 
 
 class Health:
-    """Counts of what was read and what was bad. `labels` name the sources; `most_bad` is a fraction of WINDOW."""
+    """Counts of what was read and what was bad. `labels` name the sources.
+
+    `most_bad` is a fraction of a source's last reads: of those of the last STEPS steps that read it, or of WINDOW where
+    that is more. A run that has read fewer may have as many bad as if it had read WINDOW: a few bad ones at its start
+    say little of the rest.
+    """
 
     def __init__(self, labels: Sequence[str], most_bad: float) -> None:
-        self.labels, self.most = tuple(labels), most_bad * WINDOW
+        self.labels, self.most_bad = tuple(labels), most_bad
         self.reads = [0] * len(self.labels)
         self.bad: Counter[tuple[int, str]] = Counter()  # (source, code), over all ranks, since the run began
         self._recent: list[deque[tuple[int, int]]] = [deque() for _ in self.labels]  # (reads, bad) of late
+        self._of_late = np.zeros((len(self.labels), 2), np.int64)  # their sums
         self._new = [0] * len(self._flat())
         self._seen: list[Bad] = []
         self._lines: list[str] = []
@@ -69,24 +77,26 @@ class Health:
             self.bad.update(found)
             self._remember(source, totals[source], sum(found.values()))
         for source in sources:
-            if sum(bad for _, bad in self._recent[source]) > self.most:
+            reads, bad = self._of_late[source].tolist()
+            if bad > self.most_bad * max(reads, WINDOW):
                 raise UserError(self._over(source))
 
     def _remember(self, source: int, reads: int, bad: int) -> None:
-        recent = self._recent[source]
+        recent, of_late = self._recent[source], self._of_late[source]
         if reads or bad:
             recent.append((reads, bad))
-        while recent and sum(read for read, _ in recent) - recent[0][0] >= WINDOW:
-            recent.popleft()
+            of_late += (reads, bad)
+        while len(recent) > STEPS and of_late[0] - recent[0][0] >= WINDOW:
+            of_late -= recent.popleft()
 
     def _over(self, source: int) -> str:
-        bad = sum(bad for _, bad in self._recent[source])
+        reads, bad = self._of_late[source].tolist()
         codes = ", ".join(f"{code} {n}" for (of, code), n in self.bad.most_common() if of == source)
         where = "; ".join(dict.fromkeys(item.message for item in self._seen if item.source == source))
-        told = f"{bad} of the last {sum(read for read, _ in self._recent[source])} samples of {self.labels[source]!r}"
+        told = f"{bad} of the last {reads} samples of {self.labels[source]!r}"
         seen = f" such as {where};" if where else ""
         return (
-            f"{told} cannot be used ({codes}), over data.most_bad={self.most / WINDOW:g} of {WINDOW};{seen} "
+            f"{told} cannot be used ({codes}), over data.most_bad={self.most_bad:g} of {max(reads, WINDOW)};{seen} "
             "skipped.jsonl in the run's folder lists them: mend the shards, or allow more"
         )
 
@@ -115,4 +125,5 @@ class Health:
         pairs = [(source, code) for source in range(count) for code in names]
         self.bad = Counter({pair: n for pair, n in zip(pairs, totals[count:], strict=True) if n})
         self._recent = [deque((read, bad) for read, bad in recent) for recent in state["recent"]]
+        self._of_late = np.array([np.sum(recent, axis=0) if recent else (0, 0) for recent in self._recent], np.int64)
         self._new, self._lines, self._seen = [0] * len(self._new), [], []

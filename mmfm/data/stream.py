@@ -297,11 +297,12 @@ class TrainStream:
 
 
 def _next(batches: Iterator[Loaded | Exception]) -> Loaded | Exception | None:
-    """The next of the loader's, None at the end. A loader process that died is an error of the machine."""
+    """The next of the loader's, None at the end. A loader process that died is an error of the machine; what was raised
+    in one that lives is raised here, as it is: starting again would not help."""
     try:
         return next(batches, None)
     except RuntimeError as why:
-        if "DataLoader" not in str(why):
+        if not str(why).startswith("DataLoader "):  # torch's words for a dead process, and for one that hangs
             raise
         told = " ".join(str(why).split())
         if (forget := getattr(batches, "_shutdown_workers", None)) is not None:
