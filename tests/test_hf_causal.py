@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from mmfm import hf
+from mmfm.compat.transformers import CACHE, CACHE_NAMES, cache_of
 from mmfm.config import UserError
 from mmfm.data.example import Example, collate
 
@@ -90,7 +91,7 @@ def test_step_by_step_is_all_at_once(writer, tokenizer):
     embedded = writer(inputs_embeds=writer.get_input_embeddings()(ids), logits_to_keep=2)
     torch.testing.assert_close(embedded.logits, whole[:, -2:], rtol=0, atol=2e-5)
     torch.testing.assert_close(writer(input_ids=ids, logits_to_keep=torch.tensor([1])).logits, whole[:, 1:2])
-    fresh = writer(input_ids=ids[:, :3], use_cache=True).past_key_values
+    fresh = cache_of(writer(input_ids=ids[:, :3], use_cache=True))
     later = writer(input_ids=ids[:, 3:], past_key_values=fresh).logits
     torch.testing.assert_close(later, whole[:, 3:], rtol=0, atol=2e-5)
 
@@ -164,9 +165,56 @@ def test_a_fixed_cache_writes_the_same(writer, tokenizer, given):
     assert torch.equal(writer.generate(**inputs, max_new_tokens=5, cache_implementation="static"), plain)
 
 
+@torch.no_grad()
+def test_a_cache_is_read_under_each_of_its_names(writer):
+    """transformers renamed it once; what is given under either name is read, and under a third it is not dropped."""
+    ids = torch.tensor([[writer.config.bos_token_id, 40, 50, 60]])
+    whole = writer(input_ids=ids).logits[:, 2:]
+    for name in CACHE_NAMES:
+        first = writer(input_ids=ids[:, :2], use_cache=True)
+        assert isinstance(first[CACHE], DynamicCache) and cache_of(first) is first[CACHE]
+        later = writer(input_ids=ids[:, 2:], **{name: cache_of(first)})
+        torch.testing.assert_close(later.logits, whole, rtol=0, atol=2e-5)
+    cache = cache_of(writer(input_ids=ids, use_cache=True))
+    for given, words in (
+        ({"kept_keys": cache}, "kept_keys=DynamicCache is a cache under a name that it does not know"),
+        ({"past_states": [1]}, "past_states=list is a cache"),
+        ({"cache": cache, "past_key_values": cache}, "are one thing"),
+        ({"token_weights": ids}, "token_weights=Tensor is unknown to this model; leave it out"),
+        ({"output_attentions": True}, "output_attentions=bool is unknown"),
+        ({"return_dict": False}, "return_dict=bool is unknown"),
+    ):
+        with pytest.raises(UserError, match=words):
+            writer(input_ids=ids, **given)
+
+
+def test_a_folder_whose_cache_is_not_read_gets_no_name(made, tmp_path, monkeypatch):
+    """A cache that forgets what it held: the export ends with the difference, and leaves nothing."""
+    update = DynamicCache.update
+
+    def forget(self, keys, values, layer):
+        kept, seen = update(self, keys, values, layer)
+        return kept, torch.cat([seen[:, :, : -values.shape[2]] * 0, values], 2)
+
+    monkeypatch.setattr(DynamicCache, "update", forget)
+    with pytest.raises(UserError, match=r"cache changes what is written"):
+        hf.write(made.model, tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_parts_of_a_batch_add_up_to_its_loss(writer):
+    """The Trainer gives each part the labels of all: the losses of the parts are a sum, whatever their lengths."""
+    ids = torch.tensor([[3, 40, 50, 60], [3, 70, 2, 2]]).index_fill(1, torch.tensor([0]), writer.config.bos_token_id)
+    labels = torch.tensor([[-100, 40, 50, 60], [-100, 70, -100, -100]])
+    whole = writer(input_ids=ids, labels=labels).loss
+    parts = [writer(input_ids=ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=4).loss for i in (0, 1)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
 def test_what_cannot_be_read_is_said(made, writer, given):
     start, pixels = torch.full((3, 1), writer.config.bos_token_id), given["pixel_values"]
-    cache = writer(input_ids=start, use_cache=True).past_key_values
+    cache = cache_of(writer(input_ids=start, use_cache=True))
     for kind, words, call in (
         (UserError, "sources come before all text", lambda: writer(start, past_key_values=cache, pixel_values=pixels)),
         (UserError, r"attention_mask has shape \(3, 5\); give \[3, 1\]", lambda: writer(start, torch.ones(3, 5))),

@@ -4,7 +4,7 @@ A sentence is [sources | begin, t1, t2, ..]. Sources are pictures and sounds: `g
 each of their tokens before the text, so that masks, positions, beams and caches count them like any other token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +12,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mmfm.compat.transformers import CACHE, CausalLMOutputWithPast, looks_like_a_cache
 from mmfm.config import require
 from mmfm.hf.model import MMFMPreTrainedModel
 from mmfm.layers import LayerCache
 
 NEW_TOKENS = 64  # where nothing is said; not in a file, where it would overrule the max_length of a client
 SOURCES = {"image": "pixel_values", "audio": "input_features"}
+# What clients send to every model and what changes no number of this one.
+HARMLESS = {"cache_position", "is_first_iteration", "token_type_ids"}
+# What clients may send, and its one value that this model can honour.
+ABSENT = {"output_attentions": False, "output_hidden_states": False, "output_router_logits": False, "return_dict": True}
 
 
 class Sources(NamedTuple):
@@ -69,16 +73,23 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         input_features_mask: Tensor | None = None,
         source_embeds: Tensor | None = None,
         source_sizes: Sequence[int] = (),
+        num_items_in_batch: int | Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """logits [n, time, vocabulary], of the text's columns alone where sources are given here.
 
         attention_mask [n, past + time], 1 where real: padding may be anywhere. position_ids [n, time]: by default real
         tokens are counted. labels [n, time]: ids, -100 where there is none; moved by one here. source_embeds: what
-        `generate` has made of the sources; it stands in the first columns of the ids.
+        `generate` has made of the sources; it stands in the first columns of the ids. `cache` and `past_key_values`
+        are one thing, under the new and the old name. num_items_in_batch: of the Trainer, labels in all of the batch's
+        parts; the loss is a sum over that. UserError: an argument that this model does not know.
         """
+        check_arguments(kwargs)
+        require(cache is None or past_key_values is None, "cache and past_key_values are one thing; give one of them")
+        cache = past_key_values if cache is None else cache
         require((input_ids is None) != (inputs_embeds is None), "give either input_ids or inputs_embeds")
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        past = 0 if cache is None else int(cache.get_seq_length())
         if self.words is not None and past == 0 and input_ids is not None:
             self.check_begin(input_ids, attention_mask, sum(source_sizes))
         x = self.core.embedding(input_ids) if inputs_embeds is None else inputs_embeds
@@ -92,7 +103,7 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
             source_sizes = sources.sizes
         elif source_embeds is not None and past == 0:
             x = torch.cat([source_embeds.to(x), x[:, source_embeds.shape[1] :]], dim=1)
-        cache = past_key_values if past_key_values is not None else DynamicCache() if use_cache else None
+        cache = DynamicCache() if cache is None and use_cache else cache
         keep = _keep(attention_mask, x, past)
         window = self.core.trunk.window
         told = f"a sentence of {keep.shape[1]} tokens is longer than Trunk.window={window}; give shorter ones"
@@ -107,8 +118,9 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
             logits = self.core.logits(states[:, logits_to_keep])
         else:
             logits = self.core.logits(states[:, -logits_to_keep:] if logits_to_keep else states)
-        loss = None if labels is None else _loss(logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
+        past_of: dict[str, Any] = {CACHE: cache}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **past_of)
 
     def check_begin(self, ids: Int[Tensor, "batch time"], mask: Tensor | None, sources: int) -> None:
         """With two tokenizers about, ids of the wrong one would be written on without a sign."""
@@ -173,6 +185,15 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         return found
 
 
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """UserError for what a client gives and this model would drop: above all what was read before, by a new name."""
+    for name, value in given.items():
+        kept = value is None or name in HARMLESS or (name in ABSENT and value is ABSENT[name])
+        what = "a cache under a name that it does not know" if looks_like_a_cache(name, value) else "unknown"
+        told = "it takes cache or past_key_values" if what != "unknown" else "leave it out"
+        require(kept, f"{name}={type(value).__name__} is {what} to this model; {told}")
+
+
 def sees(
     keep: Bool[Tensor, "batch seen"], past: int, sizes: Sequence[int], columns: int
 ) -> Bool[Tensor, "batch 1 time columns"]:
@@ -203,7 +224,13 @@ def _columns(cache: Cache | None, new: int, seen: int) -> int:
     return seen if cache is None else int(cache.get_mask_sizes(new, 0)[0])
 
 
-def _loss(logits: Float[Tensor, "batch time v"], labels: Int[Tensor, "batch time"]) -> Float[Tensor, ""]:
-    """Mean over the labels, each predicted by the place before it."""
+def _loss(
+    logits: Float[Tensor, "batch time v"], labels: Int[Tensor, "batch time"], items: int | Tensor | None
+) -> Float[Tensor, ""]:
+    """Mean over the labels, each predicted by the place before it; over `items` labels where the batch has others."""
     require(logits.shape[1] == labels.shape[1], "labels need the logits of all places; leave logits_to_keep out")
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+    each = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+    count = (labels[:, 1:] != -100).sum() if items is None else items
+    return each / count

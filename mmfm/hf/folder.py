@@ -23,6 +23,7 @@ from mmfm.config import Run, require
 from mmfm.hf.card import card
 from mmfm.hf.config import MMFMConfig, config_of
 from mmfm.hf.processing import PROCESSOR, MMFMFeatureExtractor, MMFMImageProcessor
+from mmfm.hf.proof import check_cache
 from mmfm.hf.tokens import hf_tokenizer, reading_tokenizer
 from mmfm.interface import Interface
 
@@ -37,6 +38,8 @@ def write(model: Interface, folder: Path) -> None:
     part.mkdir(parents=True)
     try:
         _fill(model, part)
+        if any(str(task).endswith("text") for task in model.tasks):
+            check_cache(part)
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import ModelOutput
 
 from mmfm.batch import Batch, Items
 from mmfm.checkpoint import words_of
+from mmfm.compat.transformers import BaseModelOutputWithPooling, ModelOutput
 from mmfm.config import Words, require
 from mmfm.grammar import Task
 from mmfm.hf.config import MMFMConfig

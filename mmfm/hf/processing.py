@@ -9,10 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, ProcessorMixin
-from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
-from transformers.image_processing_base import BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
 
+from mmfm.compat.transformers import BaseImageProcessor, BatchFeature, SequenceFeatureExtractor
 from mmfm.config import Pixels, require
 from mmfm.data.example import shape_of
 from mmfm.hf.stub import Foreign, auto_map

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from mmfm.compat.transformers import CACHE, cache_of
 from mmfm.config import UserError, require
 from mmfm.encoders import wheels
 from mmfm.evals.judges.contract import RATE_HZ, heard, spelled
@@ -71,8 +72,8 @@ class Whisper:
         ids, done, cache = torch.tensor([self.prompt] * len(frames)), torch.zeros(len(frames), dtype=torch.bool), None
         fed = ids
         for step in range(LONGEST):
-            out = model(encoder_outputs=states, decoder_input_ids=fed, past_key_values=cache, use_cache=True)
-            scores, cache = out.logits[:, -1], out.past_key_values
+            out = model(encoder_outputs=states, decoder_input_ids=fed, use_cache=True, **{CACHE: cache})
+            scores, cache = out.logits[:, -1], cache_of(out)
             scores[:, [*self.never, *(self.never_first if step == 0 else ())]] = -torch.inf
             fed = scores.argmax(-1).masked_fill(done, config.eos_token_id)[:, None]
             ids, done = torch.cat([ids, fed], 1), done | (fed[:, 0] == config.eos_token_id)

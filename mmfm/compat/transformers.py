@@ -1,0 +1,48 @@
+"""transformers: the names that it has moved or keeps to itself.
+
+`CACHE`: what `generate` calls the keys and values that it hands to `forward` and takes from its output. It is
+"past_key_values" up to 5.23 and "cache" after. Where a model takes the wrong name all that it has read is lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import transformers
+from transformers import Cache
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils.generic import ModelOutput
+
+__all__ = [
+    "CACHE",
+    "CACHE_NAMES",
+    "BaseImageProcessor",
+    "BaseModelOutputWithPooling",
+    "BatchFeature",
+    "CausalLMOutputWithPast",
+    "ModelOutput",
+    "SequenceFeatureExtractor",
+    "cache_of",
+    "looks_like_a_cache",
+    "transformers_version",
+]
+
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(CausalLMOutputWithPast)})
+
+
+def cache_of(output: Mapping[str, Any]) -> Any:
+    """The cache in what a model of transformers gave, whatever this version calls it; None where there is none."""
+    return output.get(CACHE)
+
+
+def looks_like_a_cache(name: str, value: object) -> bool:
+    """Whether an argument that no one knows holds what was read before: by its kind, or by its name."""
+    return isinstance(value, Cache) or (value is not None and any(part in name for part in ("cache", "past", "mems")))
+
+
+def transformers_version() -> str:
+    return str(transformers.__version__)
