@@ -10,7 +10,7 @@ JOBS ?= 2
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
+PIP := $(BIN)/pip --disable-pip-version-check install --no-compile $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 NUMBERS := data/numbers
 RUN := runs/quickstart
 

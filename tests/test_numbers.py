@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import tarfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -376,3 +377,13 @@ def test_what_a_killed_build_left_is_replaced(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "numbers").mkdir()  # an empty folder is as good as none
     numbers.build(tmp_path / "numbers", **TINY)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["numbers", "numbers/new"]
+
+
+def test_the_readme_takes_what_is_there(folder: Path) -> None:
+    """The picture and the sound of the README's first uses are members of these shards."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    taken = re.findall(r"^tar -xOf data/numbers/(\S+) (\S+) > ", readme, re.MULTILINE)
+    assert len(taken) == 2
+    for shard, member in taken:
+        with tarfile.open(folder / shard) as tar:
+            assert member in tar.getnames()

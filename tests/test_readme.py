@@ -140,7 +140,7 @@ def test_the_configuration_builds() -> None:
 
 def test_the_python_example_uses_what_there_is() -> None:
     """Every method that the example calls on the model exists."""
-    (code,) = [block for block in blocks("python") if "model.generate(" in block and "mmfm.load" in block]
+    (code,) = [block for block in blocks("python") if "model.generate(" in block and "encode_image" in block]
     calls = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     methods = {f.attr for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f.value) == "model"}
     assert len(methods) >= 4

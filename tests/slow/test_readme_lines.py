@@ -1,6 +1,7 @@
 """README.md's lines for other tools, encoders, suites: every block, as it stands, by a user who has what they name.
 
-The folder that they are run in holds small runs, pictures and shards under the names of the README, and no network.
+So are the first uses. The folder that they are run in holds small runs, pictures and shards under the names of the
+README, and no network.
 """
 
 import dataclasses
@@ -70,10 +71,10 @@ def here(tmp_path_factory, write_shard) -> Path:
         export(where / name, run, seed=seed)
         shutil.copytree(where / name / "run", where / "runs" / name)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(where / "a.png")
-    soundfile.write(where / "a.wav", 0.1 * np.random.default_rng(1).standard_normal(8_000), 16_000)
+    soundfile.write(where / "a.flac", 0.1 * np.random.default_rng(1).standard_normal(8_000), 16_000)
     classification(where / "data" / "classes", write_shard)
     retrieval(where / "data" / "pairs", write_shard)
-    write_numbers(where / "data" / "numbers", where / "a.wav", write_shard)
+    write_numbers(where / "data" / "numbers", where / "a.flac", write_shard)
     write_pets(where / "data" / "pets")
     write_tasks(where / "tasks")
     for language, code in BLOCKS:
@@ -84,12 +85,16 @@ def here(tmp_path_factory, write_shard) -> Path:
 
 
 def write_numbers(root: Path, wave: Path, write_shard) -> None:
-    for split in ("train", "test"):
-        samples = {
-            f"{i}": {"png": png(picture), "wav": wave.read_bytes(), "txt": TEXTS[i % 3].encode()}
-            for i, picture in enumerate(pictures(6))
-        }
-        write_shard(root / split / "0.tar", samples)
+    """Under the names that `mmfm data numbers` gives; the first tar has all parts of its samples."""
+    for split in ("train", "test", "test-unseen"):
+        images, sounds = {}, {}
+        for i, picture in enumerate(pictures(6)):
+            words = {"flac": wave.read_bytes(), "txt": TEXTS[i % 3].encode()}
+            images[f"{split}-image-{i:06d}"] = {"png": png(picture), **words}
+            sounds[f"{split}-audio-{i:06d}"] = words
+        write_shard(root / split / "image-000000.tar", images)
+        if split != "train":
+            write_shard(root / split / "audio-000000.tar", sounds)
 
 
 def write_pets(root: Path) -> None:
@@ -129,6 +134,16 @@ def test_a_wrong_line_fails(tmp_path: Path) -> None:
     for language, code in (("sh", "mmfm export nothing out --to hf  # no\nmmfm --version"), ("python", "1 / 0")):
         with pytest.raises(AssertionError, match=r"nothing|ZeroDivisionError"):
             perform(language, code, tmp_path)
+
+
+USES = re.findall(r"^```(sh|python)\n(.*?)^```$", section("First uses"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("language", "code"), USES[:2], ids=["sh", "python"])
+def test_the_first_uses_run(language: str, code: str, here: Path) -> None:
+    """What a newcomer types after the quickstart, as it stands; the block after it trains, which takes minutes."""
+    assert perform(language, code, here)
+    assert "mmfm train" in USES[2][1] and len(USES) == 3
 
 
 @pytest.mark.parametrize(("language", "code"), BLOCKS[1:], ids=[str(place) for place in range(1, len(BLOCKS))])
