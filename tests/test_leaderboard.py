@@ -1,6 +1,7 @@
 """Comparing runs: tests have the error rates that they promise, runs pair by sample, the page says what is so."""
 
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,13 @@ from test_report import Reader
 from mmfm.__main__ import main
 from mmfm.config import Optim, Run, UserError
 from mmfm.data.sample import Sample
-from mmfm.evals.board import board_of, letter, p_value, sentences
+from mmfm.evals.board import HOLM, board_of, letter, p_value, sentences
 from mmfm.evals.contenders import read_contenders
 from mmfm.evals.leaderboard import compare
-from mmfm.evals.metrics import Bootstrap, Figure, mean, mean_per_class, median, ratio
+from mmfm.evals.metrics import Figure, mean, mean_per_class, median, ratio
 from mmfm.evals.page.leaderboard import unbroken
-from mmfm.evals.paired import bootstrap_outcome, discordant, holm, mcnemar, resampled
+from mmfm.evals.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
+from mmfm.evals.resampling import Bootstrap, resampled
 from mmfm.evals.run import Scores, evaluate_run, finish, row_of
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Split
@@ -125,9 +127,10 @@ def test_a_planted_difference_is_found_with_its_size() -> None:
     hard = draw.normal(size=2_000)
     first, second = (hard + 0.3 + 0.2 * draw.normal(size=2_000)), (hard + 0.2 * draw.normal(size=2_000))
     values, draws = resampled([mean(first), mean(second)], 2_000, FEW)
-    found = bootstrap_outcome(values, draws, 2_000)
+    found = estimated(values, draws, 2_000, 2_000)
     assert found.difference == pytest.approx(first.mean() - second.mean()) and found.low < 0.3 < found.high
-    assert found.p == pytest.approx(1 / 401)
+    z = (first - second).mean() / ((first - second).std() / np.sqrt(2_000))
+    assert 0 < found.p < 1e-9 and z > 6  # no floor of 1 / (resamples + 1)
     theory = 1.96 * (first - second).std() / np.sqrt(2_000)
     assert found.high - found.difference == pytest.approx(theory, rel=0.2)
 
@@ -136,7 +139,7 @@ def test_the_same_run_twice_is_no_difference() -> None:
     """Also where rounding moves the last bit of each resample: p is 1."""
     values = np.random.default_rng(0).random(99) * 1e3
     both = resampled([mean(values), mean(values[::-1][::-1].copy())], 99, FEW)
-    found = bootstrap_outcome(*both, 99)
+    found = estimated(*both, 99, 99)
     assert (found.difference, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -150,18 +153,110 @@ def test_equal_models_are_seldom_told_apart() -> None:
         values, draws = resampled(
             [mean(first), mean(second)], 150, Bootstrap(resamples=200, seed=int(draw.integers(1e9)))
         )
-        found["bootstrap"] += bootstrap_outcome(values, draws, 150).p < 0.05
+        found["bootstrap"] += estimated(values, draws, 150, 150).p < 0.05
         only = discordant(first, second)
         assert only is not None
         found["mcnemar"] += mcnemar(*only) < 0.05
         lengths = draw.integers(1, 20, 150)
         edits = [draw.binomial(lengths, 0.2 + 0.3 * ease) for _ in range(2)]
         values, draws = resampled([ratio(edit, lengths) for edit in edits], 150, Bootstrap(resamples=200))
-        found["ratio"] += bootstrap_outcome(values, draws, 150).p < 0.05
+        found["ratio"] += estimated(values, draws, 150, 150).p < 0.05
     assert (
         2 <= found["bootstrap"] <= 23 and 2 <= found["ratio"] <= 23
     )  # 12.5 +- three standard deviations, and its grid
     assert found["mcnemar"] <= 17
+
+
+def captions(draw: np.random.Generator, images: int, each: int, equal: bool = True) -> tuple[np.ndarray, ...]:
+    """Hits of two equally good models on the captions of images, which each find a matter of the image; and the image
+    of each caption."""
+    rows = np.repeat(np.arange(images), each)
+    ease = draw.beta(0.5, 0.5, (2, images)) if equal else np.stack([np.full(images, 0.6), np.full(images, 0.4)])
+    return (*((draw.random(len(rows)) < one[rows]).astype(float) for one in ease), rows)
+
+
+def test_captions_of_one_image_do_not_reject_a_true_null() -> None:
+    """Five captions an image, two models that are equally good: about 5 % of the tests reject, where McNemar's over
+    captions rejects far more; also the t test of rates that are no shares."""
+    draw, trials, found = np.random.default_rng(2), 400, {"signs": 0, "t": 0, "McNemar": 0}
+    for trial in range(trials):
+        first, second, rows = captions(draw, 60, 5)
+        sums = np.bincount(rows, weights=first - second).astype(int)
+        found["signs"] += sign_flips(sums) < 0.05
+        only = discordant(first, second)
+        assert only is not None
+        found["McNemar"] += mcnemar(*only) < 0.05
+        both = resampled([mean(first), mean(second)], 300, Bootstrap(resamples=200, seed=trial), rows)
+        found["t"] += estimated(*both, 60, 300).p < 0.05
+    assert 8 <= found["signs"] <= 33 and 8 <= found["t"] <= 36  # 20 +- three standard deviations
+    assert found["McNemar"] > 80
+
+
+def test_the_test_of_signs_is_exact() -> None:
+    """As counting all signs by hand; with every item 1 or -1 it is McNemar's; many captions of many images are quick
+    and have no floor."""
+    for sums in ([3, -1, 2], [1, 1, -1, 0], [5, 5, 5, -2, 1], [0, 0], [2]):
+        own = [value for value in sums if value]
+        signs = list(itertools.product((1, -1), repeat=len(own)))
+        far = [abs(sum(s * abs(v) for s, v in zip(some, own, strict=True))) >= abs(sum(own)) for some in signs]
+        assert sign_flips(np.array(sums)) == pytest.approx(np.mean(far))
+    assert sign_flips(np.array([1] * 14 + [-1] * 3)) == mcnemar(14, 3)
+    first, second, rows = captions(np.random.default_rng(3), 5_000, 5, equal=False)
+    assert 0 <= sign_flips(np.bincount(rows, weights=first - second).astype(int)) < 1e-12
+
+
+def test_captions_are_compared_by_image_from_file_to_page(tmp_path: Path) -> None:
+    """The clusters of a figure come back from results.samples.json: a difference that five captions of each of few
+    images seem to prove is none, and the interval is wider than that of captions alone."""
+    better_on = np.arange(24) < 18
+    rows = np.repeat(np.arange(24), 5)
+    hits = [np.where(better_on, 1.0, 0.0)[rows], np.where(better_on, 0.0, 1.0)[rows]]
+    names = tuple(f"k{row}, caption {n}" for n, row in enumerate(rows))
+    found = {}
+    for told, clusters in (("images", tuple(f"k{row}" for row in rows)), ("captions", ())):
+        folders = []
+        for name, values in zip("ab", hits, strict=True):
+            figure = replace(accuracy(values, "text->image", "R@1"), items=names, clusters=clusters)
+            folders.append(scored(tmp_path / told, name, {"test": [figure]}))
+        (found[told],) = board(*folders).comparisons
+    images, alone = found["images"].outcome, found["captions"].outcome
+    assert (images.n, images.items, images.test) == (120, 24, "signs of items")
+    assert images.p == pytest.approx(mcnemar(int(better_on.sum()), int((~better_on).sum())))
+    assert (alone.items, alone.test) == (120, "McNemar") and alone.p < images.p / 100
+    assert images.high - images.low > 1.8 * (alone.high - alone.low)
+
+
+def test_a_page_of_many_comparisons_can_be_won(tmp_path: Path) -> None:
+    """Three hundred tasks, each with a word error rate that one run has plainly lower: all are found, whatever the
+    number of resamples, since families are tasks and p has no floor; of five items nothing can be found, and that is
+    told."""
+    draw, folders = np.random.default_rng(5), []
+    lengths = draw.integers(3, 9, 60)
+    for name, rate in (("good", 0.1), ("bad", 0.5)):
+        figures = [
+            Figure(
+                task=f"t{at}", metric="wer", statistic=ratio(draw.binomial(lengths, rate), lengths), n=60, chance=1.0
+            )
+            for at in range(300)
+        ]
+        few = Figure(task="few", metric="wer", statistic=ratio(np.full(5, 9 * rate), np.full(5, 9)), n=5, chance=1.0)
+        folders.append(scored(tmp_path, name, {"test": [*figures, few]}))
+    shown = board_of(read_contenders(folders), Bootstrap(resamples=99))
+    assert [one.better for one in shown.comparisons] == [0] * 300 + [None]
+    assert shown.comparisons[-1].outcome.p == least_p(5) == 1 / 16
+    assert shown.notes == ["test: few has 5 items: too few items for any difference to be beyond chance"]
+
+
+def test_other_normalizers_are_not_compared(tmp_path: Path) -> None:
+    """Two runs whose transcripts were normalised by other rules: told, and not tested."""
+    lengths, folders = np.full(40, 5), []
+    for name, rule in (("a", "letters"), ("b", "whisper_english")):
+        rate = ratio(np.arange(40) % 3, lengths)
+        told = {"task": "audio>text", "metric": "wer", "n": 40, "chance": 1.0, "normalizer": rule}
+        folders.append(scored(tmp_path, name, {"test": [Figure(statistic=rate, **told)]}))
+    shown = board(*folders)
+    words = "test: audio>text WER is of texts that were normalised differently (letters, whisper_english), and is not"
+    assert shown.comparisons == [] and shown.notes == [f"{words} tested"]
 
 
 def test_holm_keeps_the_whole_page_honest(tmp_path: Path) -> None:
@@ -213,7 +308,7 @@ def test_every_kind_of_figure_is_compared_as_it_is_scored(tmp_path: Path) -> Non
     good, bad = (scored(tmp_path, name, {"test": figures(e)}) for name, e in (("good", 0.1), ("bad", 0.4)))
     shown = board(bad, good)
     (one,) = shown.comparisons
-    assert (one.metric, one.outcome.test, one.only) == ("wer", "bootstrap", None)
+    assert (one.metric, one.outcome.test, one.only) == ("wer", "t", None)
     assert one.better == 1 and one.outcome.difference > 0.2
     assert sentences(shown)[1].startswith("test, audio>text WER: good is better than bad, ")
     assert shown.notes == ["test: b mAP is no sum over items, and is not tested"]
@@ -308,7 +403,10 @@ def test_what_differs_is_said_from_the_better_runs_side(tmp_path: Path) -> None:
     folders = [scored(tmp_path, name, {"test": [accuracy(values)]}) for name, values in runs.items()]
     shown = board(*folders)
     head, *told = sentences(shown)
-    assert head == "2 of 3 comparisons differ beyond chance (p < 0.05 after Holm's correction)."
+    assert (
+        head
+        == "2 of 3 comparisons differ beyond chance (p < 0.05 after Holm's correction within each task of a split)."
+    )
     assert told[0].startswith(
         "test, image->text acc@1: high is better than low, 70.0 % against 50.0 % (by 20.0 points, 95 %"
     )
@@ -316,9 +414,7 @@ def test_what_differs_is_said_from_the_better_runs_side(tmp_path: Path) -> None:
     by_hand = 3 * binomtest(0, 40).pvalue
     assert [one.adjusted for one in shown.comparisons] == pytest.approx([1.0, by_hand, by_hand])
     low, same = folders[:2]
-    assert sentences(board(low, same)) == [
-        "Nothing differs beyond chance: after Holm's correction none of 1 comparisons has p < 0.05."
-    ]
+    assert sentences(board(low, same)) == [f"Nothing differs beyond chance: {HOLM} none of 1 comparisons has p < 0.05."]
 
 
 def page_of(html: str) -> Any:

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from mmfm.evals import metrics
-from mmfm.evals.metrics import Bootstrap, Figure, Ranks
+from mmfm.evals import metrics, resampling
+from mmfm.evals.metrics import Figure, Ranks
+from mmfm.evals.resampling import Bootstrap, drawn, interval, numbered
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -126,7 +127,7 @@ def test_the_interval_covers() -> None:
     draws, truth, covered = generator(3), 0.3, 0
     for trial in range(400):
         items = (draws.random(120) < truth).astype(float)
-        low, high = metrics.interval(metrics.mean(items), 120, Bootstrap(resamples=400, seed=trial))
+        low, high = interval(metrics.mean(items), 120, Bootstrap(resamples=400, seed=trial))
         covered += low <= truth <= high
     assert 0.91 <= covered / 400 <= 0.98
 
@@ -136,7 +137,7 @@ def test_the_interval_is_that_of_scipy() -> None:
     draws = generator(4)
     lengths = draws.integers(1, 12, 80)
     edits = draws.binomial(lengths, 0.2)
-    ours = metrics.interval(metrics.ratio(edits, lengths), 80, Bootstrap(resamples=8_000))
+    ours = interval(metrics.ratio(edits, lengths), 80, Bootstrap(resamples=8_000))
     theirs = stats.bootstrap(
         (edits, lengths),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
@@ -152,13 +153,13 @@ def test_the_interval_is_that_of_scipy() -> None:
 def test_a_ratio_that_never_varies_has_no_interval() -> None:
     """Errors in proportion to length leave nothing to be unsure of: sums are not drawn apart."""
     lengths = np.arange(1, 40)
-    low, high = metrics.interval(metrics.ratio(lengths * 0.25, lengths), 39, Bootstrap())
+    low, high = interval(metrics.ratio(lengths * 0.25, lengths), 39, Bootstrap())
     assert low == pytest.approx(0.25) and high == pytest.approx(0.25)
 
 
 def test_resamples_without_a_value_are_left_out() -> None:
     """References may be empty: a resample of those alone has no error rate."""
-    low, high = metrics.interval(metrics.ratio(np.array([1, 1]), np.array([0, 2])), 2, Bootstrap())
+    low, high = interval(metrics.ratio(np.array([1, 1]), np.array([0, 2])), 2, Bootstrap())
     assert (low, high) == (0.5, 1.0)
 
 
@@ -167,10 +168,79 @@ def test_memory_bounds_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatc
     draws = generator(5)
     hits, classes = draws.integers(0, 2, 150).astype(float), draws.integers(0, 7, 150)
     statistic = metrics.mean_per_class(hits, classes)
-    whole = metrics.interval(statistic, 150, Bootstrap())
-    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", 1_000)
-    assert metrics.interval(statistic, 150, Bootstrap()) == whole
-    assert metrics.interval(statistic, 150, Bootstrap(seed=1)) != whole
+    whole = interval(statistic, 150, Bootstrap())
+    monkeypatch.setattr(resampling, "DRAWS_AT_ONCE", 1_000)
+    assert interval(statistic, 150, Bootstrap()) == whole
+    assert interval(statistic, 150, Bootstrap(seed=1)) != whole
+
+
+def captioned(draws: np.random.Generator, images: int, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of captions whose images are found as easily as the image lets them, and the image of each."""
+    ease = draws.beta(0.6, 0.9, images)
+    rows = np.repeat(np.arange(images), captions)
+    return (draws.random(len(rows)) < ease[rows]).astype(float), rows
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_interval_covers_where_five_captions_are_of_one_image(ragged: bool) -> None:
+    """93 to 97 % where images are drawn, also where some have more captions; rows alone would cover far less."""
+    draws, truth, covered, alone = generator(8), 0.6 / 1.5, 0, 0
+    trials, images = 300, 120
+    for trial in range(trials):
+        counts = draws.integers(3, 8, images) if ragged else np.full(images, 5)
+        hits, rows = captioned(draws, images, counts)
+        bootstrap, statistic = Bootstrap(resamples=300, seed=trial), metrics.mean(hits)
+        low, high = interval(statistic, len(hits), bootstrap, rows)
+        covered += low <= truth <= high
+        low, high = interval(statistic, len(hits), bootstrap)
+        alone += low <= truth <= high
+    assert 0.92 <= covered / trials <= 0.98  # 0.95, give or take what 300 trials allow
+    assert alone / trials < 0.86
+
+
+def test_clusters_are_drawn_whole() -> None:
+    """Each resample holds every row of a cluster as often as the others of it, whatever their order and sizes; equal
+    sizes come many at once, and both give the interval of the clusters' sums."""
+    clusters = numbered(["b", "a", "b", "c", "a", "b", "c"], 7)
+    assert clusters is not None and clusters.tolist() == [0, 1, 0, 2, 1, 0, 2]
+    for index in drawn(7, clusters, Bootstrap(resamples=50)):
+        counts = np.bincount(index[0], minlength=7)
+        assert index.shape[0] == 1 and all(len(set(counts[clusters == name].tolist())) == 1 for name in range(3))
+        assert sum(counts[at] for at in (0, 1, 3)) == 3
+    assert numbered(["a", "b"], 2) is None and numbered([], 4) is None
+    hits, rows = captioned(generator(9), 40, np.full(40, 5))
+    (whole,) = list(drawn(200, rows, Bootstrap(resamples=30)))
+    assert whole.shape == (30, 200)
+    sums = np.bincount(rows, weights=hits) / 5
+    assert interval(metrics.mean(hits), 200, Bootstrap(), rows) == pytest.approx(
+        interval(metrics.mean(sums), 40, Bootstrap())
+    )
+
+
+def test_one_item_has_no_interval() -> None:
+    """One sample, or five captions of one image, say nothing of others."""
+    for n, clusters in ((1, None), (5, np.zeros(5, int))):
+        assert np.isnan(interval(metrics.mean(np.ones(n)), n, Bootstrap(resamples=20), clusters)).all()
+    names = ("k", "k", "k")
+    figure = Figure(task="t", metric="acc@1", statistic=metrics.mean(np.ones(3)), n=3, chance=0.0, items=names)
+    assert figure.independent == 1 and np.isnan(figure.interval(Bootstrap(resamples=20))).all()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("\u0645\u06cc\u200c\u0631\u0648\u0645", "\u0645\u06cc\u0631\u0648\u0645"),  # Persian: one verb
+        ("co\u00adoperate", "cooperate"),
+        ("\ufeffzero\u2060width\u200d", "zerowidth"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u094d\u0926\u0940"),  # Hindi
+        ("don\u2019t \u02bctis \u2018quoted\u2019", "don't tis quoted"),
+        ("well-known, isn't it?", "well known isn't it"),
+        ("\ud83d", ""),
+    ],
+)  # fmt: skip
+def test_joiners_part_no_words(text: str, expected: str) -> None:
+    """What shapes a word is left out and splits nothing; applying the rule twice changes nothing."""
+    assert metrics.letters(text) == expected == metrics.letters(expected)
 
 
 def test_mean_per_class_resamples_items() -> None:

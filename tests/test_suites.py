@@ -13,7 +13,8 @@ from mmfm import config
 from mmfm.__main__ import main
 from mmfm.checkpoint import save
 from mmfm.config import UserError
-from mmfm.evals.metrics import Bootstrap
+from mmfm.evals.collection import open_data
+from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.run import How, evaluate
 from mmfm.evals.suite import (
     KNN,
@@ -31,6 +32,8 @@ from mmfm.evals.suite import (
     Transcripts,
 )
 from mmfm.evals.suite_run import suite_scores
+from mmfm.evals.tables import read_names, rows
+from mmfm.evals.zeroshot import read_lines
 from mmfm.inputs.text import load_tokenizer
 from mmfm.model import build
 from mmfm.strict import to_json
@@ -244,7 +247,73 @@ def test_several_captions_of_a_picture(tmp_path: Path, write_shard: Any, layout:
     # one: both pictures tie. two finds p, three finds q, four finds p (wrong), five finds q.
     assert value(scores, "text->image", "R@1") == pytest.approx((0.5 + 1 + 1 + 0 + 1) / 5)
     assert value(scores, "text->image", "R@1", "n") == 5
+    assert value(scores, "text->image", "R@1", "clusters") == value(scores, "image->text", "R@1", "clusters") == 2
     assert scores.details["captions_per_item"] == {"2": 1, "3": 1}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_no_line_of_a_table_vanishes(tmp_path: Path, ending: str) -> None:
+    """Captions that begin with #, blank lines and separators within a quoted cell, and rows that begin with # stay."""
+    mark = {"csv": ",", "tsv": "\t"}[ending]
+    rows = [["said", "name"], ["#sunset #sea", "p.jpg"], ['"one\n#two\n\nthree"', "p.jpg"], ["a\u2028b\x0cc", "q.jpg"]]
+    (tmp_path / f"t.{ending}").write_text("\n".join(mark.join(row) for row in rows) + "\n\n", newline="")
+    for seed, key in enumerate("pq"):
+        picture(tmp_path / "seen" / f"{key}.jpg", seed)
+    data = Table(table=f"t.{ending}", media="seen", file="name", captions=("said",))
+    found = open_data(data, tmp_path, ("image",), "", config.Store())
+    assert [item.captions for item in found.items] == [("#sunset #sea", "one\n#two\n\nthree"), ("a\u2028b\x0cc",)]
+    (tmp_path / "classnames.txt").write_text("#hashtag\ncat\u2028dog\n", encoding="utf-8-sig")
+    assert read_names(tmp_path / "classnames.txt")[1] == ("#hashtag", "cat\u2028dog")
+    assert read_lines(tmp_path / "classnames.txt", "class") == ("#hashtag", "cat\u2028dog")
+
+
+def test_comments_of_a_table_are_before_it(tmp_path: Path) -> None:
+    """Those that its suite names, at the top alone; line numbers of faults count them, and cells of several lines."""
+    (tmp_path / "t.csv").write_text('# made by hand\nfile,said\na.jpg,"one\ntwo"\n#b.jpg,three\nshort\n')
+    found = rows(tmp_path / "t.csv", comment="#")
+    assert [next(found) for _ in range(2)] == [
+        (f"{tmp_path}/t.csv, line 3", {"file": "a.jpg", "said": "one\ntwo"}),
+        (f"{tmp_path}/t.csv, line 5", {"file": "#b.jpg", "said": "three"}),
+    ]
+    with pytest.raises(UserError, match=r"t.csv, line 6 has 1 cells, but t.csv has 2 columns"):
+        next(found)
+
+
+def test_silence_is_a_reference(tmp_path: Path) -> None:
+    """A line without words: what is heard there is wrong, in the rates and by itself; other tasks refuse it."""
+    for seed, key in enumerate(("1-2-0", "1-2-1")):
+        sound(tmp_path / "s" / "1" / "2" / f"{key}.flac", seed)
+    (tmp_path / "s" / "1" / "2" / "1-2.trans.txt").write_text("1-2-0 TWO OWLS\n1-2-1\n")
+    keys = ("1/2/1-2-0", "1/2/1-2-1")
+    model = Planted(
+        {("audio", key): axis(0) for key in keys},
+        {},
+        dict(zip(keys, ("two owls", "thank you"), strict=True)),
+        ("audio>text",),
+    )
+    data = Transcripts(path="s")
+    scores = asked(model, tmp_path, Transcribe(data=data))
+    assert value(scores, "audio>text", "wer") == pytest.approx(2 / 2)
+    assert value(scores, "audio>text", "hallucinated") == 1 and value(scores, "audio>text", "hallucinated", "n") == 1
+    assert {row["normalizer"] for row in scores.rows} == {"letters"}
+    with pytest.raises(UserError, match="'1-2-1' has no words; write them or take it away"):
+        asked(model, tmp_path, Transcribe(data=data), Retrieve(data=data, pair=("audio", "text"), name="r"))
+
+
+def test_half_of_a_surrogate_pair_is_no_loss(tmp_path: Path) -> None:
+    """A caption of JSON that holds one is read as U+FFFD and counted; every figure of the suite is there."""
+    coco(tmp_path)
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    file.write_text(file.read_text().replace('"one"', '"one \\ud83d"'))
+    data = Coco(annotations="annotations/captions_val2017.json", media="val2017")
+    texts = {**PLACES, "one \ufffd": PLACES["one"]}
+    model = Planted(
+        {("image", "p"): axis(0), ("image", "q"): axis(1)}, texts, {"p": "\ud83d two", "q": "six"}, ("image>text",)
+    )
+    scores = asked(model, tmp_path, Retrieve(data=data), Caption(data=data))
+    assert value(scores, "text->image", "R@1") == pytest.approx(3.5 / 5)
+    assert value(scores, "image>text", "bleu1") > 0
+    assert scores.details["left_out"] == ["1 texts hold half of a surrogate pair, which is read as U+FFFD"]
 
 
 def test_captions_and_writing_share_one_pass(tmp_path: Path) -> None:
@@ -319,7 +388,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     both.write_text(both.read_text().replace("ClassFolders()", "ClassFolders(path='pets')"))
     assert main(["eval", str(run), str(both), "--root", str(tmp_path), "--bootstrap", "20"]) == 0
     rows = json.loads((run / "results.mine.json").read_text())
-    assert list(rows[0]) == ["split", "task", "metric", "value", "low", "high", "chance", "n"]
+    assert list(rows[0]) == ["split", "task", "metric", "value", "low", "high", "chance", "n", "clusters"]
     assert {(row["split"], row["task"]) for row in rows} == {
         ("pets", "image->text"),
         ("pets", "image:knn"),

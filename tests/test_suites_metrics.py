@@ -1,5 +1,6 @@
 """Metrics of suites against independent implementations: scikit-learn, torchmetrics, jiwer, open_clip."""
 
+from pathlib import Path
 from typing import Any
 
 import jiwer
@@ -15,16 +16,20 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from mmfm.config import UserError
 from mmfm.evals import metrics
-from mmfm.evals.metrics import Bootstrap
+from mmfm.evals.metrics import Figure
 from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import kept_apart, nearest_neighbours, probe_figures, regression
+from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.retrieval import Side, retrieve
+from mmfm.evals.spelling import normalizer
 from mmfm.evals.split import at_rest
+from mmfm.evals.suite import Transcribe, Transcripts
 from mmfm.evals.templates import imagenet_names, openai_imagenet, simple_imagenet
-from mmfm.evals.writing import transcription_figures
+from mmfm.evals.transcripts import transcription_figures
 from mmfm.evals.zeroshot import class_vectors
 
 
@@ -202,17 +207,57 @@ def test_templates_are_sentences_with_a_place() -> None:
     assert len(imagenet_names()) == 1_000 and len(set(imagenet_names())) == 998
 
 
-def test_transcription_rates_are_those_of_jiwer() -> None:
-    """WER and CER of texts after the spelling "letters", which takes case and punctuation, but no apostrophe, away."""
-    references = ["It's a DOG, isn't it?", "two  owls", "Straße 12", "--", "well-known"]
-    written = ["its a dog isn't", "", "strasse 12!", "what", "well known"]
-    figures = {figure.metric: figure for figure in transcription_figures("audio>text", references, written, "letters")}
-    spelt = [[metrics.letters(text) for text in texts] for texts in (references, written)]
-    assert spelt[0] == ["it's a dog isn't it", "two owls", "strasse 12", "", "well known"]
-    pairs = [pair for pair in zip(*spelt, strict=True) if pair[0]]
-    said, heard = ([pair[side] for pair in pairs] for side in (0, 1))
-    assert figures["wer"].value == pytest.approx(jiwer.wer(said, heard)) == pytest.approx(4 / 11)
+REFERENCES = ["It's a DOG, isn't it?", "two  owls", "Stra\u00dfe 12", "--", "well-known", "Dr. Smith\u2019s colour"]
+HEARD = ["its a dog isn't", "", "strasse 12!", "what was that", "well known", "doctor smith's color"]
+
+
+def pairs_of(rule: str, spellings: Path | None = None) -> tuple[dict[str, Figure], list[str], list[str]]:
+    normalize = normalizer(rule, spellings)
+    names = tuple(f"k{n}" for n in range(len(HEARD)))
+    figures = transcription_figures("audio>text", REFERENCES, HEARD, normalize, rule, names)
+    said, heard = ([normalize(text) for text in texts] for texts in (REFERENCES, HEARD))
+    return {figure.metric: figure for figure in figures}, said, heard
+
+
+@pytest.mark.parametrize("rule", ["verbatim", "plain", "letters", "whisper_basic", "whisper_english"])
+def test_transcription_rates_are_those_of_jiwer(rule: str) -> None:
+    """WER and CER over all texts, also those whose reference has no word after normalisation: what is heard there is
+    inserted; the rule is named in every figure."""
+    figures, said, heard = pairs_of(rule)
+    assert figures["wer"].value == pytest.approx(jiwer.wer(said, heard))
     assert figures["cer"].value == pytest.approx(jiwer.cer(said, heard))
-    assert figures["wer"].n == 4
-    with pytest.raises(UserError, match="no reference holds a word in the spelling 'letters'"):
-        transcription_figures("audio>text", ["?"], ["a"], "letters")
+    assert {(figure.n, figure.normalizer) for name, figure in figures.items() if name != "hallucinated"} == {(6, rule)}
+    silent = [text for text in said if not text]
+    assert ("hallucinated" in figures) == bool(silent)
+    if silent:
+        assert (figures["hallucinated"].value, figures["hallucinated"].items) == (1.0, ("k3",))
+
+
+def test_whispers_rules_are_whispers() -> None:
+    """Both of transformers, and jiwer's own splitting of what stands there for verbatim."""
+    texts = [*REFERENCES, *HEARD, "[laughs] twenty one (sighs) caf\u00e9s"]
+    basic, english = BasicTextNormalizer(), EnglishTextNormalizer({})
+    assert [normalizer("whisper_basic")(text).split() for text in texts] == [basic(text).split() for text in texts]
+    assert [normalizer("whisper_english")(text).split() for text in texts] == [english(text).split() for text in texts]
+    assert jiwer.wer(texts, [normalizer("verbatim")(text) for text in texts]) == 0
+
+
+def test_a_table_of_spellings(tmp_path: Path) -> None:
+    """British and American spellings are one word by Whisper's table, and two without it; what is no table is told."""
+    (tmp_path / "normalizer.json").write_text('{"colour": "color"}')
+    edits = [pairs_of("whisper_english", path)[0]["wer"].value for path in (tmp_path / "normalizer.json", None)]
+    assert edits[0] < edits[1]
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"bad.json is no table of words; give the normalizer.json of a Whisper"):
+        normalizer("whisper_english", tmp_path / "bad.json")
+    with pytest.raises(UserError, match=r"absent.json cannot be read .*; give the normalizer.json"):
+        normalizer("whisper_english", tmp_path / "absent.json")
+    with pytest.raises(UserError, match="is a table for spelling='whisper_english'; leave it out"):
+        Transcribe(data=Transcripts(), spellings="normalizer.json")
+
+
+def test_silence_alone_has_no_word_error_rate() -> None:
+    """Its rates have no value and say why; what was heard in it is counted."""
+    wer, cer, heard = transcription_figures("audio>text", ["", "?"], ["", "boo"], metrics.letters, "letters")
+    assert np.isnan([wer.value, cer.value, *wer.interval(Bootstrap(resamples=5))]).all()
+    assert wer.unknown == "no reference has a word" and (heard.metric, heard.value) == ("hallucinated", 0.5)

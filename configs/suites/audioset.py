@@ -13,6 +13,7 @@ CLIPS = Table(
     between=",",
     suffix=".wav",
     columns=("YTID", "start_seconds", "end_seconds", "positive_labels"),
+    comment="#",
     may_lack=True,
 )
 CLASSES = Names(table="class_labels_indices.csv", mark="mid", name="display_name")

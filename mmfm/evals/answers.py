@@ -26,6 +26,7 @@ from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import Predicted, cross_predicted, nearest_neighbours, probe_figures, regression
 from mmfm.evals.retrieval import Side, retrieve
 from mmfm.evals.run import How
+from mmfm.evals.spelling import Normalizer, normalizer
 from mmfm.evals.split import Evaluable, Split, Vectors, Written, encode_texts
 from mmfm.evals.suite import (
     KNN,
@@ -38,7 +39,7 @@ from mmfm.evals.suite import (
     Transcribe,
     keys_of,
 )
-from mmfm.evals.writing import transcription_figures
+from mmfm.evals.transcripts import transcription_figures
 from mmfm.evals.zeroshot import NONE, class_vectors, classify
 
 
@@ -136,7 +137,8 @@ def answer_multilabel(task: MultiLabel, context: Context) -> Answer:
     head, details = heads(task, known, context)
 
     def result() -> Result:
-        figures = multilabel_figures(f"{task.modality}->text", (vectors.x @ head.T).numpy(), truth)
+        names = seen.split.names(vectors.rows)
+        figures = multilabel_figures(f"{task.modality}->text", (vectors.x @ head.T).numpy(), truth, names)
         return Result(figures, {**details, "classes_that_never_occur": int((~truth.any(0)).sum())})
 
     return Answer(seen=(seen,), result=result)
@@ -168,9 +170,10 @@ def side_of(modality: str, seen: Seen, context: Context) -> Side:
     ]
     require(bool(pairs), f"{seen.opened.source} has no captions; Retrieve with text needs them")
     rows, every = np.array([row for row, _, _ in pairs], int), np.ones(len(pairs), bool)
-    names = tuple(f"{seen.split.keys[row]}, caption {n}" for row, n, _ in pairs)
+    keys = seen.split.names(rows)
+    names = tuple(f"{key}, caption {n}" for key, (_, n, _) in zip(keys, pairs, strict=True))
     x = encode_texts(context.model, [text for _, _, text in pairs], context.ranks)
-    return Side(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=every, names=names)
+    return Side(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=every, names=names, of=keys)
 
 
 def need_text(model: Evaluable, task: str) -> None:
@@ -204,10 +207,15 @@ def answer_transcribe(task: Transcribe, context: Context) -> Answer:
 
     def result() -> Result:
         said, heard = [items[one.row].captions[0] for one in written], [one.text for one in written]
-        figures = transcription_figures(name, said, heard, task.spelling, names)
+        figures = transcription_figures(name, said, heard, rule_of(task, context.root), task.spelling, names)
         return Result(figures, {"spelling": task.spelling, **shown(name, seen, context)})
 
     return Answer(seen=(seen,), result=result)
+
+
+def rule_of(task: Transcribe, root: Path) -> Normalizer:
+    """What both sides pass. UserError: its table of spellings cannot be read."""
+    return normalizer(task.spelling, root / task.spellings if task.spellings else None)
 
 
 def shown(task: str, seen: Seen, context: Context) -> dict[str, Any]:
@@ -285,6 +293,8 @@ def lines_of(seen: Seen) -> list[str]:
         named = ", ".join(split.keys[row] for row in list(split.bad)[:5])
         more = ", ..." if len(split.bad) > 5 else ""
         lines.append(f"{len(split.bad)} of {total} samples cannot be used: {codes}; they are {named}{more}")
+    if seen.opened.mended:
+        lines.append(f"{seen.opened.mended} texts hold half of a surrogate pair, which is read as U+FFFD")
     if seen.opened.absent:
         lines.append(f"{len(seen.opened.absent)} files that are listed are not there, such as {seen.opened.absent[0]}")
     if seen.opened.ignored:

@@ -1,7 +1,8 @@
 """Runs side by side, and which of their differences chance does not explain.
 
 Every headline figure of every pair of runs is one comparison: a difference with a paired bootstrap interval, a p-value
-(McNemar's exact one where every item is right or wrong, else the bootstrap's), and Holm's correction over all.
+(an exact test of signs where every row is right or wrong, McNemar's where each is an item of its own; else of Student's
+t over the bootstrap's error), and Holm's correction within its family: all comparisons of one task on one split.
 """
 
 from collections.abc import Sequence
@@ -12,19 +13,20 @@ import numpy as np
 
 from mmfm.config import require
 from mmfm.evals.contenders import Contender, Kept, Key, differing
-from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.page.record import headline_first
-from mmfm.evals.paired import Outcome, bootstrap_outcome, discordant, holm, mcnemar, resampled
+from mmfm.evals.paired import Outcome, discordant, estimated, holm, least_p, sign_flips, summed
 from mmfm.evals.registry import better, is_headline, is_share, label
+from mmfm.evals.resampling import Bootstrap, numbered, resampled
 
-LEVEL = 0.05
+LEVEL, HOLM = 0.05, "after Holm's correction within each task of a split"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`first` less `second`, as places among the runs. `adjusted`: p after Holm's correction over all comparisons.
+    """`first` less `second`, as places among the runs. `adjusted`: p after Holm's correction within the family of
+    `family` comparisons.
 
-    `only`: how many items only the first, and only the second, got right; None where items are more than that.
+    `only`: how many rows only the first, and only the second, got right; None where rows are more than that.
     """
 
     split: str
@@ -36,6 +38,7 @@ class Comparison:
     outcome: Outcome
     only: tuple[int, int] | None
     adjusted: float = 1.0
+    family: int = 1
 
     @property
     def better(self) -> int | None:
@@ -69,9 +72,25 @@ def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
             found += _compared(key, runs, holders, bootstrap, notes)
         elif is_headline(key[2]) and sum(key in one.rows for one in runs) > 1:
             notes.append(f"{key[0]}: {key[1]} {label(key[2])} is no sum over items, and is not tested")
-    adjusted = holm([one.outcome.p for one in found])
-    found = [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+    found, hopeless = corrected(found)
+    notes += hopeless
     return Board(runs=list(runs), keys=keys, comparisons=found, notes=notes, bootstrap=bootstrap)
+
+
+def corrected(found: Sequence[Comparison]) -> tuple[list[Comparison], list[str]]:
+    """Holm's correction within each family, and a line for each in which nothing could differ beyond chance."""
+    families: dict[tuple[str, str], list[int]] = {}
+    for place, one in enumerate(found):
+        families.setdefault((one.split, one.task), []).append(place)
+    made, lines = list(found), []
+    for (split, task), places in families.items():
+        for place, p in zip(places, holm([found[place].outcome.p for place in places]), strict=True):
+            made[place] = replace(found[place], adjusted=p, family=len(places))
+        most = max(found[place].outcome.items for place in places)
+        if least_p(most) * len(places) >= LEVEL:
+            told = f"{most} items and {len(places)} comparisons" if len(places) > 1 else f"{most} items"
+            lines.append(f"{split}: {task} has {told}: too few items for any difference to be beyond chance")
+    return made, lines
 
 
 def _compared(
@@ -86,11 +105,23 @@ def _compared(
         notes.append(f"{key[0]}: {key[1]} {label(key[2])} is compared on the {n} of {most} items that all runs have")
     if n == 0:
         return []
+    if len(rules := dict.fromkeys(one.normalizer for one in kept)) > 1:
+        told = f"{key[0]}: {key[1]} {label(key[2])} is of texts that were normalised differently"
+        notes.append(f"{told} ({', '.join(rule or 'unknown' for rule in rules)}), and is not tested")
+        return []
     statistics = [one.statistic(places) for one, places in zip(kept, chosen, strict=True)]
-    values, draws = resampled(statistics, n, bootstrap)
+    known = next(((one.clusters, at) for one, at in zip(kept, chosen, strict=True) if one.clusters), None)
+    numbers = numbered([] if known is None else [known[0][place] for place in known[1]], n)
+    values, draws = resampled(statistics, n, bootstrap, numbers)
     return [
         _comparison(
-            key, (holders[a], holders[b]), (kept[a], kept[b]), (chosen[a], chosen[b]), values[[a, b]], draws[[a, b]]
+            key,
+            (holders[a], holders[b]),
+            (kept[a], kept[b]),
+            (chosen[a], chosen[b]),
+            numbers,
+            values[[a, b]],
+            draws[[a, b]],
         )
         for a, b in combinations(range(len(holders)), 2)
     ]
@@ -111,14 +142,18 @@ def _comparison(
     pair: tuple[int, int],
     kept: tuple[Kept, Kept],
     places: tuple[list[int], list[int]],
+    numbers: np.ndarray | None,
     values: np.ndarray,
     draws: np.ndarray,
 ) -> Comparison:
-    outcome, only = bootstrap_outcome(values, draws, len(places[0])), None
+    n, only = len(places[0]), None
+    outcome = estimated(values, draws, n if numbers is None else int(numbers.max()) + 1, n)
     if all(one.kind == "mean" for one in kept):
-        only = discordant(*(one.parts["values"][at].astype(np.float64) for one, at in zip(kept, places, strict=True)))
-    if only is not None:
-        outcome = replace(outcome, p=mcnemar(*only), test="McNemar")
+        first, second = (one.parts["values"][at].astype(np.float64) for one, at in zip(kept, places, strict=True))
+        only = discordant(first, second)
+        if only is not None:
+            test = "McNemar" if numbers is None else "signs of items"
+            outcome = replace(outcome, p=sign_flips(summed(first - second, numbers)), test=test)
     split, task, metric = key
     told = {"split": split, "task": task, "metric": metric, "first": pair[0], "second": pair[1]}
     return Comparison(**told, values=(float(values[0]), float(values[1])), outcome=outcome, only=only)
@@ -128,11 +163,9 @@ def sentences(board: Board) -> list[str]:
     """What differs beyond chance, in plain words; first how many do."""
     found, every = [one for one in board.comparisons if one.better is not None], len(board.comparisons)
     if not found:
-        return [
-            f"Nothing differs beyond chance: after Holm's correction none of {every} comparisons has p < {LEVEL:g}."
-        ]
+        return [f"Nothing differs beyond chance: {HOLM} none of {every} comparisons has p < {LEVEL:g}."]
     verb = "differs" if len(found) == 1 else "differ"
-    head = f"{len(found)} of {every} comparisons {verb} beyond chance (p < {LEVEL:g} after Holm's correction)."
+    head = f"{len(found)} of {every} comparisons {verb} beyond chance (p < {LEVEL:g} {HOLM})."
     return [head, *(sentence(board, one) for one in found)]
 
 

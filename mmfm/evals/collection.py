@@ -7,7 +7,7 @@ counted and named there. Nothing is left out in silence: `ignored` counts other 
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmfm.inputs import BadSample
 
 CAPTION_FIELDS = ("captions", "caption", "text")
 Label = str | int
+NO_WORDS = "-"  # in place of an empty text, which a sample must not have; what is scored is the item's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Item:
 class Opened:
     """A data set: `items`, and samples by the same numbers. `marks`: its classes, where the layout lists them.
 
-    `source` is what messages call it, `hint` what its suite expects.
+    `source` is what messages call it, `hint` what its suite expects, `mended` how many texts were not whole.
     """
 
     items: tuple[Item, ...]
@@ -49,19 +50,40 @@ class Opened:
     marks: tuple[str, ...] = ()
     source: str = ""
     hint: str = ""
+    mended: int = 0
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, number: int) -> Sample:
         item = self.items[number]
-        text = {"txt": item.captions[0].encode()} if item.captions else {}
+        text = {"txt": (item.captions[0] or NO_WORDS).encode()} if item.captions else {}
         return Sample(item.key, {**self.parts(number), **text}, self.where(number))
 
 
-def open_data(data: Data, root: Path, media: Collection[str], hint: str, store: Store) -> Opened:
-    """The samples of a data set that have `media` ("image", "audio"). Raises UserError where it is not as declared."""
-    return replace(opened(data, root, media, hint, store), source=naming(data), hint=hint)
+def open_data(data: Data, root: Path, media: Collection[str], hint: str, store: Store, silence: bool = False) -> Opened:
+    """The samples of a data set that have `media` ("image", "audio"). Raises UserError where it is not as declared.
+
+    `silence`: texts may be empty. Halves of surrogate pairs, which JSON can hold and no text can, become U+FFFD.
+    """
+    found = opened(data, root, media, hint, store, silence)
+    items = tuple(map(_whole, found.items))
+    mended = sum(a != b for old, new in zip(found.items, items, strict=True) for a, b in _pairs(old, new))
+    return replace(found, items=items, mended=mended, source=naming(data), hint=hint)
+
+
+def whole(text: str) -> str:
+    """Two halves of a pair become one sign, and a half alone becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _whole(item: Item) -> Item:
+    labels = tuple(whole(label) if isinstance(label, str) else label for label in item.labels)
+    return replace(item, captions=tuple(map(whole, item.captions)), labels=labels)
+
+
+def _pairs(old: Item, new: Item) -> Iterator[tuple[Label, Label]]:
+    yield from zip((*old.captions, *old.labels), (*new.captions, *new.labels), strict=True)
 
 
 def naming(data: Data) -> str:
@@ -71,20 +93,20 @@ def naming(data: Data) -> str:
     return f"{type(data).__name__} {place}" + (f" ({chosen})" if chosen else "")
 
 
-def opened(data: Data, root: Path, media: Collection[str], hint: str, store: Store) -> Opened:
+def opened(data: Data, root: Path, media: Collection[str], hint: str, store: Store, silence: bool) -> Opened:
     if isinstance(data, Tars):
-        return open_tars(data, root, media, store)
+        return open_tars(data, root, media, store, silence)
     if isinstance(data, ClassFolders):
         return open_folders(there(root / data.path, hint, folder=True), media)
     if isinstance(data, Table):
         folder = there(root / data.media, hint, folder=True)
-        return open_places(read_table(data, there(root / data.table, hint)), folder, data, media, hint)
+        return open_places(read_table(data, there(root / data.table, hint), silence), folder, data, media, hint)
     if isinstance(data, Coco):
         folder = there(root / data.media, hint, folder=True)
-        return open_places(read_coco(data, there(root / data.annotations, hint)), folder, data, media, hint)
+        return open_places(read_coco(data, there(root / data.annotations, hint), silence), folder, data, media, hint)
     assert isinstance(data, Transcripts)
     folder = there(root / data.path, hint, folder=True)
-    return open_places(read_transcripts(folder), folder, data, media, hint)
+    return open_places(read_transcripts(folder, silence), folder, data, media, hint)
 
 
 def there(path: Path, hint: str, folder: bool = False) -> Path:
@@ -179,14 +201,14 @@ def of_files(
     )
 
 
-def open_tars(data: Tars, root: Path, media: Collection[str], store: Store) -> Opened:
+def open_tars(data: Tars, root: Path, media: Collection[str], store: Store, silence: bool = False) -> Opened:
     """The samples of shards, which are looked through once for what they say of themselves."""
     spec = data.shards if "://" in data.shards else ",".join(str(root / part) for part in data.shards.split(","))
     shards = open_shards([spec], store)
     names = [extension for extension, kind in MODALITY.items() if kind in media]
     held = [number for number in range(len(shards)) if media_of(shards.extensions(number)) >= set(media)]
     require(bool(held), f"{spec}: none of its {len(shards)} samples holds {' and '.join(media)}")
-    items = [described(shards.read(number, ("txt", "json", "cls")), data.captions) for number in held]
+    items = [described(shards.read(number, ("txt", "json", "cls")), data.captions, silence) for number in held]
     ignored = Counter(shards.ignored)
     if len(held) < len(shards):
         ignored[f"samples without {' and '.join(media)}"] = len(shards) - len(held)
@@ -202,10 +224,10 @@ def media_of(extensions: Iterable[str]) -> set[str | None]:
     return {MODALITY.get(extension) for extension in extensions}
 
 
-def described(sample: Sample, field: str) -> Item:
+def described(sample: Sample, field: str, silence: bool = False) -> Item:
     """Captions and label of a sample of a tar. Raises UserError for a text or .cls that cannot be used."""
     try:
-        captions, meta = captions_of(sample, field), meta_of(sample)
+        captions, meta = captions_of(sample, field, silence), meta_of(sample)
         mark = sample.parts.get("cls")
         whole = mark is None or mark.strip().isdigit()
         require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in the list, from 0")
@@ -216,13 +238,16 @@ def described(sample: Sample, field: str) -> Item:
         raise UserError(str(why)) from None
 
 
-def captions_of(sample: Sample, field: str) -> tuple[str, ...]:
+def captions_of(sample: Sample, field: str, silence: bool = False) -> tuple[str, ...]:
+    """All captions of a sample of a tar; `silence`: an empty one too, where it is the only one."""
     meta = meta_of(sample)
     if field == "" and "txt" in sample.parts:
-        return tuple(line.strip() for line in (text_of(sample) or "").splitlines() if line.strip())
+        if silence and not sample.parts["txt"].strip():
+            return ("",)
+        return tuple(line.strip() for line in (text_of(sample) or "").split("\n") if line.strip())
     names = (field,) if field else CAPTION_FIELDS
     value = next((meta[name] for name in names if name in meta), [])
     captions = [value] if isinstance(value, str) else value
-    good = isinstance(captions, list) and all(isinstance(text, str) and text.strip() for text in captions)
+    good = isinstance(captions, list) and all(isinstance(text, str) and (silence or text.strip()) for text in captions)
     require(good, f"{sample.where}: its captions are no text and no list of texts that say something")
     return tuple(text.strip() for text in captions)

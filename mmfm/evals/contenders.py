@@ -5,6 +5,7 @@ SUITE/NAME here.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from mmfm.config import Run, UserError, require
-from mmfm.evals.metrics import STATISTICS, Statistic
+from mmfm.evals.metrics import STATISTICS
 from mmfm.evals.page.record import Row, parsed, row_of
+from mmfm.evals.resampling import Statistic
 from mmfm.strict import from_json
 
 RESULTS = "results.json"
@@ -28,12 +30,15 @@ Key = tuple[str, str, str]  # split, task, metric
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What the items of one figure gave. `names`: what they are called; (): they are told apart by place."""
+    """What the items of one figure gave. `names`: what they are called; (): they are told apart by place. `clusters`:
+    what each is of; (): no two are of one."""
 
     kind: str
     parts: dict[str, np.ndarray]
     names: tuple[str, ...]
     n: int
+    clusters: tuple[str, ...] = ()
+    normalizer: str = ""
 
     def statistic(self, places: Sequence[int] | None = None) -> Statistic:
         """Of these items; None: of all."""
@@ -121,13 +126,28 @@ def _split(tree: Tree) -> tuple[Tree, dict[tuple[str, str], Kept]]:
 
 
 def _kept(figure: Tree, lists: list[list[str]]) -> Kept:
-    names = () if figure["items"] is None else tuple(map(str, lists[figure["items"]]))
+    names, clusters = (
+        () if figure.get(key) is None else tuple(map(str, lists[figure[key]])) for key in ("items", "clusters")
+    )
     parts = {str(name): np.array(values) for name, values in figure["parts"].items()}
-    if not all(len(values) == figure["n"] for values in (*parts.values(), *([names] if names else []))):
+    if not all(len(values) == figure["n"] for values in (*parts.values(), *filter(None, (names, clusters)))):
         raise ValueError(f"{figure['task']} {figure['metric']} does not have {figure['n']} of everything")
     if figure["kind"] not in STATISTICS or figure["n"] < 1:
         raise ValueError(f"{figure['kind']} of {figure['n']}")
-    return Kept(kind=figure["kind"], parts=parts, names=names, n=figure["n"])
+    clusters, names = clusters or repeated(names), distinct(names)
+    how = {"clusters": clusters, "normalizer": str(figure.get("normalizer", ""))}
+    return Kept(kind=figure["kind"], parts=parts, names=names, n=figure["n"], **how)
+
+
+def repeated(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that occur several times are of one item."""
+    return names if len(set(names)) < len(names) else ()
+
+
+def distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each with a number behind it where it came before."""
+    seen: Counter[str] = Counter()
+    return tuple(f"{name} #{seen[name]}" if seen.update([name]) or seen[name] > 1 else name for name in names)
 
 
 def _same_data(first: Contender, second: Contender) -> None:

@@ -11,11 +11,11 @@ from rich.table import Table
 from mmfm.config import require
 from mmfm.evals.board import Board, board_of, letter, sentences
 from mmfm.evals.contenders import read_contenders
-from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.page.document import save_page
 from mmfm.evals.page.leaderboard import render
 from mmfm.evals.places import check_place, write_json
 from mmfm.evals.registry import is_headline
+from mmfm.evals.resampling import Bootstrap
 
 SHOWN = 13  # sentences on a terminal
 

@@ -19,46 +19,48 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
-Statistic = Callable[[np.ndarray], np.ndarray]  # item numbers [resamples, n] -> [resamples]
+from mmfm.evals.resampling import Bootstrap, Statistic, interval, numbered
 
 SMALL, TINY = 1e-9, 1e-15  # below any share of words: they keep logarithms and quotients finite
-DRAWS_AT_ONCE = 2_000_000  # bounds the memory of a bootstrap to a few tens of megabytes
-
-
-class Bootstrap(NamedTuple):
-    """How intervals are drawn. One seed for all figures: two figures over the same items are resampled alike."""
-
-    resamples: int = 1_000
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One metric of one task over n items, with the value that guessing would have."""
+    """One metric of one task over n rows, with the value that guessing would have.
+
+    `items`: what each of the n is called, by which two runs are paired; (): by place. `clusters`: what each is of,
+    where several are of one: those are drawn and tested together; (): `items`, of which one may occur several times.
+    `normalizer`: by which rule texts were compared, where they were. `unknown`: why there is no value, where it is so.
+    """
 
     task: str
     metric: str
     statistic: Statistic
     n: int
     chance: float
-    items: tuple[str, ...] = ()  # what each of the n is called, by which two runs are paired; (): by place
+    items: tuple[str, ...] = ()
+    clusters: tuple[str, ...] = ()
+    normalizer: str = ""
+    unknown: str = ""
 
     @property
     def value(self) -> float:
-        return float(self.statistic(np.arange(self.n)[None])[0])
+        return math.nan if self.unknown else float(self.statistic(np.arange(self.n)[None])[0])
+
+    @property
+    def numbers(self) -> Int[np.ndarray, " n"] | None:
+        """The number of each row's cluster; None where each is of its own."""
+        return numbered(self.clusters or self.items, self.n)
+
+    @property
+    def independent(self) -> int:
+        """How many of the rows are of different items."""
+        numbers = self.numbers
+        return self.n if numbers is None else int(numbers.max()) + 1
 
     def interval(self, bootstrap: Bootstrap) -> tuple[float, float]:
-        return interval(self.statistic, self.n, bootstrap)
-
-
-def interval(statistic: Statistic, n: int, bootstrap: Bootstrap) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval over items (Efron 1979); resamples without a value are left out."""
-    generator = np.random.Generator(np.random.Philox(bootstrap.seed))
-    chunk = max(1, DRAWS_AT_ONCE // n)
-    sizes = [min(chunk, bootstrap.resamples - done) for done in range(0, bootstrap.resamples, chunk)]
-    values = np.concatenate([statistic(generator.integers(0, n, size=(size, n), dtype=np.int32)) for size in sizes])
-    low, high = np.nanquantile(values, (0.025, 0.975))
-    return float(low), float(high)
+        """nan, nan where there is no value, or one item alone."""
+        return (math.nan, math.nan) if self.unknown else interval(self.statistic, self.n, bootstrap, self.numbers)
 
 
 @dataclass(frozen=True)
@@ -192,15 +194,21 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split()).removesuffix(".").rstrip()
 
 
+APOSTROPHES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'"})
+
+
 def letters(text: str) -> str:
     """The rule for comparing what was said: NFKC, case folded, and every run of what is no letter, mark, digit or
-    apostrophe within a word is one space."""
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
-    kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" or sign == "'" else " " for sign in folded)
+    apostrophe within a word is one space. Signs that only shape a word (joiners, soft hyphens; Unicode's Cf) part
+    nothing and count for nothing."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(APOSTROPHES)
+    kept = "".join(map(_letter, folded))
     return " ".join(word for part in kept.split() if (word := part.strip("'")))
 
 
-SPELLINGS: dict[str, Callable[[str], str]] = {"plain": normalised, "letters": letters}
+def _letter(sign: str) -> str:
+    kind = unicodedata.category(sign)
+    return sign if kind[0] in "LMN" or sign == "'" else "" if kind == "Cf" else " "
 
 
 def edit_distance(reference: Sequence[str], written: Sequence[str]) -> int:
@@ -234,4 +242,4 @@ def error_rate(
 
 def bits_per_byte(nats: Float[np.ndarray, " n"], texts: Sequence[str]) -> Statistic:
     """Total nats over total UTF-8 bytes, in bits. Comparable across tokenizers; the end mark's nats count too."""
-    return ratio(nats / math.log(2), np.array([len(text.encode()) for text in texts], int))
+    return ratio(nats / math.log(2), np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], int))

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmfm.evals.metrics import Figure, Statistic
+from mmfm.evals.metrics import Figure
+from mmfm.evals.resampling import Statistic
 
 RESAMPLES_AT_ONCE = 64
 
@@ -69,8 +70,12 @@ def mean_average_precision(scores: Float[np.ndarray, "n classes"], truth: Bool[n
 
 
 def multilabel_figures(
-    task: str, scores: Float[np.ndarray, "n classes"], truth: Bool[np.ndarray, "n classes"]
+    task: str,
+    scores: Float[np.ndarray, "n classes"],
+    truth: Bool[np.ndarray, "n classes"],
+    names: tuple[str, ...] = (),
 ) -> list[Figure]:
-    """mAP. Its chance level is the mean share of the items that have a class, over those that occur."""
+    """mAP. Its chance level is the mean share of the items that have a class, over those that occur. `names`: of the
+    items."""
     chance, statistic = float(truth[:, truth.any(0)].mean()), mean_average_precision(scores, truth)
-    return [Figure(task=task, metric="mAP", statistic=statistic, n=len(truth), chance=chance)]
+    return [Figure(task=task, metric="mAP", statistic=statistic, n=len(truth), chance=chance, items=names)]

@@ -1,18 +1,17 @@
-"""Whether two runs differ on the same items beyond chance: paired bootstrap, McNemar's exact test, Holm's correction.
+"""Whether two runs differ on the same items beyond chance: paired bootstrap, exact tests of signs, Holm's correction.
 
 The items are what is drawn: a test says whether these two models would differ on other such items, and nothing of what
-training either of them again would give. Pure numpy.
+training either of them again would give. Rows of one item, such as five captions of one image, are one item.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from scipy.special import gammaln, stdtr
 
-from mmfm.evals.metrics import DRAWS_AT_ONCE, Bootstrap, Statistic
-
-TIE = 1e-12  # differences of resamples that are equal but for rounding
+TIE = 1e-12  # of values: differences that are rounding alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,35 +23,52 @@ class Outcome:
     high: float
     p: float
     test: str
-    n: int
+    n: int  # rows
+    items: int  # of which they are
 
 
-def resampled(
-    statistics: Sequence[Statistic], n: int, bootstrap: Bootstrap
-) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, "runs resamples"]]:
-    """The value of each run, and its values on resamples of the items: the same items for all runs each time."""
-    generator = np.random.Generator(np.random.Philox(bootstrap.seed))
-    chunk = max(1, DRAWS_AT_ONCE // n)
-    parts: list[np.ndarray] = []
-    for done in range(0, bootstrap.resamples, chunk):
-        size = min(chunk, bootstrap.resamples - done)
-        index = generator.integers(0, n, size=(size, n), dtype=np.int32)
-        parts.append(np.stack([statistic(index) for statistic in statistics]))
-    whole = np.arange(n)[None]
-    values = np.array([float(statistic(whole)[0]) for statistic in statistics])
-    return values, np.concatenate(parts, axis=1).astype(np.float64)
+def estimated(values: Float[np.ndarray, "2"], draws: Float[np.ndarray, "2 resamples"], items: int, n: int) -> Outcome:
+    """First less second, with a percentile interval. p: of Student's t of the difference over its bootstrap standard
+    error, with as many degrees of freedom as items less one; so it has no floor that the number of resamples sets.
 
-
-def bootstrap_outcome(values: Float[np.ndarray, "2"], draws: Float[np.ndarray, "2 resamples"], n: int) -> Outcome:
-    """First less second. p: how often the resampled difference is at least as far from the difference as that is from
-    zero (Efron and Tibshirani 1993, 16.4), the sample itself counted once; so it is never 0."""
+    Whatever the figures, p is at least that of `items` fair coins that all fall alike: fewer items prove less.
+    """
     difference = float(values[0] - values[1])
     drawn = draws[0] - draws[1]
     drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, (0.025, 0.975)) if len(drawn) else (np.nan, np.nan)
-    as_far = int((np.abs(drawn - difference) >= abs(difference) - TIE).sum())
-    p = (1 + as_far) / (1 + len(drawn))
-    return Outcome(difference=difference, low=float(low), high=float(high), p=p, test="bootstrap", n=n)
+    if items < 2 or len(drawn) < 2 or not np.isfinite(difference):
+        return Outcome(difference=difference, low=np.nan, high=np.nan, p=1.0, test="t", n=n, items=items)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    tie = TIE * max(1.0, *np.abs(values))
+    error = max(float(drawn.std(ddof=1)), tie)
+    p = 1.0 if abs(difference) <= tie else 2 * float(stdtr(items - 1, -abs(difference) / error))
+    p = min(1.0, max(p, least_p(items)))
+    return Outcome(difference=difference, low=float(low), high=float(high), p=p, test="t", n=n, items=items)
+
+
+def least_p(items: int) -> float:
+    """The smallest p that so many items can give in a two-sided test of signs: 2^(1 - items)."""
+    return 2.0 ** max(1 - items, -1_074)
+
+
+def sign_flips(sums: Int[np.ndarray, " items"]) -> float:
+    """Of the items on which two runs differ, could each as well have gone the other way round? Exact, two-sided: how
+    likely the sum of these numbers with signs at random is as far from zero as theirs is.
+
+    `sums`: for each item what the first gets right less what the second does, over all of its rows. Where each is 1 or
+    -1 this is McNemar's test.
+    """
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    if sizes.tolist() in ([], [1]):
+        return mcnemar(int((sums > 0).sum()), int((sums < 0).sum()))
+    chances = np.ones(1)  # of the sum of those that keep a plus: 0, 1, 2, ...
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        spread = np.zeros(size * count + 1)
+        k = np.arange(count + 1)
+        spread[::size] = np.exp(gammaln(count + 1) - gammaln(k + 1) - gammaln(count - k + 1) - count * np.log(2))
+        chances = np.convolve(chances, spread)
+    total, found = int((sizes * counts).sum()), abs(int(sums.sum()))
+    return float(min(1.0, chances[np.abs(2 * np.arange(total + 1) - total) >= found].sum()))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -74,6 +90,12 @@ def discordant(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) 
             return None
         right.append(values == 1.0)
     return int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+
+
+def summed(values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"] | None) -> Int[np.ndarray, " items"]:
+    """Whole numbers of rows, summed by cluster."""
+    whole = np.rint(values).astype(int)
+    return whole if clusters is None else np.rint(np.bincount(clusters, weights=whole)).astype(int)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -46,6 +46,7 @@ class Side:
     rows: Int[np.ndarray, " n"]
     asks: Bool[np.ndarray, " n"]
     names: tuple[str, ...] = ()  # of the items, by which two runs are paired
+    of: tuple[str, ...] = ()  # the sample of each item, where several are of one and resampled together
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,11 +78,21 @@ class Retrieved:
 
     def figures(self) -> list[Figure]:
         items, relevant = len(self.gallery), self.found.relevant
-        names = tuple(self.query.names[place] for place in self.asked) if self.query.names else ()
+        names, clusters = (
+            tuple(every[place] for place in self.asked) if every else () for every in (self.query.names, self.query.of)
+        )
         recalls = [(f"R@{k}", mean(hits(self.found, k)), chance_recall(relevant, items, k)) for k in RECALL_AT]
         middle = ("median_rank", median(expected_ranks(self.found)), chance_median_rank(relevant, items))
         return [
-            Figure(task=self.task, metric=metric, statistic=statistic, n=len(self.asked), chance=chance, items=names)
+            Figure(
+                task=self.task,
+                metric=metric,
+                statistic=statistic,
+                n=len(self.asked),
+                chance=chance,
+                items=names,
+                clusters=clusters,
+            )
             for metric, statistic, chance in (*recalls, middle)
         ]
 

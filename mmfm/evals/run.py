@@ -5,6 +5,7 @@
 `scores_during_training`, which leaves out what is slow and computes the rest by the same code.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ from mmfm.evals.zeroshot import (
 )
 
 BOOTSTRAP, NOTHING = Bootstrap(), Asking()
+NO_VALUE = "the statistic has no finite value"
 DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
 
@@ -229,18 +231,25 @@ def _coding(model: Evaluable, spec: str, how: How, watch: Watch, ranks: Ranks) -
 
 
 def row_of(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
+    """A row of results.json. `clusters`: how many of the n are of different items. What is not finite is null; a row
+    without a value says why in `reason`, one that compares texts by which rule in `normalizer`."""
     assert entry_of(figure.metric), f"{figure.metric} has no entry in mmfm.evals.registry.METRICS"
-    low, high = figure.interval(bootstrap)
-    return {
+    value, (low, high) = figure.value, figure.interval(bootstrap)
+    row = {
         "split": split,
         "task": figure.task,
         "metric": figure.metric,
-        "value": figure.value,
+        "value": value,
         "low": low,
         "high": high,
         "chance": round(figure.chance, 9),
-        "n": figure.n,
     }
+    plain: dict[str, Any] = {
+        name: None if isinstance(number, float) and not math.isfinite(number) else number
+        for name, number in row.items()
+    }
+    told = {"normalizer": figure.normalizer, "reason": "" if math.isfinite(value) else figure.unknown or NO_VALUE}
+    return {**plain, "n": figure.n, "clusters": figure.independent, **{name: say for name, say in told.items() if say}}
 
 
 def left_out(scored: _Scored, model: Evaluable) -> list[str]:

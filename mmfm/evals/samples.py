@@ -1,10 +1,11 @@
 """What each sample gave: results.samples.json, from which `mmfm compare` pairs two runs item by item.
 
     {"splits": {NAME: {"source", "data", "samples", "classes", "templates", "items": [[...], ...],
-                       "figures": [{"task", "metric", "n", "kind", "parts", "items"}, ...]}}}
+                       "figures": [{"task", "metric", "n", "kind", "parts", "items", "clusters", "normalizer"}, ...]}}}
 
 `data` is a digest of all samples that were read. `kind` and `parts` make the statistic again; `items` is a place in the
-list of lists of names, null where items are paired by place. Figures whose statistic keeps nothing are not there.
+list of lists of names, null where items are paired by place; `clusters` another, of what each row is of, null where no
+two are of one item. Figures whose statistic keeps nothing are not there.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ def samples_of(
 ) -> Tree:
     """The entry of a split, or of a suite's task that reads several; `classes`: all names that were chosen among."""
     lists: dict[tuple[str, ...], int] = {}
-    kept = [(figure, figure.statistic) for figure in figures]
+    kept = [(figure, figure.statistic) for figure in figures if not figure.unknown]
     told = [_figure(figure, statistic, lists) for figure, statistic in kept if isinstance(statistic, Kept)]
     return {
         "source": " ".join(split.source for split in splits),
@@ -39,7 +40,7 @@ def samples_of(
 
 
 def _figure(figure: Figure, statistic: Kept, lists: dict[tuple[str, ...], int]) -> Tree:
-    assert len(figure.items) in (0, figure.n)
+    assert len(figure.items) in (0, figure.n) and len(figure.clusters) in (0, figure.n)
     return {
         "task": figure.task,
         "metric": figure.metric,
@@ -47,6 +48,8 @@ def _figure(figure: Figure, statistic: Kept, lists: dict[tuple[str, ...], int]) 
         "kind": statistic.kind,
         "parts": {name: _numbers(values) for name, values in statistic.parts.items()},
         "items": lists.setdefault(figure.items, len(lists)) if figure.items else None,
+        "clusters": lists.setdefault(figure.clusters, len(lists)) if figure.clusters else None,
+        "normalizer": figure.normalizer,
     }
 
 

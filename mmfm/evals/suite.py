@@ -13,7 +13,7 @@ from mmfm.check import executed
 from mmfm.config import MODALITIES, UserError, require
 
 SEEN = ("image", "audio")  # what files hold; text stands in tables
-SPELLINGS = ("plain", "letters")
+SPELLINGS = ("verbatim", "plain", "letters", "whisper_basic", "whisper_english")  # see mmfm.evals.spelling
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -41,8 +41,9 @@ class Table:
     """A .csv or .tsv with a row for each file of the folder `media`; rows of one file are joined.
 
     `file`, `captions`, `labels` and `fold` are columns. A label cell holds several where `between` parts them. `suffix`
-    is added to names without one that is known. `columns` names the columns of a table without a heading; lines that
-    begin with # are left out. `may_lack`: rows whose file is not there are left out and counted, not refused.
+    is added to names without one that is known. `columns` names the columns of a table without a heading. `comment`:
+    what the lines before the heading or the first row begin with that are none of the table, such as #; after it no
+    line is left out. `may_lack`: rows whose file is not there are left out and counted, not refused.
     """
 
     table: str
@@ -56,6 +57,7 @@ class Table:
     suffix: str = ""
     prefix: str = ""
     columns: tuple[str, ...] = ()
+    comment: str = ""
     may_lack: bool = False
 
 
@@ -149,10 +151,15 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcribe:
-    """What was said: WER and CER. `spelling` is what comparison forgives: see `metrics.SPELLINGS`."""
+    """What was said: WER and CER, and how often something is written where the reference has no word.
+
+    `spelling` is the normalizer of both sides, named in every result: see `mmfm.evals.spelling`; whisper_english reads
+    `spellings`, the normalizer.json of a Whisper tokenizer in the root. A reference may be empty: it is of silence.
+    """
 
     data: Data
     spelling: str = "letters"
+    spellings: str = ""
     modality: str = "audio"
     name: str = ""
 
@@ -160,6 +167,8 @@ class Transcribe:
         check_seen(self)
         known = f"Transcribe.spelling={self.spelling!r}: there are {', '.join(SPELLINGS)}"
         require(self.spelling in SPELLINGS, known)
+        told = f"Transcribe.spellings={self.spellings!r} is a table for spelling='whisper_english'; leave it out"
+        require(not self.spellings or self.spelling == "whisper_english", told)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from mmfm.checkpoint import load_model
 from mmfm.config import UserError, require
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
-from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out
+from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out, rule_of
 from mmfm.evals.collection import Opened, open_data
 from mmfm.evals.labels import check_labels
 from mmfm.evals.places import check_place, read_run
@@ -84,10 +84,15 @@ def suite_scores(
     """
     for task in suite.tasks:
         check_able(model, suite, task)
-    opened = {key: open_data(key[0], root, key[1], suite.hint, how.store) for key in wanted(suite)}
+    opened = {
+        key: open_data(key[0], root, key[1], suite.hint, how.store, silence=key in silent(suite))
+        for key in wanted(suite)
+    }
     for task in suite.tasks:
         if isinstance(task, Classify | MultiLabel):
             check_labels(task, opened[keys_of(task)[0]], root)
+        if isinstance(task, Transcribe):
+            rule_of(task, root)
     with at_rest(model):
         see = seer(model, opened, wanted(suite), how, watches, ranks)
         context = Context(model=model, how=how, root=root, see=see, ranks=ranks)
@@ -119,6 +124,12 @@ def wanted(suite: Suite) -> dict[Key, set[str]]:
         if isinstance(task, Caption | Transcribe):
             found[keys_of(task)[0]].add(f"{task.modality}>text")
     return found
+
+
+def silent(suite: Suite) -> set[Key]:
+    """The data sets whose texts may be empty: only transcripts are asked of them."""
+    asked = [(key, isinstance(task, Transcribe)) for task in suite.tasks for key in keys_of(task)]
+    return {key for key, _ in asked} - {key for key, transcribes in asked if not transcribes}
 
 
 def seer(

@@ -20,9 +20,27 @@ def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, An
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         if is_headline(row["metric"]) or "/" in row["metric"]:  # a judge's, or of one codebook
-            range_, chance = f"{row['low']:.3f}-{row['high']:.3f}", f"{row['chance']:.3g}"
-            table.add_row(row["task"], row["metric"], f"{row['value']:.3f}", range_, chance, str(row["n"]))
+            table.add_row(row["task"], _named(row), *_numbers(row), str(row["n"]))
     console.print(table)
+    for row in rows:
+        if row["value"] is None:
+            told = f"no value: {row['task']} {row['metric']}: {row.get('reason', '')}"
+            console.print(told, style="yellow", soft_wrap=True, highlight=False, markup=False)
     for line in details["left_out"]:
         console.print(f"left out: {line}", style="dim", soft_wrap=True, highlight=False, markup=False)
     console.print()
+
+
+def _named(row: dict[str, Any]) -> str:
+    """The metric, and the rule by which texts were compared."""
+    return f"{row['metric']} ({rule})" if (rule := row.get("normalizer")) else row["metric"]
+
+
+def _numbers(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Value, interval and chance level; a dash for each that there is not."""
+    value, low, high, chance = (row[name] for name in ("value", "low", "high", "chance"))
+    return (
+        "–" if value is None else f"{value:.3f}",
+        "–" if low is None or high is None else f"{low:.3f}-{high:.3f}",
+        "–" if chance is None else f"{chance:.3g}",
+    )

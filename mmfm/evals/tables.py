@@ -25,11 +25,12 @@ class Place:
     fold: int = 0
 
 
-def read_table(data: Table, path: Path) -> list[Place]:
-    """A place for each file, in the order of their first rows; later rows of it add captions and labels."""
+def read_table(data: Table, path: Path, silence: bool = False) -> list[Place]:
+    """A place for each file, in the order of their first rows; later rows of it add captions and labels. `silence`:
+    captions may be empty."""
     places: dict[str, Place] = {}
-    for where, row in rows(path, data.columns):
-        place = of_row(data, where, row)
+    for where, row in rows(path, data.columns, data.comment):
+        place = of_row(data, where, row, silence)
         if data.folds and place.fold not in data.folds:
             continue
         before = places.get(place.file)
@@ -41,16 +42,23 @@ def read_table(data: Table, path: Path) -> list[Place]:
     return list(places.values())
 
 
-def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row by its columns, and where it stands. Raises UserError for a row that is too short, and for no CSV."""
-    lines = [(number, line) for number, line in enumerate(text_lines(path), 1) if line.strip() and line[:1] != "#"]
-    numbers = [number for number, _ in lines]
-    reader = csv.reader((line for _, line in lines), delimiter=delimiter(path), skipinitialspace=True)
-    names = list(columns)
+def rows(path: Path, columns: Sequence[str] = (), comment: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row by its columns, and where it begins. Raises UserError for a row that is too short, and for no CSV.
+
+    Every line is a row's, but blank ones and, before the first row, those that begin with `comment`.
+    """
+    lines = text_lines(path)
+    first = next(
+        (number for number, line in enumerate(lines) if not (comment and line.startswith(comment))), len(lines)
+    )
+    reader = csv.reader(lines[first:], delimiter=delimiter(path), skipinitialspace=True, strict=True)
+    names, begins = list(columns), first + 1
     csv.field_size_limit(MAX_FIELD)  # of the whole process: others may have set another
     try:
         for cells in reader:
-            where = f"{path}, line {numbers[reader.line_num - 1]}"
+            where, begins = f"{path}, line {begins}", first + 1 + reader.line_num
+            if not any(map(str.strip, cells)) and len(cells) < 2:
+                continue  # a blank line
             if not names:
                 names = [cell.strip() for cell in cells]
                 continue
@@ -58,7 +66,8 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[st
             require(len(cells) >= len(names), short)
             yield where, dict(zip(names, (cell.strip() for cell in cells), strict=False))
     except csv.Error as why:
-        raise UserError(f"{path} is no table that can be read ({why}); write it as UTF-8 CSV") from None
+        told = f"{path}, line {begins}: this is no row of a table ({why}); write the file as UTF-8 CSV"
+        raise UserError(told) from None
 
 
 def delimiter(path: Path) -> str:
@@ -66,15 +75,18 @@ def delimiter(path: Path) -> str:
 
 
 def text_lines(path: Path) -> list[str]:
+    """The lines with their ends; a caption may hold any other of Unicode's separators."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        text = path.read_text(encoding="utf-8-sig")  # whose ends of lines are all \n
     except UnicodeDecodeError:
         raise UserError(f"{path} is no UTF-8 text; convert it") from None
+    return [f"{line}\n" for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def of_row(data: Table, where: str, row: Mapping[str, str]) -> Place:
+def of_row(data: Table, where: str, row: Mapping[str, str], silence: bool = False) -> Place:
     def cell(column: str) -> str:
-        known = f"{where}: there is no column {column!r}; there are {', '.join(row)}"
+        hint = "; for lines of comment before the heading say comment='#'" * next(iter(row), "").startswith("#")
+        known = f"{where}: there is no column {column!r}; there are {', '.join(row)}{hint}"
         require(column in row, known)
         return row[column]
 
@@ -83,7 +95,7 @@ def of_row(data: Table, where: str, row: Mapping[str, str]) -> Place:
     marks = (cell(data.labels),) if data.labels else ()
     labels = [mark.strip() for cells in marks for mark in (cells.split(data.between) if data.between else [cells])]
     captions = tuple(cell(column) for column in data.captions)
-    require(all(captions), f"{where}: the caption of {file} is empty; write one or take the row away")
+    require(silence or all(captions), f"{where}: the caption of {file} is empty; write one or take the row away")
     fold = cell(data.fold) if data.fold else "0"
     require(fold.isdigit(), f"{where}: the fold {fold!r} is no whole number")
     return Place(
@@ -95,8 +107,8 @@ def of_row(data: Table, where: str, row: Mapping[str, str]) -> Place:
     )
 
 
-def read_coco(data: Coco, path: Path) -> list[Place]:
-    """The pictures that have a caption, in the order of the file."""
+def read_coco(data: Coco, path: Path, silence: bool = False) -> list[Place]:
+    """The pictures that have a caption, in the order of the file. `silence`: captions may be empty."""
     tree = read_json(path)
     images: Any = tree.get("images") if isinstance(tree, dict) else None
     rule = f"{path} lists no \"images\"; give COCO's captions_*.json or Karpathy's dataset_*.json"
@@ -107,7 +119,7 @@ def read_coco(data: Coco, path: Path) -> list[Place]:
         raise UserError(f"{path} is not as COCO's captions are ({type(why).__name__}: {why})") from None
     require(bool(places), f"{path} has no captions" + (f" of the split {data.split!r}" if data.split else ""))
     for place in places:
-        require(all(place.captions), f"{place.where}: a caption is empty; write one or take it away")
+        require(silence or all(place.captions), f"{place.where}: a caption is empty; write one or take it away")
     return places
 
 
@@ -144,13 +156,16 @@ def karpathy(images: list[Any], split: str, path: Path) -> list[Place]:
     ]
 
 
-def read_transcripts(folder: Path) -> list[Place]:
-    """Every line of every *.trans.txt below the folder."""
+def read_transcripts(folder: Path, silence: bool = False) -> list[Place]:
+    """Every line of every *.trans.txt below the folder. `silence`: lines may be without words."""
     places = []
     for path in sorted(folder.rglob("*.trans.txt")):
         for number, line in enumerate(text_lines(path), 1):
             name, _, words = line.strip().partition(" ")
-            require(bool(words.strip()), f"{path}, line {number}: {name!r} has no words; write them or take it away")
+            if not name:
+                continue
+            told = f"{path}, line {number}: {name!r} has no words; write them or take it away"
+            require(silence or bool(words.strip()), told)
             file = (path.parent / f"{name}.flac").relative_to(folder).as_posix()
             places.append(Place(file=file, where=f"{path}, line {number}", captions=(words.strip(),)))
     require(bool(places), f"{folder} holds no *.trans.txt")

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mmfm.config import require
 from mmfm.evals.metrics import (
-    SPELLINGS,
     Figure,
     bits_per_byte,
     characters,
@@ -52,21 +50,8 @@ def error_rates(split: Split, task: str) -> list[Figure]:
         edits, lengths = error_rate([reference(split, item) for item in items], [item.text for item in items], cut)
         if lengths.sum() > 0:
             rate = ratio(edits, lengths)
-            figures.append(Figure(task=task, metric=metric, statistic=rate, n=len(items), chance=1.0, items=names))
-    return figures
-
-
-def transcription_figures(
-    task: str, references: Sequence[str], written: Sequence[str], spelling: str, names: Sequence[str] = ()
-) -> list[Figure]:
-    """WER and CER after a normalisation of SPELLINGS, over the texts that keep a word. `names`: of the texts."""
-    spelt = [[SPELLINGS[spelling](text) for text in texts] for texts in (references, written)]
-    pairs = [(said, heard) for said, heard in zip(*spelt, strict=True) if said]
-    require(bool(pairs), f"{task}: no reference holds a word in the spelling {spelling!r}")
-    items, figures = tuple(name for name, said in zip(names, spelt[0], strict=False) if said), []
-    for metric, cut in {"wer": str.split, "cer": list}.items():
-        rate = ratio(*error_rate([said for said, _ in pairs], [heard for _, heard in pairs], cut))
-        figures.append(Figure(task=task, metric=metric, statistic=rate, n=len(pairs), chance=1.0, items=items))
+            told = {"n": len(items), "chance": 1.0, "items": names, "normalizer": "plain"}
+            figures.append(Figure(task=task, metric=metric, statistic=rate, **told))
     return figures
 
 

@@ -77,12 +77,12 @@ def given_templates(items: Sequence[str]) -> tuple[str, ...]:
 def read_lines(path: Path, what: str) -> tuple[str, ...]:
     """The lines of a text file that are not blank, without the white space around them."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # whose ends of lines are all \n
     except OSError as why:
         raise UserError(f"{path}: {why.strerror or why}; give a text file with one {what} a line") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no UTF-8 text; give a text file with one {what} a line") from None
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
     require(bool(lines), f"{path} is empty; give a text file with one {what} a line")
     return lines
 

@@ -15,10 +15,11 @@ from mmfm.evals.registry import is_headline, is_share, label, metric_of
 HOW = (
     "Each test asks whether two of these models would differ on other samples like these; it says nothing of what "
     "training either again, with another seed, would give. A difference is the first run less the second. Its interval "
-    "is a percentile bootstrap over the items that both have, drawn alike. Where every item is right or wrong, "
-    "p is McNemar's, exact; else it is how often a resampled difference lies as far from the difference as that lies "
-    "from zero. Both are corrected by Holm's method over all comparisons of this page. "
-    "Only: how many items the first run alone got right, and the second alone."
+    "is a percentile bootstrap over the items that both have, drawn alike; rows of one item, such as five captions of "
+    "one picture, are drawn and tested together. Where every row is right or wrong, p is that of an exact test of "
+    "signs, which is McNemar's where each row is an item of its own; else of Student's t of the difference over its "
+    "bootstrap error. Both are corrected by Holm's method over all comparisons of one task on one split. "
+    "Only: how many rows the first run alone got right, and the second alone."
 )
 SHOWN = 8  # sentences; the table has the rest
 OPEN = 20  # comparisons
@@ -118,7 +119,7 @@ def _compared(board: Board, one: Comparison) -> Html:
         _number(f"{'+' * (outcome.difference > 0)}{amount(outcome.difference, points)}", outcome.difference),
         _number(limits),
         *(_number(text, p) for p, text in found),
-        _number(f"{outcome.n:,}", outcome.n),
+        _number(f"{outcome.n:,}" + f" of {outcome.items:,}" * (outcome.items < outcome.n), outcome.n),
         _number(only),
         tag("td", *(better or ("–",))),
         class_="beyond" if better else None,
