@@ -108,7 +108,7 @@ def test_a_document_gives_its_items_in_order(
     batch = collate(examples, BYTES)
     assert levels(batch) == [[20, 9, 10], [], [5]] and texts(batch) == [["one", "three"], ["plain", "nought"], ["c"]]
     assert batch.texts == ("three", "nought", "c") and batch.same.tolist() == list(map(text_hash, batch.texts))
-    assert batch.items["image"].rows.tolist() == [0, 0, 0, 2] and examples[1].meta["n"] == 1
+    assert batch.items["image"].rows.tolist() == [0, 0, 0, 2]
     assert last_part(shards[0], "image") == ("png", picture(10)) and last_part(shards[1], "image") is None
     assert shards.held == {"image": 2, "audio": 0, "text": 3}
 
@@ -143,10 +143,10 @@ def test_a_damaged_part_is_named(tmp_path: Path, write_shard: Callable[..., Path
 def test_items_come_apart_and_together() -> None:
     """Joined items are those of the parts, one by one, in order, with what belongs to each; a lone one is itself."""
     one = Example(key="a", text="a", image=torch.zeros(1, 2, 2, dtype=torch.uint8), raw={"image": torch.zeros(1)})
-    two = Example(key="b", text="b", codes={"audio": torch.arange(2)}, audio=torch.zeros(3), meta={"m": 1})
+    two = Example(key="b", text="b", codes={"audio": torch.arange(2)}, audio=torch.zeros(3))
     both = joined([one, two, Example(key="c", text="c")])
     assert joined([one]) is one
-    assert (both.key, both.text, both.before[0].text, both.before[1].text, both.meta) == ("c", "c", "a", "b", {})
+    assert (both.key, both.text, both.before[0].text, both.before[1].text) == ("c", "c", "a", "b")
     assert set(both.raw) == {"image"} and set(both.codes) == {"audio"} and both.image is one.image
     assert [item.text for item in items_of(both) if item.text] == ["a", "b", "c"]
     assert [item.key for item in items_of(joined([two, one])) if item.codes] == ["a"]

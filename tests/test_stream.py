@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from mmfm.batch import NO_TEXT, Batch
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
 from mmfm.data import index, order
 from mmfm.data import shards as shards_module
-from mmfm.data.example import Decode, collate, decode_of, read_example, text_hash
+from mmfm.data.example import Decode, Example, collate, decode_of, read_example, text_hash
 from mmfm.data.names import expand
+from mmfm.data.sample import Sample, label_of
 from mmfm.data.shards import Shards
-from mmfm.data.stream import DRAWS, TrainStream
+from mmfm.data.stream import DRAWS, Cache, TrainStream
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.text import load_tokenizer
@@ -210,6 +212,52 @@ def test_what_is_kept_decoded_changes_nothing(folder, limit_bytes):
     cache.left_bytes = limit_bytes
     assert all(map(equal, one, stream(run_on(folder))))
     assert cache.left_bytes >= 0 and bool(cache.found) == (limit_bytes > 0)
+
+
+def test_the_limit_of_the_cache_counts_all_that_is_kept():
+    """Pixels, what they are a view of, the codec's own, codes, texts, and the .json as it was; of each a megabyte."""
+    large, image = torch.zeros(1, 1024, 1024, dtype=torch.uint8), torch.zeros(1, 8, 16, dtype=torch.uint8)
+    words = Sample("k", {"json": bytes(1 << 20)}, "k")
+    holding: list[dict[str, Any]] = [
+        {"image": large}, {"image": large[:, :8, :16]}, {"audio": torch.zeros(1 << 18)}, {"raw": {"image": large}},
+        {"codes": {"image": torch.zeros(1 << 17, dtype=torch.int64)}}, {"text": "x" * (1 << 20)}, {"words": words},
+        {"before": (Example(key="b", raw={"audio": torch.zeros(1 << 18)}),)},
+    ]  # fmt: skip
+    for held in holding:
+        cache = Cache(3)
+        for place in range(9):
+            cache.keep((0, place), replace(Example(key="k", image=image), **held))
+        assert len(cache.found) == 2 and 0 <= cache.left_bytes < 1 << 20
+
+
+def test_a_damaged_json_that_nothing_reads_is_none_of_ours(tmp_path, write_shard, encode_image):
+    """The picture, the .txt, and what is scored without a label are as good as before; who asks for it is told."""
+    png = encode_image(np.zeros((8, 16), np.uint8))
+    write_shard(tmp_path / "t.tar", {"a": {"png": png, "txt": b"x", "json": b"{"}})
+    data = Data(train=(Source(shards=str(tmp_path), provides=("image", "text")),), batch=4, workers=0)
+    run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=2, warmup_steps=1))
+    named = replace(data.train[0], texts=(Text(field="txt"),))
+    for source in (data.train[0], replace(data.train[0], provides=("image",)), named):
+        batches = stream(replace(run, data=replace(data, train=(source,))))
+        assert len(list(batches)) == 2 and not any(batches.health.skipped())
+    sample = Shards([tmp_path / "t.tar"])[0]
+    assert read_example(sample, MODEL, DECODE).text == "x" and label_of(sample) is None
+    with pytest.raises(UserError, match=r"the \.json is no JSON"):
+        asked = replace(named, texts=(Text(field="txt"), Text(field="caption")))
+        next(iter(stream(replace(run, data=replace(data, train=(asked,))))))
+
+
+def test_captions_in_a_list_are_told_with_the_way_to_read_them(tmp_path, write_shard):
+    """As CLAP's and others' shards have them: the first words say which field to name, and that works."""
+    many = {"text": ["a dog", "a bark"], "tag": []}
+    write_shard(tmp_path / "t.tar", {f"{n}": {"json": json.dumps(many).encode()} for n in range(4)})
+    source = Source(shards=str(tmp_path), provides=("text",))
+    data = Data(train=(source,), batch=4, workers=0)
+    run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=5, warmup_steps=1))
+    with pytest.raises(UserError, match=r'the "text" of its .json is a list of texts, which is read by Source\(texts='):
+        stream(run)
+    named = replace(source, texts=(Text(field="text"),))
+    assert {t for b in stream(replace(run, data=replace(data, train=(named,)))) for t in b.texts} == set(many["text"])
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, 4), (2, 4), (0, 9), (1, 8)])

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from mmfm.config import UserError, require
 from mmfm.data import index
 from mmfm.data.build_read import Check, check_item, read_row
-from mmfm.data.build_rows import Columns, Row, from_folder, from_items, from_table
+from mmfm.data.build_rows import TABLES, Columns, Row, Rows, from_folder, from_items, metadata_of
+from mmfm.data.build_tables import from_metadata, from_table
 from mmfm.data.folder import ticker
 from mmfm.data.pool import in_order
 from mmfm.data.writer import Item, as_json, replace_text, write_shard
@@ -25,7 +26,6 @@ from mmfm.inputs import BadSample
 
 FORMAT = 1  # raised when the same input gives other bytes
 MANIFEST, LEFT_OUT, RECORDS = "build.json", "left_out.jsonl", ".build"
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 MISSING = "missing_file"
 NAMED = 3  # missing files that the message names; left_out.jsonl has all
 INPUTS = "a folder, a .csv, .tsv, .jsonl or .parquet, or a folder of datasets' save_to_disk"
@@ -144,17 +144,31 @@ def _rows_of(source: Any, columns: Columns, classes: bool) -> Source:
     path = Path(source).expanduser()
     require(path.exists(), f"there is no {str(source)!r}; give {INPUTS}")
     saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    table = path.is_file() or saved
-    require(not (classes and table), f"--classes folders is for a folder of files, and {path} is none; leave it out")
+    own = None if path.is_file() or saved else metadata_of(path)
+    table = path.is_file() or saved or own is not None
+    what = f"{own} says what its files are" if own else f"{path} is none"
+    require(not (classes and table), f"--classes folders is for a folder of files, and {what}; leave it out")
     require(table or columns == Columns(), f"{path} is a folder and has no columns; leave out --image, --audio, ...")
     if saved:
         return _optional().from_saved(path, columns)
-    if path.is_dir():
-        return from_folder(path, classes=classes)
+    if own is not None:
+        return _described(own, columns)
+    return from_folder(path, classes=classes) if path.is_dir() else _tabled(path, columns)
+
+
+def _tabled(path: Path, columns: Columns) -> Rows:
     if path.suffix.lower() == ".parquet":
         return _optional().from_parquet(path, columns)
     require(path.suffix.lower() in TABLES, f"{path} is of no known kind; give {INPUTS}")
     return from_table(path, columns)
+
+
+def _described(table: Path, columns: Columns) -> Rows:
+    """A folder with a table of its own, such as Hugging Face's metadata.csv."""
+    try:
+        return from_metadata(table, _tabled(table, columns))
+    except UserError as why:
+        raise UserError(f"{why}; or take {table.name} away, and the folder's files alone are read") from None
 
 
 def _optional() -> Any:

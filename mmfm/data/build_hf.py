@@ -15,7 +15,8 @@ import pyarrow
 import pyarrow.parquet
 
 from mmfm.config import UserError, require
-from mmfm.data.build_rows import Columns, Row, Rows, choose, from_records, key_of, row_number, row_of, told_columns
+from mmfm.data.build_rows import Columns, Row, Rows, key_of, row_number
+from mmfm.data.build_tables import choose, from_records, row_of, told_captions, told_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,17 @@ def from_dataset(given: Any, columns: Columns, folder: Path = Path()) -> Dataset
     require(len(raw) > 0, "the dataset has no rows; give one that has")
     chosen = _choose(columns, typed, raw, str(folder))
     others = [name for names in typed.values() for name in names if name not in chosen.chosen().values()]
-    said = (told_columns(chosen), *(f"not taken: the column {name!r}" for name in others))
-    told = f"{given._fingerprint} {features} {chosen}"
+    kind = features.get(chosen.text)
+    several = kind is not None and not isinstance(kind, datasets.Value | datasets.ClassLabel | dict)
+    left = (f"not taken: the column {name!r}" for name in others)
+    said = (told_columns(chosen), *told_captions(chosen, several), *left)
+    told = f"{given._fingerprint} {features} {chosen}{' of several captions' if several else ''}"
     return DatasetRows(dataset=raw.remove_columns(others), columns=chosen, folder=folder, print=told, said=said)
 
 
 def _choose(columns: Columns, typed: Mapping[str, list[str]], dataset: datasets.Dataset, where: str) -> Columns:
     """A column of the type Image or Audio needs no usual name."""
-    names, first = dataset.column_names, dataset[0]
+    names, first = dataset.column_names, [dataset[0]]
     if columns.chosen():
         return choose(columns, names, first, f"the dataset {where}")
     found = {role: named[0] for role, named in typed.items() if named}

@@ -1,34 +1,41 @@
 """What a set of shards is built from, as rows: a key, and parts that are files or bytes.
 
-A row is cheap: files are opened by the process that writes its shard. Here are folders and tables; `build_hf` has what
-needs the optional packages pyarrow and datasets.
+A row is cheap: files are opened by the process that writes its shard. Here are samples in memory and folders;
+`build_tables` has tables, and `build_hf` what needs the optional packages pyarrow and datasets.
 """
 
-import csv
 import hashlib
-import json
-import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mmfm.config import UserError, require
+from mmfm.config import require
 from mmfm.data.index import EXTENSIONS, MODALITY
-from mmfm.data.writer import Item, as_json
+from mmfm.data.writer import Item
+from mmfm.inputs.kinds import READ
 
-GENERIC = ("path", "file", "filename", "file_name", "filepath", "file_path", "filename_or_path")
-NAMES = {
-    "image": ("image", "image_path", "image_file", "img", "img_path", "picture", "jpg", "png"),
-    "audio": ("audio", "audio_path", "audio_file", "audio_filepath", "sound", "wav", "speech", "clip_path"),
-    "text": ("text", "caption", "sentence", "transcript", "transcription", "txt", "title", "description"),
-}
 ROLES = ("image", "audio", "text")
 UNFIT = re.compile(r"[.\x00-\x1f\x7f\\]")
-MAX_FIELD = 1 << 24  # characters of a cell
+ALIASES = {"jpe": "jpg", "jfif": "jpg", "oga": "ogg", "wave": "wav"}  # other names of what is read
+OTHERS = {  # extensions of what is not, and what there is to do
+    **dict.fromkeys(
+        ("heic", "heif", "avif", "tif", "tiff", "gif", "bmp", "svg", "jxl", "jp2", "ppm", "ico", "dng", "cr2", "nef"),
+        f"convert them to {READ['picture']}",
+    ),
+    **dict.fromkeys(
+        ("m4a", "aac", "wma", "amr", "aif", "aiff", "caf", "au", "w64", "webm", "mp4", "mov", "mkv", "avi"),
+        f"convert them to {READ['sound']}",
+    ),
+    **dict.fromkeys(("csv", "tsv", "jsonl", "ndjson", "parquet"), "a table is built by its own path"),
+    "tar": "shards are indexed: mmfm data index",
+    "npy": "codes are made by: mmfm data encode",
+}
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+METADATA = tuple(f"metadata{ending}" for ending in (*TABLES, ".parquet"))  # of a folder's files, by usage
 
 
 class Part(NamedTuple):
@@ -119,34 +126,73 @@ def from_folder(root: Path, *, classes: bool = False) -> Rows:
     """Files that share a stem make a sample. `classes`: the first folder below `root` is its class, .cls and .txt."""
     found: dict[str, dict[str, Path]] = {}
     told, ignored = hashlib.blake2b(digest_size=16), Counter[str]()
-    for path, size in _files(root):
+    for path, size in _files(root, ignored):
         name, extension = path.relative_to(root).with_suffix("").as_posix(), path.suffix[1:].lower()
+        extension = ALIASES.get(extension, extension)
         if extension not in EXTENSIONS:
             ignored[f".{extension}"] += 1
             continue
-        found.setdefault(name, {})[extension] = path
+        rival = found.setdefault(name, {}).setdefault(extension, path)
+        require(rival == path, f"{root / name} has both {rival.suffix} and {path.suffix}; one of each kind, remove one")
         told.update(repr((name, extension, size)).encode())
-    require(bool(found), f"{str(root)!r} holds no file of a known kind ({', '.join(EXTENSIONS)}); check the path")
+    left = ", ".join(map(_left, sorted(ignored.items())))
+    known = f"{str(root)!r} holds no file of a known kind ({', '.join(EXTENSIONS)})"
+    require(bool(found), f"{known}; {f'it holds {left}' if left else 'check the path'}")
     for name, parts in found.items():
         _one_of_each(parts, str(root / name))
     names = tuple(sorted({_class_of(name, root) for name in found})) if classes else ()
     rows = [Row(key_of(name), _file_parts(name, parts, names)) for name, parts in sorted(found.items())]
     told.update(repr(names).encode())
-    left = ", ".join(f"{count} {extension}" for extension, count in sorted(ignored.items()))
     said = (f"not read: {left}",) if ignored else ()
     return Rows(rows=rows, print=told.hexdigest(), said=said, classes=names)
 
 
-def _files(root: Path) -> Iterator[tuple[Path, int]]:
-    """Files and sizes below, in order; neither hidden ones nor what linked folders hold."""
+def metadata_of(root: Path) -> Path | None:
+    """The table that says what a folder's files are, if there is one; UserError where a folder below has one."""
+    found = [path for path, _ in _files(root, Counter()) if path.name.lower() in METADATA]
+    told = f"{', '.join(map(str, found[:2]))}: more than one table says what is in {root}"
+    require(len(found) < 2, f"{told}; build each of their folders on its own")
+    own = next(iter(found), None)
+    if own is not None:
+        told = f"{own} says what the files beside it are, and not those elsewhere in {root}"
+        require(own.parent == root, f"{told}; build {own.parent}, or take the table away")
+    return own
+
+
+def unnamed(root: Path, named: Iterable[Path]) -> str:
+    """The files below `root` that a table does not name, in words; empty: none."""
+    known = {os.path.normpath(path) for path in named}
+    rest = (path for path, _ in _files(root, Counter()) if path.name.lower() not in METADATA)
+    left = Counter(path.suffix.lower() for path in rest if os.path.normpath(path) not in known)
+    return ", ".join(f"{count} {extension}" for extension, count in sorted(left.items()))
+
+
+def _left(kind: tuple[str, int]) -> str:
+    extension, count = kind
+    remedy = OTHERS.get(extension[1:], "")
+    return f"{count} {extension}{f' ({remedy})' if remedy else ''}"
+
+
+def _files(root: Path, ignored: Counter[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[Path, int]]:
+    """Files and sizes below, in order, linked folders among them. Hidden ones are not read, and but for those that
+    every system makes, counted; so is a link to a folder that it lies in, which would never end."""
+    about = root.stat()
+    inside = (*above, (about.st_dev, about.st_ino))
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(root / entry.name)
+                ignored["hidden"] += Path(entry.name).suffix[1:].lower() in EXTENSIONS
+            elif entry.is_dir():
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) in inside:
+                    ignored["link to a folder around it"] += 1
+                else:
+                    yield from _files(root / entry.name, ignored, inside)
             elif entry.is_file():
                 yield root / entry.name, entry.stat().st_size
+            else:
+                ignored["link to nothing, or pipe"] += 1
+    ignored += Counter()  # without what was counted zero times
 
 
 def _class_of(name: str, root: Path) -> str:
@@ -163,123 +209,3 @@ def _file_parts(name: str, files: Mapping[str, Path], classes: Sequence[str]) ->
         given = {"txt": own.replace("_", " ").encode("utf-8", "replace"), "cls": str(classes.index(own)).encode()}
         parts += [Part(extension, data) for extension, data in given.items() if extension not in files]
     return tuple(parts)
-
-
-# A table
-
-
-def from_table(path: Path, columns: Columns) -> Rows:
-    """A CSV, TSV or JSONL file; paths are relative to its folder."""
-    reader = _json_lines if path.suffix.lower() in (".jsonl", ".ndjson") else _separated
-    try:
-        records = list(reader(path))
-    except UnicodeDecodeError as why:
-        raise UserError(f"{path} is not UTF-8 (byte {why.start}); convert it") from None
-    return from_records(records, path, columns, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
-
-
-def from_records(records: Sequence[Mapping[str, Any]], path: Path, columns: Columns, told: str) -> Rows:
-    """Rows of a table that was read; `path` is where it came from."""
-    require(bool(records), f"{path} has no rows; give a table with a header and at least one row")
-    names = list(dict.fromkeys(name for record in records for name in record))
-    chosen = choose(columns, names, records[0], str(path))
-    rows = [row_of(number, record, chosen, path.parent) for number, record in enumerate(records)]
-    return Rows(rows=rows, print=f"{told} {chosen}", said=(told_columns(chosen),))
-
-
-def choose(columns: Columns, names: Sequence[str], first: Mapping[str, Any], where: str) -> Columns:
-    """The columns that were asked for, or else those whose names are usual. Raises UserError where there is none."""
-    for option in ("image", "audio", "text", "key"):
-        name = getattr(columns, option)
-        require(not name or name in names, f"{where} has no column {name!r} (--{option}); it has {', '.join(names)}")
-    if columns.chosen():
-        return columns
-    lower = {name.lower(): name for name in reversed(names)}
-    found = {role: next((lower[name] for name in usual if name in lower), "") for role, usual in NAMES.items()}
-    generic = next((lower[name] for name in GENERIC if name in lower), "")
-    kind = MODALITY.get(Path(str(first.get(generic, ""))).suffix[1:].lower(), "") if generic else ""
-    if kind in ("image", "audio") and not found[kind]:
-        found[kind] = generic
-    guessed = Columns(**found, key=columns.key)
-    known = f"{where} has the columns {', '.join(names)}"
-    require(bool(guessed.chosen()), f"{known}, none with a usual name; say which is --image, --audio or --text")
-    return guessed
-
-
-def told_columns(columns: Columns) -> str:
-    named = [f"{role} from the column {name!r}" for role, name in columns.chosen().items()]
-    return f"{', '.join(named)}; the key is {f'the column {columns.key!r}' if columns.key else 'the number of the row'}"
-
-
-def row_of(number: int, record: Mapping[str, Any], columns: Columns, folder: Path) -> Row:
-    """What is neither picture, sound, text nor key goes into the .json."""
-    chosen = columns.chosen()
-    parts = []
-    for role, name in chosen.items():
-        value = record.get(name)
-        if value is not None and value != "":
-            parts.append(_part(role, value, folder, name))
-    about = {name: plain(value) for name, value in record.items() if name not in {*chosen.values(), columns.key}}
-    parts += [Part("json", as_json(about))] if about else []
-    key = str(record.get(columns.key) or "") if columns.key else row_number(number)
-    require(bool(key), f"row {number} has no key in the column {columns.key!r}; fill it in, or leave out --key")
-    return Row(key_of(key), tuple(parts))
-
-
-def _part(role: str, value: Any, folder: Path, column: str) -> Part:
-    if role == "text":
-        return Part("txt", str(value).encode("utf-8", "replace"))
-    if isinstance(value, Mapping) and value.get("bytes") is None:
-        value = value.get("path")
-    elif isinstance(value, Mapping):
-        value = value["bytes"]
-    if isinstance(value, bytes):
-        return Part(role, value)
-    require(isinstance(value, str), f"the column {column!r} holds a {type(value).__name__}, no path; choose another")
-    return Part(role, folder / value)
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: no NaN, and what it has no form for as text."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    require(
-        not isinstance(value, bytes),
-        "bytes have no form in JSON; drop their column, or choose it as --image or --audio",
-    )
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
-
-
-def _separated(path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(MAX_FIELD)
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator, strict=True)
-        try:
-            header = next(reader, [])
-            twice = [name for name, count in Counter(header).items() if count > 1]
-            require(not twice, f"{path} has two columns called {twice[:1]}; rename one")
-            for fields in reader:
-                told = f"line {reader.line_num} of {path} has {len(fields)} fields, not {len(header)}"
-                require(len(fields) in (0, len(header)), f"{told}; quote fields that hold the separator")
-                if fields:
-                    yield dict(zip(header, fields, strict=True))
-        except csv.Error as why:
-            raise UserError(f"line {reader.line_num} of {path} is no CSV ({why}); correct its quotes") from None
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError(f"line {number} of {path} is no JSON; write one object on each line") from None
-            require(isinstance(record, dict), f"line {number} of {path} holds no object ({{...}}); write one")
-            yield record

@@ -6,7 +6,6 @@ each an example of its own. Order counts within a modality; how modalities take 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -34,7 +33,6 @@ class Example:
     image: UInt8[Tensor, "channels height width"] | None = None
     audio: Float[Tensor, " samples"] | None = None
     text: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
     words: Sample | None = None
     raw: Mapping[str, Tensor] = field(default_factory=dict)
     codes: Mapping[str, Int[Tensor, " t"]] = field(default_factory=dict)
@@ -64,7 +62,7 @@ def counted_steps(sample: Sample) -> list[tuple[int, Sample]]:
 
 
 def joined(examples: Sequence[Example]) -> Example:
-    """One sample of all these items. Its key, its .json and its words are those of the last one."""
+    """One sample of all these items. Its key and its words are those of the last one."""
     if len(examples) == 1:
         return examples[0]
     items = [item for example in examples for item in items_of(example)]

@@ -17,7 +17,7 @@ from mmfm.config import MODALITIES
 from mmfm.data.codes import stored_codes
 from mmfm.data.documents import Example, joined, own_draws, steps_of
 from mmfm.data.index import MODALITY, numbered
-from mmfm.data.sample import Sample, meta_of, text_of
+from mmfm.data.sample import Sample, text_of
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
@@ -70,7 +70,7 @@ def read_example(
     """
     whole = joined([_step(step, model, decode, wanted, draws) for step in steps_of(sample)])
     words = {name: data for name, data in sample.parts.items() if numbered(name)[1] in WORDS}
-    return replace(whole, meta=meta_of(sample), words=Sample(sample.key, words, sample.where))
+    return replace(whole, words=Sample(sample.key, words, sample.where))
 
 
 def _step(

@@ -46,6 +46,29 @@ def meta_of(sample: Sample) -> dict[str, Any]:
     return tree
 
 
+def label_of(sample: Sample) -> Any:
+    """The "label" of the .json; None where it has none, or where nothing can be read of it: who needs a class asks the
+    .cls first, and all else of the sample is as good as before."""
+    try:
+        return meta_of(sample).get("label")
+    except BadSample:
+        return None
+
+
+def why_no_text(sample: Sample) -> str:
+    """What there is to do about a sample without a text, where its .json has what could be one; else nothing."""
+    try:
+        meta = meta_of(sample)
+    except BadSample:
+        return ""
+    named = next((name for name in CAPTIONS if isinstance(meta.get(name), list | dict)), None)
+    if named is None:
+        return ""
+    field = f"{named}.*" if isinstance(meta[named], dict) else named
+    told = f'the "{named}" of its .json is {"an object" if isinstance(meta[named], dict) else "a list"} of texts'
+    return f'; {told}, which is read by Source(texts=(Text(field="{field}"),))'
+
+
 def text_of(sample: Sample, texts: Collection[Text] = (), draw: float = 0.0) -> str | None:
     """The sample's text, without white space around it; None where it has none.
 
@@ -82,7 +105,7 @@ def _decoded(sample: Sample) -> str | None:
 
 def _drawn(sample: Sample, texts: Collection[Text], draw: float) -> str | None:
     """One of the candidates of one of the fields that the sample has; a field of many is one of them, evenly."""
-    meta = meta_of(sample)
+    meta = meta_of(sample) if any(text.field != "txt" for text in texts) else {}
     have = [(text.weight, found) for text in texts if (found := _candidates(sample, meta, text.field))]
     left = draw * sum(weight for weight, _ in have)
     for weight, found in have:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from mmfm.config import Source, UserError
 from mmfm.data import index
 from mmfm.data.index import AGAIN, EXTENSIONS, Entry, Index, numbered
-from mmfm.data.sample import Sample, modalities, text_of
+from mmfm.data.sample import Sample, modalities, text_of, why_no_text
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
 
@@ -262,6 +262,7 @@ def check_holds(source: Source, shards: Shards, most_bad: float) -> None:
     for name in source.provides:
         lack = len(shards) - shards.held[name]
         if lack > most_bad * len(shards) and not (name == "text" and source.texts):
-            where = next(shards.where(sample) for sample in range(len(shards)) if name not in shards.modalities(sample))
-            told = f"{where} has no {name}, which its source provides; neither have {lack - 1} others of {len(shards)}"
-            raise UserError(f"{told}; add it or drop {name!r}")
+            first = next(sample for sample in range(len(shards)) if name not in shards.modalities(sample))
+            told = f"{shards.where(first)} has no {name}, which its source provides; neither have {lack - 1} others"
+            why = why_no_text(shards.read(first, ("json",))) if name == "text" else ""
+            raise UserError(f"{told} of {len(shards)}{why or f'; add it or drop {name!r}'}")

@@ -28,7 +28,7 @@ from mmfm.data.example import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, dec
 from mmfm.data.health import Bad, Health
 from mmfm.data.index import CODES, MODALITY
 from mmfm.data.remote import Store
-from mmfm.data.sample import modalities, text_of
+from mmfm.data.sample import modalities, text_of, why_no_text
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
 from mmfm.inputs import BadSample
@@ -37,6 +37,7 @@ from mmfm.inputs.text import Tokenizer
 from mmfm.process import loader_worker
 
 PREFETCH = 4  # batches ready per worker
+OF_AN_EXAMPLE = 1_000  # bytes of its objects, and of each tensor's and part's
 STUCK_S = 1_800  # without a batch: a reader hangs, and an error is better
 
 
@@ -48,12 +49,23 @@ class Cache:
         self.found: dict[tuple[int, int], Example] = {}
 
     def keep(self, place: tuple[int, int], example: Example) -> Example:
-        kept = [x for one in (*example.before, example) for x in (one.image, one.audio) if x is not None]
-        size = 1_000 + sum(x.numel() * x.element_size() for x in kept)
+        size = bytes_of(example)
         if size <= self.left_bytes:
             self.left_bytes -= size
             self.found[place] = example
         return example
+
+
+def bytes_of(example: Example) -> int:
+    """What keeping an example takes: its tensors, by all that lies behind them, its texts, and its words as bytes."""
+    size = 0
+    for one in (*example.before, example):
+        tensors = [one.image, one.audio, *one.raw.values(), *one.codes.values()]
+        size += sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
+        words = {} if one.words is None else one.words.parts
+        size += sys.getsizeof(one.text) + sum(map(sys.getsizeof, words.values()))
+        size += OF_AN_EXAMPLE * (1 + len(words) + len(one.raw) + len(one.codes))
+    return size
 
 
 class Loaded(NamedTuple):
@@ -76,7 +88,9 @@ def asks_of(source: config.Source, codes: Sequence[str] = ()) -> Asks:
     wanted = source.provides
     stored = {CODES[name] for name in codes}
     return Asks(
-        names=frozenset(name for name, modality in MODALITY.items() if modality in wanted) | {"json"} | stored,
+        names=frozenset(name for name, modality in MODALITY.items() if modality in wanted)
+        | ({"json"} if "text" in wanted else set())
+        | stored,
         must=frozenset(wanted) - {"text"},
         plain=tuple(name for name in wanted if name != "text" or not source.texts),
     )
@@ -172,7 +186,8 @@ class Plan(Dataset):
         if "text" in how.provides and example.text is None:
             named = f" ({' or '.join(text.field for text in how.texts)})" if how.texts else ""
             told = f"{self.sources[source].where(sample)} has no text, which its source provides{named}"
-            raise BadSample("missing_text", told)
+            why = "" if how.texts or example.words is None else why_no_text(example.words)
+            raise BadSample("missing_text", f"{told}{why}")
         return self._answered(how, example, float(draws[TEXT_DRAW])) if how.answers else example
 
     def _answered(self, how: config.Source, example: Example, draw: float) -> Example:

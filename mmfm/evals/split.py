@@ -26,7 +26,7 @@ from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
 from mmfm.data import order
 from mmfm.data.example import Decode, Example, collate, read_example
-from mmfm.data.sample import Sample, modalities
+from mmfm.data.sample import Sample, label_of, modalities
 from mmfm.data.sources import open_shards
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
@@ -271,7 +271,7 @@ def _known(sample: Sample, example: Example) -> Known:
     mark = sample.parts.get("cls")
     whole = mark is None or mark.strip().isdigit()
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
-    labels = (None if mark is None else int(mark), example.meta.get("label"))
+    labels = (None if mark is None else int(mark), label_of(sample))
     return Known(example.key, example.text, labels, mark_of(sample), tuple(sorted(modalities(sample.parts))))
 
 
