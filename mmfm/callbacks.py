@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmfm.checkpoint import folder_of
 from mmfm.config import Run, UserError
+from mmfm.data.splits import named
 from mmfm.distributed import Alone, Ranks, Said, joined_if_many, together
 from mmfm.evals.run import scores_during_training
 from mmfm.inputs.text import Tokenizer
@@ -178,14 +179,20 @@ class Scores(AfterStep):
     def _score(self, trainer: L.Trainer, module: JointModule) -> None:
         try:
             interface = Interface(module.objectives.model, self.run, self.tokenizer)
-            scores = scores_during_training(interface, self.run.data.val, run=self.run, ranks=self.ranks)
+            scores, left_out = scores_during_training(interface, self.run, ranks=self.ranks)
         except (UserError, Said) as why:
             if self.ranks.size == 1:
                 raise
             module.failure, trainer.should_stop = UserError(str(why)), True  # on all ranks: the first says it
             return
-        named = {f"score/val/{name}": value for name, value in scores.items()}
-        record(trainer, self.run, {"step": trainer.global_step} | named)
+        if self.ranks.rank:
+            return
+        name, _ = named(self.run.data.val)
+        if not scores:
+            told = f"step {trainer.global_step}: nothing of {name} is scored: {'; '.join(left_out)}"
+            console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
+        found = {f"score/{name}/{metric}": value for metric, value in scores.items()}
+        record(trainer, self.run, {"step": trainer.global_step} | found)
 
 
 class Saves(AfterStep):

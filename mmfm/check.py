@@ -17,6 +17,7 @@ from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, Text, 
 from mmfm.data.names import expand
 from mmfm.data.sample import text_of
 from mmfm.data.shards import Shards, check_holds
+from mmfm.data.splits import asked_and_more, shards_of, splits_of
 from mmfm.grammar import parse_writing
 from mmfm.inputs import BadSample
 from mmfm.strict import from_json, to_json
@@ -143,13 +144,28 @@ def check(run: Run, opener: Opener = open_here) -> list[Found]:
     found = [look(source, run.data, opener) for source in run.data.train]
     for objective in wanted:
         _check_samples(found, objective)
-    if run.data.val and "://" not in run.data.val:
-        expand(run.data.val)
+    splits_of(run)  # names of splits that are not clear are told here
+    if run.data.val:
+        _check_val(run, opener)
     require(
         bool(run.data.val) or not run.eval.every_steps,
         f"eval.every_steps={run.eval.every_steps} needs samples to score: set data.val, or every_steps to 0",
     )
     return found
+
+
+def _check_val(run: Run, opener: Opener) -> None:
+    """Scores during training need samples of which the run reads something."""
+    asked, more = asked_and_more(shards_of(run.data.val))
+    shards = opener(Source(shards=asked, provides=()), run.data)
+    if more:
+        opener(Source(shards=more, provides=()), run.data)
+    reads = {name for name in MODALITIES if getattr(run.model, name) is not None}
+    reads |= {name for objective in objectives(run) for name in objective.needs}
+    inside = any(source.texts for source in run.data.train)  # texts that the indexes do not count
+    able = any(shards.held[name] for name in reads) or ("text" in reads and inside)
+    told = f"data.val={run.data.val}: none of its {len(shards)} samples has what this run reads"
+    require(able or not run.eval.every_steps, f"{told} ({', '.join(sorted(reads))}); name other shards, or none")
 
 
 def _check_towers(model: Model, objective: Objective) -> None:

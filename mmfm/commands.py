@@ -12,6 +12,7 @@ import tyro
 from mmfm.check import Found, Opener, check, finished, objectives, open_here, read_run
 from mmfm.config import Run, require
 from mmfm.data.commands import DATA
+from mmfm.data.splits import is_remote, shards_of
 from mmfm.evals.judges.command import Judges
 from mmfm.making.asked import Asked
 
@@ -84,7 +85,7 @@ class Evaluate:
     root: str = ""
     """The folder of the suite's data; else what the environment or the suite says."""
     data: tuple[str, ...] = ()
-    """SHARDS, NAME=SHARDS, or SHARDS+MORE to search among MORE too; else the splits beside the run's own."""
+    """SHARDS, NAME=SHARDS, or SHARDS+MORE to search among MORE too; else data.val and eval.splits of the run."""
     out: str = ""
     """The file of the scores; else RUN/results.json, and of a suite RUN/results.SUITE.json."""
     classes: str = ""
@@ -309,7 +310,7 @@ def words_of(command: Any) -> list[str]:
 
 def opener_for(run: Run) -> Opener:
     """What opens the run's sources: the standard library alone where all lie on this machine."""
-    if not any("://" in source.shards for source in run.data.train):
+    if not any(is_remote(spec) for spec in (shards_of(run.data.val), *(source.shards for source in run.data.train))):
         return open_here
     from mmfm.data.sources import open_source
 

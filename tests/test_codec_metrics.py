@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,8 @@ def test_eval_of_a_run_of_codecs_alone(planted: Shards, tmp_path: Path, capsys: 
     assert "psnr" in told
     assert "nothing that the model reads" not in told
     model = checkpoint.load_model(run.folder)
-    scores = scores_during_training(model, str(tmp_path / "planted.tar"), run=run)
+    data = replace(run.data, val=str(tmp_path / "planted.tar"))
+    scores, _ = scores_during_training(model, replace(run, data=data))
     assert scores == {"image codec/psnr": pytest.approx(rows[0]["value"])}
 
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from toys import toy_config, toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import Contrast, Data, Run, Source, Store, Text, Write
+from mmfm.config import Contrast, Data, Eval, Run, Source, Store, Text, Write
 from mmfm.data import index, remote
 from mmfm.data.stream import TrainStream
 from mmfm.doctor import duplicates, near, pace, speed, tars, terminal
@@ -88,6 +88,7 @@ def run(tmp_path) -> Run:
         data=Data(train=sources, val=str(tmp_path / "val"), batch=8, workers=0),
         contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
         write=(Write(task="image>text"),),
+        eval=Eval(splits=(str(tmp_path / "test"),)),
     )
 
 
@@ -530,7 +531,7 @@ def test_remote_shards_are_looked_at_by_their_lists(put, sets, run, monkeypatch)
     entries = [index.Entry(place="https://h/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 6})]
     monkeypatch.setattr(tars, "expand_remote", lambda spec, store: entries)
     source = Source(shards="https://h/", provides=("image", "text"))
-    (one,) = tars.sets_of(replace(run, data=replace(run.data, train=(source,), val="")))
+    (one,) = tars.sets_of(replace(run, data=replace(run.data, train=(source,), val=""), eval=Eval()))
     _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=False)
     listed = picked(list(section.findings), "remote_listed")
     assert "1 remote shard with 7 samples (image 7, text 6)" in listed.message and "--fetch" in listed.message
@@ -553,7 +554,7 @@ def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples,
     monkeypatch.setattr(tars, "expand_remote", lambda spec, store: [entry])
     monkeypatch.setattr(remote.Store, "local", lambda self, url, size, crc32: path)
     monkeypatch.setattr(remote.Store, "text", lambda self, url, limit: index.index_path(path).read_text())
-    (*_, one) = tars.sets_of(replace(run, data=replace(run.data, val=url)))
+    (*_, one) = tars.sets_of(replace(run, data=replace(run.data, val=url), eval=Eval()))
     known, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
     assert [item.code for item in section.findings] == ["whole"] and len(known[0]) == 9
     assert tars.where(known[0].tars[0], 8) == f"{url}: image-90"

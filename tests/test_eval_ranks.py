@@ -226,9 +226,9 @@ def test_scores_during_training_are_the_same_on_all_numbers_of_ranks(tmp_path: P
 
     def score(ranks: Any) -> Any:
         model = load_model(made.folder).train()
-        found = scores_during_training(model, spec, run=made, ranks=ranks)
+        found = scores_during_training(model, made, ranks=ranks)
         assert model.training
-        return found
+        return found[0]
 
     alone = score(Alone())
     assert alone and on_ranks(3, score) == [alone, {}, {}]

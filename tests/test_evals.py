@@ -27,10 +27,10 @@ from mmfm.config import UserError
 from mmfm.data.example import Decode, read_example
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards
+from mmfm.data.splits import named_splits
 from mmfm.evals import run as runs
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.places import named_splits
 from mmfm.evals.run import How, evaluate, evaluate_run, scores_during_training
 from mmfm.evals.split import asked_and_more, at_rest, encode_texts, spread
 from mmfm.evals.table import print_split
@@ -373,7 +373,7 @@ def test_scores_during_training_are_those_of_eval(tmp_path: Path) -> None:
     spec, model = pets(tmp_path)
     model.tasks, model.written = ("image>text",), dict.fromkeys(PETS, "cat")
     model.train()
-    during = scores_during_training(model, spec, run=config.Run(name="r"))
+    during, _ = scores_during_training(model, config.Run(name="r", data=config.Data(val=spec)))
     assert model.training
     whole = {f"{r['task']}/{r['metric']}": r["value"] for r in evaluate(model, spec, split="pets", how=QUICK).rows}
     assert during == {name: whole[name] for name in during}
@@ -432,10 +432,10 @@ def test_names_of_splits(tmp_path: Path) -> None:
         named_splits([a, b])
 
 
-def saved_run(tmp_path: Path, val: str) -> config.Run:
+def saved_run(tmp_path: Path, val: str, **changes: Any) -> config.Run:
     """A run of an untrained small model, as training leaves it."""
     write = tuple(config.Write(task=task) for task in ("image>text", "audio>text", ">text"))
-    made = config.Run(name="small", model=SMALL, write=write, out=str(tmp_path), data=config.Data(val=val))
+    made = config.Run(name="small", model=SMALL, write=write, out=str(tmp_path), data=config.Data(val=val), **changes)
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
     core = build(made.model, tokenizer.size, made.contrast)
@@ -455,10 +455,10 @@ def numbers(folder: Path, words: Sequence[str]) -> str:
 
 
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
-    """Without --data the splits beside the validation shards; files hold the rows; the batch size changes nothing."""
+    """Without --data the splits that the run names; files hold the rows; the batch size changes nothing."""
     val = numbers(tmp_path / "data" / "val", ("one", "two", "three"))
-    numbers(tmp_path / "data" / "test", ("four", "five"))
-    made, said = saved_run(tmp_path, val), io.StringIO()
+    test = numbers(tmp_path / "data" / "test", ("four", "five"))
+    made, said = saved_run(tmp_path, val, eval=config.Eval(splits=(test,))), io.StringIO()
     rows = evaluate_run(made.folder, batch=1, max_tokens=4, bootstrap=20, console=Console(file=said, width=80))
     again = evaluate_run(
         made.folder, batch=7, max_tokens=4, bootstrap=20, out=tmp_path / "b.json", console=Console(file=said, width=80)
@@ -537,13 +537,3 @@ def test_the_table_fits(tmp_path: Path) -> None:
     scores, said = evaluate(model, spec, split="pets", how=QUICK), io.StringIO()
     print_split("pets", scores.rows, scores.details, Console(file=said, width=80))
     assert "0.600" in said.getvalue() and "5 samples" in said.getvalue() and "…" not in said.getvalue()
-
-
-def test_what_training_never_met_is_looked_for_among_all(tmp_path: Path) -> None:
-    """By default test-unseen has to be found among test's items too; the name of the split stays."""
-    for name in ("val", "test", "test-unseen"):
-        shard(tmp_path / name / "x.tar", {"p": {"image": 1, "txt": "cat"}})
-    run = config.Run(name="r", data=config.Data(val=str(tmp_path / "val")))
-    specs = runs.default_splits(run)
-    assert specs[-1] == f"{tmp_path}/test-unseen+{tmp_path}/test"
-    assert list(named_splits(specs)) == ["val", "test", "test-unseen"]

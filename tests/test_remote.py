@@ -24,8 +24,9 @@ from mmfm import config
 from mmfm.config import UserError
 from mmfm.data import index, servers
 from mmfm.data.index import Entry
-from mmfm.data.remote import FetchError, Store, expand_remote, is_remote
+from mmfm.data.remote import FetchError, Store, expand_remote
 from mmfm.data.shards import Shards
+from mmfm.data.splits import is_remote
 from mmfm.data.urls import SCHEMES, check_scheme, shown
 
 BODY = random.Random(0).randbytes(1 << 20) + b"end"

@@ -107,6 +107,7 @@ class Optim(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Checked):
+    splits: tuple[str, ...] = ()  # what `mmfm eval` scores besides data.val: SHARDS, NAME=SHARDS or SHARDS+MORE
     every_steps: int = 0  # zero-shot scores during training; 0: never
     samples: int = 256  # of the validation shards, for those scores
     batch: int = 64

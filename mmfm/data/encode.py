@@ -28,9 +28,9 @@ from mmfm.data.example import Decode, shape_of
 from mmfm.data.folder import ticker
 from mmfm.data.index import CODES, EXTENSIONS, MODALITY, numbered
 from mmfm.data.names import expand
-from mmfm.data.remote import is_remote
 from mmfm.data.sample import Sample
 from mmfm.data.shards import Shards
+from mmfm.data.splits import is_remote
 from mmfm.data.writer import Item, as_json, replace_text, write_shard
 from mmfm.inputs import BadSample
 from mmfm.inputs.audio import decode_audio

@@ -9,6 +9,7 @@ from pathlib import Path
 from mmfm.config import UserError
 
 GROUP = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test")  # what folders of splits are called
 MOST_SHARDS, MOST_GROUPS = 1 << 18, 32  # of one pattern
 FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
 
@@ -56,6 +57,8 @@ def _found(pattern: str) -> list[Path]:
         raise UserError(f"there is no {pattern[:80]!r} ({' '.join(str(why).split())[:80]}); {FORMS}") from None
     named = path / "*.tar" if pattern and path.is_dir() else path
     found = sorted(map(Path, glob.glob(str(named)))) if glob.has_magic(str(named)) else []
+    if not found and pattern and path.is_dir():
+        found = _inside(path)
     if strange := next((name for name in found if not name.is_file()), None):
         raise UserError(f"{strange} is no file, but a folder, a pipe or a link to nothing; take it away")
     if found:
@@ -63,6 +66,21 @@ def _found(pattern: str) -> list[Path]:
     if pattern and path.is_dir():
         raise UserError(f"the folder {pattern!r} holds no .tar; {_remedy(path)}")
     raise UserError(f"there is no {pattern!r}; {_remedy(path)}")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The tars of the folders in a folder that holds none itself, such as one for each modality. Several splits side by
+    side are not one set of shards, and are refused."""
+    held = sorted(path for path in folder.rglob("*.tar") if not any(name[0] == "." for name in _below(path, folder)))
+    tops = sorted({_below(path, folder)[0] for path in held})
+    splits = [name for name in tops if re.split(r"[-_.]", name.lower())[0] in SPLITS]
+    if len(splits) > 1:
+        raise UserError(f"the folder {str(folder)!r} holds several splits ({', '.join(splits)}); name one of them")
+    return held
+
+
+def _below(path: Path, folder: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).parts
 
 
 def _remedy(path: Path) -> str:

@@ -7,7 +7,6 @@ never skipped. Several processes may ask for one shard: one fetches it under a l
 import fcntl
 import hashlib
 import os
-import re
 import threading
 import time
 import zlib
@@ -24,6 +23,7 @@ from mmfm.data import index
 from mmfm.data.index import Entry
 from mmfm.data.names import braces
 from mmfm.data.servers import Absent, Again, request
+from mmfm.data.splits import parts_of
 from mmfm.data.urls import beside, check_scheme, folder_of, shown
 
 CHUNK = 1 << 20  # bytes
@@ -37,15 +37,6 @@ class FetchError(OSError):
     """The network, the server or this disk failed, and went on failing. One line; the samples are not at fault."""
 
 
-def is_remote(spec: str) -> bool:
-    """Whether any of the parts, joined by commas, has a scheme; also one that `check_scheme` refuses."""
-    return any(re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", part) for part in _parts(spec))
-
-
-def _parts(spec: str) -> list[str]:
-    return [part.strip() for part in re.split(r",(?![^{]*\})", spec)]
-
-
 def expand_remote(spec: str, store: "Store") -> list[Entry]:
     """The shards that URLs name, joined by commas: folders, tars and patterns of tars, all in their folders' lists.
 
@@ -53,7 +44,7 @@ def expand_remote(spec: str, store: "Store") -> list[Entry]:
     """
     lists: dict[str, dict[str, Entry]] = {}
     found: dict[str, Entry] = {}
-    for url in [url for part in _parts(spec) for url in braces(part)]:
+    for url in [url for part in parts_of(spec) for url in braces(part)]:
         folder, name = folder_of(url)
         listed = lists[folder] if folder in lists else lists.setdefault(folder, _list(folder, store))
         if name and name not in listed:

@@ -44,6 +44,10 @@ class Absent(UserError):
     """Nothing is there under that URL."""
 
 
+class Denied(UserError):
+    """What lies under that URL, if anything, may not be read."""
+
+
 class Answer(NamedTuple):
     """A server's bytes from `start` on, of `size` in all (None: not said); `read` gives b"" at their end.
 
@@ -137,7 +141,7 @@ def refuse(url: str, status: int, after: str = "") -> NoReturn:
         raise Absent(f"there is no {shown(url)} (the server answered {status}); check the URL")
     if status in DENIED:
         access = ACCESS.get(check_scheme(url), "a URL that holds them")
-        raise UserError(f"{shown(url)} may not be read (the server answered {status}); give credentials by {access}")
+        raise Denied(f"{shown(url)} may not be read (the server answered {status}); give credentials by {access}")
     if status < 400:
         raise UserError(f"{shown(url)} leads elsewhere (the server answered {status}), not opened; give the final URL")
     raise UserError(f"{shown(url)} cannot be read (the server answered {status}); check the URL")

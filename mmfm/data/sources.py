@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from mmfm import config
 from mmfm.config import require
 from mmfm.data.names import expand
-from mmfm.data.remote import Store, expand_remote, is_remote
+from mmfm.data.remote import Store, expand_remote
 from mmfm.data.shards import Shards, check_holds
+from mmfm.data.splits import asked_and_more, is_remote
 
 
 def open_shards(specs: Sequence[str], settings: config.Store) -> Shards:
@@ -17,6 +18,15 @@ def open_shards(specs: Sequence[str], settings: config.Store) -> Shards:
         return Shards([path for spec in specs for path in expand(spec)])
     store = Store(settings)
     return Shards([entry for spec in specs for entry in expand_remote(spec, store)], store)
+
+
+def check_there(specs: Sequence[str], settings: config.Store) -> None:
+    """Raises UserError unless all these specifications name shards: by folders and lists, without a look into any."""
+    for spec in (part for item in specs for part in asked_and_more(item) if part):
+        if is_remote(spec):
+            expand_remote(spec, Store(settings))
+        else:
+            expand(spec)
 
 
 def open_source(source: config.Source, data: config.Data) -> Shards:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from mmfm.adapt import Prepared, native_only, prepare
 from mmfm.check import check
 from mmfm.config import MODALITIES, Run, UserError
-from mmfm.data.remote import Store, is_remote
+from mmfm.data.remote import Store
 from mmfm.data.sources import open_source
+from mmfm.data.splits import is_remote, shards_of
 from mmfm.doctor.decode import decode, decoding
 from mmfm.doctor.duplicates import captions, exact, text_leaks
 from mmfm.doctor.findings import Diagnosis, Finding, Section, finding, plural
@@ -55,7 +56,7 @@ def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object
 def _start(run: Run) -> tuple[Prepared | None, Section]:
     """What `mmfm train` asks before it begins, and the run with its towers resolved."""
     findings, prepared = list[Finding](), None
-    remote = any(is_remote(source.shards) for source in run.data.train)
+    remote = any(map(is_remote, (shards_of(run.data.val), *(source.shards for source in run.data.train))))
     try:
         prepared = prepare(run)
         check(run, open_source) if remote else check(run)

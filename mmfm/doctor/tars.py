@@ -16,15 +16,13 @@ from mmfm.config import Run, Source, UserError
 from mmfm.data import index
 from mmfm.data.index import AGAIN, Index
 from mmfm.data.names import braces, expand
-from mmfm.data.remote import Store, expand_remote, is_remote
+from mmfm.data.remote import Store, expand_remote
 from mmfm.data.sample import Sample
+from mmfm.data.splits import asked_and_more, is_remote, parts_of, splits_of
 from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
-from mmfm.evals.places import default_splits
-from mmfm.evals.split import asked_and_more
 
 TRAIN = "train"
-COMMAS = r",(?![^{]*\})"  # between parts of a specification, not those inside braces
 
 
 @dataclass(frozen=True)
@@ -52,18 +50,18 @@ class Set:
 
 
 def sets_of(run: Run) -> list[Set]:
-    """Without their tars yet: every source, and val, test and test-unseen where they lie beside each other."""
+    """Without their tars yet: every source, and every split that the run names, with what its galleries hold too."""
     labels = [source.name or label for source, label in zip(run.data.train, _short(run.data.train), strict=True)]
     named = zip(run.data.train, labels, strict=True)
     found = [Set(split=TRAIN, label=f"train {label}", spec=s.shards, source=s) for s, label in named]
-    if not run.data.val:
+    try:
+        specs = {name: asked_and_more(spec) for name, spec in splits_of(run).items()}
+    except UserError:  # that the run would be refused is told first
         return found
-    if is_remote(run.data.val):
-        return [*found, Set(split="val", label="val", spec=run.data.val)]
-    specs = {Path(spec).name: spec for spec in (asked_and_more(spec)[0] for spec in default_splits(run))}
-    if str(Path(run.data.val)) not in map(str, map(Path, specs.values())) or not Path(run.data.val).is_dir():
-        specs = {"val": run.data.val} | {name: spec for name, spec in specs.items() if spec != run.data.val}
-    return found + [Set(split=name, label=name, spec=spec) for name, spec in specs.items()]
+    asked = {spec for spec, _ in specs.values()}
+    specs |= {f"{name}+": (more, "") for name, (_, more) in specs.items() if more and more not in asked}
+    calls = {name: f"{name} (scored)" if name == TRAIN else name for name in specs}
+    return found + [Set(split=calls[name], label=calls[name], spec=spec) for name, (spec, _) in specs.items()]
 
 
 def _short(sources: Sequence[Source]) -> list[str]:
@@ -142,8 +140,8 @@ def _look(one: Set, store: Store, sums: bool, fetch: bool) -> _Seen:
 def _paths(one: Set, seen: _Seen) -> list[Path]:
     """What the specification names; each pattern that names nothing is told, not only the first."""
     found, missing = list[Path](), list[str]()
-    for part in re.split(COMMAS, one.spec):
-        for pattern in braces(part.strip()):
+    for part in parts_of(one.spec):
+        for pattern in braces(part):
             try:
                 found += expand(pattern)
             except UserError:

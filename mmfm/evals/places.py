@@ -8,11 +8,8 @@ from typing import Any
 
 from mmfm.checkpoint import replace_file
 from mmfm.config import Run, UserError, require
-from mmfm.data.names import expand
-from mmfm.evals.split import asked_and_more
+from mmfm.data.splits import named_splits, splits_of
 from mmfm.strict import from_json
-
-SPLITS = ("val", "test", "test-unseen")
 
 
 def read_run(folder: Path) -> Run:
@@ -21,31 +18,12 @@ def read_run(folder: Path) -> Run:
     return from_json(path.read_text(encoding="utf-8"), str(path))
 
 
-def default_splits(run: Run) -> list[str]:
-    """The val, test and test-unseen folders beside the run's validation data, else that data.
-
-    What training never met is looked for among all: the galleries of test-unseen hold those of test too.
-    """
-    require(bool(run.data.val), f"run {run.name!r} has no validation data; say what to evaluate: --data SHARDS")
-    folder = Path(run.data.val)
-    beside = [folder.parent / name for name in SPLITS if (folder.parent / name).is_dir()]
-    wider = {path: f"{path}+{path.parent / 'test'}" for path in beside if path.name == "test-unseen"}
-    specs = [wider[path] if path in wider and path.parent / "test" in beside else str(path) for path in beside]
-    return specs if folder.is_dir() and specs else [run.data.val]
-
-
-def named_splits(data: Sequence[str]) -> dict[str, str]:
-    """Name -> shards. A name is given as NAME=SHARDS, or else is that of the folder of the shards."""
-    splits: dict[str, str] = {}
-    for item in data:
-        name, sign, spec = item.partition("=")
-        if not sign or "/" in name or not name:
-            name, spec = expand(asked_and_more(item)[0])[0].resolve().parent.name, item
-        require(
-            name not in splits, f"two splits are called {name!r}: {splits.get(name)} and {spec}; name one NAME={spec}"
-        )
-        splits[name] = spec
-    return splits
+def splits_to_score(run: Run, data: Sequence[str]) -> dict[str, str]:
+    """Name -> shards of `data`, each SHARDS or NAME=SHARDS; without any, of the splits that the run names."""
+    if not data:
+        told = "has no validation data and no eval.splits; say what to evaluate: --data SHARDS"
+        require(bool(run.data.val or run.eval.splits), f"run {run.name!r} {told}")
+    return named_splits(data) if data else splits_of(run)
 
 
 def check_place(path: Path) -> Path:

@@ -20,18 +20,19 @@ from rich.progress import track
 from mmfm.checkpoint import load_model
 from mmfm.config import Run, Store, require
 from mmfm.data.example import Decode, decode_of
-from mmfm.data.sources import open_shards
+from mmfm.data.sources import check_there, open_shards
+from mmfm.data.splits import asked_and_more, named
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.examples import show
 from mmfm.evals.filling import Filling, fill_split
 from mmfm.evals.making import Asking, Making, make_all
 from mmfm.evals.metrics import Bootstrap, Figure
-from mmfm.evals.places import check_place, default_splits, named_splits, read_run, write_json
+from mmfm.evals.places import check_place, read_run, splits_to_score, write_json
 from mmfm.evals.registry import entry_of, metric_of
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
-from mmfm.evals.split import Evaluable, Split, Watch, asked_and_more, at_rest, device_of, read_split, reads
+from mmfm.evals.split import Evaluable, Split, Watch, at_rest, device_of, read_split, reads
 from mmfm.evals.table import print_split
 from mmfm.evals.writing import writing_figures
 from mmfm.evals.zeroshot import (
@@ -135,17 +136,18 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
     return Scores(rows=rows, details=details, samples=samples)
 
 
-def scores_during_training(model: Evaluable, spec: str, *, run: Run, ranks: Ranks = ALONE) -> dict[str, float]:
-    """acc@1, R@1 and exact match over `eval.samples` samples of the shards, as "image->text/acc@1".
+def scores_during_training(model: Evaluable, run: Run, ranks: Ranks = ALONE) -> tuple[dict[str, float], list[str]]:
+    """The leading scores over `eval.samples` samples of `data.val`, as "image->text/acc@1", and what they leave out.
 
     Shared over `ranks`, all of which must ask; the first gets the scores.
     """
+    name, spec = named(run.data.val)
     with at_rest(model):
-        scored = _score(model, spec, "val", how_of(run, limit=run.eval.samples), with_nats=False, ranks=ranks)
+        scored = _score(model, spec, name, how_of(run, limit=run.eval.samples), with_nats=False, ranks=ranks)
         if ranks.rank:
-            return {}
+            return {}, []
         chosen = [figure for figure in scored.figures() if metric_of(figure.metric).during_training]
-        return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}
+        return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}, left_out(scored, model)
 
 
 def how_of(run: Run, **changes: Any) -> How:
@@ -171,7 +173,7 @@ def _score(
     watch: Watch = iter,
     ranks: Ranks = ALONE,
 ) -> _Scored:
-    templates = find_templates(spec, how.templates, how.default_templates)
+    templates = find_templates(spec, how.templates, how.default_templates, how.store)
     split = read_split(
         model,
         spec,
@@ -181,7 +183,7 @@ def _score(
         watch=watch,
         ranks=ranks,
     )
-    classes = find_classes(split.captions, spec, how.classes)
+    classes = find_classes(split.captions, spec, how.classes, how.store)
     owned = class_of_samples(split, classes)
     classified: dict[str, Classified] = {}
     if "text" in model.modalities and (owned != NONE).any():
@@ -307,7 +309,7 @@ def evaluate_run(
 ) -> list[dict[str, Any]]:
     """Evaluate a saved run on each SPEC or NAME=SPEC of `data` and write results.json and results.details.json.
 
-    Without `data`: the splits beside the run's validation data. What is None, empty or 0 is as the run was configured.
+    Without `data`: the splits that the run names. What is None, empty or 0 is as the run was configured.
     `templates`: sentences with {} for the class's name, or files with one a line. `asking`: what is drawn and said, and
     who judges it. `ranks` share the work, whose figures
     are the same to the bit for any number of them; the first prints, writes and returns, the others return nothing.
@@ -315,7 +317,7 @@ def evaluate_run(
     folder = Path(run_folder)
     console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
     run = read_run(folder)
-    splits = named_splits(data or default_splits(run))
+    splits = splits_to_score(run, data)
     how = how_of(
         run,
         classes=Path(classes) if classes else None,
@@ -328,6 +330,7 @@ def evaluate_run(
     )
     if how.classes is not None:
         read_lines(how.classes, "class")  # so that a mistake is told before the work
+    each(ranks, lambda: check_there([*splits.values()], how.store))
     results = check_place(Path(out) if out else folder / "results.json")
     torch.set_num_threads(run.threads)
     model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +27,7 @@ from mmfm.data import order
 from mmfm.data.example import Decode, Example, collate, read_example
 from mmfm.data.sample import Sample, label_of, modalities
 from mmfm.data.sources import open_shards
+from mmfm.data.splits import asked_and_more
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
 from mmfm.evals.share import shared
@@ -176,12 +176,6 @@ def spread(total: int, limit: int | None) -> tuple[int, ...]:
 def finite(x: Tensor, what: str) -> Tensor:
     require(bool(x.isfinite().all()), f"{what}: the model gives numbers that are not finite; evaluate an earlier step")
     return x
-
-
-def asked_and_more(spec: str) -> tuple[str, str]:
-    """ "A+B" as A and B; a path that exists as it is has no B, whatever its name."""
-    asking, _, more = (spec, "", "") if Path(spec).exists() else spec.partition("+")
-    return asking, more
 
 
 def read_split(

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.config import UserError, require
-from mmfm.data.names import expand
+from mmfm.config import Store, UserError, require
 from mmfm.distributed import Alone
 from mmfm.distributed import Ranks as Processes
+from mmfm.evals.beside import texts_beside
 from mmfm.evals.metrics import (
     Figure,
     Ranks,
@@ -30,11 +30,12 @@ from mmfm.evals.metrics import (
     normalised,
     ranks,
 )
-from mmfm.evals.split import Evaluable, Split, asked_and_more, encode_texts, slices
+from mmfm.evals.split import Evaluable, Split, encode_texts, slices
 
 ROWS_AT_ONCE = 512
 CLASSES_AT_ONCE = 256
 NONE = -1
+STORE = Store()
 ALONE = Alone()
 
 
@@ -47,27 +48,40 @@ class Classes:
     where: str
 
 
-def find_classes(split_captions: Sequence[str], spec: str, file: Path | None) -> Classes:
+def find_classes(split_captions: Sequence[str], spec: str, file: Path | None, store: Store = STORE) -> Classes:
     """Those of `file`; else of classnames.txt beside the shards; else the distinct captions, sorted."""
-    found = [file] if file is not None else _beside(spec, "classnames.txt")
+    found = [(str(file), None)] if file is not None else texts_beside(spec, "classnames.txt", store)
     if not found:
         return Classes(names=tuple(sorted(set(split_captions))), listed=False, where="the distinct captions")
-    lists = [read_lines(path, "class") for path in found]
+    lists = [_lines(where, text, "class") for where, text in found]
     require(
         all(names == lists[0] for names in lists),
-        f"{found[0]} and {found[-1]} list different classes; choose one by --classes FILE",
+        f"{found[0][0]} and {found[-1][0]} list different classes; choose one by --classes FILE",
     )
-    return Classes(names=lists[0], listed=True, where=str(found[0]))
+    return Classes(names=lists[0], listed=True, where=found[0][0])
 
 
-def find_templates(spec: str, given: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+def find_templates(
+    spec: str, given: tuple[str, ...], default: tuple[str, ...], store: Store = STORE
+) -> tuple[str, ...]:
     """Prompts with {} for the name: those given; else of templates.txt beside the shards; else `default`."""
-    return given or given_templates([str(path) for path in _beside(spec, "templates.txt")[:1]]) or default
+    if given:
+        return given
+    found = [(where, _lines(where, text, "template")) for where, text in texts_beside(spec, "templates.txt", store)[:1]]
+    return _templates(found) or default
+
+
+def _lines(where: str, text: str | None, what: str) -> tuple[str, ...]:
+    return read_lines(Path(where), what) if text is None else lines_of(text, where, what)
 
 
 def given_templates(items: Sequence[str]) -> tuple[str, ...]:
     """Each item is a template, or without {} the path of a file with one template a line."""
-    found = [(item, (item,) if "{}" in item else read_lines(Path(item), "template")) for item in items]
+    return _templates([(item, (item,) if "{}" in item else read_lines(Path(item), "template")) for item in items])
+
+
+def _templates(found: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Those of all places, each of which has room for a name."""
     for where, templates in found:
         for template in templates:
             require("{}" in template, f"{where}: the template {template!r} has no {{}} for the class's name; add it")
@@ -82,15 +96,14 @@ def read_lines(path: Path, what: str) -> tuple[str, ...]:
         raise UserError(f"{path}: {why.strerror or why}; give a text file with one {what} a line") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no UTF-8 text; give a text file with one {what} a line") from None
+    return lines_of(text, str(path), what)
+
+
+def lines_of(text: str, where: str, what: str) -> tuple[str, ...]:
+    """The lines that are not blank, without the white space around them."""
     lines = tuple(line.strip() for line in text.split("\n") if line.strip())
-    require(bool(lines), f"{path} is empty; give a text file with one {what} a line")
+    require(bool(lines), f"{where} is empty; give a text file with one {what} a line")
     return lines
-
-
-def _beside(spec: str, name: str) -> list[Path]:
-    """The files of this name in the folders of the shards."""
-    folders = dict.fromkeys(shard.parent for shard in expand(asked_and_more(spec)[0]))
-    return [folder / name for folder in folders if (folder / name).is_file()]
 
 
 def class_of_samples(split: Split, classes: Classes) -> Int[np.ndarray, " samples"]:
