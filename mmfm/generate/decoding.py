@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mmfm.config import require
+from mmfm.config import Checked, require
 from mmfm.grammar import Task
 
 Finish = Literal["stop", "length"]  # why writing ended: by the end mark or a stop string, or cut at max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class Decoding(Checked):
     """Greedy by default. What is drawn depends on the seed, the step and the id alone, never on the rest of a batch."""
 
     max_tokens: int = 64  # of a target without a fixed length, its end not counted
