@@ -111,7 +111,7 @@ class Attention(nn.Module):
         """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added."""
         batch, time, _ = x.shape
         sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = self.qkv(x).view(batch, time, -1, self.dim).transpose(1, 2).split(sizes, dim=1)
+        q, k, v = self.qkv(x).view(batch, time, sum(sizes), self.dim).transpose(1, 2).split(sizes, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)

@@ -210,10 +210,17 @@ def _text(core: UnifiedModel, cfg: config.Model, known: int) -> Graph:
         outputs=_outputs(core, "text"),
         example=example,
         traced=Size(TRACED_BATCH, lengths[0]),
-        checked=tuple(map(Size, CHECKED_BATCHES, lengths[1:])),
+        checked=(*map(Size, CHECKED_BATCHES, lengths[1:]), *_shortest(words)),
         reads="ids: int64 [batch, length], of tokenizer.json; keep: bool [batch, length], True where real",
         longest=longest,
     )
+
+
+def _shortest(words: config.Words | None) -> tuple[Size, ...]:
+    """Texts of one token and of none, as far as the tokenizer gives such."""
+    if words is None or not (words.begin or words.end or words.fill):
+        return Size(2, 1), Size(1, 1), Size(2, 0)
+    return () if words.fill else tuple(Size(2, n) for n in {len(words.begin) + len(words.end)})
 
 
 def words_of(cfg: config.Model) -> config.Words | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from onnxscript import ir
 from torch.export import ExportedProgram
 
 from mmfm.config import UserError
@@ -47,6 +48,8 @@ def name(model, graph: Graph) -> None:
         inner.register_initializer(value)
     for node in inner:
         node.metadata_props.clear()  # paths of this machine
+        if node.op_type == "Reshape" and not _copies(node.inputs[1]):  # a length of 0 is a length, not "as it was"
+            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
         for value in node.outputs:
             if value.name in taken:
                 value.name = f"inner_{value.name}"
@@ -57,6 +60,11 @@ def name(model, graph: Graph) -> None:
     free = {str(axis) for value in model.graph.inputs for axis in value.shape if not isinstance(axis, int)}
     first = str(model.graph.inputs[0].shape[0])
     _rename_axes(model, {axis: "batch" if axis == first else graph.lengths for axis in free})
+
+
+def _copies(shape) -> bool:
+    """Whether a shape that is fixed says of an axis that it stays as it was."""
+    return shape.const_value is not None and 0 in shape.const_value.numpy()
 
 
 def _rename_axes(model, names: dict[str, str]) -> None:

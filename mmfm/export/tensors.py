@@ -106,6 +106,8 @@ def _distance(wanted: Tensor, found: Tensor) -> float:
     """Infinite where shapes differ or a value is not finite."""
     if wanted.shape != found.shape:
         return math.inf
+    if not wanted.numel():
+        return 0.0
     largest = (wanted.double() - found.double()).abs().max().item()
     return largest if math.isfinite(largest) else math.inf
 

@@ -31,6 +31,8 @@ class ImportedTower(nn.Module):
         self.encoder: Encoder = build(cfg.made)
         self.modality, self.width, self.contract, self.stack = cfg.made.modality, cfg.width, cfg.made, cfg.stack
         self.hidden = -1 if cfg.made.words is None else cfg.made.words.mask
+        words = cfg.made.words
+        self.unmarked = words is not None and not (words.begin or words.end or words.fill)
         self.pooled = cfg.pool == "mean"
         self.kept = Kept(Path(cfg.keep_tokens), cfg.pool) if cfg.keep_tokens else None
 
@@ -54,10 +56,16 @@ class ImportedTower(nn.Module):
         if self.modality == "image":
             assert self.contract.pixels is not None
             return self.encoder(renormalise(x, self.contract.pixels))
+        if self.unmarked and x.shape[1] == 0:  # empty texts alone have no tokens, as beside others
+            return Tokens(torch.zeros(len(x), 0, self.width // self.stack, device=x.device, dtype=self._dtype), keep)
         if self.modality == "audio":
             x, keep = self.encoder.features(x.float(), keep)
-            x = x.to(next(self.parameters()).dtype) if x.is_floating_point() else x
+            x = x.to(self._dtype) if x.is_floating_point() else x
         return self.encoder(x, keep)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
 
 def mean(tokens: Tokens) -> Tokens:
@@ -73,7 +81,7 @@ def stacked(tokens: Tokens, count: int) -> Tokens:
         return tokens
     rest = -tokens.x.shape[1] % count
     x = nn.functional.pad(tokens.x * tokens.keep.unsqueeze(-1), (0, 0, 0, rest))
-    x = x.reshape(x.shape[0], -1, count * x.shape[2])
+    x = x.reshape(x.shape[0], x.shape[1] // count, count * x.shape[2])
     return Tokens(x, nn.functional.pad(tokens.keep, (0, rest))[:, ::count])
 
 
