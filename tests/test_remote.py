@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,6 +73,13 @@ class Handler(BaseHTTPRequestHandler):
         status, headers, body = self.found(path, "" if fault == "no ranges" else span)
         self.close_connection = True
         if fault == "hang up":
+            return
+        if fault == "page":
+            return self.answer(200, {}, b"<!DOCTYPE html><html><body>Log in</body></html>" * 20)
+        if fault == "slow headers":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.server.released.wait(0.02):
+                self.wfile.write(b"X-Wait: 1\r\n")
             return
         if fault == "wrong":
             body = body[:HALF] + bytes([body[HALF] ^ 1]) + body[HALF + 1 :]
@@ -201,6 +209,7 @@ def test_right_bytes_whatever_the_server_does(
         ("500", "3 times in a row: the server answered 500"),
         ("hang up", "RemoteDisconnected"),
         ("stall", "no byte came for 0.2 s"),
+        ("slow headers", "no byte came for 0.2 s"),
         ("wrong", f"and the list of the shards says {CRC}"),
         ("longer", f"the server has {len(BODY) + 4} bytes, and the list of the shards says {len(BODY)}"),
     ],
@@ -216,6 +225,50 @@ def test_what_goes_on_failing_is_the_machines_fault(
     assert "\n" not in str(caught.value) and f"{server.url}/a.tar" in str(caught.value)
     assert "--resume" in str(caught.value)
     assert sorted(store.folder.glob("*.tar")) == [] and leftovers(store) == []
+
+
+def test_a_trickle_is_as_good_as_nothing() -> None:
+    """Every byte in time, and yet the shard would never be there: 1,000 bytes a second are asked for, and no more."""
+    now = [0.0]
+    pace = servers.Pace(30.0, lambda: now[0])
+    for _ in range(90):
+        now[0] += 1.0
+        assert pace.took(bytes(servers.LEAST)) == bytes(servers.LEAST)
+    with pytest.raises(servers.Again, match="only 30 bytes came in 30 s"):
+        for _ in range(90):
+            now[0] += 1.0
+            pace.took(b"x")
+    late = servers.Pace(30.0, lambda: now[0])
+    now[0] += 99.0
+    assert late.took(b"") == b"", "the end of all is no trickle"
+
+
+@pytest.mark.parametrize("crc32", [CRC, None])
+def test_a_page_is_no_shard(server: Server, make_store: Callable[..., Store], crc32: int | None) -> None:
+    """One to log in, answered as if all were well: told at once, for a shard and for a list, and nothing is kept."""
+    server.faults = ["page"] * 2
+    store = make_store()
+    words = r"a\.tar is answered with a web page \(HTML\) and not with the file, such as one to log in; check the URL"
+    with pytest.raises(UserError, match=words):
+        store.local(f"{server.url}/a.tar", size=len(BODY) if crc32 else None, crc32=crc32)
+    with pytest.raises(UserError, match="or give credentials by a URL that holds them"):
+        store.text(f"{server.url}/a.tar")
+    assert len(server.asked) == 2 and not list(store.folder.glob("*.tar"))
+
+
+def test_a_shard_that_cannot_be_fetched_is_asked_for_as_often_as_was_said(
+    server: Server, make_store: Callable[..., Store]
+) -> None:
+    """Reading a sample adds no tries of its own, and no words about a reason that is not known."""
+    server.faults = ["500"] * 99
+    found = Shards([entry(f"{server.url}/a.tar")], make_store())
+    found._live[0] = index.Index(
+        shard="a.tar", bytes=len(BODY), crc32=CRC, keys=["k"], offset={"txt": array("q", [512])},
+        size={"txt": array("q", [3])}, texts=1, seconds=array("f", [-1]), pixels=array("q", [-1]),
+    )  # fmt: skip
+    with pytest.raises(FetchError, match=r"a\.tar could not be fetched, 3 times in a row: the server answered 500"):
+        found[0]
+    assert len(server.asked) == 3
 
 
 def test_nobody_there(make_store: Callable[..., Store]) -> None:

@@ -1,5 +1,6 @@
 """Shards behind a URL are the same data: the stream, its checks and its evaluation do not see the difference."""
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -63,6 +64,32 @@ def test_remote_is_local(folder, url, tmp_path, workers):
     prints = [TrainStream(run, load_tokenizer("bytes"), rank=0, world=1).fingerprint() for run in (here, there)]
     assert prints[0] == prints[1]
     assert 1 <= len(list(tmp_path.glob("*.tar"))) <= 4
+
+
+def open_and_removed() -> int:
+    """Bytes of files that this process holds open and that no folder has any more: the disk has them still."""
+    files = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+    held = [file for file in files if os.path.lexists(file) and os.readlink(file).endswith(".tar (deleted)")]
+    return sum(file.stat().st_size for file in held)
+
+
+def test_the_limit_holds_for_the_disk(url, tmp_path):
+    """What was removed is closed: files that are there and files that are only open, together, after every batch."""
+    run = run_on(url, tmp_path, limit_gb=(limit := 3.5 * 10_240) / 10**9)
+    for _ in TrainStream(run, load_tokenizer("bytes"), rank=0, world=1):
+        assert sum(path.stat().st_size for path in tmp_path.glob("*.*")) + open_and_removed() <= limit
+
+
+def test_a_store_that_is_smaller_than_what_is_shuffled_is_refused(folder, url, tmp_path):
+    """Before anything is fetched, with a limit that is enough: then each shard is fetched once in an epoch."""
+    words = (
+        r"limit_gb=1e-05 is less than the 2\.05e-05 GB of the shards that are shuffled .*; set it to 2\.07e-05 or more"
+    )
+    with pytest.raises(UserError, match=words):
+        keys(run_on(url, tmp_path, limit_gb=1e-5))
+    assert not list(tmp_path.iterdir())
+    assert keys(run_on(url, tmp_path, limit_gb=2.07e-5)) == keys(run_on(str(folder), tmp_path))
+    assert keys(run_on(str(folder), tmp_path, limit_gb=1e-5)), "shards of this machine need no store"
 
 
 def test_a_folder_is_its_list(folder, url, tmp_path):

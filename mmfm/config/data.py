@@ -80,7 +80,7 @@ class Store(Checked):
     """Where shards with a URL are kept on this machine while they are in use."""
 
     folder: str = "~/.cache/mmfm/shards"
-    limit_gb: float = 50.0  # the least recently used shards are removed beyond it
+    limit_gb: float = 50.0  # the least recently used shards are removed beyond it; those of data.shuffle must fit
     tries: int = 5  # at one request, before an error of the network stops the run
     timeout_s: float = 30.0  # without a byte
 

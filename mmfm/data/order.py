@@ -91,6 +91,14 @@ class Order:
         turns = [turn for block in epoch.blocks[slot : slot + 2] for turn in self._turns(epoch, int(block))]
         return list(dict.fromkeys(int(epoch.shards[turn]) for turn in turns))
 
+    def room(self, source: int, sizes: Sequence[int]) -> int:
+        """The most bytes of tars, of which each has so many, that one block of the source's first epoch needs."""
+        if self.sizes[source] <= self.block:
+            return sum(sizes)
+        epoch = self._epoch(source, 0)
+        blocks = (self._turns(epoch, block) for block in range(len(epoch.block_ends)))
+        return max(sum(sizes[int(epoch.shards[turn])] for turn in turns) for turns in blocks)
+
     def _turns(self, epoch: Epoch, block: int) -> range:
         first, last = block * self.block, min((block + 1) * self.block, int(epoch.ends[-1])) - 1
         return range(int(epoch.ends.searchsorted(first, "right")), int(epoch.ends.searchsorted(last, "right")) + 1)

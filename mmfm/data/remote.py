@@ -70,7 +70,8 @@ def _list(folder: str, store: "Store") -> dict[str, Entry]:
 class Store:
     """Whole shards of other machines, in a folder of this one that never holds more than `limit_gb`.
 
-    A file that was opened stays readable when it is removed to make room for others; `open` opens it before it can be.
+    A file that was opened stays readable, and keeps its room, when it is removed for others: who reads closes it soon.
+    `open` opens it before it can be removed.
     """
 
     def __init__(self, settings: config.Store, *, sleep: Callable[[float], object] = time.sleep) -> None:

@@ -8,10 +8,13 @@ import base64
 import http.client
 import os
 import re
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -21,8 +24,11 @@ import fsspec
 
 from mmfm.config import UserError
 from mmfm.data.urls import check_scheme, shown
+from mmfm.inputs.kinds import kind_of
 
 BLOCK = 1 << 24  # bytes that one request to s3 brings
+LEAST = 1_000  # bytes in a second, over timeout_s seconds
+PEEKED = 512  # bytes in which a page shows that it is one
 ABSENT, DENIED, LATER = (404, 410), (401, 403), (408, 425, 429)  # HTTP statuses; 5xx are for later too
 ACCESS = {
     "s3": "the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true where none are needed",
@@ -100,19 +106,98 @@ def _http(url: str, start: int, size: int | None, version: str, timeout_s: float
         ranged = span if response.status == 206 else None
         whole = int(ranged[2]) if ranged else int(length) if length.isdigit() else None
         weak = tag.startswith("W/")  # says that two files mean the same, not that they are
+        pace = Pace(timeout_s)
 
         def read(count: int) -> bytes:
             try:
-                return response.read1(count)
+                return pace.took(response.read1(count))
             except (OSError, http.client.HTTPException) as why:
-                raise _again(why, timeout_s) from None
+                raise why if isinstance(why, Again) else _again(why, timeout_s) from None
 
+        if response.status == 200:
+            _refuse_page(url, response, timeout_s)
         yield Answer(int(ranged[1]) if ranged else 0, whole, "" if weak else tag, read)
+
+
+class Pace:
+    """Of what a server sends: `timeout_s` seconds that bring less than LEAST bytes each are as good as none."""
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.timeout_s, self.clock = timeout_s, clock
+        self.since, self.came = clock(), 0
+
+    def took(self, data: bytes) -> bytes:
+        """The data. Raises Again where too little came of late; the end of all is no trickle."""
+        self.came += len(data)
+        now = self.clock()
+        if data and now - self.since >= self.timeout_s:
+            if self.came < LEAST * (now - self.since):
+                raise Again(f"only {self.came} bytes came in {now - self.since:.3g} s")
+            self.since, self.came = now, 0
+        return data
+
+
+def _refuse_page(url: str, response: Any, timeout_s: float) -> None:
+    """A page to log in, or of a proxy, that is answered as if it were the file."""
+    try:
+        kind = kind_of(response.peek(PEEKED))
+    except (OSError, http.client.HTTPException) as why:
+        raise _again(why, timeout_s) from None
+    if kind is not None and "HTML" in kind.name:
+        access = ACCESS.get(check_scheme(url), "a URL that holds them")
+        told = f"{shown(url)} is answered with {kind.name} and not with the file, such as one to log in"
+        raise UserError(f"{told}; check the URL in a browser, or give credentials by {access}")
+
+
+class _Plain(http.client.HTTPConnection):
+    """Whose server has `timeout` seconds for all headers of its answer: each byte of them alone would begin anew."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        return _in_time(self, super().getresponse)
+
+
+class _Secure(http.client.HTTPSConnection):
+    def getresponse(self) -> http.client.HTTPResponse:
+        return _in_time(self, super().getresponse)
+
+
+def _in_time(connection: http.client.HTTPConnection, answer: Callable[[], Any]) -> Any:
+    late, sock = threading.Event(), connection.sock
+
+    def hang_up() -> None:
+        late.set()
+        with suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the thread that reads must not find TLS half closed
+
+    timer = threading.Timer(connection.timeout or 0.0, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        found = answer()
+    except (OSError, http.client.HTTPException):
+        if late.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    if late.is_set():  # headers that were cut off look like a few whole ones
+        raise TimeoutError
+    return found
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_Plain, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_Secure, req)
 
 
 def _opened(url: str, asked: urllib.request.Request, timeout_s: float) -> Any:
     try:
-        return urllib.request.build_opener(_Redirect).open(asked, timeout=timeout_s)
+        return urllib.request.build_opener(_Redirect, _Http, _Https).open(asked, timeout=timeout_s)
     except UserError:
         raise
     except urllib.error.HTTPError as why:

@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ ALONE = 1 << 14  # bytes: a longer part is read on its own, as copying it out of
 LIVE_SAMPLES = 1 << 18  # whose indexes are kept
 WAITS_S = (0.1, 0.5, 2.0)  # before reading is tried again, where the machine and not the content fails
 Span = tuple[int, int]  # offset and size
+Read = Callable[[int, int], bytes]  # of (count, offset)
 
 
 @runtime_checkable
@@ -167,34 +169,50 @@ class Shards:
 
     def _parts(self, shard: int, key: str, spans: Mapping[str, Span]) -> dict[str, bytes]:
         """The bytes of one sample's parts, each of which must lie behind the header that was indexed."""
-        first, data = self._near(shard, [span for span in spans.values() if span[1] < ALONE])
+        with self._reading(shard) as read:
+            return self._checked(shard, key, spans, read)
+
+    def _checked(self, shard: int, key: str, spans: Mapping[str, Span], read: Read) -> dict[str, bytes]:
+        first, data = _near(read, [span for span in spans.values() if span[1] < ALONE])
         parts = {}
         for name, (offset, size) in spans.items():
             at = offset - first
             if at >= BLOCK and at + size <= len(data):
                 header, parts[name] = data[at - BLOCK : at], data[at : at + size]
             else:
-                header, parts[name] = self._pread(shard, BLOCK, offset - BLOCK), self._pread(shard, size, offset)
+                header, parts[name] = read(BLOCK, offset - BLOCK), read(size, offset)
             if not header_says(header, f"{key}.{name}", size):
                 told = f"is not the tar that was indexed: byte {offset} begins no {name}"
                 raise UserError(f"{self.label(shard)} {told}; {AGAIN}")
         return parts
 
-    def _near(self, shard: int, spans: Sequence[Span]) -> tuple[int, bytes]:
-        """All of `spans` with their headers in one read, and where it begins; nothing where they lie apart."""
-        if not spans:
-            return 0, b""
-        first, last = min(spans)[0] - BLOCK, sum(max(spans))
-        return first, self._pread(shard, last - first, first) if last - first <= 2 * ALONE else b""
+    @contextmanager
+    def _reading(self, shard: int) -> Iterator[Read]:
+        """What reads (count, offset) of a tar. One that was fetched is closed at the end: a file that is open keeps its
+        room on the disk when the store removes it, and then no limit would hold."""
+        fetched = None if self._store is None else self._open(shard)
+        try:
 
-    def _pread(self, shard: int, count: int, offset: int) -> bytes:
-        data = _patiently(lambda: os.pread(self._file(shard), count, offset), self.label(shard))
-        if len(data) != count:
-            raise UserError(f"{self.label(shard)} became shorter while it was in use; restore it and start again")
-        return data
+            def read(count: int, offset: int) -> bytes:
+                # Inside, a tar of this machine is opened again where its server has forgotten it.
+                found = _patiently(
+                    lambda: os.pread(self._file(shard) if fetched is None else fetched, count, offset),
+                    self.label(shard),
+                )
+                if len(found) != count:
+                    raise UserError(
+                        f"{self.label(shard)} became shorter while it was in use; restore it and start again"
+                    )
+                return found
+
+            yield read
+        finally:
+            if fetched is not None:
+                os.close(fetched)
 
     def _file(self, shard: int) -> int:
-        """An open descriptor. A forked worker inherits them: `pread` has no position that two could fight over."""
+        """Of a tar of this machine, an open descriptor. A forked worker inherits them: `pread` has no position that two
+        could fight over."""
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
@@ -239,6 +257,14 @@ class Shards:
             close(file)
 
 
+def _near(read: Read, spans: Sequence[Span]) -> tuple[int, bytes]:
+    """All of `spans` with their headers in one read, and where it begins; nothing where they lie apart."""
+    if not spans:
+        return 0, b""
+    first, last = min(spans)[0] - BLOCK, sum(max(spans))
+    return first, read(last - first, first) if last - first <= 2 * ALONE else b""
+
+
 def _patiently(read: Any, what: str, wait: Any = time.sleep) -> Any:
     """What `read` gives. An error of the machine is tried again, then raised: a skip must depend on content alone."""
     for seconds in WAITS_S:
@@ -251,7 +277,8 @@ def _patiently(read: Any, what: str, wait: Any = time.sleep) -> Any:
     try:
         return read()
     except OSError as why:
-        raise OSError(why.errno, f"{what} cannot be read ({why.strerror}), after {len(WAITS_S) + 1} tries") from why
+        told = f"{what} cannot be read ({why.strerror or why}), after {len(WAITS_S) + 1} tries"
+        raise OSError(why.errno, told) from why
 
 
 def check_holds(source: Source, shards: Shards, most_bad: float) -> None:

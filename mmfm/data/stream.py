@@ -227,6 +227,15 @@ def stored(modality: str, fingerprint: str, data: config.Data, sources: Sequence
     return found
 
 
+def require_room(data: config.Data, sources: Sequence[Shards], turns: order.Order) -> None:
+    """Shards behind URLs: one block of each source must fit into the store at once, or each step would fetch anew."""
+    needs = [turns.room(at, shards.sizes) for at, shards in enumerate(sources) if shards.remote]
+    limit, enough = data.store.limit_gb, f"{1.01 * sum(needs) / 1e9:.3g}"
+    told = f"data.store.limit_gb={limit:g} is less than the {sum(needs) / 1e9:.3g} GB of the shards that are shuffled"
+    remedy = f"set it to {enough} or more, or lower data.shuffle={data.shuffle}"
+    require(sum(needs) <= limit * 1e9, f"{told} together, so that each would be fetched again and again; {remedy}")
+
+
 class TrainStream:
     """The run's batches of this rank, from `consumed` (at first `start`) to the last step, in order.
 
@@ -264,6 +273,7 @@ class TrainStream:
             block=data.shuffle,
             unit=data.batch if data.unit == "batch" else 1,
         )
+        require_room(data, sources, turns)
         parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": turns, "rank": rank, "world": world}
         codes = tuple(name for name, found in (codecs or {}).items() if stored(name, found, data, sources))
         self.plan = Plan(**parts, cache=Cache(data.cache_mb), codes=codes)
