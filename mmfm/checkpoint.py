@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mmfm.config import Conformer, Model, Run, TextTower, Tower, UserError, Vit, Words, require
 from mmfm.distributed import first_process
+from mmfm.folders import sync_folder
 from mmfm.inputs.text import Tokenizer, parse_reader, parse_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
@@ -131,14 +132,6 @@ def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Map
         shutil.rmtree(temporary, ignore_errors=True)
         raise _not_saved(why, final, run_folder) from why
     return final
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _not_saved(why: OSError, final: Path, run_folder: Path) -> UserError:

@@ -1,8 +1,6 @@
 """Writing a bundle: whole or not at all, and not before it was opened and gave what its source gives."""
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,9 @@ from mmfm.bundle import fixture
 from mmfm.bundle.contents import BUNDLE, FILES, FIXTURE, FORMAT, READER, TOKENIZER, Bundle, is_bundle, manifest
 from mmfm.bundle.encoder import BundledEncoder, only
 from mmfm.bundle.load import load_encoder
-from mmfm.checkpoint import load_model, sync_folder, write_file
+from mmfm.checkpoint import load_model, write_file
 from mmfm.config import MODALITIES, require
+from mmfm.folders import whole_folder
 from mmfm.grammar import parse_writing
 from mmfm.inputs.text import Tokenizer
 from mmfm.interface import Interface
@@ -145,9 +144,7 @@ def write_whole(
     leave nothing behind. A bundle that `force` replaces stays until the new one is whole.
     """
     check_free(folder, force)
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(folder) as temporary:
         files = {**files, BUNDLE: write(bundle).encode()}
         _write(temporary, files)
         for modality in bundle.modalities:
@@ -157,14 +154,6 @@ def write_whole(
         card = CARD.format(holds=", ".join(bundle.holds), use=_use(bundle), **told)
         write_file(temporary / "README.md", card.encode() + proofs.pop("README.md", b""))
         _write(temporary, {**files, **proofs})
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists():
-            shutil.rmtree(old, ignore_errors=True) if folder.exists() else os.replace(old, folder)
     return folder
 
 

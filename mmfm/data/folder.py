@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from mmfm.config import UserError, require
+from mmfm.folders import whole_folder
 
 
 def complete(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
@@ -38,19 +38,16 @@ def complete(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """NAME.partial, an empty folder beside, which takes its name at the end; after an error nothing of it stays."""
-    target = folder.resolve()
-    partial = target.with_name(f"{target.name}.partial")
+    """`whole_folder`, NAME.partial until then, with a UserError where it cannot be written.
+
+    `complete` says whether what is there may be replaced.
+    """
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(target)
+        with whole_folder(folder, f"{folder.resolve().name}.partial") as partial:
+            yield partial
     except OSError as why:
         remedy = "make room or grant access there, or choose another folder"
         raise UserError(f"cannot write {folder}: {why.strerror or why}; {remedy}") from why
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def prints(folder: Path) -> dict[str, dict[str, Any]]:

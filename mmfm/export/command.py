@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError, Vit, require
-from mmfm.export.folder import ABOUT, refuse, whole_folder, write_json
+from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
 from mmfm.export.opening import open_model, whole
 from mmfm.interface import Interface
 
@@ -28,7 +28,7 @@ def export(
     refuse(out, force)
     model = open_model(run, step)
     chosen = chosen_of(model, modalities)
-    with whole_folder(out, force) as folder:
+    with export_folder(out, force) as folder:
         about = {"to": to, "run": model.run.name, "modalities": list(chosen)} | TARGETS[to](model, to, folder, chosen)
         write_json(folder / ABOUT, about)
     return out
@@ -67,10 +67,9 @@ def _open_clip(model: Interface, to: str, folder: Path, modalities: Sequence[str
 def _hf(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
     whole(model, to)
     require(set(modalities) == set(model.modalities), "--to hf holds all that the model reads; leave out --modality")
-    from mmfm.hf import write
+    from mmfm.hf.folder import fill
 
-    folder.rmdir()  # it makes its own
-    write(model, folder)
+    fill(model, folder)
     return {}
 
 

@@ -1,38 +1,27 @@
 """What `mmfm export` writes: a folder that is there whole or not at all, and says in export.json what it is."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError, require
+from mmfm.folders import whole_folder
 
 ABOUT = "export.json"
 
 
 @contextmanager
-def whole_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out`, which becomes `out` when all went well and is removed when not.
-
-    UserError where `out` exists and `force` does not say to replace it, or it is something that no export has written.
-    """
+def export_folder(out: Path, force: bool) -> Iterator[Path]:
+    """`whole_folder`, with a UserError where it cannot be written, where `out` exists and `force` does not say to
+    replace it, or where `out` is something that no export has written."""
     refuse(out, force)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    aside = out.with_name(f".{out.name}.{os.getpid()}.old.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            os.replace(out, aside)
-        os.replace(temporary, out)
+        with whole_folder(out) as folder:
+            yield folder
     except OSError as why:
         raise UserError(f"could not write {out} ({why.strerror or why}); choose another folder or mend that") from why
-    finally:
-        for left in (temporary, aside):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def refuse(out: Path, force: bool) -> None:

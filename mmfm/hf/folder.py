@@ -11,8 +11,6 @@ The stub imports this package and registers it, so that programs which never imp
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from mmfm.config import Run, require
+from mmfm.folders import whole_folder
 from mmfm.hf.card import card
 from mmfm.hf.config import MMFMConfig, config_of
 from mmfm.hf.processing import PROCESSOR, MMFMFeatureExtractor, MMFMImageProcessor
@@ -34,18 +33,12 @@ def write(model: Interface, folder: Path) -> None:
     """Write `model` to a new folder, whole or not at all. UserError where it exists, or where the model cannot be
     told in transformers' words."""
     require(not folder.exists(), f"{folder} exists already; give a new one, or remove it first")
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    part.mkdir(parents=True)
-    try:
-        _fill(model, part)
-        if any(str(task).endswith("text") for task in model.tasks):
-            check_cache(part)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(folder) as part:
+        fill(model, part)
 
 
-def _fill(model: Interface, folder: Path) -> None:
+def fill(model: Interface, folder: Path) -> None:
+    """All of `write` in a folder that is there; UserError where transformers would not write out of it what is ours."""
     config = config_of(model.run, model.tokenizer)
     tensors = {f"core.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.core.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -57,6 +50,8 @@ def _fill(model: Interface, folder: Path) -> None:
     _save_processors(model.run, model.modalities, folder)
     generation(config).save_pretrained(folder)
     (folder / "README.md").write_text(card(model), encoding="utf-8")
+    if any(str(task).endswith("text") for task in model.tasks):
+        check_cache(folder)
 
 
 def _save_processors(run: Run, modalities: tuple[str, ...], folder: Path) -> None:

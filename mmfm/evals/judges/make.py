@@ -1,7 +1,6 @@
 """The folder of trained judges: made beside its place, under its own name only when whole."""
 
 import json
-import shutil
 from pathlib import Path
 
 from mmfm.config import require
@@ -27,6 +26,4 @@ def make(folder: Path, *, seed: int = 0, force: bool = False, progress: bool = T
         manifest = {"arguments": wanted, "files": prints(partial)}
         text = json.dumps(manifest, indent=1) + "\n"
         (partial / "judges.json").write_text(text, encoding="utf-8", newline="\n")
-        if force:
-            shutil.rmtree(folder, ignore_errors=True)
     print(f"{folder} is complete")
