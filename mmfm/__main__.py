@@ -1,12 +1,11 @@
 """The command line: parse first, import torch after. A mistake is one line and exit status 2; --debug shows the rest.
 
-Exit status: 0 done, 1 a fault of the program or the machine, 2 a mistake in the input, 75 stopped by SIGTERM or SIGUSR1
+Exit status: 0 done, 1 a fault of the machine or the program, 2 a mistake in the input, 75 stopped by SIGTERM or SIGUSR1
 after saving, to be started again with --resume, 130 interrupted, 141 no reader.
 """
 
 import contextlib
 import difflib
-import errno
 import io
 import os
 import re
@@ -17,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import mmfm
+from mmfm import machine
 from mmfm.config import Run, UserError, one_line, require
 from mmfm.process import TRY_AGAIN, Stopped
 
@@ -41,6 +41,10 @@ One model that reads and writes text, images and audio.
 
 `mmfm COMMAND --help` lists the options of a command. --debug, anywhere, shows the traceback of an error.
 --version prints the version.
+
+Exit status: 0 done; 1 the machine failed (disk, memory, a killed process), or mmfm did, which the line then says;
+2 a mistake in what was given; 75 stopped by SIGTERM or SIGUSR1 and saved, `mmfm train ... --resume` goes on;
+130 Ctrl-C; 141 the reader of the output has gone.
 """
 
 WORDS = {
@@ -61,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    machine.spare_threads()  # before torch is imported, which reads it once
     try:
         run([word for word in words if word != "--debug"])
         sys.stdout.flush()  # here a reader that has gone is noticed in time
@@ -195,17 +200,10 @@ def report(error: BaseException, training: bool = False) -> int:
         return say(str(error.args[-1]) if error.args else "", 2)
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
         return say(f"the package {error.name} is not installed; pip install 'mmfm[{extra}]' brings it", 2)
-    if isinstance(error, OSError):
-        return say(trouble(error), 1)
+    if (told := machine.trouble(error)) is not None:
+        return say(told, 1)
     told = str(error).strip()  # one of a loader process is a traceback, which ends with a line
     return say(f"{type(error).__name__}: {told}; this is a fault of mmfm, --debug shows where", 1)
-
-
-def trouble(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"the disk is full{where}; free some space, then --resume continues from the last whole checkpoint"
-    return f"{error.strerror or error}{where}"
 
 
 def say(message: str, status: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmfm.checkpoint import folder_of
 from mmfm.config import Run, UserError
 from mmfm.data.splits import named
+from mmfm.data.stream import StoppedWaiting
 from mmfm.distributed import Alone, Ranks, Said, joined_if_many, together
 from mmfm.evals.run import scores_during_training
 from mmfm.inputs.text import Tokenizer
@@ -211,6 +212,15 @@ class Saves(AfterStep):
         if trainer.should_stop or trainer.global_step == self.run.optim.steps:
             raise self.files.failure
         console.print(f"[bold red]{self.files.failure}; until then training goes on[/]", soft_wrap=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A rank alone that was stopped while it waited for a batch stands between two steps, and can save."""
+        step = trainer.global_step
+        if not isinstance(exception, StoppedWaiting) or trainer.world_size > 1:
+            return
+        if step and step == self.agree.data.open().consumed:
+            trainer.save_checkpoint(folder_of(self.run.folder, step))
+            exception.saved = step if self.files.failure is None else None
 
 
 class Bar(AfterStep):

@@ -272,11 +272,12 @@ class Encode:
         from mmfm.data.encode import coders_of, encode
         from mmfm.data.example import decode_of
         from mmfm.distributed import device_of_rank
+        from mmfm.machine import cores
 
         model = load_model(Path(self.run), self.step or None)
         device = device_of_rank(model.run.accelerator)
         model.to(device)
-        torch.set_num_threads(model.run.threads)
+        torch.set_num_threads(min(model.run.threads, cores()))
         coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)
         encode(coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch, device=device)
 

@@ -35,9 +35,11 @@ from mmfm.checkpoint import (
 )
 from mmfm.codecs.fingerprint import fingerprint
 from mmfm.config import Run, UserError, require
+from mmfm.data.stream import StoppedWaiting
 from mmfm.distributed import first_process, leave
 from mmfm.grammar import parse_writing
 from mmfm.inputs.text import Tokenizer
+from mmfm.machine import cores
 from mmfm.model import UnifiedModel, build
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
 from mmfm.process import Signals, Stopped, follow, lead, locked
@@ -68,12 +70,12 @@ def train(run: Run, *, resume: bool = False, force: bool = False) -> Path:
 
 def _fit(run: Run, start: int | None, signals: Signals) -> None:
     _quiet()
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(min(run.threads, cores()))
     torch.manual_seed(run.seed)
     run, tokenizer, model = _model(run, start)
     module = JointModule(run, model)
     data, files = StreamData(run, tokenizer, fingerprints(run, model)), FolderCheckpoints(run, tokenizer)
-    data.open()  # what is wrong with the data is said before anything is written
+    data.open().asked = lambda: bool(signals.asked)  # what is wrong with the data is said before anything is written
     if first_process():
         _make_way(run, start)
     journal, agree = Journal(run), Agree(run, data, signals)
@@ -81,7 +83,12 @@ def _fit(run: Run, start: int | None, signals: Signals) -> None:
     trainer = _trainer(run, start, callbacks, files)
     path = None if start is None else str(folder_of(run.folder, start))
     with _together(trainer), lead() if first_process() else contextlib.nullcontext():
-        trainer.fit(module, data, ckpt_path=path, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=path, weights_only=True)
+        except StoppedWaiting as why:
+            if SIGINT in signals.asked:
+                raise KeyboardInterrupt from why
+            raise
     if trainer.is_global_zero:  # what all ranks know is said by the first; the others end in peace
         _tell(run, trainer, module, agree)
 
@@ -239,6 +246,9 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message=".*This DataLoader will create .* worker processes.*"
+    )  # the doctor says it
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # those that are locked
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch
     warnings.filterwarnings(

@@ -284,7 +284,11 @@ FAULTS: dict[str, tuple[BaseException, int, str]] = {
         1,
         "mmfm: the disk is full (runs/x); free",
     ),
-    "no right": (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "mmfm: Permission denied (runs)"),
+    "no right": (
+        PermissionError(errno.EACCES, "Permission denied", "runs"),
+        1,
+        "mmfm: Permission denied (runs); grant",
+    ),
     "several lines": (UserError("one\n   two"), 2, "mmfm: one two"),
     "in a worker": (UserError(WORKER), 2, "mmfm: a.tar: 7 is cut; write it again"),
     "our fault": (RuntimeError("shapes\ndiffer"), 1, "mmfm: RuntimeError: shapes differ; this is a fault of mmfm"),

@@ -471,6 +471,29 @@ def test_a_starving_model_is_a_warning_with_a_remedy(run):
     assert first.level == "OK" and "50% of the time" in next(i.message for i in rest if i.code == "busy")
 
 
+def test_the_whole_duration_is_said_and_a_long_one_warned_of(run, monkeypatch):
+    """Steps times seconds from step to step: 32 hours are a warning, a minute is none; on a GPU nothing is known."""
+    monkeypatch.setattr(pace.torch.cuda, "is_available", lambda: False)
+    run = replace(run, optim=replace(run.optim, steps=40_000))
+    found = picked(list(pace.speed(measured(0.1, 2.88, 1), run, 2).findings), "long")
+    assert found.level == "WARNING" and found.count == 115_200
+    assert "40,000 steps x 2.88 s from step to step = about 32 hours in all" in found.message
+    short = picked(list(pace.speed(measured(0.0001, 0.0015, 1), run, 2).findings), "duration")
+    assert short.level == "OK" and "about 60 s in all" in short.message
+    monkeypatch.setattr(pace.torch.cuda, "is_available", lambda: True)
+    run = replace(run, accelerator="auto")
+    assert picked(list(pace.speed(measured(0.1, 2.88, 1), run, 2).findings), "duration").level == "NOTE"
+
+
+def test_shared_memory_that_batches_fill_is_noted(run):
+    """Of two loader processes eight batches lie ready at most: of 10 MB each they fill a container's 64 MB."""
+    room = speed.Memory(parameters=1, gradients=1, moments=2, activations=1, batch=10**7, loader=1)
+    run = replace(run, data=replace(run.data, workers=2))
+    small, large = (pace.memory(room, run, 10**10, shared).findings for shared in (64 * 2**20, 10**9))
+    assert "up to 80 MB of shared memory, and " in picked(list(small), "shared_memory").message
+    assert [item.code for item in large] == ["memory"]
+
+
 def test_memory_is_the_sum_of_its_parts_and_a_warning_where_it_does_not_fit(run):
     """For all ranks of this machine together."""
     parts = measured(1.0, 1.0, 1).memory

@@ -18,6 +18,7 @@ from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Sou
 from mmfm.data import index, order
 from mmfm.data import shards as shards_module
 from mmfm.data.example import Decode, Example, collate, decode_of, read_example, text_hash
+from mmfm.data.handover import tensors
 from mmfm.data.names import expand
 from mmfm.data.sample import Sample, label_of
 from mmfm.data.shards import Shards
@@ -260,6 +261,19 @@ def test_captions_in_a_list_are_told_with_the_way_to_read_them(tmp_path, write_s
     assert {t for b in stream(replace(run, data=replace(data, train=(named,)))) for t in b.texts} == set(many["text"])
 
 
+def test_loaders_without_shared_memory_change_nothing(folder, monkeypatch):
+    """As in a container whose 64 MB are full: torch would say so in a thread of a loader process, and never send."""
+    whole = list(stream(run_on(folder)))
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </t>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    found = list(stream(run_on(folder, workers=2)))  # forked, and so without shared memory too
+    assert len(found) == 9 and all(map(equal, found, whole))
+    assert not any(tensor.is_shared() for batch in found for tensor in tensors(batch))
+
+
 @pytest.mark.parametrize(("workers", "start"), [(0, 4), (2, 4), (0, 9), (1, 8)])
 def test_resumed_equals_uninterrupted(folder, workers, start):
     """From batch k on, a new stream gives what the old one would have given; epochs of both sources end in between."""
@@ -467,8 +481,8 @@ def test_a_loader_process_that_dies_is_told_in_one_line():
     batches = Batches()
     error = data_stream._next(batches)
     assert isinstance(error, ChildProcessError) and batches.forgotten and "\n" not in str(error)
-    assert "a loader process died or hung (DataLoader worker (pid 7)" in str(error)
-    assert str(error).endswith("; --resume continues from the last checkpoint")
+    assert "a loader process was killed, most likely for lack of memory; lower data.workers" in str(error)
+    assert str(error).endswith("--resume continues from the last whole checkpoint")
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyError, UnicodeDecodeError])

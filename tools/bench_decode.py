@@ -35,6 +35,7 @@ from PIL import Image
 from mmfm.inputs.audio import decode_audio
 from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.image import picture
+from mmfm.machine import cores
 
 LONG_S, PART_S, RATE_HZ, PARTS = 180, 3.0, 16_000, 4
 SOUNDS = {
@@ -164,7 +165,7 @@ def hardware() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": torch.multiprocessing.cpu_count()}
+    return {"cpu": names[0] if names else platform.processor(), "cores": cores()}
 
 
 def commit() -> str:

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from mmfm.config import Optim
 from mmfm.losses import softmax_contrast
+from mmfm.machine import cores
 from mmfm.optim import adamw
 from mmfm.towers.clip import Clip, from_open_clip, prefix_tree
 
@@ -201,7 +202,7 @@ def hardware() -> dict[str, Any]:
     wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": torch.multiprocessing.cpu_count(),
+        "cores": cores(),
         "isa": wanted,
     }
 

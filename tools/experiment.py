@@ -25,6 +25,8 @@ from typing import Any
 
 from readme import between
 
+from mmfm.machine import cores
+
 ROOT = Path(__file__).parent.parent
 RUNS = Path("runs") / "experiments"
 COLUMNS = (
@@ -79,7 +81,7 @@ def setting(command: Sequence[str]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "lightning", "torchaudio", "espeakng-loader")},
-        "hardware": f"{os.cpu_count()} cores of {processor()}, no GPU",
+        "hardware": f"{cores()} cores of {processor()}, no GPU",
     }
 
 

@@ -14,6 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from mmfm.machine import cores
+
 
 def in_turns(ways: Mapping[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
     """What each way says, once a round; another one begins each round, so that a busy machine disturbs all alike."""
@@ -72,7 +74,7 @@ def hardware() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
+    return {"cpu": names[0] if names else platform.processor(), "cores": cores()}
 
 
 def commit() -> str:

@@ -11,17 +11,19 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from mmfm import machine
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 AHEAD = 2  # jobs handed out per process
 
 
 def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """work(job) for every job. 0 workers: as many as there are cores; 1: here, without another process.
+    """work(job) for every job. 0 workers: as many as this process has cores; 1: here, without another process.
 
     Processes are started afresh (spawn): a program that is a script must call this under `if __name__ == "__main__"`.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or machine.cores()
     if workers == 1:
         yield from map(work, jobs)
         return

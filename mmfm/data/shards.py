@@ -4,6 +4,7 @@ What lies where is in the indexes. Those of the last few tars are kept; of the o
 so that memory does not grow with the samples of a set. Standard library only: checking a run's data needs no torch.
 """
 
+import itertools
 import os
 import time
 from array import array
@@ -19,12 +20,13 @@ from typing import Any, Protocol, runtime_checkable
 from mmfm.config import Source, UserError
 from mmfm.data import index
 from mmfm.data.index import AGAIN, EXTENSIONS, Entry, Index, numbered
+from mmfm.data.open_files import OPEN
 from mmfm.data.sample import Sample, modalities, text_of, why_no_text
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
 
-OPEN_FILES = 128
 ALONE = 1 << 14  # bytes: a longer part is read on its own, as copying it out of a longer read takes longer than a call
+OWNERS = itertools.count()  # numbers of those who open files here
 LIVE_SAMPLES = 1 << 18  # whose indexes are kept
 WAITS_S = (0.1, 0.5, 2.0)  # before reading is tried again, where the machine and not the content fails
 Span = tuple[int, int]  # offset and size
@@ -50,7 +52,7 @@ class Shards:
         self._store = store
         self._scanned: dict[int, Index] = {}  # of tars without an index on disk: these stay
         self._live: dict[int, Index] = {}
-        self._files: dict[int, int] = {}
+        self._owner = next(OWNERS)
         self._soon: list[int] = []
         self.places: list[str] = []
         self.sizes, self._crc32 = array("Q"), array("q")
@@ -195,10 +197,7 @@ class Shards:
 
             def read(count: int, offset: int) -> bytes:
                 # Inside, a tar of this machine is opened again where its server has forgotten it.
-                found = _patiently(
-                    lambda: os.pread(self._file(shard) if fetched is None else fetched, count, offset),
-                    self.label(shard),
-                )
+                found = _patiently(lambda: self._read_at(shard, fetched, count, offset), self.label(shard))
                 if len(found) != count:
                     raise UserError(
                         f"{self.label(shard)} became shorter while it was in use; restore it and start again"
@@ -210,14 +209,13 @@ class Shards:
             if fetched is not None:
                 os.close(fetched)
 
-    def _file(self, shard: int) -> int:
-        """Of a tar of this machine, an open descriptor. A forked worker inherits them: `pread` has no position that two
-        could fight over."""
-        if shard not in self._files:
-            if len(self._files) >= OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = self._open(shard)
-        return self._files[shard]
+    def _read_at(self, shard: int, fetched: int | None, count: int, offset: int) -> bytes:
+        """Of a tar of this machine through a file that stays open. A forked worker inherits it: `pread` has no position
+        that two could fight over."""
+        if fetched is not None:
+            return os.pread(fetched, count, offset)
+        with OPEN.lent((self._owner, shard), lambda: self._open(shard)) as file:
+            return os.pread(file, count, offset)
 
     def _open(self, shard: int) -> int:
         if self._store is None:
@@ -250,11 +248,14 @@ class Shards:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_owner"}
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit `os` may be gone already
-        for file in self.__dict__.get("_files", {}).values():
-            close(file)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _owner=next(OWNERS))
+
+    def __del__(self, forget: Callable[[int], None] = OPEN.forget) -> None:  # at exit a module's names may be gone
+        if "_owner" in self.__dict__:
+            forget(self._owner)
 
 
 def _near(read: Read, spans: Sequence[Span]) -> tuple[int, bytes]:

@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,15 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mmfm import config
+from mmfm import config, machine
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.codes import require_own
 from mmfm.data.documents import joined
 from mmfm.data.example import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example
+from mmfm.data.handover import Piped, handed_over, taken
 from mmfm.data.health import Bad, Health
 from mmfm.data.index import CODES, MODALITY
 from mmfm.data.remote import Store
@@ -34,11 +36,13 @@ from mmfm.data.sources import open_source
 from mmfm.inputs import BadSample
 from mmfm.inputs.augment import DRAWS
 from mmfm.inputs.text import Tokenizer
-from mmfm.process import loader_worker
+from mmfm.process import Stopped, loader_worker
 
 PREFETCH = 4  # batches ready per worker
 OF_AN_EXAMPLE = 1_000  # bytes of its objects, and of each tensor's and part's
-STUCK_S = 1_800  # without a batch: a reader hangs, and an error is better
+STUCK_S = 1_800.0  # without a batch: a reader hangs, and an error is better
+ASKED_S = 10.0  # so long a batch is waited for when the run is asked to end
+LOOK_S = 1.0  # between two looks at what is asked while a batch is waited for
 
 
 class Cache:
@@ -109,13 +113,14 @@ class Plan(Dataset):
     cache: Cache
     codes: tuple[str, ...] = ()  # modalities whose codes are stored in the shards
 
-    def __getitem__(self, number: int) -> Loaded | UserError | OSError:
+    def __getitem__(self, number: int) -> Loaded | Piped | UserError | OSError | MemoryError:
         try:
             positions = self.positions(number)
             self._look_ahead(positions)
-            return self._load(positions)
-        except (UserError, OSError) as why:
+            loaded = self._load(positions)
+        except (UserError, OSError, MemoryError) as why:
             return why
+        return loaded if get_worker_info() is None else handed_over(loaded)
 
     def positions(self, number: int) -> list[int]:
         """This rank's positions of a step: a contiguous part, or the one that it is dealt by length."""
@@ -279,13 +284,14 @@ class TrainStream:
         self.plan = Plan(**parts, cache=Cache(data.cache_mb), codes=codes)
         self.health = Health([source.label for source in data.train], data.most_bad)
         self.consumed = start
+        self.asked: Callable[[], bool] = lambda: False  # to end, whoever asks; heard while a batch is waited for
 
     def __len__(self) -> int:
         return self.plan.run.optim.steps
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader(range(self.consumed, len(self))))
-        while (loaded := _next(batches)) is not None:
+        while (loaded := _next(batches, self.asked)) is not None:
             if isinstance(loaded, Exception):
                 raise loaded
             self.health.note(loaded.reads, loaded.bad)
@@ -296,9 +302,10 @@ class TrainStream:
         workers = self.plan.run.data.workers
         more: dict[str, Any] = {}
         if workers:
-            more = {"prefetch_factor": PREFETCH, "worker_init_fn": loader_worker, "timeout": STUCK_S}
+            more = {"prefetch_factor": PREFETCH, "worker_init_fn": loader_worker, "timeout": LOOK_S}
         if workers and sys.platform == "linux":
             more["multiprocessing_context"] = "fork"  # shares the index; a fresh process would import torch first
+        more["collate_fn"] = _as_it_is  # torch's own makes tensors of arrays
         return DataLoader(self.plan, batch_size=None, sampler=numbers, num_workers=workers, **more)
 
     def fingerprint(self) -> str:
@@ -321,15 +328,54 @@ class TrainStream:
         return hashlib.blake2b(tree.encode(), digest_size=16).hexdigest()
 
 
-def _next(batches: Iterator[Loaded | Exception]) -> Loaded | Exception | None:
-    """The next of the loader's, None at the end. A loader process that died is an error of the machine; what was raised
-    in one that lives is raised here, as it is: starting again would not help."""
-    try:
-        return next(batches, None)
-    except RuntimeError as why:
-        if not str(why).startswith("DataLoader "):  # torch's words for a dead process, and for one that hangs
-            raise
-        told = " ".join(str(why).split())
-        if (forget := getattr(batches, "_shutdown_workers", None)) is not None:
-            forget()  # else torch raises the same again wherever another child ends
-        return ChildProcessError(f"a loader process died or hung ({told}); --resume continues from the last checkpoint")
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+class StoppedWaiting(Stopped):
+    """Asked to end while no batch came. What was trained so far is whole: it is between two steps.
+
+    saved: the step of the checkpoint that was written then, or None.
+    """
+
+    saved: int | None = None
+
+    def __str__(self) -> str:
+        then = "" if self.saved is None else f", and saved at step {self.saved}"
+        return f"{super().__str__()}{then}; {machine.RESUME}"
+
+
+def _next(
+    batches: Iterator[Loaded | Exception],
+    asked: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Loaded | Exception | None:
+    """The next of the loader's, None at the end. A loader process that died is an error of the machine.
+
+    The loader gives up every LOOK_S seconds, and is asked again until STUCK_S, or for ASKED_S once the run is to end.
+    """
+    began, since = clock(), None
+    while True:
+        try:
+            return taken(next(batches, None))
+        except RuntimeError as why:
+            if not str(why).startswith("DataLoader "):  # torch's words for a dead process, and for one that hangs
+                raise
+            since = clock() if since is None and asked() else since
+            late = clock() - began >= STUCK_S
+            if not str(why).startswith("DataLoader timed out") or late:
+                return _gave_up(batches, str(why), late)
+            if since is not None and clock() - since >= ASKED_S:
+                _forget(batches)
+                raise StoppedWaiting(f"stopped, as asked, while no batch came for {clock() - began:.0f} s") from None
+
+
+def _gave_up(batches: Iterator[Any], why: str, late: bool) -> OSError:
+    _forget(batches)  # else torch raises the same again wherever another child ends
+    told = f"no batch came for {STUCK_S / 60:.0f} minutes: a disk or server hangs; see that it answers"
+    return ChildProcessError(f"{told}, and {machine.RESUME}" if late else machine.worker_died(why))
+
+
+def _forget(batches: Iterator[Any]) -> None:
+    if (forget := getattr(batches, "_shutdown_workers", None)) is not None:
+        forget()

@@ -12,6 +12,7 @@ from mmfm.doctor.findings import to_json
 from mmfm.doctor.page import render
 from mmfm.doctor.run import Extent, examine
 from mmfm.doctor.terminal import show
+from mmfm.machine import cores
 
 
 def doctor(run: Run, *, config: str, html: str, json: str, samples: int, quick: bool, fetch: bool) -> int:
@@ -19,7 +20,7 @@ def doctor(run: Run, *, config: str, html: str, json: str, samples: int, quick: 
     pages = {"--html": html, "--json": json if json != "-" else ""}
     for option, file in pages.items():
         _check_place(option, file)
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(min(run.threads, cores()))
     told = Console(stderr=True)
     with told.status("") if told.is_terminal else nullcontext() as status:
         watch = (lambda _: None) if status is None else (lambda what: status.update(f"looking at {what}"))

@@ -1,13 +1,18 @@
 """Whether the loader keeps up with the model, and whether both have room: sections made of what `speed` measured."""
 
-import os
+from collections.abc import Iterator
 
+import torch
+
+from mmfm import machine
 from mmfm.config import Run, UserError
 from mmfm.data.stream import PREFETCH
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
-from mmfm.doctor.speed import ROOM, Measured, Memory, available_bytes, fits, measure
+from mmfm.doctor.speed import ROOM, Measured, Memory, fits, measure
 from mmfm.inputs.text import Tokenizer
+from mmfm.machine import available_bytes, cores, shared_bytes
 
+LONG_S = 8 * 3_600.0  # a run that takes longer than a working day is said so as a warning
 PATIENT = 0.05  # share of the time that the model may wait for data
 MEGABYTE = 1e6
 
@@ -24,10 +29,10 @@ def pace_and_memory(run: Run, tokenizer: Tokenizer) -> tuple[Section, Section | 
     except (UserError, OSError) as why:
         told = f"not measured, as the stream stops: {why}"
         return Section(name="Speed", findings=(finding("ERROR", "stream_stops", told),)), None
-    return speed(found, run, os.cpu_count() or 1), memory(found.memory, run, available_bytes())
+    return speed(found, run, cores()), memory(found.memory, run, available_bytes(), shared_bytes())
 
 
-def speed(found: Measured, run: Run, cores: int) -> Section:
+def speed(found: Measured, run: Run, have: int) -> Section:
     pace = found.pace
     rows = [
         ("one loader process", round(found.batch / pace.load_s), round(1e3 * pace.load_s, 1)),
@@ -35,10 +40,10 @@ def speed(found: Measured, run: Run, cores: int) -> Section:
         (f"both, data.workers={pace.workers}", round(found.batch / pace.every_s), round(1e3 * pace.every_s, 1)),
     ]
     drawn = table(f"Batches of {found.batch}, on this machine", ("", "samples per s", "ms per batch"), rows)
-    return Section(name="Speed", findings=tuple(_advice(found, run, cores)), tables=(drawn,))
+    return Section(name="Speed", findings=tuple(_advice(found, run, have)), tables=(drawn,))
 
 
-def _advice(found: Measured, run: Run, cores: int) -> list[Finding]:
+def _advice(found: Measured, run: Run, have: int) -> list[Finding]:
     findings, pace = list[Finding](), found.pace
     enough = plural(pace.needed, "loader process")
     if pace.waiting <= PATIENT:
@@ -54,9 +59,9 @@ def _advice(found: Measured, run: Run, cores: int) -> list[Finding]:
         )
         findings.append(finding("NOTE", "uncached", told))
     wanted = max(pace.needed, pace.workers) + run.threads
-    if wanted * run.devices > cores:
+    if wanted * run.devices > have:
         each = f"{max(pace.needed, pace.workers)} loading + {plural(run.threads, 'thread')}"
-        told = f"{run.devices} x ({each}) are more than the {plural(cores, 'core')} here: they take turns, and each is "
+        told = f"{run.devices} x ({each}) are more than the {plural(have, 'core')} here: they take turns, and each is "
         told += "slower than measured alone"
         findings.append(finding("NOTE", "few_cores", told))
     if found.stepped < found.batch:
@@ -73,11 +78,31 @@ def _advice(found: Measured, run: Run, cores: int) -> list[Finding]:
     if run.accelerator != "cpu":
         told = "the step was measured on the processor; an accelerator is faster, and needs as many times more workers"
         findings.append(finding("NOTE", "measured_on_cpu", told))
-    return findings
+    return [*findings, duration(found, run)]
 
 
-def memory(found: Memory, run: Run, room: int) -> Section:
-    """Of one rank, in MB, against what this machine has free."""
+def duration(found: Measured, run: Run) -> Finding:
+    """What the run takes in all: its steps, times the seconds from one to the next."""
+    whole_s, every_s = run.optim.steps * found.pace.every_s, found.pace.every_s
+    told = f"{plural(run.optim.steps, 'step')} x {every_s:.3g} s from step to step = about {spoken(whole_s)} in all"
+    if run.accelerator != "cpu" and torch.cuda.is_available():
+        return finding("NOTE", "duration", f"{told} on the processor; the GPU, which the run takes, was not measured")
+    if whole_s <= LONG_S:
+        return finding("OK", "duration", told)
+    remedy = "lower optim.steps or the model's size, or train on a faster machine; what is trained is saved on the way"
+    return finding("WARNING", "long", f"{told}: {remedy}", (), round(whole_s))
+
+
+def spoken(seconds: float) -> str:
+    """A duration in the unit that people would use."""
+    for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def memory(found: Memory, run: Run, room: int, shared: int | None = None) -> Section:
+    """Of one rank, in MB, against what this machine has free. `shared`: free bytes of shared memory, if it has any."""
     waiting = f"{run.data.workers} x {PREFETCH} batches" if run.data.workers else "no batch waits"
     cached = f", {max(run.data.workers, 1)} x {run.data.cache_mb} MB cached at most" if run.data.cache_mb else ""
     rows = [
@@ -96,4 +121,14 @@ def memory(found: Memory, run: Run, room: int) -> Section:
     one = finding("OK", "memory", told)
     if total > room and run.accelerator != "gpu":
         one = finding("WARNING", "memory_short", f"{told}: lower data.batch or data.cache_mb, or take another machine")
-    return Section(name="Memory", findings=(one,), tables=(drawn,))
+    findings = [one, *_in_flight(found, run, shared)]
+    return Section(name="Memory", findings=tuple(findings), tables=(drawn,))
+
+
+def _in_flight(found: Memory, run: Run, shared: int | None) -> Iterator[Finding]:
+    """Batches that loader processes have ready lie in shared memory, of which a container has 64 MB by default."""
+    wanted = run.devices * run.data.workers * PREFETCH * found.batch
+    if shared is not None and wanted > shared:
+        told = f"batches in flight take up to {wanted / MEGABYTE:.3g} MB of shared memory, and {machine.SHARED} has "
+        told += f"{shared / MEGABYTE:.3g} MB free: the rest goes through pipes, slower; give the container more "
+        yield finding("NOTE", "shared_memory", told + "(--shm-size), or lower data.workers or data.batch")

@@ -6,7 +6,6 @@ each storage once: unlike the process's size it does not depend on what ran befo
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from mmfm.batch import Batch
 from mmfm.config import Conformer, Model, Run, TextTower, Vit
-from mmfm.data.stream import PREFETCH, Plan, TrainStream
+from mmfm.data.stream import PREFETCH, Loaded, Plan, TrainStream
 from mmfm.inputs.text import Tokenizer
+from mmfm.machine import available_bytes, cores
 from mmfm.model import build
 from mmfm.objectives import Objectives
 from mmfm.optim import adamw
@@ -92,7 +92,7 @@ class Measured:
 def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     """`room`: bytes that activations may take. Raises UserError where the stream does."""
     batches, load_s, plan = load(run, tokenizer)
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(min(run.threads, cores()))
     torch.manual_seed(run.seed)
     objectives = Objectives(build(run.model, tokenizer.size, run.contrast, run.data.augment), run).train()
     most = bearable(objectives, run, plan, room)
@@ -144,6 +144,7 @@ def first_batch(plan: Plan, run: Run, count: int) -> Batch:
     loaded = replace(plan, run=replace(run, data=replace(run.data, batch=count)))[0]
     if isinstance(loaded, Exception):
         raise loaded
+    assert isinstance(loaded, Loaded)
     return loaded.batch
 
 
@@ -233,13 +234,3 @@ def rough_parameters(model: Model, text_size: int) -> int:
         blocks += 26 * model.audio.depth * model.audio.width**2
     towers = model.text.width * text_size if isinstance(model.text, TextTower) else 0
     return blocks + towers + model.trunk.width * (text_size + model.codes("image") + model.codes("audio"))
-
-
-def available_bytes() -> int:
-    """Of this machine, for a new process."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -47,6 +47,7 @@ from mmfm.evals.zeroshot import (
     given_templates,
     read_lines,
 )
+from mmfm.machine import cores
 
 BOOTSTRAP, NOTHING = Bootstrap(), Asking()
 NO_VALUE = "the statistic has no finite value"
@@ -332,7 +333,7 @@ def evaluate_run(
         read_lines(how.classes, "class")  # so that a mistake is told before the work
     each(ranks, lambda: check_there([*splits.values()], how.store))
     results = check_place(Path(out) if out else folder / "results.json")
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(min(run.threads, cores()))
     model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
     scores = {}
     for name, spec in splits.items():

@@ -34,6 +34,7 @@ from mmfm.evals.suite import (
     root_of,
     task_name,
 )
+from mmfm.machine import cores
 
 Watches = Callable[[str], Watch]
 ALONE = Alone()
@@ -64,7 +65,7 @@ def evaluate_suite(
     place = root_of(suite, root)
     how = how_of(run, batch=batch, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
     results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(min(run.threads, cores()))
     model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
     scores = suite_scores(model, suite, place, how, watches=lambda name: progress(name, console), ranks=ranks)
     return [] if ranks.rank else finish(scores, {name: str(place) for name in scores}, results, console)
