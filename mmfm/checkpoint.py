@@ -348,4 +348,6 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
     core = build(cfg.model, tokenizer.size, cfg.contrast)
     check_shapes(core, weights, str(where))
     core.load_state_dict(weights, strict=True)
-    return Interface(core.to(device).eval(), cfg, tokenizer).eval()
+    model = Interface(core.to(device).eval(), cfg, tokenizer).eval()
+    model.checkpoint = where
+    return model

@@ -49,6 +49,7 @@ class Interface(nn.Module):
         self.config, self.embed_dim = run.model, core.embed_dim
         self.modalities = tuple(name for name in config.MODALITIES if name in core.towers)
         self.tasks = tuple(item.task for item in run.write)
+        self.checkpoint: Path | None = None  # the folder that its weights were read from
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:

@@ -46,7 +46,7 @@ from mmfm.process import Signals, Stopped, follow, lead, locked
 from mmfm.strict import from_json, to_json
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
-RESULTS = (METRICS, "results.json", "results.details.json", "results.samples.json", "report.html")
+RESULTS = (METRICS, "results*.json", "results*.json.partial", "report.html")
 RANK_ENDS_S = 10
 
 
@@ -174,7 +174,7 @@ def _make_way(run: Run, start: int | None) -> None:
     if start is None:
         clear(folder)
         _remove(folder / "tensorboard")
-        for path in (*(folder / name for name in RESULTS), *folder.glob("skipped*.jsonl")):
+        for path in (path for name in (*RESULTS, "skipped*.jsonl") for path in folder.glob(name)):
             path.unlink(missing_ok=True)
     else:
         for step in steps_of(folder):

@@ -28,9 +28,9 @@ from mmfm.data.example import Decode, read_example
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards
 from mmfm.data.splits import named_splits
-from mmfm.evals import run as runs
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap
+from mmfm.evals.places import write_json
 from mmfm.evals.run import How, evaluate, evaluate_run, scores_during_training
 from mmfm.evals.split import asked_and_more, at_rest, encode_texts, spread
 from mmfm.evals.table import print_split
@@ -512,14 +512,14 @@ def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_last_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results are replaced whole or not at all, and nothing half-written stays."""
     path = tmp_path / "results.json"
-    runs.write_json(path, [1])
+    write_json(path, [1])
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*results.json: No space left on device; free some space"):
-        runs.write_json(path, [2])
+        write_json(path, [2])
     assert json.loads(path.read_text()) == [1] and list(tmp_path.iterdir()) == [path]
 
 

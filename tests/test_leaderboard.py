@@ -244,7 +244,7 @@ def test_a_page_of_many_comparisons_can_be_won(tmp_path: Path) -> None:
     shown = board_of(read_contenders(folders), Bootstrap(resamples=99))
     assert [one.better for one in shown.comparisons] == [0] * 300 + [None]
     assert shown.comparisons[-1].outcome.p == least_p(5) == 1 / 16
-    assert shown.notes == ["test: few has 5 items: too few items for any difference to be beyond chance"]
+    assert shown.notes == ["test: too few items for any difference to be beyond chance: few (5 items, 1 comparisons)"]
 
 
 def test_other_normalizers_are_not_compared(tmp_path: Path) -> None:

@@ -388,7 +388,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     both.write_text(both.read_text().replace("ClassFolders()", "ClassFolders(path='pets')"))
     assert main(["eval", str(run), str(both), "--root", str(tmp_path), "--bootstrap", "20"]) == 0
     rows = json.loads((run / "results.mine.json").read_text())
-    assert list(rows[0]) == ["split", "task", "metric", "value", "low", "high", "chance", "n", "clusters"]
+    assert list(rows[0])[:9] == ["split", "task", "metric", "value", "low", "high", "chance", "n", "clusters"]
+    assert {"step", "weights", "data", "suite", "version"} <= rows[0].keys()
     assert {(row["split"], row["task"]) for row in rows} == {
         ("pets", "image->text"),
         ("pets", "image:knn"),

@@ -7,7 +7,7 @@ does, and then call for nothing from each other: `Answer.result` is for the firs
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from mmfm.evals.probes import Predicted, cross_predicted, nearest_neighbours, pr
 from mmfm.evals.retrieval import Side, retrieve
 from mmfm.evals.run import How
 from mmfm.evals.spelling import Normalizer, normalizer
-from mmfm.evals.split import Evaluable, Split, Vectors, Written, encode_texts
+from mmfm.evals.split import Evaluable, Split, Vectors, Written, comparable, encode_texts, unknown
 from mmfm.evals.suite import (
     KNN,
     Caption,
@@ -138,7 +138,12 @@ def answer_multilabel(task: MultiLabel, context: Context) -> Answer:
 
     def result() -> Result:
         names = seen.split.names(vectors.rows)
-        figures = multilabel_figures(f"{task.modality}->text", (vectors.x @ head.T).numpy(), truth, names)
+        why = "; ".join(filter(None, (unknown(task.modality, vectors.x), unknown("classes", head))))
+        scores = (comparable(vectors.x) @ comparable(head).T).numpy()
+        figures = [
+            replace(figure, unknown=why)
+            for figure in multilabel_figures(f"{task.modality}->text", scores, truth, names)
+        ]
         return Result(figures, {**details, "classes_that_never_occur": int((~truth.any(0)).sum())})
 
     return Answer(seen=(seen,), result=result)
@@ -245,6 +250,8 @@ def answer_probe(
     train, test = seen[0], seen[-1]
     known = known_labels(train.opened)
     (x, y, folds, _), (asked, truth, _, names) = (labelled(known, one, task.modality) for one in (train, test))
+    why = "; ".join(dict.fromkeys(filter(None, (unknown(task.modality, one) for one in (x, asked)))))
+    x, asked = comparable(x).numpy(), comparable(asked).numpy()
 
     def result() -> Result:
         classes = len(known.names)
@@ -252,7 +259,10 @@ def answer_probe(
             predicted = cross_predicted(x, y, folds, predict, classes, train.opened.source)
         else:
             predicted = predict(x, y, asked, classes)
-        figures = probe_figures(f"{task.modality}:{kind}", predicted.scores, truth, names)
+        figures = [
+            replace(figure, unknown=why)
+            for figure in probe_figures(f"{task.modality}:{kind}", predicted.scores, truth, names)
+        ]
         return Result(figures, {kind: {**details, **predicted.chosen}})
 
     return Answer(seen=seen, result=result)
@@ -265,7 +275,7 @@ def labelled(known: Known, seen: Seen, modality: str) -> tuple[Any, Any, Any, tu
     have = classes != NONE
     require(bool(have.any()), f"{seen.opened.source}: no sample has a label; probes need them")
     folds = np.array([items[row].fold for row in vectors.rows.tolist()], int)
-    return vectors.x.numpy()[have], classes[have], folds[have], seen.split.names(vectors.rows[have])
+    return vectors.x[have], classes[have], folds[have], seen.split.names(vectors.rows[have])
 
 
 ANSWERS: Mapping[type, Callable[[Any, Context], Answer]] = {

@@ -78,19 +78,19 @@ def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
 
 
 def corrected(found: Sequence[Comparison]) -> tuple[list[Comparison], list[str]]:
-    """Holm's correction within each family, and a line for each in which nothing could differ beyond chance."""
+    """Holm's correction within each family, and which of them have too few items for anything to differ."""
     families: dict[tuple[str, str], list[int]] = {}
     for place, one in enumerate(found):
         families.setdefault((one.split, one.task), []).append(place)
-    made, lines = list(found), []
+    made, few = list(found), dict[str, list[str]]()
     for (split, task), places in families.items():
         for place, p in zip(places, holm([found[place].outcome.p for place in places]), strict=True):
             made[place] = replace(found[place], adjusted=p, family=len(places))
         most = max(found[place].outcome.items for place in places)
         if least_p(most) * len(places) >= LEVEL:
-            told = f"{most} items and {len(places)} comparisons" if len(places) > 1 else f"{most} items"
-            lines.append(f"{split}: {task} has {told}: too few items for any difference to be beyond chance")
-    return made, lines
+            few.setdefault(split, []).append(f"{task} ({most} items, {len(places)} comparisons)")
+    told = "too few items for any difference to be beyond chance"
+    return made, [f"{split}: {told}: {', '.join(tasks)}" for split, tasks in few.items()]
 
 
 def _compared(

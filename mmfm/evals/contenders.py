@@ -5,9 +5,10 @@ SUITE/NAME here.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,12 @@ import numpy as np
 
 from mmfm.config import Run, UserError, require
 from mmfm.evals.metrics import STATISTICS
-from mmfm.evals.page.record import Row, parsed, row_of
+from mmfm.evals.page.record import RESULTS, Row, parsed, read_rows, result_files
+from mmfm.evals.provenance import AGAIN, doubt
 from mmfm.evals.resampling import Statistic
 from mmfm.strict import from_json
 
-RESULTS = "results.json"
-BESIDE = (".details.json", ".samples.json")
 CLOSE = 1e-9
-AGAIN = "score it again: mmfm eval"
 Tree = dict[str, Any]
 Key = tuple[str, str, str]  # split, task, metric
 
@@ -52,7 +51,8 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One run. `splits`: what was read for each split, without its figures; `kept`: the figures that can be tested."""
+    """One run. `splits`: what was read for each split, without its figures; `kept`: the figures that can be tested;
+    `notes`: what its results say of themselves that a reader should know."""
 
     name: str
     folder: Path
@@ -60,6 +60,12 @@ class Contender:
     rows: dict[Key, Row]
     splits: dict[str, Tree]
     kept: dict[Key, Kept]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Of which step its scores are; of those that do not say so, what the run was to train."""
+        return next((row.step for row in self.rows.values() if row.step is not None), self.run.optim.steps)
 
 
 def read_contenders(folders: Sequence[str | Path]) -> list[Contender]:
@@ -89,8 +95,7 @@ def read_contenders(folders: Sequence[str | Path]) -> list[Contender]:
 def _read(folder: Path) -> Contender:
     path = folder / "run.json"
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
-    every = sorted(folder.glob("results*.json"), key=lambda file: (file.name != RESULTS, file.name))
-    files = [file for file in every if not file.name.endswith(BESIDE)]
+    files = result_files(folder)
     require(bool(files), f"{folder} holds no {RESULTS}; score it first: mmfm eval {folder}")
     run = from_json(path.read_text(encoding="utf-8"), str(path))
     one = Contender(name=run.name, folder=folder, run=run, rows={}, splits={}, kept={})
@@ -103,11 +108,14 @@ def _read(folder: Path) -> Contender:
 def _add(one: Contender, file: Path, prefix: str) -> None:
     """The rows of a file of results, and what is kept beside them."""
     again = f"{AGAIN} {one.folder}" + f" {prefix.removesuffix('/')}.py" * bool(prefix)
-    rows = parsed(file, lambda text: list(map(row_of, json.loads(text))))
+    rows = parsed(file, read_rows)
     beside = file.with_name(f"{file.stem}.samples.json")
     splits = parsed(beside, lambda text: {name: _split(tree) for name, tree in json.loads(text)["splits"].items()})
     if rows is None or splits is None:
         raise UserError(f"{one.folder} holds no {beside.name}, which says what each sample gave; {again}")
+    if found := doubt(one.folder, file.name, map(vars, rows)):
+        require(not found.stale, found.told)
+        one.notes.append(found.told)
     for row in rows:
         one.rows[prefix + row.split, row.task, row.metric] = row
     for name, (tree, kept) in splits.items():
@@ -115,9 +123,15 @@ def _add(one: Contender, file: Path, prefix: str) -> None:
         for (task, metric), figure in kept.items():
             one.kept[prefix + name, task, metric] = figure
             row = one.rows.get((prefix + name, task, metric))
-            value = None if row is None else row.value
-            matches = value is not None and abs(value - figure.value) <= CLOSE * max(1.0, abs(value))
+            matches = row is not None and _same(row.value, figure.value)
             require(matches, f"{file} and {beside.name} do not belong together ({name}, {task} {metric}); {again}")
+
+
+def _same(value: float | None, made: float) -> bool:
+    """Whether a row has the value that its samples make again, null where these make none."""
+    if value is None or not math.isfinite(made):
+        return value is None and not math.isfinite(made)
+    return abs(value - made) <= CLOSE * max(1.0, abs(value))
 
 
 def _split(tree: Tree) -> tuple[Tree, dict[tuple[str, str], Kept]]:
@@ -129,7 +143,7 @@ def _kept(figure: Tree, lists: list[list[str]]) -> Kept:
     names, clusters = (
         () if figure.get(key) is None else tuple(map(str, lists[figure[key]])) for key in ("items", "clusters")
     )
-    parts = {str(name): np.array(values) for name, values in figure["parts"].items()}
+    parts = {str(name): _numbers(values) for name, values in figure["parts"].items()}
     if not all(len(values) == figure["n"] for values in (*parts.values(), *filter(None, (names, clusters)))):
         raise ValueError(f"{figure['task']} {figure['metric']} does not have {figure['n']} of everything")
     if figure["kind"] not in STATISTICS or figure["n"] < 1:
@@ -137,6 +151,11 @@ def _kept(figure: Tree, lists: list[list[str]]) -> Kept:
     clusters, names = clusters or repeated(names), distinct(names)
     how = {"clusters": clusters, "normalizer": str(figure.get("normalizer", ""))}
     return Kept(kind=figure["kind"], parts=parts, names=names, n=figure["n"], **how)
+
+
+def _numbers(values: Sequence[float | int | None]) -> np.ndarray:
+    """null is what was not finite."""
+    return np.array([math.nan if value is None else value for value in values]) if None in values else np.array(values)
 
 
 def repeated(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -159,13 +178,19 @@ def _same_data(first: Contender, second: Contender) -> None:
         many = f"has {counts[0]} samples in one and {counts[1]} in the other"
         told = many if counts[0] != counts[1] else f"has {counts[0]} samples in both, but not the same ones"
         require(one["data"] == other["data"], f"{both}: split {name} {told}; score both by the same --data and --limit")
+        suites = {row.suite for run in (first, second) for key, row in run.rows.items() if key[0] == name and row.suite}
+        asked = f"{first.folder} and {second.folder} were asked by different suites in {name}; score both by one"
+        require(len(suites) < 2, asked)
         same = one["classes"] == other["classes"]
         require(same, f"{both}: split {name} has other classes to choose from; score both by the same --classes")
 
 
 def differing(contenders: Sequence[Contender]) -> list[str]:
     """What was not the same though the data was, and what is not compared: a line each."""
-    lines = []
+    lines = [line for one in contenders for line in one.notes]
+    versions = dict.fromkeys(row.version for one in contenders for row in one.rows.values() if row.version)
+    if len(versions) > 1:
+        lines.append(f"the runs were scored by different versions of mmfm: {', '.join(versions)}")
     for name in dict.fromkeys(split for one in contenders for split in one.splits):
         holders = [one for one in contenders if name in one.splits]
         missing = [one.name for one in contenders if name not in one.splits]

@@ -26,7 +26,7 @@ from mmfm.data.example import Decode, Example, collate, read_example
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.metrics import Figure, bits_per_byte, ratio
 from mmfm.evals.share import shared
-from mmfm.evals.split import Split, Watch, batches, device_of, finite
+from mmfm.evals.split import Split, Watch, batches, device_of
 from mmfm.grammar import Task, parse
 from mmfm.inputs import BadSample
 from mmfm.interface import Interface
@@ -173,7 +173,9 @@ class Filling:
             metric, chance = "bits_per_code_bound", math.log2(ids)
             bound = ratio(nats / math.log(2), np.array([item.places for item in items]))
         right, asked = (np.array([getattr(item, name) for item in items]) for name in ("right", "asked"))
-        told = {"task": task, "n": len(items), "items": names}
+        lost = int((~np.isfinite(nats)).sum())
+        why = f"{lost} of {len(nats)} surprises are not finite" if lost else ""
+        told = {"task": task, "n": len(items), "items": names, "unknown": why}
         return [
             Figure(metric=metric, statistic=bound, chance=chance, **told),
             Figure(metric=f"filled@{PART:.0%}", statistic=ratio(right, asked), chance=1 / ids, **told),
@@ -220,7 +222,7 @@ def _ask(
         right, asked = filling_right(model.core, task, whole, seeds=seeds)
         target = given(model.core, task, whole)
         places = [] if target is None else target.target.keep.sum(1).tolist()
-        told = zip(finite(nats[have], name).tolist(), places, right[have].tolist(), asked[have].tolist(), strict=True)
+        told = zip(nats[have].tolist(), places, right[have].tolist(), asked[have].tolist(), strict=True)
         found[name] = [Filled(rows[at], *values) for at, values in zip(have, told, strict=True)]
     return found
 

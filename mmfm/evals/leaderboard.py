@@ -16,6 +16,7 @@ from mmfm.evals.page.leaderboard import render
 from mmfm.evals.places import check_place, write_json
 from mmfm.evals.registry import is_headline
 from mmfm.evals.resampling import Bootstrap
+from mmfm.evals.table import printable
 
 SHOWN = 13  # sentences on a terminal
 
@@ -54,7 +55,7 @@ def tree_of(board: Board) -> dict[str, Any]:
             "name": one.name,
             "folder": str(one.folder),
             "seed": one.run.seed,
-            "steps": one.run.optim.steps,
+            "steps": one.step,
             "splits": one.splits,
         }
         for one in board.runs
@@ -77,14 +78,14 @@ def print_board(board: Board, console: Console) -> None:
     """The runs, their headline figures, and what differs."""
 
     def say(line: str, style: str = "") -> None:
-        console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+        console.print(printable(line), style=style, soft_wrap=True, highlight=False, markup=False)
 
     for place, one in enumerate(board.runs):
-        say(f"{letter(place)}  {one.name}  ({one.folder}, seed {one.run.seed}, {one.run.optim.steps:,} steps)")
+        say(f"{letter(place)}  {one.name}  ({one.folder}, seed {one.run.seed}, {one.step:,} steps)")
     for split in dict.fromkeys(key[0] for key in board.keys):
         say(f"\n{split}", "bold")
         console.print(_figures(board, split))
-    say(f"\npaired by sample; {board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}", "dim")
+    say(f"\npaired by item; {board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}", "dim")
     told = sentences(board)
     for line in told[:SHOWN]:
         say(line)

@@ -1,6 +1,7 @@
 """Where an evaluation's splits lie and where its files go: told before the work, not after."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,9 +41,19 @@ def check_place(path: Path) -> Path:
 
 
 def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
-    """Whole or not at all."""
-    data = json.dumps(tree, indent=indent, allow_nan=False, separators=(",", ": " if indent else ":")).encode()
+    """Whole or not at all; numbers that are not finite as null, and halves of surrogate pairs as escapes."""
+    how = {"indent": indent, "allow_nan": False, "separators": (",", ": " if indent else ":")}
+    data = json.dumps(nulled(tree), **how).encode()
     try:
         replace_file(path, data)
     except OSError as why:
         raise UserError(f"cannot write {path}: {why.strerror}; free some space or choose a place by --out") from None
+
+
+def nulled(tree: Any) -> Any:
+    """The same of JSON's kinds, with None for every number that is not finite."""
+    if isinstance(tree, dict):
+        return {key: nulled(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [nulled(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

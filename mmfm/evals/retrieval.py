@@ -26,7 +26,7 @@ from mmfm.evals.metrics import (
     median,
     ranks,
 )
-from mmfm.evals.split import Evaluable, Split, encode_texts, slices
+from mmfm.evals.split import Evaluable, Split, comparable, encode_texts, slices, unknown
 
 QUERIES_AT_ONCE = 256
 RECALL_AT = (1, 5, 10)
@@ -71,13 +71,14 @@ class Retrieved:
 
     def scores(self, places: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n gallery"]:
         """Similarity of these queries, by their place in `asked`, to everything in the gallery."""
-        return (self.query.x[self.asked[places]] @ self.gallery.x.T).numpy()
+        return (comparable(self.query.x[self.asked[places]]) @ comparable(self.gallery.x).T).numpy()
 
     def relevant(self, places: Int[np.ndarray, " n"]) -> np.ndarray:
         return self.query.groups[self.asked[places], None] == self.gallery.groups
 
     def figures(self) -> list[Figure]:
         items, relevant = len(self.gallery), self.found.relevant
+        why = "; ".join(filter(None, (unknown(side.modality, side.x) for side in (self.query, self.gallery))))
         names, clusters = (
             tuple(every[place] for place in self.asked) if every else () for every in (self.query.names, self.query.of)
         )
@@ -92,6 +93,7 @@ class Retrieved:
                 chance=chance,
                 items=names,
                 clusters=clusters,
+                unknown=why,
             )
             for metric, statistic, chance in (*recalls, middle)
         ]

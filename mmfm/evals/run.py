@@ -1,14 +1,12 @@
 """The evaluation of a run: every split through the same functions, whose figures become results.json.
 
-`results.json` is tidy: a list of rows {"split", "task", "metric", "value", "low", "high", "chance", "n"}. Beside it,
-`results.details.json` holds what the report shows: counts, classes, confusions, and a gallery. Training asks
-`scores_during_training`, which leaves out what is slow and computes the rest by the same code.
+What the files hold is told in `results`. Training asks `scores_during_training`, which leaves out what is slow and
+computes the rest by the same code.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,13 @@ from mmfm.evals.examples import show
 from mmfm.evals.filling import Filling, fill_split
 from mmfm.evals.making import Asking, Making, make_all
 from mmfm.evals.metrics import Bootstrap, Figure
-from mmfm.evals.places import check_place, read_run, splits_to_score, write_json
-from mmfm.evals.registry import entry_of, metric_of
+from mmfm.evals.places import check_place, read_run, splits_to_score
+from mmfm.evals.provenance import origin_of
+from mmfm.evals.registry import metric_of
+from mmfm.evals.results import Scores, finish, kept, row_of, write
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Split, Watch, at_rest, device_of, read_split, reads
-from mmfm.evals.table import print_split
 from mmfm.evals.writing import writing_figures
 from mmfm.evals.zeroshot import (
     NONE,
@@ -50,7 +49,6 @@ from mmfm.evals.zeroshot import (
 from mmfm.machine import cores
 
 BOOTSTRAP, NOTHING = Bootstrap(), Asking()
-NO_VALUE = "the statistic has no finite value"
 DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
 
@@ -78,15 +76,6 @@ class How:
         counts = {"batch": self.batch, "max_tokens": self.max_tokens, "bootstrap": self.bootstrap.resamples}
         for name, value in {**counts, "limit": 1 if self.limit is None else self.limit}.items():
             require(value > 0, f"{name}={value} must be greater than 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Rows of results.json for one split, and its entry in results.details.json."""
-
-    rows: list[dict[str, Any]]
-    details: dict[str, Any]
-    samples: dict[str, Any] = field(default_factory=dict)  # its entry in results.samples.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,28 +222,6 @@ def _coding(model: Evaluable, spec: str, how: How, watch: Watch, ranks: Ranks) -
     return score_codecs(coders, samples, **told, device=device_of(model), watch=watch, ranks=ranks)
 
 
-def row_of(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
-    """A row of results.json. `clusters`: how many of the n are of different items. What is not finite is null; a row
-    without a value says why in `reason`, one that compares texts by which rule in `normalizer`."""
-    assert entry_of(figure.metric), f"{figure.metric} has no entry in mmfm.evals.registry.METRICS"
-    value, (low, high) = figure.value, figure.interval(bootstrap)
-    row = {
-        "split": split,
-        "task": figure.task,
-        "metric": figure.metric,
-        "value": value,
-        "low": low,
-        "high": high,
-        "chance": round(figure.chance, 9),
-    }
-    plain: dict[str, Any] = {
-        name: None if isinstance(number, float) and not math.isfinite(number) else number
-        for name, number in row.items()
-    }
-    told = {"normalizer": figure.normalizer, "reason": "" if math.isfinite(value) else figure.unknown or NO_VALUE}
-    return {**plain, "n": figure.n, "clusters": figure.independent, **{name: say for name, say in told.items() if say}}
-
-
 def left_out(scored: _Scored, model: Evaluable) -> list[str]:
     """One line for each thing that the figures do not cover."""
     split, total, lines = scored.split, len(scored.split), []
@@ -335,27 +302,14 @@ def evaluate_run(
     results = check_place(Path(out) if out else folder / "results.json")
     torch.set_num_threads(min(run.threads, cores()))
     model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
-    scores = {}
-    for name, spec in splits.items():
-        watch = progress(name, console)
-        scores[name] = evaluate(model, spec, split=name, how=how, watch=watch, ranks=ranks)
-    return [] if ranks.rank else finish(scores, splits, results, console)
-
-
-def finish(scores: dict[str, Scores], splits: dict[str, str], out: Path, console: Console) -> list[dict[str, Any]]:
-    """Write and print."""
-    rows = [row for score in scores.values() for row in score.rows]
-    lines = [f"{name}: {line}" for name, score in scores.items() for line in score.details["left_out"]]
-    require(bool(rows), f"nothing can be scored in {', '.join(splits.values())}: {'; '.join(lines)}")
-    details = {"splits": {name: score.details for name, score in scores.items()}}
-    samples = {"splits": {name: score.samples for name, score in scores.items() if score.samples}}
-    write_json(out.with_name(f"{out.stem}.samples.json"), samples, indent=None)
-    write_json(out.with_name(f"{out.stem}.details.json"), details)
-    write_json(out, rows)
-    for name, score in scores.items():
-        print_split(name, score.rows, score.details, console)
-    console.print(f"wrote {out}", soft_wrap=True, highlight=False, markup=False)
-    return rows
+    origin, scores = origin_of(model.checkpoint), dict[str, Scores]()
+    with kept(scores, results, console):
+        for name, spec in splits.items():
+            watch = progress(name, console)
+            scores[name] = evaluate(model, spec, split=name, how=how, watch=watch, ranks=ranks)
+            if ranks.rank == 0 and len(scores) < len(splits):
+                write(scores, results, origin, partial=True)
+    return [] if ranks.rank else finish(scores, splits, results, console, origin)
 
 
 def progress(name: str, console: Console) -> Watch:

@@ -93,7 +93,7 @@ class Split:
     labels: tuple[tuple[Any, Any], ...]  # of each sample: its .cls and its json "label", None where it has none
     vectors: dict[str, Vectors]
     written: dict[str, list[Written]]
-    nats: dict[str, Float[np.ndarray, " samples"]]  # nan where a sample lacks a source or the target
+    nats: dict[str, Float[np.ndarray, " samples"]]  # nan where a sample lacks a source or the target; inf: not finite
     unread: int  # samples with nothing that the model reads
     bad: dict[int, str]  # row -> code of a sample whose content cannot be used: it asks nothing and answers nothing
     own: int  # rows from here on only widen the galleries
@@ -142,10 +142,10 @@ def encode_texts(model: Evaluable, texts: Sequence[str], ranks: Ranks = ALONE) -
     """Unit vectors on the CPU, a few hundred texts at a time; with `ranks` all must ask, of the same texts."""
 
     def encode(part: slice) -> Tensor:
-        return finite(model.encode_text(list(texts[part]), normalize=True).float().cpu(), "text")
+        return model.encode_text(list(texts[part]), normalize=True).float().cpu()
 
     parts = shared(slices(len(texts), TEXTS_AT_ONCE), encode, ranks, pack=_as_it_is, unpack=_as_it_is)
-    return torch.cat(parts) if parts else torch.empty(0, model.embed_dim)
+    return some_finite(torch.cat(parts), "text") if parts else torch.empty(0, model.embed_dim)
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -173,9 +173,22 @@ def spread(total: int, limit: int | None) -> tuple[int, ...]:
     return tuple((ends[:-1] + (drawn * np.diff(ends)).astype(int)).tolist())
 
 
-def finite(x: Tensor, what: str) -> Tensor:
-    require(bool(x.isfinite().all()), f"{what}: the model gives numbers that are not finite; evaluate an earlier step")
+def some_finite(x: Float[Tensor, "n *_"], what: str) -> Tensor:
+    """The same; UserError where no row of it is finite: such a model gives no scores."""
+    good = len(x) == 0 or bool(x.reshape(len(x), -1).isfinite().all(1).any())
+    require(good, f"{what}: the model gives numbers that are not finite; evaluate an earlier step")
     return x
+
+
+def unknown(what: str, x: Float[Tensor, "n d"]) -> str:
+    """Why nothing can be said of what is made of these vectors; "" where all are finite."""
+    broken = int((~x.isfinite().all(1)).sum())
+    return f"{broken} of {len(x)} vectors of {what} are not finite" if broken else ""
+
+
+def comparable(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """With zeros for each vector that is not finite, so that what compares all goes on."""
+    return torch.where(x.isfinite().all(1, keepdim=True), x, torch.zeros_like(x))
 
 
 def read_split(
@@ -273,7 +286,7 @@ def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
     """Of pictures and sounds; texts are encoded later, each distinct one once."""
     seen = {name: items for name, items in batch.items.items() if name != "text" and name in model.modalities}
     given = model.embed(replace(batch, items=seen)) if seen else {}
-    return {name: Vectors(finite(x.float().cpu(), name), seen[name].rows.cpu().numpy()) for name, x in given.items()}
+    return {name: Vectors(x.float().cpu(), seen[name].rows.cpu().numpy()) for name, x in given.items()}
 
 
 def _able(task: Task, held: dict[str, set[int]]) -> set[int]:
@@ -290,7 +303,8 @@ def _nats(model: Evaluable, task: str, batch: Batch, able: set[int]) -> Float[np
     nats = np.full(batch.size, np.nan)
     if able:
         rows = sorted(able)
-        nats[rows] = finite(model.nats(task, batch).double().cpu()[rows], task).numpy()
+        found = model.nats(task, batch).double().cpu()[rows]
+        nats[rows] = found.nan_to_num(torch.inf, torch.inf, torch.inf).numpy()  # nan is for what was not asked
     return nats
 
 
@@ -322,7 +336,10 @@ def _joined(
 
 def _vectors(modality: str, parts: Sequence[tuple[int, Part]]) -> Vectors:
     own = [(start, part.vectors[modality]) for start, part in parts if modality in part.vectors]
-    return Vectors(torch.cat([vectors.x for _, vectors in own]), np.concatenate([s + v.rows for s, v in own]))
+    return Vectors(
+        some_finite(torch.cat([vectors.x for _, vectors in own]), modality),
+        np.concatenate([s + v.rows for s, v in own]),
+    )
 
 
 def _shifted(task: str, parts: Sequence[tuple[int, Part]]) -> list[Written]:

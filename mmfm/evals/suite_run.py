@@ -17,7 +17,9 @@ from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out, rule_of
 from mmfm.evals.collection import Opened, open_data
 from mmfm.evals.labels import check_labels
 from mmfm.evals.places import check_place, read_run
-from mmfm.evals.run import How, Scores, finish, how_of, progress, row_of
+from mmfm.evals.provenance import origin_of
+from mmfm.evals.results import Scores, finish, kept, row_of, write
+from mmfm.evals.run import How, how_of, progress
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
 from mmfm.evals.suite import (
@@ -67,8 +69,15 @@ def evaluate_suite(
     results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
     torch.set_num_threads(min(run.threads, cores()))
     model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
-    scores = suite_scores(model, suite, place, how, watches=lambda name: progress(name, console), ranks=ranks)
-    return [] if ranks.rank else finish(scores, {name: str(place) for name in scores}, results, console)
+    origin, scores = origin_of(model.checkpoint, suite), dict[str, Scores]()
+
+    def keep(name: str, score: Scores) -> None:
+        scores[name] = score
+        write(scores, results, origin, partial=True)
+
+    with kept(scores, results, console):
+        suite_scores(model, suite, place, how, watches=lambda name: progress(name, console), ranks=ranks, keep=keep)
+    return [] if ranks.rank else finish(scores, {name: str(place) for name in scores}, results, console, origin)
 
 
 def suite_scores(
@@ -78,8 +87,10 @@ def suite_scores(
     how: How,
     watches: Watches = lambda _: iter,
     ranks: Ranks = ALONE,
+    keep: Callable[[str, Scores], None] = lambda name, score: None,
 ) -> dict[str, Scores]:
-    """By the names of the tasks, tasks of one name together; nothing but for the first rank.
+    """By the names of the tasks, tasks of one name together; nothing but for the first rank. `keep` is told of each
+    name as soon as it is scored.
 
     Raises UserError before the work where a task asks for what the model cannot do.
     """
@@ -97,13 +108,13 @@ def suite_scores(
     with at_rest(model):
         see = seer(model, opened, wanted(suite), how, watches, ranks)
         context = Context(model=model, how=how, root=root, see=see, ranks=ranks)
-        answers = [(task_name(suite, task), ANSWERS[type(task)](task, context)) for task in suite.tasks]
-        results = [(name, answer.seen, answer.result()) for name, answer in answers if ranks.rank == 0]
-    scores: dict[str, Scores] = {}
-    for name in dict.fromkeys(name for name, _, _ in results):
-        own = [(seen, result) for other, seen, result in results if other == name]
-        seen = list({id(one): one for several, _ in own for one in several}.values())
-        scores[name] = scores_of(name, seen, [result for _, result in own], how)
+        scores: dict[str, Scores] = {}
+        for name in dict.fromkeys(task_name(suite, task) for task in suite.tasks):
+            answers = [ANSWERS[type(task)](task, context) for task in suite.tasks if task_name(suite, task) == name]
+            if ranks.rank == 0:
+                seen = list({id(one): one for answer in answers for one in answer.seen}.values())
+                scores[name] = scores_of(name, seen, [answer.result() for answer in answers], how)
+                keep(name, scores[name])
     return scores
 
 

@@ -9,10 +9,15 @@ from rich.table import Table
 from mmfm.evals.registry import is_headline
 
 
+def printable(text: str) -> str:
+    """With what no terminal can write, halves of surrogate pairs, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, Any], console: Console) -> None:
     """A line per task and metric: value, 95 % interval, chance level, number of items. Narrow enough for 80 columns."""
     counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in details["counts"].items() if count)
-    console.print(f"{name}: {counts}", style="bold", soft_wrap=True, highlight=False, markup=False)
+    console.print(printable(f"{name}: {counts}"), style="bold", soft_wrap=True, highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("task", "metric"):
         table.add_column(column, no_wrap=True)
@@ -20,14 +25,14 @@ def print_split(name: str, rows: Sequence[dict[str, Any]], details: dict[str, An
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         if is_headline(row["metric"]) or "/" in row["metric"]:  # a judge's, or of one codebook
-            table.add_row(row["task"], _named(row), *_numbers(row), str(row["n"]))
+            table.add_row(printable(row["task"]), printable(_named(row)), *_numbers(row), str(row["n"]))
     console.print(table)
     for row in rows:
         if row["value"] is None:
             told = f"no value: {row['task']} {row['metric']}: {row.get('reason', '')}"
-            console.print(told, style="yellow", soft_wrap=True, highlight=False, markup=False)
+            console.print(printable(told), style="yellow", soft_wrap=True, highlight=False, markup=False)
     for line in details["left_out"]:
-        console.print(f"left out: {line}", style="dim", soft_wrap=True, highlight=False, markup=False)
+        console.print(printable(f"left out: {line}"), style="dim", soft_wrap=True, highlight=False, markup=False)
     console.print()
 
 

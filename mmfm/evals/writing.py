@@ -62,8 +62,10 @@ def likelihood(split: Split, task: str) -> list[Figure]:
     if len(rows) == 0:
         return []
     statistic = bits_per_byte(nats[rows], [split.texts[row] or "" for row in rows])
-    names = split.names(rows)
-    return [Figure(task=task, metric="bits_per_byte", statistic=statistic, n=len(rows), chance=8.0, items=names)]
+    lost = int(np.isinf(nats[rows]).sum())
+    why = f"{lost} of {len(rows)} surprises are not finite" if lost else ""
+    told = {"n": len(rows), "chance": 8.0, "items": split.names(rows), "unknown": why}
+    return [Figure(task=task, metric="bits_per_byte", statistic=statistic, **told)]
 
 
 def writing_figures(split: Split) -> list[Figure]:

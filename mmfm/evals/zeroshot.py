@@ -30,7 +30,7 @@ from mmfm.evals.metrics import (
     normalised,
     ranks,
 )
-from mmfm.evals.split import Evaluable, Split, encode_texts, slices
+from mmfm.evals.split import Evaluable, Split, comparable, encode_texts, slices, unknown
 
 ROWS_AT_ONCE = 512
 CLASSES_AT_ONCE = 256
@@ -170,21 +170,24 @@ def classify(
     truth = owned[vectors.rows[chosen]]
     found, guesses = [], []
     for some in slices(len(chosen), ROWS_AT_ONCE):
-        scores = (vectors.x[chosen[some]] @ head.T).numpy()
+        scores = (comparable(vectors.x[chosen[some]]) @ comparable(head).T).numpy()
         found.append(ranks(scores, truth[some, None] == np.arange(len(head))))
         guesses.append(scores.argmax(1))
     pairs, counts = np.unique(np.stack([truth, np.concatenate(guesses)], 1), axis=0, return_counts=True)
     confusion = np.concatenate([pairs, counts[:, None]], 1).tolist()
     names = split.names(vectors.rows[chosen])
-    figures = _figures(f"{modality}->text", joined(found), truth, len(head), names)
+    why = "; ".join(filter(None, (unknown(modality, vectors.x[chosen]), unknown("classes", head))))
+    figures = _figures(f"{modality}->text", joined(found), truth, len(head), names, why)
     return Classified(figures=figures, confusion=confusion)
 
 
 def _figures(
-    task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, names: tuple[str, ...]
+    task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, names: tuple[str, ...], why: str
 ) -> list[Figure]:
+    told = {"task": task, "n": len(truth), "items": names, "unknown": why}
+
     def figure(metric: str, statistic: Statistic, chance: float) -> Figure:
-        return Figure(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance, items=names)
+        return Figure(metric=metric, statistic=statistic, chance=chance, **told)
 
     accuracy = [figure(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
     return [*accuracy, figure("mean_per_class", mean_per_class(hits(found, 1), truth), 1 / classes)]

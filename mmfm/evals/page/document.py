@@ -48,7 +48,7 @@ def save_page(page: Html, path: Path) -> Path:
     """Whole or not at all; returns its path. UserError: no room, or no right, to write."""
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(page, encoding="utf-8")
+        part.write_bytes(page.encode("utf-8", "backslashreplace"))  # halves of surrogate pairs as escapes
         os.replace(part, path)
     except OSError as why:
         part.unlink(missing_ok=True)

@@ -77,7 +77,7 @@ def _runs(runs: Sequence[Contender]) -> Html:
             tag("td", one.name),
             tag("td", tag("code", one.folder)),
             _number(f"{one.run.seed}"),
-            _number(f"{one.run.optim.steps:,}"),
+            _number(f"{one.step:,}"),
             tag("td", ", ".join(f"{name} ({tree['samples']:,})" for name, tree in one.splits.items())),
         )
         for place, one in enumerate(runs)

@@ -8,7 +8,7 @@ from mmfm.config import Conformer, Run, TextTower, Tower, Trunk, Vit
 from mmfm.evals.page import scores
 from mmfm.evals.page.charts import round_figure
 from mmfm.evals.page.markup import Html, tag
-from mmfm.evals.page.record import Record
+from mmfm.evals.page.record import Record, Row
 
 CLAUSES = (
     ("image->text", "acc@1", "{} of the images named right"),
@@ -66,6 +66,8 @@ def facts(record: Record) -> Iterator[tuple[str, Sequence[object]]]:
     yield "Objectives", [tag("p", words) for words in _objectives(run)] or ["none"]
     yield "Model", [tag("p", words) for words in _model(run)]
     yield "Training", [tag("p", words) for words in _training(record)]
+    if record.rows:
+        yield "Scores", [tag("p", words) for words in dict.fromkeys(map(_scored, record.rows))]
 
 
 def _objectives(run: Run) -> Iterator[str]:
@@ -116,6 +118,13 @@ def _training(record: Record) -> Iterator[str]:
         yield ", ".join((duration(log.seconds), *speeds))
 
 
+def _scored(row: Row) -> str:
+    """Of which weights a score is, and by which version."""
+    step = "a step that they do not name" if row.step is None else f"step {row.step:,}"
+    weights = f", weights {row.weights}" if row.weights else ""
+    return f"of {step}{weights}" + (f", by mmfm {row.version}" if row.version else "")
+
+
 def commands(record: Record) -> list[str]:
     """Train, evaluate, report."""
     folder = str(record.folder)
@@ -130,6 +139,7 @@ def commands(record: Record) -> list[str]:
 def notes(record: Record) -> Iterator[Html]:
     """What is missing, with its command, and what went otherwise than planned."""
     train, evaluate, _ = commands(record)
+    yield from map(_note, record.doubts)
     log, steps = record.log, record.run.optim.steps
     if log is None:
         yield _note("There is no metrics.jsonl here, so no curves. Training writes it: ", tag("code", train))

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmfm.config import Run, UserError, require
+from mmfm.evals.provenance import doubt
 from mmfm.strict import from_json
 
 Value = TypeVar("Value")
+RESULTS, BESIDE = "results.json", (".details.json", ".samples.json")
 
 
 def headline_first(split: str) -> tuple[bool, bool]:
@@ -25,7 +27,11 @@ def headline_first(split: str) -> tuple[bool, bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure. A value that is missing or not finite is None, so is an interval or a chance level."""
+    """One figure. A value that is missing or not finite is None, so is an interval or a chance level.
+
+    `clusters` of its `n` are of different items. `normalizer`: the rule by which texts were compared. `reason`: why
+    there is no value. What it is of: see `provenance`.
+    """
 
     split: str
     task: str
@@ -35,6 +41,14 @@ class Row:
     high: float | None
     chance: float | None
     n: int
+    clusters: int = 0
+    normalizer: str = ""
+    reason: str = ""
+    step: int | None = None
+    weights: str = ""
+    suite: str = ""
+    version: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +147,7 @@ class Record:
     rows: tuple[Row, ...] | None
     splits: tuple[Split, ...] | None
     skipped: tuple[Skipped, ...] = ()
+    doubts: tuple[str, ...] = ()  # of results that are not of the run as it is: results.json and those of suites
 
 
 def read_record(folder: Path) -> Record:
@@ -140,14 +155,27 @@ def read_record(folder: Path) -> Record:
     path = folder / "run.json"
     require(folder.is_dir(), f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
+    every = {file.name: rows for file in result_files(folder) if (rows := parsed(file, read_rows)) is not None}
+    doubts = [found for name, rows in every.items() if (found := doubt(folder, name, map(vars, rows)))]
     return Record(
         folder=folder,
         run=from_json(path.read_text(encoding="utf-8"), str(path)),
         log=parsed(folder / "metrics.jsonl", read_log),
-        rows=parsed(folder / "results.json", lambda text: tuple(map(row_of, json.loads(text)))),
+        rows=every.get(RESULTS),
+        doubts=tuple(found.told for found in doubts),
         splits=parsed(folder / "results.details.json", lambda text: tuple(_splits(json.loads(text)["splits"]))),
         skipped=tuple(read_skipped(folder)),
     )
+
+
+def result_files(folder: Path) -> list[Path]:
+    """results.json and those of suites, without what stands beside them."""
+    every = sorted(folder.glob("results*.json"), key=lambda file: (file.name != RESULTS, file.name))
+    return [file for file in every if not file.name.endswith(BESIDE)]
+
+
+def read_rows(text: str) -> tuple[Row, ...]:
+    return tuple(map(row_of, json.loads(text)))
 
 
 def read_skipped(folder: Path) -> list[Skipped]:
@@ -238,6 +266,9 @@ def row_of(row: Any) -> Row:
         high=number(row["high"]),
         chance=number(row["chance"]),
         n=int(row["n"]),
+        clusters=int(row.get("clusters") or row["n"]),
+        step=int(row["step"]) if row.get("step") is not None else None,
+        **{name: str(row.get(name) or "") for name in ("normalizer", "reason", "weights", "suite", "version", "data")},
     )
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
 
 from mmfm.config import Run
 from mmfm.evals.page import charts
@@ -112,9 +111,9 @@ def _tile_lane(row: Row, axis: Axis, mark: int) -> Html:
 def spoken(row: Row) -> str:
     chance = "unknown" if row.chance is None else show(row.metric, row.chance)
     value = show(row.metric, row.value)
-    return (
-        f"{row.split}, {row.task} {row.metric}: {value}, 95 % interval {interval(row)}, chance {chance}, n = {row.n:,}"
-    )
+    items = f" of {row.clusters:,} items" if 0 < row.clusters < row.n else ""
+    told = f"{row.split}, {row.task} {row.metric}: {value}, 95 % interval {interval(row)}, chance {chance}"
+    return f"{told}, n = {row.n:,}{items}"
 
 
 def score_charts(run: Run, rows: Sequence[Row]) -> Html:
@@ -161,7 +160,8 @@ def _metric(metric: str, rows: Sequence[Row], marks: dict[str, int], shared: Axi
     same = sorted((row for row in rows if row.metric == metric), key=lambda row: marks[row.split])
     axis = shared if is_share(metric) else axis_of(same)
     scale = "" if axis is shared else f"; drawn from {axis.low:g} to {axis.high:g}"
-    meaning = tag("span", metric_of(metric).explained + scale, class_="quiet")
+    rules = "".join(f"; normalized by {rule}" for rule in dict.fromkeys(row.normalizer for row in same) if rule)
+    meaning = tag("span", metric_of(metric).explained + rules + scale, class_="quiet")
     heading = tag("tr", tag("th", label(metric), " ", meaning, colspan=3, scope="rowgroup"))
     return tag("tbody", heading, *(_lane_row(row, axis, marks[row.split]) for row in same))
 
@@ -216,10 +216,17 @@ def _percent(value: int | float) -> str:
     return f"{100 * value:.0f}{NO_BREAK}%"
 
 
+COLUMNS = ("split", "task", "metric", "value", "low", "high", "chance", "n")
+
+
 def table(rows: Sequence[Row]) -> Html:
-    """Every row as it stands in results.json, sortable by its headings."""
-    head = tag("thead", tag("tr", *(tag("th", part.name, scope="col") for part in fields(Row))))
-    body = tag("tbody", *(tag("tr", *map(_cell, astuple(row))) for row in rows))
+    """Every row as it stands in results.json, sortable by its headings; where there are such, the rule by which texts
+    were compared, or why there is no value."""
+    remarks = [", ".join(filter(None, (row.normalizer, row.reason))) for row in rows]
+    names = (*COLUMNS, *(["remark"] if any(remarks) else []))
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
+    cells = [(*(getattr(row, name) for name in COLUMNS), told) for row, told in zip(rows, remarks, strict=True)]
+    body = tag("tbody", *(tag("tr", *map(_cell, values[: len(names)])) for values in cells))
     return tag("div", tag("table", head, body, class_="plain sortable"), class_="scroll")
 
 

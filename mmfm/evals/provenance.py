@@ -1,0 +1,95 @@
+"""Of which weights, data and code results are, and whether a run still has those weights. Standard library only.
+
+Every row of results has `step`, `weights` (the CRC-32 of model.safetensors, as the checkpoint's manifest has it),
+`data` (a digest of the samples that were read), `suite` (a digest of its tasks) and `version`.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmfm.evals.suite import Suite
+
+WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+AGAIN = "score it again: mmfm eval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What scores are of. Of a model that is in no run's folder neither step nor weights are known."""
+
+    step: int | None = None
+    weights: str = ""
+    suite: str = ""
+    version: str = ""
+
+    def of(self, row: Mapping[str, Any], data: str) -> dict[str, Any]:
+        """A row, with what it is of."""
+        told = {**asdict(self), "data": data}
+        return {**row, **{name: value for name, value in told.items() if value not in ("", None)}}
+
+
+def origin_of(checkpoint: Path | None, suite: Suite | None = None) -> Origin:
+    """Of a checkpoint's folder."""
+    step, weights = (None, "") if checkpoint is None else weights_of(checkpoint) or (None, "")
+    return Origin(step=step, weights=weights, suite="" if suite is None else digest_of(suite), version=version())
+
+
+def version() -> str:
+    """Of mmfm."""
+    return str(vars(sys.modules["mmfm"])["__version__"])
+
+
+def digest_of(suite: Suite) -> str:
+    """Equal for suites that ask the same of the same."""
+    return hashlib.blake2b(repr(suite).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def weights_of(checkpoint: Path) -> tuple[int, str] | None:
+    """Step and checksum of the weights in a checkpoint's folder, as its manifest has them; None where there is none."""
+    try:
+        tree = json.loads((checkpoint / MANIFEST).read_bytes())
+        return int(tree["step"]), f"{int(tree['files'][WEIGHTS]['crc32']):08x}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+class Doubt(NamedTuple):
+    """Why results are not of the run as it is. `stale`: they are of weights that the run does not have any more."""
+
+    told: str
+    stale: bool
+
+
+def doubt(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> Doubt | None:
+    """What makes the results in the file `name` of a run's folder doubtful; None where they are of its last weights,
+    and where the folder holds no checkpoint to compare with."""
+    held = sorted(step for path in (folder / "checkpoints").glob("step-*") if (step := step_of(path)) is not None)
+    found = sorted({(row.get("step"), row.get("weights", "")) for row in rows}, key=str)
+    if not held or not found:
+        return None
+    again = f"{AGAIN} {folder}"
+    if len(found) > 1:
+        return Doubt(f"{folder / name} is of several checkpoints; {again}", stale=True)
+    step, weights = found[0]
+    if not isinstance(step, int) or not weights:
+        return Doubt(f"{folder / name} does not say of which weights it is; {again}", stale=False)
+    now = weights_of(folder / "checkpoints" / f"step-{step:08d}")
+    if now is None:
+        return Doubt(f"{folder / name} is of step {step}, which {folder} does not have any more; {again}", stale=True)
+    if now != (step, weights):
+        return Doubt(f"{folder / name} is of other weights than step {step} has now; {again}", stale=True)
+    if step != held[-1]:
+        return Doubt(f"{folder / name} is of step {step}; the last of {folder} is {held[-1]}", stale=False)
+    return None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in the name of a checkpoint's folder; None for another folder's name."""
+    match = re.fullmatch(r"step-(\d{8,})", checkpoint.name)
+    return int(match[1]) if match else None
