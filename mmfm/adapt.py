@@ -42,7 +42,8 @@ def prepare(run: Run) -> Prepared:
     run = replace(run, model=replace(run.model, **made))
     check_augment(run)
     weights = {name: found for name, (_, found) in codecs.items() if found is not None}
-    return Prepared(run=run, tokenizer=_tokenizer(run.model, towers), towers=towers, codecs=weights)
+    tokenizer = _tokenizer(run.model, towers).limited(run)
+    return Prepared(run=run, tokenizer=tokenizer, towers=towers, codecs=weights)
 
 
 def _codec(part: Codec, name: str) -> tuple[Codec, dict[str, Tensor] | None]:

@@ -44,7 +44,8 @@ class Items:
     [n, tokens]; [n, 1] for images, which are never padded.
     draws: uniform numbers in [0, 1) that decide this item's augmentation; None: no augmentation. written: what a task
     with this target predicts; None: x itself, or its codes. raw: what a codec makes these of, where it wants another
-    size or rate than the tower; None: x.
+    size or rate than the tower; None: x. cut: True for a text that goes on beyond what is written of it here, so that
+    no end is to be learned; None: all are whole.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class Items:
     draws: Float[Tensor, "n k"] | None = None
     written: Ids | None = None
     raw: Raw | None = None
+    cut: Bool[Tensor, " n"] | None = None
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
@@ -67,7 +69,8 @@ class Items:
         written = None if self.written is None else Ids(*(part.to(device) for part in self.written))
         raw = None if self.raw is None else Raw(*(part.to(device) for part in self.raw))
         x, keep, rows = (part.to(device) for part in (self.x, self.keep, self.rows))
-        return Items(x=x, keep=keep, rows=rows, draws=draws, written=written, raw=raw)
+        cut = None if self.cut is None else self.cut.to(device)
+        return Items(x=x, keep=keep, rows=rows, draws=draws, written=written, raw=raw, cut=cut)
 
     def take(self, index: Int[Tensor, " m"]) -> "Items":
         """These items alone, padding that none of them needs cut off."""
@@ -78,18 +81,23 @@ class Items:
         draws = None if self.draws is None else self.draws[index]
         written = None if self.written is None else Ids(*(part[index] for part in self.written))
         raw = None if self.raw is None else Raw(*(part[index] for part in self.raw))
-        return Items(x=x, keep=keep[:, :longest], rows=self.rows[index], draws=draws, written=written, raw=raw)
+        rows, cut = self.rows[index], None if self.cut is None else self.cut[index]
+        return Items(x=x, keep=keep[:, :longest], rows=rows, draws=draws, written=written, raw=raw, cut=cut)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`size` samples. `same`: one number per sample, equal where the texts are equal, NO_TEXT where there is none."""
+    """`size` samples. `same`: one number per sample, equal where the texts are equal, NO_TEXT where there is none.
+
+    truncated: the samples with a text of which only the beginning is read or written.
+    """
 
     size: int
     items: Mapping[str, Items]
     same: Int[Tensor, " size"]
     keys: tuple[str, ...] = field(default=())
     texts: tuple[str | None, ...] = field(default=())
+    truncated: tuple[int, ...] = field(default=())
 
     def to(self, device: torch.device) -> "Batch":
         items = {name: item.to(device) for name, item in self.items.items()}

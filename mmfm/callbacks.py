@@ -121,6 +121,11 @@ class Agree(AfterStep):
             self.save = False  # the last checkpoint is from before
         trainer.should_stop = trainer.should_stop or self.stop is not None or module.failure is not None
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        told = self.data.open().health.told()
+        if told and trainer.is_global_zero:
+            console.print(told, soft_wrap=True, highlight=False, markup=False)
+
     def _meet(self, module: JointModule, due: bool) -> None:
         ranks, health = module.objectives.ranks, self.data.open().health
         late = ranks.rank == 0 and 0 < self.run.save_every_minutes <= (self.clock() - self.saved_at) / 60

@@ -20,6 +20,7 @@ from mmfm.data.shards import Shards, check_holds
 from mmfm.data.splits import asked_and_more, shards_of, splits_of
 from mmfm.grammar import parse_writing
 from mmfm.inputs import BadSample
+from mmfm.inputs.limits import check_window
 from mmfm.strict import from_json, to_json
 
 Made = TypeVar("Made")
@@ -141,6 +142,7 @@ def check(run: Run, opener: Opener = open_here) -> list[Found]:
     for objective in wanted:
         _check_towers(run.model, objective)
     _check_tokenizer(run.model.tokenizer)
+    check_window(run)
     found = [look(source, run.data, opener) for source in run.data.train]
     for objective in wanted:
         _check_samples(found, objective)

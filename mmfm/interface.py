@@ -4,6 +4,7 @@
 drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -26,10 +27,12 @@ from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
 from mmfm.making.given import check_hiding, given_of, has_own
 from mmfm.making.hiding import Hide
-from mmfm.making.maker import Coded, Maker, Tick
+from mmfm.making.maker import Coded, Maker, Tick, of_rows
 from mmfm.making.things import Clip, Made, Picture, Sound, able_to_write, batch_of, kind_of, thing_of
 from mmfm.model import UnifiedModel
 from mmfm.tasks import read
+
+AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
 
 __all__ = ["Coded", "Interface", "Made", "Picture", "Sound"]
 
@@ -40,12 +43,27 @@ def known_tasks(run: config.Run) -> set[Task]:
     return {*named, *(Task((), task.target, task.fill) for task, item in named.items() if item.drop)}
 
 
+def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
+    """Places in groups of like length, each with its longest: no group times its longest is over `most`, but alone.
+
+    All together where they fit so; then they are in their order.
+    """
+    if not lengths or len(lengths) * max(lengths) <= most:
+        return [(list(range(len(lengths))), max(lengths, default=0))] if lengths else []
+    parts: list[tuple[list[int], int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if not parts or (len(parts[-1][0]) + 1) * parts[-1][1] > most:
+            parts.append(([], lengths[place]))
+        parts[-1][0].append(place)
+    return [(sorted(part), longest) for part, longest in parts]
+
+
 class Interface(nn.Module):
     """`config`: the run it comes from. `tasks`: what it was trained to write. Every method works without gradient."""
 
     def __init__(self, core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.core, self.run, self.tokenizer = core, run, tokenizer
+        self.core, self.run, self.tokenizer = core, run, tokenizer.limited(run)
         self.config, self.embed_dim = run.model, core.embed_dim
         self.modalities = tuple(name for name in config.MODALITIES if name in core.towers)
         self.tasks = tuple(item.task for item in run.write)
@@ -64,8 +82,17 @@ class Interface(nn.Module):
         return load_picture(picture, **how, exact=self.run.data.exact_decode)
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n time"]:
-        """Ids as the text tower reads them, padded with -1 to the longest."""
-        return self.tokenizer(texts)
+        """Ids as the text tower reads them, padded with -1 to the longest.
+
+        A text longer than is read (`mmfm.inputs.limits`) is cut there, with a warning; a UserError where the run says
+        data.long_text="skip".
+        """
+        rows = [texts] if isinstance(texts, str) else texts
+        told = next((told for text in rows if (told := self.tokenizer.excess(text))), "")
+        require(not (told and self.tokenizer.limits.skip), f"{told}, or set data.long_text='truncate'")
+        if told:
+            warnings.warn(f"only the beginning of a long text is read: {told}", stacklevel=2)
+        return self.tokenizer(rows)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor | Sequence[Picture], normalize: bool = False) -> Float[Tensor, "n d"]:
@@ -94,9 +121,17 @@ class Interface(nn.Module):
     def encode_text(
         self, texts: Int[Tensor, "n time"] | Sequence[str], normalize: bool = False
     ) -> Float[Tensor, "n d"]:
-        """Strings, or ids as `tokenize` gives them."""
+        """Strings, or ids as `tokenize` gives them; one string is one text."""
         ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
-        return self._encode("text", ids.clamp(min=0), ids >= 0, normalize)
+        lengths = (ids >= 0).sum(1)
+        parts = [
+            (part, self._encode("text", ids[part, :most].clamp(min=0), ids[part, :most] >= 0, normalize))
+            for part, most in in_parts(lengths.tolist(), AT_ONCE)
+        ]
+        out = torch.zeros(len(ids), self.embed_dim, dtype=self.core.dtype, device=self.core.device)
+        for part, x in parts:
+            out[part] = x.to(out.dtype)
+        return out
 
     def generate(
         self,
@@ -215,15 +250,29 @@ class Interface(nn.Module):
 
     @torch.no_grad()
     def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]:
-        """Negative log-likelihood of each sample's target and its end mark; nan without target or source."""
+        """Negative log-likelihood of each sample's target and its end mark; nan without target or source, and where
+        only the beginning of the target is held."""
+        trained, text = self._task(task), batch.items.get("text")
+        if text is None or batch.size * text.keep.shape[1] <= AT_ONCE:
+            return self._nats(trained, batch)
+        lengths = torch.zeros(batch.size, dtype=torch.int64).index_add(0, text.rows.cpu(), text.keep.sum(1).cpu())
         out = torch.full((batch.size,), torch.nan)
-        reading = read(self.core, self._task(task), batch.to(self.core.device))
+        for part, _ in in_parts(lengths.tolist(), AT_ONCE):
+            out[part] = self._nats(trained, of_rows(batch, torch.tensor(part, device=text.rows.device)))
+        return out
+
+    def _nats(self, task: Task, batch: Batch) -> Float[Tensor, " size"]:
+        out = torch.full((batch.size,), torch.nan)
+        reading = read(self.core, task, batch.to(self.core.device))
         if reading is None or not len(reading.labels):
             return out
         each = F.cross_entropy(self.core.logits(reading.states).float(), reading.labels, reduction="none")
         owners = reading.owners.unique()
         totals = torch.zeros(batch.size, device=each.device).index_add(0, reading.owners, each)
         out[owners.cpu()] = totals[owners].cpu()
+        cut = None if task.target is None or task.target not in batch.items else batch.items[task.target].cut
+        if cut is not None:  # of a text that was cut not all has been asked
+            out[batch.items[str(task.target)].rows[cut].cpu()] = torch.nan
         return out
 
     @property

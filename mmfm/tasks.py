@@ -153,7 +153,11 @@ def _target(
         hidden = _masked(written.keep, _seeds(batch, task, rows), how)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
         return model.filled(modality, written.ids, hidden, written.keep), labels, F.pad(hidden, (1, 0), value=False)
-    return _continued(model, modality, written, items, how.blind)
+    segment, labels, asked = _continued(model, modality, written, items, how.blind)
+    if items.cut is not None:  # where a text was cut it does not end
+        ends = torch.arange(labels.shape[1], device=labels.device) == written.keep.sum(1, keepdim=True)
+        asked = asked & ~(ends & items.cut[:, None])
+    return segment, labels, asked
 
 
 def _continued(

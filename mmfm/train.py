@@ -111,7 +111,7 @@ def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
     files = read_verified(where)
     run = adopt(run, from_json(files["run.json"].decode(), f"{where}/run.json"))
     check_augment(run)
-    tokenizer = read_tokenizer(files, run.model, where)
+    tokenizer = read_tokenizer(files, run.model, where).limited(run)
     return run, tokenizer, build(run.model, tokenizer.size, run.contrast, run.data.augment)
 
 

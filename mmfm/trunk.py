@@ -37,6 +37,7 @@ class Cache:
     def __init__(self, depth: int, room: int = 0) -> None:
         self.layers = [LayerCache(room) for _ in range(depth)]
         self.room, self.length = room, 0
+        self.most = 0  # real tokens that a row holds, at the most
         self.all_seen = True  # then no mask is needed
         self.seen: Bool[Tensor, "batch room"] | None = None
         self.count: Int[Tensor, " batch"] | None = None  # real tokens of each row, and so the next position
@@ -66,13 +67,13 @@ class Cache:
         if self.seen is not None and self.count is not None:
             self.seen, self.count = self.seen[rows], self.count[rows]
 
-    def mark(self) -> tuple[int, Tensor | None, bool]:
+    def mark(self) -> tuple[int, Tensor | None, bool, int]:
         """Where it stands now, for `back`."""
-        return self.length, self.count, self.all_seen
+        return self.length, self.count, self.all_seen, self.most
 
-    def back(self, mark: tuple[int, Tensor | None, bool]) -> None:
+    def back(self, mark: tuple[int, Tensor | None, bool, int]) -> None:
         """Forget what was read since."""
-        self.length, self.count, self.all_seen = mark
+        self.length, self.count, self.all_seen, self.most = mark
         for layer in self.layers:
             layer.length = self.length
 
@@ -125,10 +126,11 @@ class UnifiedTransformer(nn.Module):
         """
         x = torch.cat([segment.tokens.x for segment in segments], dim=1)
         keep = torch.cat([segment.tokens.keep for segment in segments], dim=1)
-        self._check_window(keep.shape[1] + (0 if cache is None else cache.length))
         counts = keep.long().cumsum(1)
         if cache is not None and cache.count is not None:
             counts = counts + cache.count[:, None]
+        most = self._longest(counts)
+        self.check_window(most)
         mask = self._mask(segments, keep, None if cache is None else cache.past)
         positions = (counts - 1).clamp(min=0)
         noise = None if seeds is None else Noise(seeds, positions)
@@ -136,6 +138,7 @@ class UnifiedTransformer(nn.Module):
         if cache is not None:
             seen = keep & ~_hidden(segments)
             cache.extend(seen, counts[:, -1], bool(seen.all()))
+            cache.most = int(most)
         return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
 
     def step(self, x: Float[Tensor, "batch 1 width"], cache: Cache) -> Float[Tensor, "batch 1 width"]:
@@ -147,7 +150,10 @@ class UnifiedTransformer(nn.Module):
         self, rows: int, cache: Cache
     ) -> tuple[tuple[Float[Tensor, "batch 1 1 half"], Float[Tensor, "batch 1 1 half"]], KeyMask | None]:
         """How the next real token of each row is turned, and which keys it sees (None: all). The cache counts it."""
-        self._check_window(cache.length + 1)
+        if self.window and cache.most + 1 > self.window and cache.count is not None:
+            cache.most = int(cache.count.max())  # rows may have left since
+        cache.most += 1
+        self.check_window(cache.most)
         device = self.norm.weight.device
         if cache.count is None:
             cache.count = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -166,7 +172,17 @@ class UnifiedTransformer(nn.Module):
             cache.turns = cos[0, 0], sin[0, 0]
         return cache.turns
 
-    def _check_window(self, length: int | torch.SymInt) -> None:  # a symbol, where an export traces it
+    def _longest(self, counts: Int[Tensor, "batch time"]) -> int | torch.SymInt:
+        """Real tokens of the longest row, so that padding does not count; where an export traces it, a symbol for all.
+
+        Only a window asks for it: it makes the host wait for the device.
+        """
+        if not self.window or torch.compiler.is_compiling() or not counts.numel():
+            return counts.shape[1]
+        return int(counts[:, -1].max())
+
+    def check_window(self, length: int | torch.SymInt) -> None:
+        """UserError where a sentence of so many real tokens is more than the trunk may read."""
         if self.window and length > self.window:
             raise UserError(
                 f"a sentence of {length} tokens is longer than Trunk.window={self.window}, beyond which the "
@@ -200,7 +216,10 @@ class UnifiedTransformer(nn.Module):
     def _mask(
         segments: Sequence[Segment], keep: Bool[Tensor, "batch time"], past: Bool[Tensor, "batch past"] | None
     ) -> KeyMask:
-        mask = sees(segments) & keep[:, None, :]
+        if len(segments) == 1 and not segments[0].causal and segments[0].hidden is None:
+            mask = keep[:, None, :]  # all see all that is real: no square of a long text is kept for that
+        else:
+            mask = sees(segments) & keep[:, None, :]
         stop, places = 0, torch.arange(keep.shape[1], device=keep.device)
         for segment in segments:
             start, stop = stop, stop + segment.tokens.keep.shape[1]

@@ -318,11 +318,11 @@ def test_what_cannot_be_made_says_why(model, files, task, given, words):
 
 
 def test_a_prompt_beyond_the_context_is_refused(picture):
-    """Of a trunk with a window, in the words of the trunk."""
+    """Of a trunk with a window: a text for which a picture's codes leave no room, before anything is read."""
     model = toy_interface(
         codec_run(model=toy_config(trunk=Trunk(width=16, depth=1, heads=4, kv_heads=2, window=12), **CODECS))
     )
-    with pytest.raises(UserError, match=r"longer than Trunk\.window=12"):
+    with pytest.raises(UserError, match=r"a text of 26 tokens is longer than the \d+ .*Trunk\.window.*cut it"):
         model.generate("text>image", text="a text of more than twelve")
 
 
@@ -331,7 +331,9 @@ def test_a_text_that_its_tower_would_cut_is_refused(model):
     words = Words(context=8, begin=(1,), end=(2,), pad=0, sha256="")
     tokenizer = Tokenizer(TOKENIZER.inner, Reader(TOKENIZER.inner, words, ""))
     assert batch_of([{"text": ["sixsix"]}], model.run, tokenizer).items["text"].keep.sum() == 8
-    with pytest.raises(UserError, match="a text of 7 tokens is longer than the 6 that this text tower reads; cut it"):
+    with pytest.raises(
+        UserError, match=r"a text of 7 tokens is longer than the 6 that are read \(the positions of .*; cut it$"
+    ):
         batch_of([{"text": ["seven77"]}], model.run, tokenizer)
 
 

@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mmfm.config import (
     MODALITIES,
     Conformer,
     Contrast,
+    Data,
     Model,
     TextTower,
     Tower,
@@ -59,6 +61,8 @@ class Bundle:
     reader: str  # sha256 of tokenizer.text.json
     sentences: tuple[str, ...]  # of the fixture
     tolerance: float  # of the fixture: largest difference, as a fraction of the largest number
+    max_text_tokens: int = Data().max_text_tokens  # as in Data
+    long_text: Literal["truncate", "skip"] = "truncate"
 
     def __post_init__(self) -> None:
         positive(self, "tolerance", "max_seconds")

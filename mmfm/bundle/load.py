@@ -103,7 +103,11 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
 def run_of(bundle: Bundle) -> config.Run:
     """What a model needs of the run that it comes from. Of a part: a run around it, whose other parts are none."""
     data = config.Data(
-        exact_decode=bundle.exact_decode, max_seconds=bundle.max_seconds, crop_seconds=bundle.crop_seconds
+        exact_decode=bundle.exact_decode,
+        max_seconds=bundle.max_seconds,
+        crop_seconds=bundle.crop_seconds,
+        max_text_tokens=bundle.max_text_tokens,
+        long_text=bundle.long_text,
     )
     model = bundle.model
     if model is None:
@@ -134,7 +138,7 @@ def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
     there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.holds)} alone"
     require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
     run = run_of(bundle)
-    tokenizer = _tokenizer(folder, bundle, files, modality == "text")
+    tokenizer = _tokenizer(folder, bundle, files, modality == "text").limited(run)
     weights = read_weights(folder, (modality, *(("trunk",) if bundle.model is not None else ())))
     check_size(run.model, weights, str(folder))
     make = lone if bundle.model is None else bare

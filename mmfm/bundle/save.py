@@ -83,6 +83,8 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, by
         exact_decode=data.exact_decode,
         max_seconds=data.max_seconds,
         crop_seconds=data.crop_seconds,
+        max_text_tokens=data.max_text_tokens,
+        long_text=data.long_text,
         tokenizer=sha256(files[TOKENIZER]),
         reader=sha256(files[READER]) if READER in files else "",
         sentences=fixture.SENTENCES,

@@ -100,6 +100,10 @@ class Data(Checked):
     cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
     crop_seconds: float = 0.0  # of a longer clip only this much is read, a random part in training; 0: all of it
+    max_text_tokens: int = 2_048  # of a longer text `long_text` says what becomes; text tower and trunk may take less
+    # than that, and then that counts; 0: as many as they take
+    long_text: Literal["truncate", "skip"] = "truncate"  # only its first tokens are read and learned; "skip": it is a
+    # sample that cannot be used. Both are counted
     exact_decode: bool = False  # JPEG in full, then reduced; else decoded at a half, quarter or eighth: faster
     most_bad: float = 0.01  # of a source's last 10,000 samples, or four steps, may be bad; above it the run stops
     store: Store = field(default_factory=Store)
@@ -109,6 +113,7 @@ class Data(Checked):
         positive(self, "batch", "shuffle", "max_seconds")
         require(self.workers >= 0, f"Data.workers={self.workers} must not be negative")
         require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
+        require(self.max_text_tokens >= 0, f"Data.max_text_tokens={self.max_text_tokens} must not be negative")
         require(self.crop_seconds >= 0, f"Data.crop_seconds={self.crop_seconds} must not be negative")
         require(0 <= self.most_bad <= 1, f"Data.most_bad={self.most_bad} is a fraction: between 0 and 1")
         labels = [source.label for source in self.train]

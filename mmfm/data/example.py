@@ -149,17 +149,23 @@ def collate(
     examples: Sequence[Example], tokenizer: Tokenizer, draws: Float[Tensor, "n modalities k"] | None = None
 ) -> Batch:
     """Items in the order of `examples`, padded at the end to the longest. `draws` has a row for each of MODALITIES."""
-    items = {}
+    items, truncated = {}, set[int]()
     chains = [(row, one) for row, example in enumerate(examples) for one in (*example.before, example)]
     for at, name in enumerate(MODALITIES):
         held = [(row, one) for row, one in chains if getattr(one, name) is not None]
         if not held:
             continue
         values = [getattr(one, name) for _, one in held]
-        index, written, raw = torch.tensor([row for row, _ in held]), None, None
+        index, written, raw, cut = torch.tensor([row for row, _ in held]), None, None, None
         if name == "text":
-            x, keep = _ids(list(map(tokenizer.read, values)))
-            written = None if tokenizer.reader is None else Ids(*_ids(list(map(tokenizer.encode, values))))
+            texts = list(map(tokenizer.held, values))
+            x, keep = _ids([text.read for text in texts])
+            if tokenizer.reader is not None or any(len(text.read) < len(text.written) for text in texts):
+                written = Ids(*_ids([text.written for text in texts]))
+            if any(text.written_cut for text in texts):
+                cut = torch.tensor([text.written_cut for text in texts])
+            both = zip(held, texts, strict=True)
+            truncated = {row for (row, _), text in both if text.read_cut or text.written_cut}
         else:
             join = _images if name == "image" else _padded
             x, keep = join(values)
@@ -168,11 +174,21 @@ def collate(
             if stored := [one.codes[name] for _, one in held if name in one.codes]:
                 written = Ids(*_padded(stored))
         mine = None if draws is None else draws[index, at]
-        found = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw)
+        found = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw, cut=cut)
         items[name] = replace(found, draws=own_draws(found)) if len(chains) > len(examples) else found
     texts = tuple(example.text for example in examples)
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
-    return Batch(size=len(examples), items=items, same=same, keys=tuple(e.key for e in examples), texts=texts)
+    known = {"keys": tuple(e.key for e in examples), "texts": texts, "truncated": tuple(sorted(truncated))}
+    return Batch(size=len(examples), items=items, same=same, **known)
+
+
+def require_short(example: Example, tokenizer: Tokenizer, where: str) -> None:
+    """BadSample where a text is too long and such samples are to be skipped (`Data.long_text`)."""
+    if not tokenizer.limits.skip:
+        return
+    for one in (*example.before, example):
+        if one.text is not None and (told := tokenizer.excess(one.text)):
+            raise BadSample("text_too_long", f"{where}: {told}, or set data.long_text='truncate'")
 
 
 def text_hash(text: str | None) -> int:

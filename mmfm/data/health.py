@@ -42,9 +42,10 @@ class Health:
         self.labels, self.most_bad = tuple(labels), most_bad
         self.reads = [0] * len(self.labels)
         self.bad: Counter[tuple[int, str]] = Counter()  # (source, code), over all ranks, since the run began
+        self.truncated = [0] * len(self.labels)  # samples of each source with a text that was cut; these are not bad
         self._recent: list[deque[tuple[int, int]]] = [deque() for _ in self.labels]  # (reads, bad) of late
         self._of_late = np.zeros((len(self.labels), 2), np.int64)  # their sums
-        self._new = [0] * len(self._flat())
+        self._new = [0] * (len(self._flat()) + len(self.labels))  # and at the end the truncated
         self._seen: list[Bad] = []
         self._lines: list[str] = []
 
@@ -52,8 +53,10 @@ class Health:
         codes = [self.bad[source, code] for source in range(len(self.labels)) for code in NAMES]
         return [*self.reads, *codes]
 
-    def note(self, reads: Sequence[int], bad: Sequence[Bad]) -> None:
-        """What this rank met in one batch: reads of each source, the bad ones among them."""
+    def note(self, reads: Sequence[int], bad: Sequence[Bad], truncated: Sequence[int] = ()) -> None:
+        """What this rank met in one batch: reads of each source, the bad ones among them, and the truncated ones."""
+        for source, count in enumerate(truncated):
+            self._new[source - len(self.labels)] += count
         for source, count in enumerate(reads):
             self._new[source] += count
         for item in bad:
@@ -74,6 +77,7 @@ class Health:
             first = len(self.labels) + source * len(NAMES)
             found = {(source, code): n for code, n in zip(NAMES, totals[first:], strict=False) if n}
             self.reads[source] += totals[source]
+            self.truncated[source] += totals[source - len(self.labels)]
             self.bad.update(found)
             self._remember(source, totals[source], sum(found.values()))
         for source in sources:
@@ -110,10 +114,23 @@ class Health:
         bad = {label: {} for label in self.labels}
         for (source, code), n in sorted(self.bad.items()):
             bad[self.labels[source]][code] = n
+        for label, n in zip(self.labels, self.truncated, strict=True):
+            bad[label] |= {"truncated": n} if n else {}
         return {label: {"read": read, **bad[label]} for label, read in zip(self.labels, self.reads, strict=True)}
 
+    def told(self) -> str:
+        """One line about texts that were cut; empty where none was."""
+        count, read = sum(self.truncated), sum(self.reads)
+        which = ", ".join(f"{label} {n}" for label, n in zip(self.labels, self.truncated, strict=True) if n)
+        told = f"{count} of {read} samples had a text longer than is read, of which the beginning was taken ({which})"
+        return f"{told}; data.max_text_tokens and data.long_text say what becomes of such" if count else ""
+
     def state(self) -> dict[str, Any]:
-        return {"totals": self._flat(), "recent": [[list(pair) for pair in recent] for recent in self._recent]}
+        return {
+            "totals": self._flat(),
+            "truncated": list(self.truncated),
+            "recent": [[list(pair) for pair in recent] for recent in self._recent],
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`; whatever this rank has noted since is forgotten, as the stream goes back too."""
@@ -121,7 +138,7 @@ class Health:
         names = NAMES[: len(totals) // max(count, 1) - 1]  # of an older checkpoint: new codes come last
         if len(state["recent"]) != count or len(totals) != count * (1 + len(names)):
             raise UserError("the checkpoint counts other sources or codes of bad samples; start anew with --force")
-        self.reads = list(totals[:count])
+        self.reads, self.truncated = list(totals[:count]), list(state.get("truncated", [0] * count))
         pairs = [(source, code) for source in range(count) for code in names]
         self.bad = Counter({pair: n for pair, n in zip(pairs, totals[count:], strict=True) if n})
         self._recent = [deque((read, bad) for read, bad in recent) for recent in state["recent"]]

@@ -25,7 +25,16 @@ from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.codes import require_own
 from mmfm.data.documents import joined
-from mmfm.data.example import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example
+from mmfm.data.example import (
+    OF_ITEMS,
+    TEXT_DRAW,
+    Decode,
+    Example,
+    collate,
+    decode_of,
+    read_example,
+    require_short,
+)
 from mmfm.data.handover import Piped, handed_over, taken
 from mmfm.data.health import Bad, Health
 from mmfm.data.index import CODES, MODALITY
@@ -73,11 +82,13 @@ def bytes_of(example: Example) -> int:
 
 
 class Loaded(NamedTuple):
-    """A batch, how many samples of each source were read for it, and which of these could not be used."""
+    """A batch, how many samples of each source were read for it, which of these could not be used, and of how many
+    the text was cut."""
 
     batch: Batch
     reads: tuple[int, ...]
     bad: tuple[Bad, ...]
+    truncated: tuple[int, ...] = ()
 
 
 class Asks(NamedTuple):
@@ -148,7 +159,9 @@ class Plan(Dataset):
             reads += [source] * (1 + self.run.data.train[source].shots)
         table = torch.from_numpy(numbers[:, :OF_ITEMS]).reshape(-1, len(MODALITIES), DRAWS)
         counts = tuple(reads.count(source) for source in range(len(self.sources)))
-        return Loaded(collate(examples, self.tokenizer, table), counts, tuple(bad))
+        batch = collate(examples, self.tokenizer, table)
+        cut = [self.order.place(positions[row]).source for row in batch.truncated]
+        return Loaded(batch, counts, tuple(bad), tuple(cut.count(source) for source in range(len(self.sources))))
 
     def _example(self, position: int, draws: Float[np.ndarray, " k"], bad: list[Bad]) -> Example:
         """What the position asks for, or where that cannot be used, what it draws instead; `bad` gets those. Before it
@@ -193,7 +206,9 @@ class Plan(Dataset):
             told = f"{self.sources[source].where(sample)} has no text, which its source provides{named}"
             why = "" if how.texts or example.words is None else why_no_text(example.words)
             raise BadSample("missing_text", f"{told}{why}")
-        return self._answered(how, example, float(draws[TEXT_DRAW])) if how.answers else example
+        example = self._answered(how, example, float(draws[TEXT_DRAW])) if how.answers else example
+        require_short(example, self.tokenizer, self.sources[source].where(sample))
+        return example
 
     def _answered(self, how: config.Source, example: Example, draw: float) -> Example:
         """The example with its answer behind its text."""
@@ -294,7 +309,7 @@ class TrainStream:
         while (loaded := _next(batches, self.asked)) is not None:
             if isinstance(loaded, Exception):
                 raise loaded
-            self.health.note(loaded.reads, loaded.bad)
+            self.health.note(loaded.reads, loaded.bad, loaded.truncated)
             self.consumed += 1
             yield loaded.batch
 

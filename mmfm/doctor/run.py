@@ -37,7 +37,7 @@ def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object
     watch("shards")
     sets, shards = look(sets_of(run), Store(run.data.store), sums=not extent.quick, fetch=extent.fetch)
     watch("lengths")
-    swept = [sweep(one, run) for one in sets]
+    swept = [sweep(one, run, tokenizer) for one in sets]
     sections = [start, shards, presence(sets, swept, run), lengths(sets, swept, run, tokenizer)]
     watch("decoding")
     sections.append(decoding(sets, [decode(one, run, extent.samples) for one in sets], swept, run))

@@ -39,6 +39,7 @@ class Swept:
     widths: array = field(default_factory=lambda: array("q"))
     heights: array = field(default_factory=lambda: array("q"))
     characters: array = field(default_factory=lambda: array("q"))
+    truncated: int = 0  # texts of which only the beginning is read
     texts: Counter[str] = field(default_factory=Counter)
     hashes: dict[int, str] = field(default_factory=dict)  # of each different text, and the first sample that has it
 
@@ -48,15 +49,15 @@ class Swept:
             noted.append(case)
 
 
-def sweep(one: Set, run: Run) -> Swept:
-    """All samples of the set."""
+def sweep(one: Set, run: Run, tokenizer: Tokenizer | None = None) -> Swept:
+    """All samples of the set. tokenizer: the run's, by which a text may be too long."""
     found = Swept()
     for number, tar in enumerate(one.tars):
-        _sweep_tar(found, one, run, tar, number)
+        _sweep_tar(found, one, run, tar, number, tokenizer)
     return found
 
 
-def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int) -> None:
+def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int, tokenizer: Tokenizer | None) -> None:
     lies = index_of(tar)
     _sizes(found, tar)
     for place, sample in read(tar, WORDS):
@@ -68,6 +69,7 @@ def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int) -> None:
             if text is not None:
                 kinds.add("text")
                 _note_text(found, text, sample.where)
+                _note_length(found, text, sample.where, tokenizer)
         except BadSample as why:
             kinds.add("text")
             if one.source is None or "text" in one.source.provides:
@@ -93,6 +95,18 @@ def _note_text(found: Swept, text: str, case: str) -> None:
     found.hashes.setdefault(text_hash(text), case)
     if text in found.texts or len(found.texts) < MOST_TEXTS:
         found.texts[text] += 1
+
+
+def _note_length(found: Swept, text: str, case: str, tokenizer: Tokenizer | None) -> None:
+    """BadSample where training would leave out a text for its length."""
+    told = tokenizer.excess(text) if tokenizer is not None else ""
+    if not told or tokenizer is None:
+        return
+    if tokenizer.limits.skip:
+        raise BadSample("text_too_long", f"{case}: {told}")
+    found.truncated += 1
+    if len(noted := found.cases.setdefault("text_truncated", [])) < NOTED:
+        noted.append(f"{case}: {told}")
 
 
 def _sizes(found: Swept, tar: Tar) -> None:
@@ -172,6 +186,7 @@ def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: To
         distribution("Length of texts", "characters", [(name, np.array(s.characters, np.int64)) for name, s in named]),
     ]
     findings = [item for one, found in zip(sets, swept, strict=True) for item in _too_long(one, found, run)]
+    findings += [item for one, found in zip(sets, swept, strict=True) for item in _truncated(one, found)]
     findings += [item for one, found in zip(sets, swept, strict=True) for item in _unknown(one, found)]
     if tokenizer is not None:
         drawn.append(_tokens(named, tokenizer))
@@ -190,6 +205,17 @@ def _too_long(one: Set, found: Swept, run: Run) -> list[Finding]:
     told = f"{one.label}: {plural(count, 'sound')} longer than max_seconds={run.data.max_seconds:g}, "
     told += f"which {'stops training' if over else 'are not used'}; {remedy}"
     return [finding("ERROR" if over else "WARNING", "audio_too_long", told, found.cases["audio_too_long"], count)]
+
+
+def _truncated(one: Set, found: Swept) -> list[Finding]:
+    if not found.truncated:
+        return []
+    told = (
+        f"{one.label}: of {found.truncated:,} of {plural(len(found.characters), 'text')} only the beginning is read, "
+    )
+    told += "as they are longer than data.max_text_tokens, the text tower or the trunk takes; cut them, raise it, or "
+    told += "set data.long_text='skip'"
+    return [finding("WARNING", "text_truncated", told, found.cases["text_truncated"], found.truncated)]
 
 
 def _unknown(one: Set, found: Swept) -> list[Finding]:

@@ -48,6 +48,7 @@ class Part:
     nats: dict[str, Float[np.ndarray, " size"]]
     unread: int
     bad: dict[int, str]
+    truncated: int = 0  # samples with a text of which only the beginning is read
 
 
 def mark_of(sample: Sample) -> str:
@@ -68,6 +69,7 @@ def pack(part: Part) -> dict[str, Any]:
         "nats": {task: torch.from_numpy(nats) for task, nats in part.nats.items()},
         "unread": part.unread,
         "bad": part.bad,
+        "truncated": part.truncated,
     }
 
 
@@ -80,4 +82,5 @@ def unpack(tree: dict[str, Any]) -> Part:
         nats={task: nats.numpy() for task, nats in tree["nats"].items()},
         unread=tree["unread"],
         bad=tree["bad"],
+        truncated=tree["truncated"],
     )

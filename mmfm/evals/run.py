@@ -236,6 +236,9 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
         codes = ", ".join(f"{code} ({count})" for code, count in sorted(Counter(split.bad.values()).items()))
         first = next(iter(split.bad))
         lines.append(f"{len(split.bad)} of {total} samples cannot be used: {codes}; the first is {split.keys[first]}")
+    if split.truncated:
+        told = "their text is longer than is read: only its beginning counts, and their likelihood is left out"
+        lines.append(f"{split.truncated} of {total} samples: {told} (data.max_text_tokens)")
     if split.shards.ignored:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
         lines.append(f"files that are not read: {kinds}")

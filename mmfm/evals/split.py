@@ -9,6 +9,7 @@ classes that training never met can be looked for among all.
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from torch import Tensor
 from mmfm.batch import Batch
 from mmfm.config import MODALITIES, Model, Store, require
 from mmfm.data import order
-from mmfm.data.example import Decode, Example, collate, read_example
+from mmfm.data.example import Decode, Example, collate, read_example, require_short
 from mmfm.data.sample import Sample, label_of, modalities
 from mmfm.data.sources import open_shards
 from mmfm.data.splits import asked_and_more
@@ -98,6 +99,7 @@ class Split:
     bad: dict[int, str]  # row -> code of a sample whose content cannot be used: it asks nothing and answers nothing
     own: int  # rows from here on only widen the galleries
     held: tuple[tuple[str, ...], ...] = ()  # of each sample: the modalities of its files
+    truncated: int = 0  # samples with a text of which only the beginning is read
     digest: str = ""  # equal where the same samples were read, byte for byte, in the same order
 
     def __len__(self) -> int:
@@ -142,7 +144,9 @@ def encode_texts(model: Evaluable, texts: Sequence[str], ranks: Ranks = ALONE) -
     """Unit vectors on the CPU, a few hundred texts at a time; with `ranks` all must ask, of the same texts."""
 
     def encode(part: slice) -> Tensor:
-        return model.encode_text(list(texts[part]), normalize=True).float().cpu()
+        with warnings.catch_warnings():  # how many texts are cut is counted where the split is read
+            warnings.filterwarnings("ignore", message="only the beginning of a long text")
+            return model.encode_text(list(texts[part]), normalize=True).float().cpu()
 
     parts = shared(slices(len(texts), TEXTS_AT_ONCE), encode, ranks, pack=_as_it_is, unpack=_as_it_is)
     return some_finite(torch.cat(parts), "text") if parts else torch.empty(0, model.embed_dim)
@@ -245,7 +249,7 @@ def _ask(
     asking: bool,
 ) -> Part:
     """All that the model says about these samples; of those that only widen the galleries, where they lie."""
-    examples, bad = _read(model.config, samples, decode)
+    examples, bad = _read(model, samples, decode)
     batch = collate(examples, model.tokenizer).to(device_of(model))
     held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
     able = {task: _able(parse(task), held) if asking else set() for task in tasks}
@@ -255,19 +259,28 @@ def _ask(
         written={
             task: _write(model, task, batch, rows, max_tokens) for task, rows in able.items() if parse(task).sources
         },
-        nats={task: _nats(model, task, batch, rows) for task, rows in able.items() if with_nats},
+        nats={task: _nats(model, task, batch, rows - _cut(batch)) for task, rows in able.items() if with_nats},
         unread=batch.size - len(set().union(*held.values(), bad)) if asking else 0,
         bad=bad,
+        truncated=len(batch.truncated) if asking else 0,
     )
 
 
-def _read(model: Model, samples: list[Sample], decode: Decode) -> tuple[list[Example], dict[int, str]]:
+def _cut(batch: Batch) -> set[int]:
+    """The samples whose text goes on beyond what can be asked of it."""
+    items = batch.items.get("text")
+    return set() if items is None or items.cut is None else set(items.rows[items.cut].tolist())
+
+
+def _read(model: Evaluable, samples: list[Sample], decode: Decode) -> tuple[list[Example], dict[int, str]]:
     """An example of each sample; one that cannot be used holds nothing, and its row and code are told."""
     examples: list[Example] = []
     bad: dict[int, str] = {}
     for row, sample in enumerate(samples):
         try:
-            examples.append(read_example(sample, model, decode))
+            example = read_example(sample, model.config, decode)
+            require_short(example, model.tokenizer, sample.where)
+            examples.append(example)
         except BadSample as why:
             bad[row] = why.code
             examples.append(Example(key=sample.key))
@@ -327,6 +340,7 @@ def _joined(
         written={task: _shifted(task, both) for task in (parts[0].written if parts else {})},
         nats={task: np.concatenate([part.nats[task] for part in parts]) for task in (parts[0].nats if parts else {})},
         unread=sum(part.unread for part in parts),
+        truncated=sum(part.truncated for part in parts),
         bad={start + row: code for start, part in both for row, code in part.bad.items()},
         own=own,
         held=tuple(one.held for one in known),

@@ -34,9 +34,10 @@ class Row:
     def advance(self, found: list[Beam], ended: list[bool], final: bool, room: int, norm: float) -> bool:
         """Take the best continuations in, best first; whether the row goes on."""
         both = zip(found[:room], ended, strict=False)
-        why: dict[bool, Finish] = {True: "stop", False: "length"}
-        done = [(beam.total / norm, beam.ids, why[ends]) for beam, ends in both if ends or final]
-        self.finished = sorted([*self.finished, *done], key=lambda one: -one[0])[:room]
+        for beam, ends in both:
+            if ends or final:
+                self.finished.append((beam.total / norm, beam.ids, "stop" if ends else "length"))
+        self.finished = sorted(self.finished, key=lambda one: -one[0])[:room]
         going = [beam for beam, ends in zip(found, ended, strict=True) if not (ends or final)][:room]
         if not going or (len(self.finished) == room and self.finished[-1][0] >= going[0].total / norm):
             return False

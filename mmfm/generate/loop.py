@@ -114,8 +114,8 @@ def stream(
     if how.beams > 1 or how.draws > 1:
         whole = write(model, task, batch, how, seeds=seeds, decode=decode, judge=judge)
         texts = whole.texts or [""] * len(whole.rows)
-        for *each, finish in zip(whole.rows, whole.ids, texts, whole.finish, strict=True):
-            yield Piece(*each, "length" if finish == "length" else "")
+        for row, ids, text, finish in zip(whole.rows, whole.ids, texts, whole.finish, strict=True):
+            yield Piece(row, ids, text, "length" if finish == "length" else "")
         return
     found = _begun(model, task, batch, how, seeds, decode)
     if found is None:

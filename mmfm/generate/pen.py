@@ -117,11 +117,25 @@ def read_sources(
     """
     seen, weights = how.passes(names)
     form = model.forms[target]
+    _check_room(model, sources, target, how)
     room = sum(part.tokens.keep.shape[1] for part in sources) + (form.length or how.max_tokens) + 1
     cache = model.trunk.new_cache(room)
     if sources:
         model.trunk([_in_passes(part, [one[at] for one in seen], rows) for at, part in enumerate(sources)], cache)
     return Pen(model=model, target=target, cache=cache, weights=weights)
+
+
+def _check_room(model: UnifiedModel, sources: Sequence[Segment], target: str, how: Decoding) -> None:
+    """UserError, before anything is read, where what is given and what may be written do not fit the trunk's window."""
+    window, form = model.trunk.window, model.forms[target]
+    if not window:
+        return
+    held = sum(part.tokens.keep.sum(1) for part in sources)
+    given, room = int(held.max()) if isinstance(held, Tensor) else 0, form.length or how.max_tokens
+    left = window - given if not form.length else 0
+    told = f"{given} tokens that are read and {room} that may be written are over Trunk.window={window}"
+    remedy = f"give max_tokens={left}, or less to read" if left > 0 else "give less to read"
+    require(given + room <= window, f"{told}; {remedy}")
 
 
 def _in_passes(part: Segment, seen: Sequence[bool], rows: int) -> Segment:

@@ -106,8 +106,9 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         cache = DynamicCache() if cache is None and use_cache else cache
         keep = _keep(attention_mask, x, past)
         window = self.core.trunk.window
-        told = f"a sentence of {keep.shape[1]} tokens is longer than Trunk.window={window}; give shorter ones"
-        require(not window or keep.shape[1] <= window, told)
+        longest = int(keep.sum(1).max()) if window else 0  # padding does not count
+        told = f"a sentence of {longest} tokens is longer than Trunk.window={window}; give shorter ones"
+        require(longest <= window, told)
         if position_ids is None:
             position_ids = (keep.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         mask = sees(keep, past, source_sizes if past == 0 else (), _columns(cache, x.shape[1], keep.shape[1]))

@@ -93,7 +93,11 @@ def config_of(run: Run, tokenizer: Tokenizer) -> MMFMConfig:
 def _public(run: Run) -> Run:
     """What the model is and how its input is read; not where its data and its bundles lay on someone's disk."""
     data = Data(
-        max_seconds=run.data.max_seconds, crop_seconds=run.data.crop_seconds, exact_decode=run.data.exact_decode
+        max_seconds=run.data.max_seconds,
+        crop_seconds=run.data.crop_seconds,
+        max_text_tokens=run.data.max_text_tokens,
+        long_text=run.data.long_text,
+        exact_decode=run.data.exact_decode,
     )
     return Run(name=run.name, model=_unplaced(run.model), data=data, contrast=run.contrast, write=run.write)
 

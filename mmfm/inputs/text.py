@@ -5,9 +5,10 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 import torch
@@ -15,7 +16,8 @@ from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from mmfm.config import UserError, Words, require
+from mmfm.config import Run, UserError, Words, require
+from mmfm.inputs.limits import NO_LIMITS, WHY, Limits, limits_of
 
 
 @dataclass(frozen=True)
@@ -26,27 +28,53 @@ class Reader:
     words: Words
     text: str  # of its tokenizer.json, as `words` hashes it
 
-    def encode(self, text: str) -> list[int]:
-        words = self.words
+    @property
+    def room(self) -> int:
+        """Tokens of a text that the tower has positions for, beside its marks."""
+        return self.words.context - len(self.words.begin) - len(self.words.end)
+
+    def plain(self, text: str) -> list[int]:
+        """The ids of the whole text, without marks."""
         whole = text.encode("utf-8", errors="replace").decode("utf-8")
-        ids = self.inner.encode(whole.lower() if words.lower else whole, add_special_tokens=False).ids
-        room = words.context - len(words.begin) - len(words.end)
-        row = [*words.begin, *ids[:room], *words.end]
+        return self.inner.encode(whole.lower() if self.words.lower else whole, add_special_tokens=False).ids
+
+    def framed(self, ids: Sequence[int]) -> list[int]:
+        """What the tower reads of these: no more than it has positions for, its marks, and what fills up."""
+        words = self.words
+        row = [*words.begin, *ids[: self.room], *words.end]
         return row + [words.pad] * (words.context - len(row)) if words.fill else row
+
+    def encode(self, text: str) -> list[int]:
+        return self.framed(self.plain(text))
 
     def to_json(self) -> str:
         return self.text
+
+
+class TextIds(NamedTuple):
+    """What is held of a text: the ids that are read and those that are written, and whether it goes on beyond them."""
+
+    read: list[int]
+    written: list[int]
+    read_cut: bool
+    written_cut: bool
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """Ids 0 to size - 1. Marks such as begin and end are no text: they belong to the vocabulary, not here.
 
-    These ids are written, and read too unless the text tower has a tokenizer of its own: then that is `reader`.
+    These ids are written, and read too unless the text tower has a tokenizer of its own: then that is `reader`. Of a
+    text longer than `limits` only the beginning is read and written; `excess` says which those are.
     """
 
     inner: tokenizers.Tokenizer
     reader: Reader | None = None
+    limits: Limits = NO_LIMITS
+
+    def limited(self, run: Run) -> "Tokenizer":
+        """As this run reads texts."""
+        return replace(self, limits=limits_of(run))
 
     def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "n time"]:
         """Ids as the text tower reads them, padded with -1 to the longest; called as open_clip's tokenizers."""
@@ -56,7 +84,33 @@ class Tokenizer:
 
     def read(self, text: str) -> list[int]:
         """The ids that the text tower reads."""
-        return self.encode(text) if self.reader is None else self.reader.encode(text)
+        return self.held(text).read
+
+    def held(self, text: str) -> TextIds:
+        """What is read and written of a text, within `limits`."""
+        ids, limits = self.encode(text), self.limits
+        written = ids[: limits.written] if limits.written else ids
+        if self.reader is None:
+            read = ids[: limits.read] if limits.read else ids
+            return TextIds(read, written, len(read) < len(ids), len(written) < len(ids))
+        own, room = self.reader.plain(text), self._room
+        return TextIds(self.reader.framed(own[:room]), written, len(own) > room, len(written) < len(ids))
+
+    def excess(self, text: str) -> str:
+        """How a text is too long to be read whole, and what helps; empty where it is not."""
+        count = len(self.encode(text) if self.reader is None else self.reader.plain(text))
+        if not self._room or count <= self._room:
+            return ""
+        tower = self.reader is not None and self._room == self.reader.room
+        limits = replace(self.limits, by="tower") if tower else self.limits
+        told = f"a text of {count} tokens is longer than the {self._room} that are read"
+        return f"{told} ({WHY[limits.by]}); {limits.remedy}"
+
+    @property
+    def _room(self) -> int:
+        """Tokens that are read of a text; 0: all."""
+        rooms = (self.limits.read, 0 if self.reader is None else self.reader.room)
+        return min([room for room in rooms if room], default=0)
 
     @cached_property
     def size(self) -> int:

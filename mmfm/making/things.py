@@ -116,13 +116,9 @@ def batch_of(samples: Sequence[Things], run: config.Run, tokenizer: Tokenizer) -
 
 
 def check_length(text: str, tokenizer: Tokenizer) -> None:
-    """UserError where a text tower from elsewhere would read only the beginning."""
-    if tokenizer.reader is None:
-        return
-    words, inner = tokenizer.reader.words, tokenizer.reader.inner
-    count = len(inner.encode(text.lower() if words.lower else text, add_special_tokens=False).ids)
-    room = words.context - len(words.begin) - len(words.end)
-    require(count <= room, f"a text of {count} tokens is longer than the {room} that this text tower reads; cut it")
+    """UserError where only the beginning of a text would be read."""
+    told = tokenizer.excess(text)
+    require(not told, told)
 
 
 def _example(things: Mapping[str, Any], run: config.Run, loaded: dict[tuple[str, int], list[Tensor]]) -> Example:
