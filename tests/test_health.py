@@ -54,7 +54,7 @@ def read_until_stopped(step: int, share: float, reads: int) -> int:
     for at in range(-(-reads // step)):
         found = int(draw.binomial(step, share))
         try:
-            health.add([step, found, *[0] * (len(CODES) - 1)])
+            health.add([step, found, *[0] * len(CODES)])  # the other codes, and what was truncated
         except UserError:
             return (at + 1) * step
     return 0
@@ -80,7 +80,7 @@ def test_a_source_that_turns_bad_stops_soon(batch):
     while reads < max(10_000, 4 * batch):
         reads, found = reads + batch, (reads + batch) // 20 - reads // 20
         try:
-            health.add([batch, found, *[0] * (len(CODES) - 1)])
+            health.add([batch, found, *[0] * len(CODES)])  # the other codes, and what was truncated
         except UserError as why:
             assert "over data.most_bad=0.01 of" in str(why)
             return
