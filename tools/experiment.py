@@ -4,8 +4,9 @@
     .venv/bin/python tools/experiment.py experiments/002-joint-or-single ../001-one-pass/one.py contrast.py writing.py
 
 Each arm is a config file; each run is `mmfm train` and `mmfm eval`, in a process of its own, and is kept: a second
-start only runs what is missing. Seeds of all arms go side by side, `--jobs` at a time, so that a busy machine is busy
-for all alike; cost is CPU time, of the training process and its loader.
+start only runs what is missing, or what was of another configuration, other words or other weights. Seeds of all arms
+go side by side, `--jobs` at a time, so that a busy machine is busy for all alike; cost is CPU time, of the training
+process and its loader.
 """
 
 import argparse
@@ -19,12 +20,16 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from readme import between
 
+from mmfm.check import finished, read_run
+from mmfm.config import Run
+from mmfm.evals.provenance import doubt
 from mmfm.machine import cores
 
 ROOT = Path(__file__).parent.parent
@@ -43,22 +48,48 @@ DATA = ("data/numbers/test", "data/numbers/test-unseen+data/numbers/test")
 BEGIN, END = "<!-- results: written by tools/experiment.py -->", "<!-- end of results -->"
 
 
+def run_of(config: Path, seed: int) -> Run:
+    """The run of one seed of one arm. Arms of one name in two experiments have folders of their own."""
+    name = f"{config.parent.name}-{config.stem}-{seed}"
+    return replace(read_run(config), name=name, out=str(RUNS), seed=seed)
+
+
+def kept(run: Run) -> bool:
+    """Whether the run's folder holds just this configuration, trained to its end, with what that cost."""
+    return (run.folder / "cost.json").is_file() and finished(run)
+
+
+def scored(folder: Path, asked: Sequence[str]) -> bool:
+    """Whether the run was scored by just these words, and has the weights that were scored."""
+    rows, words = folder / "results.json", folder / "asked.json"
+    if not (rows.is_file() and words.is_file()) or json.loads(words.read_text()) != list(asked):
+        return False
+    return doubt(folder, rows.name, json.loads(rows.read_text())) is None
+
+
+def train_and_score(run: Run, config: Path, asked: Sequence[str], more: Sequence[str] = ()) -> None:
+    """What is done already, by this configuration and these words, is not done again. more: options of the training."""
+    folder = run.folder
+    if not kept(run):
+        command = [sys.executable, "-m", "mmfm", "train", str(config), *more, "--force"]
+        began = time.monotonic()
+        cost = {"cpu_seconds": cpu_seconds(command), "wall_seconds": time.monotonic() - began}
+        (folder / "cost.json").write_text(json.dumps(cost))
+    if not scored(folder, asked):
+        cpu_seconds([sys.executable, "-m", "mmfm", "eval", str(folder), *asked])
+        (folder / "asked.json").write_text(json.dumps(list(asked)))
+
+
 def run_one(config: Path, seed: int, asked: Sequence[str] = ()) -> dict[str, Any]:
     """Train and score one seed of one arm, unless that was done; its rows and its cost. asked: more for `mmfm eval`."""
-    arm, folder = config.stem, RUNS / f"{config.stem}-{seed}"
-    cost = folder / "cost.json"
-    if not cost.exists():
-        command = [sys.executable, "-m", "mmfm", "train", str(config), "--name", folder.name, "--out", str(RUNS)]
-        began = time.monotonic()
-        seconds = cpu_seconds([*command, "--seed", str(seed), "--force"])
-        cost.write_text(json.dumps({"cpu_seconds": seconds, "wall_seconds": time.monotonic() - began}))
-    if not (folder / "results.json").exists():
-        cpu_seconds([sys.executable, "-m", "mmfm", "eval", str(folder), "--data", *DATA, *asked])
+    run = run_of(config, seed)
+    more = ["--name", run.name, "--out", str(RUNS), "--seed", str(seed)]
+    train_and_score(run, config, ["--data", *DATA, *asked], more)
     return {
-        "arm": arm,
+        "arm": config.stem,
         "seed": seed,
-        **json.loads(cost.read_text()),
-        "rows": [row for row in json.loads((folder / "results.json").read_text()) if row["split"] in SPLITS],
+        **json.loads((run.folder / "cost.json").read_text()),
+        "rows": [row for row in json.loads((run.folder / "results.json").read_text()) if row["split"] in SPLITS],
     }
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from experiment import setting
 from readme import between
 
+from mmfm.evals.provenance import doubt
+
 COLUMNS = (
     ("image->text", "R@1"),
     ("audio->text", "R@1"),
@@ -59,6 +61,14 @@ def render(readme: str, results: str) -> str:
     return between(readme, BEGIN, END, table(found["runs"], found.get("columns", COLUMNS)))
 
 
+def fresh(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run. SystemExit in one line where they are not of its last weights, or do not say of which."""
+    rows = json.loads((run / "results.json").read_text())
+    if found := doubt(run, "results.json", rows):
+        raise SystemExit(found.told)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -70,7 +80,7 @@ def main() -> None:
     for item in chosen.runs:
         arm, _, place = item.partition("=")
         run, _, commit = place.partition("@")
-        rows = json.loads((Path(run) / "results.json").read_text())
+        rows = fresh(Path(run))
         curves = Path(run) / "metrics.jsonl"  # which a rival that is no run does not have
         lines = curves.read_text().splitlines() if curves.exists() else ['{"step": 0, "seconds": 0}']
         last = json.loads(lines[-1])

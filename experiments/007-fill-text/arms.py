@@ -16,8 +16,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from experiment import cpu_seconds  # noqa: E402
+from experiment import train_and_score  # noqa: E402
 
+from mmfm.check import read_run  # noqa: E402
 from mmfm.data.shards import Shards  # noqa: E402
 from mmfm.inputs.text import load_tokenizer  # noqa: E402
 
@@ -28,14 +29,10 @@ STEPS, LONGEST = 600, 600  # of a run; tokens of a passage, at most: its bytes
 
 def run(arm: str) -> Path:
     """What is done already is not done again."""
-    folder = ROOT / "runs" / f"text-{arm}"
-    mmfm = [sys.executable, "-m", "mmfm"]
-    if not (folder / "cost.json").exists():
-        spent = cpu_seconds([*mmfm, "train", str(Path(__file__).with_name(f"{arm}.py").relative_to(ROOT)), "--force"])
-        (folder / "cost.json").write_text(json.dumps({"cpu_seconds": spent}))
-    if not (folder / "results.json").exists():
-        cpu_seconds([*mmfm, "eval", str(folder), "--data", "test=data/corpus/test"])
-    return folder
+    config = Path(__file__).with_name(f"{arm}.py").relative_to(ROOT)
+    own = read_run(config)
+    train_and_score(own, config, ["--data", "test=data/corpus/test"])
+    return own.folder
 
 
 def passages(split: str) -> list[str]:
@@ -58,11 +55,20 @@ def more(rows: list[dict[str, Any]], cost: float, length: float) -> list[dict[st
     bounds = [row for row in own if row["metric"] == "bits_per_byte_bound"]
     moved = [{**row, **{name: row[name] + length for name in ("value", "low", "high")}} for row in bounds]
     step = 1_000 * cost / STEPS
-    spent = {"split": "test", "task": "train", "metric": "cpu_ms_per_step", "value": step, "low": step, "high": step}
+    of = {name: own[0][name] for name in ("step", "weights", "version") if name in own[0]}
+    spent = {
+        **of,
+        "split": "test",
+        "task": "train",
+        "metric": "cpu_ms_per_step",
+        "value": step,
+        "low": step,
+        "high": step,
+    }
     return [
         *own,
         *({**row, "metric": "bits_per_byte_with_length"} for row in moved),
-        {**spent, "chance": 0.0, "n": STEPS},
+        {**of, **spent, "chance": 0.0, "n": STEPS},
     ]
 
 
