@@ -90,6 +90,7 @@ def test_what_is_counted() -> None:
     assert {name: numbered(name) for name in found} == found
     for name in ("png", "json", "02.png", "1000.png", "-1.png", "1.2.png", "1.json", "1.cls", "٣.png", "1.", ".png"):
         assert numbered(name) == (-1, name)
+    assert numbered("input.jpg") == (-1, "jpg") and numbered("a.b.txt") == (-1, "txt")
 
 
 CODES = "imagecodes.npy"
@@ -130,7 +131,7 @@ def test_documents_go_through_an_index(
 def test_two_parts_of_one_number_are_refused(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
     """What comes at 1 would be unclear."""
     write_shard(tmp_path / "t.tar", {"a": {"1.png": b"x", "1.txt": b"x"}})
-    with pytest.raises(UserError, match=r"a has both \.1\.png and \.1\.txt; one part 1 per sample, remove one"):
+    with pytest.raises(UserError, match=r"a has both \.1\.png and \.1\.txt, of which one is read; say which"):
         Shards([tmp_path / "t.tar"])
 
 

@@ -157,8 +157,11 @@ def test_duplicates_and_rivals_are_refused(tmp_path, write_shard):
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for _ in range(2):
             tar.addfile(tarfile.TarInfo("dir/a.txt"))
-    refused(tmp_path / "t.tar", "dir/a has both .txt and .txt")
-    refused(write_shard(tmp_path / "u.tar", {"a": {"png": b"", "jpg": b""}}), "a has both .png and .jpg; one image")
+    refused(tmp_path / "t.tar", "dir/a has .txt twice")
+    refused(
+        write_shard(tmp_path / "u.tar", {"a": {"png": b"", "jpg": b""}}),
+        "a has both .png and .jpg, of which one is read; say which",
+    )
 
 
 def test_shard_that_shrinks_while_in_use(tmp_path, write_shard):
@@ -180,7 +183,7 @@ def test_other_extensions_are_counted_and_never_read(tmp_path, write_shard):
     )
     assert shards.ignored == Counter({"pkl": 2, "seg.png": 1, "npy": 1})
     assert [sample.parts for sample in shards] == [{"png": b"1", "txt": b"4"}, {"jpeg": b"5"}]
-    refused(write_shard(tmp_path / "u.tar", {"a": {"pkl": b""}}), "no sample with a part that can be read")
+    refused(write_shard(tmp_path / "u.tar", {"a": {"pkl": b""}}), "no sample with a part that is read")
 
 
 def test_presence_counts_modalities_with_text_in_json(tmp_path, write_shard):

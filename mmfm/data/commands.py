@@ -65,14 +65,26 @@ class Index:
     """The folder of shards, or one above."""
     again: bool = False
     """Also where there is a valid one."""
+    parts: tuple[str, ...] = ()
+    """Where samples have several parts of a kind, or names of their own: those that are read, such as `jpg` (and no
+    .png beside it) or `input.jpg caption.txt`. Kept for later indexes."""
+    last_dot: bool = False
+    """A key ends at the last dot of a name, and not at the first: 22.1.png is a sample, and no part of the document 22.
+    Kept for later indexes."""
     workers: int = 0
     """Processes; 0: one per core."""
 
     def __call__(self) -> None:
         from mmfm.data.indexing import index_folder
+        from mmfm.data.parts import EXTENSIONS, How, numbered
 
         require(self.workers >= 0, f"--workers {self.workers} must not be negative")
-        index_folder(Path(self.folder), again=self.again, workers=self.workers)
+        asked = tuple(part.lower().removeprefix(".") for part in self.parts)
+        wrong = next((part for part in asked if numbered(part)[1] not in EXTENSIONS), "")
+        told = f"--parts {wrong} is of no kind that is read ({', '.join(EXTENSIONS)})"
+        require(not wrong, f"{told}; name one that ends with one of these")
+        how = How(parts=asked, last_dot=self.last_dot) if asked or self.last_dot else None
+        index_folder(Path(self.folder), again=self.again, how=how, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,8 @@ def encode(
     require(bool(coders), "this run has no codec; give one whose Model has image_codec or audio_codec")
     require(batch > 0, f"batch={batch} must be greater than 0")
     require(not is_remote(shards), f"{shards} is a URL; copy it to a folder, encode that, and upload what is written")
-    paths = expand(shards)
+    paths = [path for path in expand(shards) if len(Shards([path]))]  # of an empty tar there is nothing to write
+    require(bool(paths), f"the tars of {shards} hold no sample; write or fetch them again, or name others")
     _check_names(paths, out)
     said = _said(paths, coders, decode, batch)
     if _complete(out, said):
@@ -270,7 +271,7 @@ def _held(found: index.Index, extension: str) -> int:
 
 def _index_of(path: Path) -> index.Index:
     """That on disk, else by a scan."""
-    return index.load(path, path.stat().st_size) if index.index_path(path).is_file() else index.scan(path)
+    return index.load(path, path.stat().st_size) if index.found_path(path) else index.scan(path)
 
 
 def _tell(out: Path, counts: Mapping[str, int], left_out: Collection[Mapping[str, str]], ignored: Counter[str]) -> None:

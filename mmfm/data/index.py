@@ -4,8 +4,11 @@ Made by one pass over the headers, which proves that the archive is whole. Both 
 lets a set of a hundred thousand tars be opened without opening each one's index. Standard library only.
 """
 
+import errno
+import hashlib
 import json
 import os
+import shlex
 import zlib
 from array import array
 from collections import Counter
@@ -16,23 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError
+from mmfm.data.parts import CODES as CODES
+from mmfm.data.parts import EXTENSIONS, How, Several, chosen, how_of, modality_of, numbered, split_name, turn
+from mmfm.data.parts import MODALITY as MODALITY
 from mmfm.data.tar import BLOCK, members
 from mmfm.inputs.headers import measure
 
-MODALITY = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), "image"),
-    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3"), "audio"),
-    "txt": "text",
-}
-CODES = {"image": "imagecodes.npy", "audio": "audiocodes.npy"}  # a codec's, of the part beside (mmfm.data.codes)
-EXTENSIONS = (*MODALITY, "json", "cls", *CODES.values())  # all that is read; the rest is counted
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
-MOST_PARTS = 1_000  # of a document
 FORMAT = 1
 LIST = "shards.json"
 MAX_PART, MAX_JSON = 1 << 31, 1 << 28  # bytes of one part, of an index or a list
 MAX_COUNT, MAX_CRC32 = 1 << 48, 1 << 32
-AGAIN = "make it again with: mmfm data index FOLDER"
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(kw_only=True)
@@ -50,12 +48,19 @@ class Index:
     pixels: array  # of the picture
     scattered: int = 0  # samples whose parts were not side by side
     ignored: Counter[str] = field(default_factory=Counter)  # extensions that are none of ours, and how often
+    how: How = field(default_factory=How)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def extensions(self, sample: int) -> tuple[str, ...]:
         return tuple(name for name, sizes in self.size.items() if sizes[sample] >= 0)
+
+    def documents(self) -> tuple[int, str]:
+        """How many samples have counted parts, and which has the most of them."""
+        columns = [sizes for name, sizes in self.size.items() if numbered(name)[0] >= 0]
+        parts = [sum(size >= 0 for size in row) for row in zip(*columns, strict=True)]
+        return sum(map(bool, parts)), self.keys[parts.index(max(parts))] if any(parts) else ""
 
     def holds(self) -> dict[str, int]:
         """How many samples have each modality."""
@@ -64,13 +69,21 @@ class Index:
         return {kind: sum(map(any, zip(*found, strict=True))) for kind, found in kinds.items()} | {"text": self.texts}
 
 
-def scan(path: Path, *, measured: bool = False) -> Index:
-    """One pass over the headers. Raises UserError where the tar is damaged, cut, or has two parts of one kind.
+def again(folder: Path | str) -> str:
+    """What there is to do about an index or a list that is not that of its tars."""
+    if "://" in str(folder):
+        return "make it again where the shards are, with: mmfm data index --again FOLDER, and upload it"
+    return f"make it again with: mmfm data index --again {shlex.quote(str(folder))}"
+
+
+def scan(path: Path, *, measured: bool = False, how: How = How()) -> Index:  # noqa: B008 (frozen)
+    """One pass over the headers. Raises UserError where the tar is damaged, cut, or has two parts of one kind. A tar
+    without any member, as downloaders write where nothing came, has no samples.
 
     `measured` looks into each sound and picture for its length and size.
     """
-    found, ignored, scattered = _group(path)
-    names = sorted({name for parts in found.values() for name in parts}, key=_turn)
+    found, ignored, scattered = _group(path, how)
+    names = sorted({name for parts in found.values() for name in parts}, key=turn)
     parts = list(found.values())
     at, size = ({name: array("q", (p.get(name, (-1, -1))[i] for p in parts)) for name in names} for i in (0, 1))
     file = os.open(path, os.O_RDONLY)
@@ -96,66 +109,50 @@ def scan(path: Path, *, measured: bool = False) -> Index:
         pixels=array("q", (pixels for _, pixels in seen)),
         scattered=scattered,
         ignored=ignored,
+        how=how,
     )
 
 
 Parts = dict[str, tuple[int, int]]
 
 
-def _group(path: Path) -> tuple[dict[str, Parts], Counter[str], int]:
+def _group(path: Path, how: How) -> tuple[dict[str, Parts], Counter[str], int]:
     """{key: {extension: (offset, size)}}, what is not read, and how many samples were not in one piece."""
     samples: dict[str, Parts] = {}
     ignored, scattered, last = Counter[str](), set[str](), ""
     for member in members(path):
-        key, extension = split_name(member.name)
+        key, extension = split_name(member.name, how.last_dot)
         if key in samples and key != last:
             scattered.add(key)
         if not key or numbered(extension)[1] not in EXTENSIONS or not member.plain:
             ignored[extension if member.plain else "(no plain file)"] += 1
             continue
         last, parts = key, samples.setdefault(key, {})
-        rival = next((name for name in parts if _kind(name) == _kind(extension)), None)
-        if rival is not None:
-            told = f"one {_kind(extension)} per sample, remove one"
-            raise UserError(f"{path}: {key} has both .{rival} and .{extension}; {told}")
+        if extension in parts:
+            raise UserError(f"{path}: {key} has .{extension} twice; write the archive again with one of them")
         if member.size > MAX_PART:
             raise UserError(f"{path}: {member.name} has {member.size} bytes, over {MAX_PART}; cut it into samples")
         parts[extension] = (member.offset, member.size)
-    if not samples:
-        raise UserError(f"{path} has no sample with a part that can be read ({', '.join(EXTENSIONS)}); check the names")
-    return samples, ignored, len(scattered)
+    found = {key: kept for key, parts in samples.items() if (kept := _chosen(path, key, parts, how, ignored))}
+    if not found and ignored:
+        kinds = ", ".join(f".{name} ({count})" for name, count in ignored.most_common(5))
+        remedy = f"check the names, or name the parts: mmfm data index {shlex.quote(str(path.parent))} --parts ..."
+        told = f"{path} has no sample with a part that is read ({', '.join(EXTENSIONS)}), but {kinds}"
+        raise UserError(f"{told}; {remedy}")
+    return found, ignored, len(scattered)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key ends at the first dot after the last slash; lower-case extension."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return (folder + slash + stem if stem else ""), extension.lower()
-
-
-def numbered(extension: str) -> tuple[int, str]:
-    """The parts of a document are counted: "2.png" is the picture that comes at 2. Of a part without a number: -1."""
-    number, _, plain = extension.partition(".")
-    counted = number.isascii() and number.isdecimal() and str(int(number[:4])) == number and int(number) < MOST_PARTS
-    return (int(number), plain) if counted and plain in (*MODALITY, *CODES.values()) else (-1, extension)
-
-
-def modality_of(extension: str) -> str | None:
-    """Of "png" and of "2.png" alike; None where the part is none of a modality."""
-    return MODALITY.get(numbered(extension)[1])
-
-
-def _kind(extension: str) -> str:
-    """What a sample can have one of."""
-    number, plain = numbered(extension)
-    if number < 0:
-        return MODALITY.get(plain, plain)
-    return f"part {number}" if plain in MODALITY else extension
-
-
-def _turn(extension: str) -> tuple[int, int]:
-    number, plain = numbered(extension)
-    return number, EXTENSIONS.index(plain)
+def _chosen(path: Path, key: str, parts: Parts, how: How, ignored: Counter[str]) -> Parts:
+    try:
+        names = chosen(parts, how)
+    except Several as why:
+        one, other = why.args
+        remedy = f"mmfm data index {shlex.quote(str(path.parent))} --parts {one}"
+        told = f"{path}: {key} has both .{one} and .{other}, of which one is read"
+        raise UserError(f"{told}; say which, such as with: {remedy}") from None
+    if len(names) < len(parts):
+        ignored.update(name for name in parts if name not in names)
+    return {name: parts[name] for name in names}
 
 
 def _look(file: int, parts: Parts) -> tuple[float, int]:
@@ -188,20 +185,61 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".idx.json")
 
 
-def write(shard: Path) -> Index:
-    """Read the whole tar, and write its index beside it."""
-    index = scan(shard, measured=True)
+def aside(shard: Path) -> Path:
+    """Where the index of a tar lies whose folder cannot be written: in this user's cache, by place, size and time."""
+    about = shard.stat()
+    told = f"{shard.resolve()} {about.st_size} {about.st_mtime_ns}"
+    name = hashlib.blake2b(told.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return cache_folder() / f"{name}.idx.json"
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmfm" / "indexes"
+
+
+def found_path(shard: Path) -> Path | None:
+    """The tar's index: that of a folder that could not be written, else the one beside; None where there is none."""
+    return next((path for path in (aside(shard), index_path(shard)) if path.is_file()), None)
+
+
+def write(shard: Path, how: How | None = None) -> Index:
+    """Read the whole tar, and write its index beside it, or aside where its folder cannot be written. `how`: None: as
+    the index was made that is there."""
+    index = scan(shard, measured=True, how=how_before(shard) if how is None else how)
     index.crc32 = checksum(shard)
     parts = {name: {"offset": index.offset[name].tolist(), "size": index.size[name].tolist()} for name in index.size}
     tree = {
         "format": FORMAT,
         **{name: getattr(index, name) for name in ("shard", "bytes", "crc32", "texts", "scattered", "ignored", "keys")},
         "parts": parts,
-        "seconds": [round(seconds, 3) for seconds in index.seconds] if max(index.seconds) >= 0 else None,
-        "pixels": index.pixels.tolist() if max(index.pixels) >= 0 else None,
+        "seconds": [round(seconds, 3) for seconds in index.seconds] if max(index.seconds, default=-1) >= 0 else None,
+        "pixels": index.pixels.tolist() if max(index.pixels, default=-1) >= 0 else None,
+        **index.how.tree(),
     }
-    _replace(index_path(shard), json.dumps(tree, separators=(",", ":")))
+    _put(shard, json.dumps(tree, separators=(",", ":")))
     return index
+
+
+def _put(shard: Path, text: str) -> None:
+    path = aside(shard)
+    try:
+        _replace(index_path(shard), text)
+    except OSError as why:
+        if why.errno not in UNWRITABLE:
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def how_before(shard: Path) -> How:
+    """How the index was made that is there, were it that of another tar: nobody should have to say it again."""
+    try:
+        path = found_path(shard)
+        return How() if path is None else how_of(json.loads(path.read_bytes().decode("utf-8", "surrogateescape")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError):
+        return How()
 
 
 def checksum(path: Path) -> int:
@@ -224,30 +262,31 @@ def _replace(path: Path, text: str) -> None:
 
 
 def load(shard: Path, size: int) -> Index:
-    """The index beside a tar of `size` bytes. Raises UserError where it is damaged or belongs to another tar."""
-    path = index_path(shard)
+    """The index of a tar of `size` bytes. Raises UserError where it is damaged or belongs to another tar."""
+    path = found_path(shard) or index_path(shard)
     if path.stat().st_size > MAX_JSON:
-        raise UserError(f"{path} has over {MAX_JSON} bytes; {AGAIN}")
-    return parse(path.read_bytes(), str(path), shard.name, size)
+        raise UserError(f"{path} has over {MAX_JSON} bytes; {again(shard.parent)}")
+    return parse(path.read_bytes(), str(path), shard.name, size, again(shard.parent))
 
 
-def parse(data: bytes, where: str, shard: str, size: int) -> Index:
+def parse(data: bytes, where: str, shard: str, size: int, remedy: str = "") -> Index:
     """What `write` wrote. No value is trusted: a wrong one could only point outside the tar."""
     try:
         tree = json.loads(data.decode("utf-8", "surrogateescape"))
         index = _index(tree)
+        index.how = how_of(tree)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as why:
         reason = " ".join(str(why).split())[:80]
-        raise UserError(f"{where} is no index ({type(why).__name__}: {reason}); {AGAIN}") from None
+        raise UserError(f"{where} is no index ({type(why).__name__}: {reason}); {remedy or again(where)}") from None
     if (index.shard, index.bytes) != (shard, size):
         told = f"{index.shard[:80]!r} of {index.bytes} bytes, but the tar is {shard!r} of {size}"
-        raise UserError(f"{where} is the index of {told}; {AGAIN}")
+        raise UserError(f"{where} is the index of {told}; {remedy or again(where)}")
     return index
 
 
 def _index(tree: Any) -> Index:
     keys, count = list(tree["keys"]), len(tree["keys"])
-    _must(count > 0 and set(map(type, keys)) == {str} and len(set(keys)) == count, "keys must be different strings")
+    _must(set(map(type, keys)) <= {str} and len(set(keys)) == count, "keys must be different strings")
     parts = {str(name): tree["parts"][name] for name in tree["parts"]}
     index = Index(
         shard=str(tree["shard"]),
@@ -266,7 +305,10 @@ def _index(tree: Any) -> Index:
     _must({numbered(name)[1] for name in parts} <= set(EXTENSIONS), "an extension that is not read")
     _must(index.crc32 is not None and 0 <= index.crc32 < MAX_CRC32, "a CRC-32 that is none")
     columns = [*index.offset.values(), *index.size.values(), index.seconds, index.pixels]
-    _must({len(column) for column in columns} == {count} and 0 <= index.texts <= count, "columns of other lengths")
+    _must(
+        {len(column) for column in columns} == {count} and bool(parts) == bool(count) and 0 <= index.texts <= count,
+        "columns of other lengths",
+    )
     for name, sizes in index.size.items():
         offsets = index.offset[name]
         _must(min(sizes) >= -1 and max(sizes) <= MAX_PART and min(offsets) >= -1, "a negative offset or size")
@@ -313,13 +355,18 @@ def entry(place: str, index: Index) -> Entry:
     )
 
 
-def write_list(folder: Path) -> Path:
-    """shards.json from the indexes of the folder's tars, all of which must have one."""
+def write_list(folder: Path) -> Path | None:
+    """shards.json from the indexes of the folder's tars, which all must have one. None where it cannot be written."""
     entries = []
     for shard in sorted(folder.glob("*.tar")):
         one = vars(entry(shard.name, load(shard, shard.stat().st_size)))
         entries.append({"name": one.pop("place"), **one})
-    _replace(folder / LIST, json.dumps({"format": FORMAT, "shards": entries}, indent=1))
+    try:
+        _replace(folder / LIST, json.dumps({"format": FORMAT, "shards": entries}, indent=1))
+    except OSError as why:
+        if why.errno not in UNWRITABLE:
+            raise
+        return None
     return folder / LIST
 
 
@@ -329,7 +376,7 @@ def read_list(folder: Path) -> dict[str, Entry]:
     if not path.is_file():
         return {}
     if path.stat().st_size > MAX_JSON:
-        raise UserError(f"{path} has over {MAX_JSON} bytes; {AGAIN}")
+        raise UserError(f"{path} has over {MAX_JSON} bytes; {again(folder)}")
     return {item.place.rpartition("/")[2]: item for item in parse_list(path.read_bytes(), str(path), f"{folder}/")}
 
 
@@ -342,7 +389,9 @@ def parse_list(data: bytes, where: str, before: str) -> Iterator[Entry]:
         _must(len({item.place for item in entries}) == len(entries), "a name twice")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as why:
         reason = " ".join(str(why).split())[:80]
-        raise UserError(f"{where} is no list of shards ({type(why).__name__}: {reason}); {AGAIN}") from None
+        raise UserError(
+            f"{where} is no list of shards ({type(why).__name__}: {reason}); {again(before or where)}"
+        ) from None
     return iter(entries)
 
 
@@ -351,7 +400,7 @@ def _entry(item: Any, before: str) -> Entry:
     _must(isinstance(name, str) and name.endswith(".tar"), "a name that is no .tar")
     _must(not set("/\\\0") & set(name) and not name.startswith("."), f"{name[:40]!r} is no plain file name")
     counts = {"bytes": item["bytes"], "samples": item["samples"]}
-    _must(all(type(n) is int and 0 < n < MAX_COUNT for n in counts.values()), "counts must be whole and positive")
+    _must(all(type(n) is int and 0 <= n < MAX_COUNT for n in counts.values()), "counts must be whole numbers")
     holds = {kind: int(item["holds"].get(kind, 0)) for kind in ("image", "audio", "text")}
     crc32 = item.get("crc32")
     _must(crc32 is None or (type(crc32) is int and 0 <= crc32 < MAX_CRC32), "a CRC-32 that is none")

@@ -10,18 +10,66 @@ from mmfm.config import UserError
 
 GROUP = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test")  # what folders of splits are called
+MOST_COMMAS = 8  # in the name of one file or folder
 MOST_SHARDS, MOST_GROUPS = 1 << 18, 32  # of one pattern
 FORMS = "give a folder of .tar shards, a .tar, a glob, or a pattern such as image-{000000..000007}.tar"
 
 
 def expand(spec: str) -> list[Path]:
-    """The tars that a specification names, parts joined by commas. Raises UserError where a part names nothing."""
-    patterns = [pattern for part in re.split(r",(?![^{]*\})", spec) for pattern in braces(part.strip())]
-    paths = [path for pattern in patterns for path in _found(pattern)]
+    """The tars that a specification names, parts joined by commas. Raises UserError where a part names nothing.
+
+    What is there under just this name is meant, also where the name has a comma, a brace, a bracket or a space.
+    """
+    paths = [path for pattern in patterns(spec) for path in _found(pattern)]
     twice = [str(path) for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise UserError(f"{spec!r} names {twice[0]} twice; name each shard once")
     return paths
+
+
+def patterns(spec: str) -> list[str]:
+    """The parts of a specification, their braces expanded; each of them can be given to `expand` alone."""
+    return [pattern for part in parts_of(spec) for pattern in _spread(part)]
+
+
+def parts_of(spec: str) -> list[str]:
+    """A specification at its commas, but for those in braces and in the names of what is there."""
+    if is_here(spec):
+        return [spec]
+    pieces, found, at = re.split(r",(?![^{]*\})", spec), list[str](), 0
+    while at < len(pieces):
+        ends = range(min(len(pieces), at + MOST_COMMAS), at + 1, -1)
+        end = next((end for end in ends if _in_place(",".join(pieces[at:end]).strip())), at + 1)
+        found.append(",".join(pieces[at:end]).strip())
+        at = end
+    return found
+
+
+def is_here(name: str) -> bool:
+    """Whether there is a file or a folder of just this name."""
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _in_place(pattern: str) -> bool:
+    """Whether it is there, or its folder is, which has a comma in its name."""
+    folder = pattern.rpartition("/")[0]
+    return is_here(pattern) or ("," in folder and is_here(folder))
+
+
+def _folder_and_rest(pattern: str) -> tuple[str, str]:
+    """The longest folder that is there under just this name, with its slash, and what follows."""
+    at = pattern.rfind("/")
+    while at > 0 and not is_here(pattern[:at]):
+        at = pattern.rfind("/", 0, at)
+    return (pattern[: at + 1], pattern[at + 1 :]) if at > 0 else ("", pattern)
+
+
+def _spread(part: str) -> list[str]:
+    folder, rest = _folder_and_rest(part)
+    return [part] if is_here(part) else [folder + pattern for pattern in braces(rest)]
 
 
 def braces(pattern: str) -> list[str]:
@@ -55,8 +103,8 @@ def _found(pattern: str) -> list[Path]:
             return [path]
     except (OSError, RuntimeError) as why:  # a name that is too long, a user that is not there
         raise UserError(f"there is no {pattern[:80]!r} ({' '.join(str(why).split())[:80]}); {FORMS}") from None
-    named = path / "*.tar" if pattern and path.is_dir() else path
-    found = sorted(map(Path, glob.glob(str(named)))) if glob.has_magic(str(named)) else []
+    folder, rest = (f"{path}/", "*.tar") if pattern and path.is_dir() else _folder_and_rest(str(path))
+    found = sorted(map(Path, glob.glob(glob.escape(folder) + rest))) if glob.has_magic(rest) else []
     if not found and pattern and path.is_dir():
         found = _inside(path)
     if strange := next((name for name in found if not name.is_file()), None):

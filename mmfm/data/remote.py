@@ -21,9 +21,8 @@ from mmfm import config
 from mmfm.config import UserError
 from mmfm.data import index
 from mmfm.data.index import Entry
-from mmfm.data.names import braces
+from mmfm.data.names import patterns
 from mmfm.data.servers import Absent, Again, request
-from mmfm.data.splits import parts_of
 from mmfm.data.urls import beside, check_scheme, folder_of, shown
 
 CHUNK = 1 << 20  # bytes
@@ -44,11 +43,11 @@ def expand_remote(spec: str, store: "Store") -> list[Entry]:
     """
     lists: dict[str, dict[str, Entry]] = {}
     found: dict[str, Entry] = {}
-    for url in [url for part in parts_of(spec) for url in braces(part)]:
+    for url in patterns(spec):
         folder, name = folder_of(url)
         listed = lists[folder] if folder in lists else lists.setdefault(folder, _list(folder, store))
         if name and name not in listed:
-            raise UserError(f"{shown(url)} is not in {index.LIST} of its folder; {index.AGAIN}, and upload that list")
+            raise UserError(f"{shown(url)} is not in {index.LIST} of its folder; {index.again(folder)}")
         for entry in [listed[name]] if name else listed.values():
             if entry.place in found:
                 raise UserError(f"{shown(entry.place)} is named twice; name each shard once")
@@ -62,7 +61,9 @@ def _list(folder: str, store: "Store") -> dict[str, Entry]:
     try:
         text = store.text(url, index.MAX_JSON)
     except Absent as why:
-        raise UserError(f"{why}: run `mmfm data index` on the shards, and upload what it writes") from None
+        raise UserError(
+            f"{why}: run `mmfm data index FOLDER` where the shards are, and upload what it writes"
+        ) from None
     entries = {entry.place: entry for entry in index.parse_list(text.encode(), shown(url), "")}
     return {name: replace(entry, place=beside(folder, name)) for name, entry in entries.items()}
 
@@ -161,7 +162,7 @@ class Store:
         with request(url, start, size, part.version, self.settings.timeout_s) as answer:
             whole = answer.size if size is None else size
             if whole is None:
-                raise UserError(f"{shown(url)}: the server does not say how long it is; {index.AGAIN}, and upload it")
+                raise UserError(f"{shown(url)}: the server does not say how long it is; {index.again(url)}")
             if answer.size not in (None, whole):
                 raise Again(f"the server has {answer.size} bytes, and the list of the shards says {whole}")
             if answer.start != part.at or part.size not in (0, whole):

@@ -19,8 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from mmfm.config import Source, UserError
 from mmfm.data import index
-from mmfm.data.index import AGAIN, EXTENSIONS, Entry, Index, numbered
+from mmfm.data.index import EXTENSIONS, Entry, Index, again, numbered
 from mmfm.data.open_files import OPEN
+from mmfm.data.parts import plain
 from mmfm.data.sample import Sample, modalities, text_of, why_no_text
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
@@ -80,8 +81,11 @@ class Shards:
             known, size = listed(shard.parent).get(shard.name), shard.stat().st_size
             if known is not None and known.bytes != size:
                 told = f"it has {size} bytes, and {index.LIST} says {known.bytes}"
-                raise UserError(f"{shard} was changed after it was indexed: {told}; {AGAIN}")
-            if known is None and index.index_path(shard).is_file():
+                told = f"{shard} was changed after it was indexed: {told}; {again(shard.parent)}"
+                if not index.aside(shard).is_file():
+                    raise UserError(told)
+                known = None  # of a folder that cannot be written
+            if known is None and index.found_path(shard):
                 known = index.entry(str(shard), index.load(shard, size))
             if known is None:
                 self._scanned[number] = index.scan(shard)
@@ -104,7 +108,8 @@ class Shards:
             if sizes[place] >= 0 and numbered(name)[1] in wanted
         }
         key = lies.keys[place]
-        return Sample(key=key, parts=self._parts(shard, key, spans), where=f"{self.label(shard)}: {key}")
+        parts = {plain(name): data for name, data in self._parts(shard, key, spans).items()}
+        return Sample(key=key, parts=parts, where=f"{self.label(shard)}: {key}")
 
     def find(self, sample: int) -> tuple[int, int]:
         """Number of the tar, and the sample's place in it."""
@@ -164,6 +169,9 @@ class Shards:
     def _load(self, shard: int) -> Index:
         place, size = self.places[shard], self.sizes[shard]
         if self._store is None:
+            if index.found_path(Path(place)) is None:  # its folder has a list, and only that
+                self._scanned[shard] = index.scan(Path(place))
+                return self._scanned[shard]
             return _patiently(lambda: index.load(Path(place), size), f"the index of {place}")
         folder, name = folder_of(place)
         url = beside(folder, name.removesuffix(".tar") + ".idx.json")
@@ -185,7 +193,8 @@ class Shards:
                 header, parts[name] = read(BLOCK, offset - BLOCK), read(size, offset)
             if not header_says(header, f"{key}.{name}", size):
                 told = f"is not the tar that was indexed: byte {offset} begins no {name}"
-                raise UserError(f"{self.label(shard)} {told}; {AGAIN}")
+                remedy = again(self.places[shard] if self._store else Path(self.places[shard]).parent)
+                raise UserError(f"{self.label(shard)} {told}; {remedy}")
         return parts
 
     @contextmanager

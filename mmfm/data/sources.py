@@ -8,6 +8,7 @@ from mmfm.data.names import expand
 from mmfm.data.remote import Store, expand_remote
 from mmfm.data.shards import Shards, check_holds
 from mmfm.data.splits import asked_and_more, is_remote
+from mmfm.data.urls import shown
 
 
 def open_shards(specs: Sequence[str], settings: config.Store) -> Shards:
@@ -15,9 +16,16 @@ def open_shards(specs: Sequence[str], settings: config.Store) -> Shards:
     remote = [is_remote(spec) for spec in specs]
     require(len(set(remote)) <= 1, f"{', '.join(specs)}: some are URLs and some are not; copy one kind to the other")
     if not any(remote):
-        return Shards([path for spec in specs for path in expand(spec)])
+        return _with_samples(specs, Shards([path for spec in specs for path in expand(spec)]))
     store = Store(settings)
-    return Shards([entry for spec in specs for entry in expand_remote(spec, store)], store)
+    return _with_samples(specs, Shards([entry for spec in specs for entry in expand_remote(spec, store)], store))
+
+
+def _with_samples(specs: Sequence[str], shards: Shards) -> Shards:
+    """Some of many tars may be empty, as where a download brought nothing; all of them may not."""
+    told = f"the {len(shards.places)} tars of {', '.join(map(shown, specs))} hold no sample"
+    require(len(shards) > 0, f"{told}; write or fetch them again, or name others")
+    return shards
 
 
 def check_there(specs: Sequence[str], settings: config.Store) -> None:

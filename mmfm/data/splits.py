@@ -10,21 +10,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mmfm.config import Run, require
-from mmfm.data.names import braces
+from mmfm.data.names import is_here, parts_of, patterns
 from mmfm.data.urls import folder_of, shown
 
-COMMAS = r",(?![^{]*\})"  # between parts of a specification, not those inside braces
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-
-
-def parts_of(spec: str) -> list[str]:
-    """The parts of a specification, which commas join."""
-    return [part.strip() for part in re.split(COMMAS, spec)]
 
 
 def is_remote(spec: str) -> bool:
     """Whether any of the parts, joined by commas, has a scheme; also one that `check_scheme` refuses."""
-    return any(SCHEME.match(part) for part in parts_of(spec))
+    return any(SCHEME.match(part) and not is_here(part) for part in parts_of(spec))
 
 
 def asked_and_more(spec: str) -> tuple[str, str]:
@@ -78,8 +72,7 @@ def splits_of(run: Run) -> dict[str, str]:
 
 def _name_of(spec: str) -> str:
     """The last name of the folder that all of the shards lie in, whether or not they are there."""
-    patterns = [pattern for part in parts_of(spec) for pattern in braces(part)]
-    return _last([(_remote_folder if is_remote(pattern) else _folder)(pattern) for pattern in patterns])
+    return _last([(_remote_folder if is_remote(pattern) else _folder)(pattern) for pattern in patterns(spec)])
 
 
 def _folder(pattern: str) -> tuple[str, ...]:

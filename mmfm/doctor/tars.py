@@ -14,11 +14,12 @@ from pathlib import Path
 
 from mmfm.config import Run, Source, UserError
 from mmfm.data import index
-from mmfm.data.index import AGAIN, Index
-from mmfm.data.names import braces, expand
+from mmfm.data.index import Index, again
+from mmfm.data.names import expand, patterns
+from mmfm.data.parts import plain
 from mmfm.data.remote import Store, expand_remote
 from mmfm.data.sample import Sample
-from mmfm.data.splits import asked_and_more, is_remote, parts_of, splits_of
+from mmfm.data.splits import asked_and_more, is_remote, splits_of
 from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
 
@@ -83,8 +84,8 @@ def read(tar: Tar, wanted: Collection[str], places: Sequence[int] | None = None)
     file = os.open(tar.path, os.O_RDONLY)
     try:
         for place in range(len(lies)) if places is None else places:
-            names = [name for name in lies.extensions(place) if name in wanted]
-            parts = {name: os.pread(file, lies.size[name][place], lies.offset[name][place]) for name in names}
+            names = [name for name in lies.extensions(place) if plain(name) in wanted]
+            parts = {plain(name): os.pread(file, lies.size[name][place], lies.offset[name][place]) for name in names}
             yield place, Sample(key=lies.keys[place], parts=parts, where=f"{tar.name}: {lies.keys[place]}")
     finally:
         os.close(file)
@@ -140,12 +141,11 @@ def _look(one: Set, store: Store, sums: bool, fetch: bool) -> _Seen:
 def _paths(one: Set, seen: _Seen) -> list[Path]:
     """What the specification names; each pattern that names nothing is told, not only the first."""
     found, missing = list[Path](), list[str]()
-    for part in parts_of(one.spec):
-        for pattern in braces(part):
-            try:
-                found += expand(pattern)
-            except UserError:
-                missing.append(pattern)
+    for pattern in patterns(one.spec):
+        try:
+            found += expand(pattern)
+        except UserError:
+            missing.append(pattern)
     if missing:
         told = f"{one.label}: {plural(len(missing), 'shard')} named but not there; make or copy them, or name fewer"
         seen.findings.append(finding("ERROR", "shard_missing", told, missing))
@@ -184,7 +184,7 @@ def _listed(path: Path, lists: dict[Path, dict[str, index.Entry] | None], seen: 
             seen.findings.append(finding("ERROR", "list_damaged", str(why), [str(folder / index.LIST)]))
         gone = [name for name in lists[folder] or () if not (folder / name).is_file()]
         if gone:
-            told = f"{folder / index.LIST} lists shards that are not there; copy them, or {AGAIN}"
+            told = f"{folder / index.LIST} lists shards that are not there; copy them, or {again(folder)}"
             seen.findings.append(finding("WARNING", "list_missing_shard", told, gone))
     return (lists[folder] or {}).get(path.name)
 
@@ -195,7 +195,7 @@ def _prove(
     """Adds the tar if it is whole; says what it or its index lacks. With a store, `path` is a copy of a URL, `name`."""
     url, name = name, name if store is None else shown(name)
     try:
-        headers = index.scan(path)
+        headers = index.scan(path, how=index.how_before(path))
     except UserError as why:
         seen.findings.append(finding("ERROR", "shard_damaged", str(why), [name]))
         return
@@ -203,10 +203,12 @@ def _prove(
         told = f"{name} cannot be read ({why.strerror or why}); check the disk and the file's rights"
         seen.findings.append(finding("ERROR", "shard_unreadable", told, [name]))
         return
-    indexed = _compare(path, name, headers, seen, sums) if store is None else _compare_remote(url, headers, seen, store)
+    indexed = (
+        _compare(path, name, headers, seen, sums) if store is None else _compare_remote(url, path, headers, seen, store)
+    )
     if entry is not None and (entry.bytes, entry.samples) != (headers.bytes, len(headers)):
         told = f"the list of shards gives {name} {entry.samples} samples in {entry.bytes} bytes, but it has "
-        told += f"{len(headers)} in {headers.bytes}; {AGAIN}"
+        told += f"{len(headers)} in {headers.bytes}; {again(name.rpartition('/')[0])}"
         seen.findings.append(finding("ERROR", "list_stale", told, [name]))
     seen.tars.append(Tar(path, name, len(headers), indexed))
     seen.bytes += headers.bytes
@@ -216,7 +218,7 @@ def _prove(
 
 def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> bool:
     """Whether there is an index that can be trusted."""
-    if not index.index_path(path).is_file():
+    if index.found_path(path) is None:
         seen.bare.append(name)
         return False
     try:
@@ -227,17 +229,19 @@ def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> 
     if not _agree(name, headers, said, seen):
         return False
     if sums and said.crc32 is not None and index.checksum(path) != said.crc32:
-        told = f"the bytes of {name} are not those that were indexed; copy it again, or if it was changed, {AGAIN}"
+        told = f"the bytes of {name} are not those that were indexed; copy it again, or if it was changed, "
+        told += again(path.parent)
         seen.findings.append(finding("ERROR", "shard_changed", told, [name]))
     return True
 
 
-def _compare_remote(place: str, headers: Index, seen: _Seen, store: Store) -> bool:
+def _compare_remote(place: str, path: Path, headers: Index, seen: _Seen, store: Store) -> bool:
     """The same of the index beside a URL. It is not on this machine, and so never what is read here."""
     folder, tar = folder_of(place)
     url = beside(folder, tar.removesuffix(".tar") + ".idx.json")
     try:
         said = index.parse(store.text(url, index.MAX_JSON).encode(), shown(url), tar, headers.bytes)
+        headers = headers if headers.how == said.how else index.scan(path, how=said.how)
         _agree(shown(place), headers, said, seen)
     except (UserError, OSError) as why:
         seen.findings.append(finding("ERROR", "index_stale", str(why), [shown(place)]))
@@ -247,7 +251,8 @@ def _compare_remote(place: str, headers: Index, seen: _Seen, store: Store) -> bo
 def _agree(name: str, headers: Index, said: Index, seen: _Seen) -> bool:
     if (said.keys, said.offset, said.size) != (headers.keys, headers.offset, headers.size):
         key = next((a for a, b in zip(headers.keys, said.keys, strict=False) if a != b), headers.keys[0])
-        told = f"the index of {name} names other samples than the tar holds, or at other places; {AGAIN}"
+        told = f"the index of {name} names other samples than the tar holds, or at other places; "
+        told += again(name.rpartition("/")[0])
         seen.findings.append(finding("ERROR", "index_stale", told, [f"{name}: {key}"]))
         return False
     return True

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmfm.config import Store
 from mmfm.data import remote
-from mmfm.data.names import braces, expand
+from mmfm.data.names import expand, patterns
 from mmfm.data.servers import Absent, Denied
-from mmfm.data.splits import asked_and_more, is_remote, parts_of
+from mmfm.data.splits import asked_and_more, is_remote
 from mmfm.data.urls import beside, folder_of, shown
 
 MOST_BYTES = 1 << 24  # of a list
@@ -17,10 +17,10 @@ def texts_beside(spec: str, name: str, store: Store) -> list[tuple[str, str | No
     had to be fetched. A folder of folders of shards may hold the list itself."""
     asked = asked_and_more(spec)[0]
     if is_remote(asked):
-        folders = dict.fromkeys(folder_of(url)[0] for part in parts_of(asked) for url in braces(part))
+        folders = dict.fromkeys(folder_of(url)[0] for url in patterns(asked))
         found = [_fetched(beside(folder, name), remote.Store(store)) for folder in folders]
         return [one for one in found if one is not None]
-    named = [Path(pattern).expanduser() for part in parts_of(asked) for pattern in braces(part)]
+    named = [Path(pattern).expanduser() for pattern in patterns(asked)]
     folders = dict.fromkeys([*filter(Path.is_dir, named), *(shard.parent for shard in expand(asked))])
     return [(str(folder / name), None) for folder in folders if (folder / name).is_file()]
 
