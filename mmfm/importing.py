@@ -4,13 +4,12 @@ Where a layout has a table of its names it becomes a part of our own; else its o
 numbers differ from its source's is not written.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants
@@ -26,7 +25,7 @@ from mmfm.bundle.load import load_encoder, load_trunk, run_of
 from mmfm.bundle.save import check_free, sha256, unpinned, write_whole
 from mmfm.checkpoint import refuse_unsafe
 from mmfm.config import MODALITIES, Blueprint, Data, Tower, Trunk, UserError, Words, require
-from mmfm.encoders import Encoder, Resolved, build, from_hf, resolve
+from mmfm.encoders import Encoder, Resolved, build, from_hf, plain, resolve
 from mmfm.encoders.source import Source, fetching, parse, require_safetensors
 from mmfm.encoders.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
 from mmfm.encoders.words import words_of_hf
@@ -127,7 +126,10 @@ def _modalities_of_hf(source: Source, told: str) -> tuple[str, ...]:
 
 def _config(source: Source, told: str) -> PreTrainedConfig:
     with fetching(told, f"the repository {source.name} (config.json)", str(constants.HF_HUB_CACHE)):
-        return AutoConfig.from_pretrained(source.name)
+        said = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+        made = plain.hf_config(said.to_dict(), told)
+        made.architectures = said.architectures
+        return made
 
 
 def _require_language(config: PreTrainedConfig, source: str) -> None:
@@ -308,7 +310,8 @@ def _import_trunk(source: str, out: Path, force: bool) -> Proof:
 
 def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> Proof:
     """Logits of the language model, and of our trunk between its tables."""
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**given.config), dtype=torch.float32).eval()
+    made = plain.hf_config(given.config, bundle.source)
+    theirs = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False).eval()
     theirs.load_state_dict(dict(given.weights), strict=False)
     trunk, tables = load_trunk(folder)
     tokenizer = parse_tokenizer(given.tokenizer)
@@ -338,14 +341,15 @@ def _causal_lm(source: str) -> CausalLm:
     )
     if found.folder is not None:
         require_safetensors(found.folder)
-    _require_language(_config(found, source), source)
+    config = _config(found, source)
+    _require_language(config, source)
     with fetching(source, f"the repository {found.name} (model.safetensors)", str(constants.HF_HUB_CACHE)):
         how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        model, said = cast(Any, AutoModelForCausalLM.from_pretrained(found.name, **how))
-        tokenizer = AutoTokenizer.from_pretrained(found.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(found.name, config=config, trust_remote_code=False, **how)
+        model, said = loaded
+        tokenizer = AutoTokenizer.from_pretrained(found.name, trust_remote_code=False)
     lacking = sorted(said["missing_keys"])
     require(not lacking, f"{source}: its file of weights lacks {lacking[:1]}, which would be noise; fetch it again")
     _, text = words_of_hf(tokenizer, from_hf.context_of(model.config))
-    config = json.loads(model.config.to_json_string(use_diff=False))
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return CausalLm(config=config, weights=weights, tokenizer=text)
+    return CausalLm(config=plain.described(model.config), weights=weights, tokenizer=text)

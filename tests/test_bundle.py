@@ -337,7 +337,7 @@ def test_a_blueprint_names_no_file(shape):
     """A bundle of a stranger cannot make timm open a checkpoint."""
     pixels = Pixels(channels=3)
     blueprint = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=8, pixels=pixels)
-    with pytest.raises(UserError, match="a blueprint names an architecture of timm, and no file or address"):
+    with pytest.raises(UserError, match=r"names, and no file or address|which timm does not have"):
         encoders.build(blueprint)
 
 

@@ -96,7 +96,18 @@ def test_nothing_dangerous(module: str) -> None:
     for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
         assert ast.unparse(call.func) not in {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load"}
         for keyword in call.keywords:
-            assert keyword.arg not in {"shell", "trust_remote_code"}, ast.unparse(call)
+            assert keyword.arg != "shell", ast.unparse(call)
+            if keyword.arg == "trust_remote_code":
+                assert ast.unparse(keyword.value) == "False", ast.unparse(call)
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_no_code_of_a_source_is_run(module: str) -> None:
+    """What transformers opens by a name says that code beside it is not to be run: else it asks on standard input."""
+    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
+        found = re.fullmatch(r"(.*\.)?Auto\w+\.(from_pretrained|from_config)", ast.unparse(call.func))
+        if found:
+            assert any(keyword.arg == "trust_remote_code" for keyword in call.keywords), ast.unparse(call)
 
 
 @pytest.mark.parametrize("module", TREES)

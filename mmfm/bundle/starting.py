@@ -25,7 +25,7 @@ from mmfm.towers.vit import resize_positions
 from mmfm.vocabulary import Vocabulary
 
 TABLES = ("embedding.weight", "output.weight")
-FREE = {"weights", "height_px", "width_px", "fit", "central", "interpolation"}
+FREE = {"weights", "height_px", "width_px", "fit", "central", "interpolation", "resizer", "odd"}
 
 
 def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> None:

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from mmfm.batch import Ids
-from mmfm.config import KnownCodec, Pixels, Sound, Tower, require
+from mmfm.config import KnownCodec, Pixels, Sound, Tower, UserError, require
+from mmfm.encoders import plain
 from mmfm.encoders.face import Weights
 from mmfm.encoders.hf_inputs import pixels_of
 from mmfm.encoders.source import Source, fetching, parse, require_safetensors
@@ -54,7 +55,9 @@ def resolve(codec: KnownCodec, modality: str) -> Resolved:
     source = parse(codec.source)
     require(source.kind == "hf", f"KnownCodec.source={codec.source!r} is not of transformers; give hf:NAME or a folder")
     with fetching(codec.source, f"the repository {source.name} (config.json)", str(constants.HF_HUB_CACHE), False):
-        whole = AutoConfig.from_pretrained(source.name)
+        whole = plain.hf_config(
+            AutoConfig.from_pretrained(source.name, trust_remote_code=False).to_dict(), codec.source
+        )
     found = getattr(whole, INSIDE[whole.model_type]) if whole.model_type in INSIDE else whole
     made = _class_of(found, whole.model_type, modality, codec.source)
     _check(found, codec)
@@ -74,8 +77,15 @@ def resolve(codec: KnownCodec, modality: str) -> Resolved:
 def build(codec: KnownCodec) -> "KnownImages | KnownSounds":
     """Of a resolved codec; offline, with fresh weights, the same ones under the same `torch.manual_seed`."""
     require(bool(codec.architecture), f"KnownCodec of {codec.source!r} is not resolved; open it through its run")
-    found = AutoConfig.for_model(**json.loads(codec.architecture)["config"])
-    model = CLASSES["audio" if codec.pixels is None else "image"][found.model_type](cast(Any, found))
+    where = f"the architecture of KnownCodec {codec.source!r}"
+    try:
+        found = plain.hf_config(json.loads(codec.architecture)["config"], where)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{where} is no configuration in JSON; do not trust it, or resolve the codec again") from None
+    kinds = CLASSES["audio" if codec.pixels is None else "image"]
+    told = f"{where} is a {found.model_type!r}, none of {', '.join(kinds)}; do not trust it"
+    require(found.model_type in kinds, told)
+    model = kinds[found.model_type](cast(Any, found))
     _scatter(model)
     return KnownSounds(model, codec.books) if codec.pixels is None else KnownImages(model, codec.pixels)
 
@@ -277,6 +287,7 @@ def _weights(made: type[PreTrainedModel], found: PreTrainedConfig, source: Sourc
             config=cast(Any, found),
             dtype=torch.float32,
             output_loading_info=True,
+            use_safetensors=True,
             key_mapping={r"^(model\.)?vqmodel\.": ""},
         )
         model, said = loaded
@@ -290,8 +301,7 @@ def _weights(made: type[PreTrainedModel], found: PreTrainedConfig, source: Sourc
 
 
 def _plain(found: PreTrainedConfig) -> dict[str, Any]:
-    tree = json.loads(found.to_json_string(use_diff=False))
-    return {name: value for name, value in tree.items() if name not in ("_name_or_path", "architectures")}
+    return plain.described(found)
 
 
 def _scatter(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ class ImageCodec(Checked):
 
     height_px: int = 224
     width_px: int = 224
-    fit: Literal["stretch", "crop"] = "stretch"
+    fit: Literal["stretch", "crop", "shortest"] = "stretch"
     channels: int = 3
     patch_px: int = 16  # one code stands for so many pixels each way; a power of two
     levels: tuple[int, ...] = (8, 5, 5, 5)  # of each dimension of a code; their product is how many codes there are

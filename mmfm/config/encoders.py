@@ -23,9 +23,14 @@ class Pixels(Checked):
     height_px: int = 224
     width_px: int = 224
     channels: int = 3
-    fit: Literal["stretch", "crop"] = "stretch"  # "crop": the middle of the picture, as much as has the right shape
-    central: float = 1.0  # with "crop": only this fraction of that part's sides (timm's crop_pct)
+    fit: Literal["stretch", "crop", "shortest"] = "stretch"  # "crop": the middle, as much as has the right shape, cut
+    # before it is resized; "shortest": the shorter side resized, the middle taken then, as other libraries do it
+    central: float = 1.0  # only this fraction of the sides is kept, their middle (timm's crop_pct)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # with antialiasing
+    resizer: Literal["torch", "pillow"] = "torch"  # whose arithmetic, as the source's library has it; torch's is faster
+    odd: Literal["even", "down"] = (
+        "even"  # with "shortest": how half a pixel is rounded where the middle is between two
+    )
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 

@@ -15,7 +15,8 @@ class Vit(Checked):
 
     height_px: int = 224
     width_px: int = 224
-    fit: Literal["stretch", "crop"] = "stretch"  # "crop": the middle of the picture, as much as has the right shape
+    fit: Literal["stretch", "crop", "shortest"] = "stretch"  # "crop": the middle, as much as has the right shape;
+    # "shortest": the same as other libraries do it, resized before it is cut
     patch_px: int = 16
     channels: int = 3
     stem: Literal["patch", "conv"] = "patch"  # "conv": two or more strided convolutions (arXiv 2106.14881)
@@ -30,8 +31,12 @@ class Vit(Checked):
     norm_pre: bool = False  # a norm before the first block (CLIP)
     norm_post: bool = True  # a norm after the last
     layer_scale: float = 0.0  # where the factors of a block's branches start (arXiv 2103.17239); 0: none
-    central: float = 1.0  # with "crop": only this fraction of the picture's sides
+    central: float = 1.0  # only this fraction of the sides is kept, their middle
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    resizer: Literal["torch", "pillow"] = "torch"  # of a picture that is decoded exactly; torch's is faster
+    odd: Literal["even", "down"] = (
+        "even"  # with "shortest": how half a pixel is rounded where the middle is between two
+    )
     mean: tuple[float, ...] = (0.5,)  # of RGB in 0..1, one or one per channel; the tower sees (RGB - mean) / std
     std: tuple[float, ...] = (0.5,)
     weights: str = ""  # a folder of `mmfm import` to start from; empty: fresh ones
@@ -58,6 +63,8 @@ class Vit(Checked):
             fit=self.fit,
             central=self.central,
             interpolation=self.interpolation,
+            resizer=self.resizer,
+            odd=self.odd,
             mean=self.mean,
             std=self.std,
         )

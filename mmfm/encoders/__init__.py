@@ -3,7 +3,7 @@
 `resolve` may download, through the library's own loader; `build` never does, and its weights are fresh.
 """
 
-from mmfm.config import Blueprint, Tower
+from mmfm.config import Blueprint, Tower, UserError
 from mmfm.encoders.face import Encoder, Resolved
 from mmfm.encoders.layers import layers
 from mmfm.encoders.padding import padding_gap
@@ -43,7 +43,23 @@ def resolve(tower: Tower, modality: str) -> Resolved:
 
 
 def build(blueprint: Blueprint) -> Encoder:
-    """Offline, with fresh weights, the same ones under the same `torch.manual_seed`."""
+    """Offline, with fresh weights, the same ones under the same `torch.manual_seed`.
+
+    UserError: the blueprint says what its library has not, or what would reach beyond it (`mmfm.encoders.plain`).
+    """
+    try:
+        return _build(blueprint)
+    except UserError:
+        raise
+    except Exception as why:  # each library checks its arguments with errors of its own
+        told = " ".join(f"{type(why).__name__}: {why}".split())[:240]
+        raise UserError(
+            f"the installed {blueprint.library} cannot build this {blueprint.modality} tower ({told}); use the version "
+            "that its folder names, or copy the folder again"
+        ) from None
+
+
+def _build(blueprint: Blueprint) -> Encoder:
     match blueprint.library:
         case "timm":
             from mmfm.encoders import from_timm

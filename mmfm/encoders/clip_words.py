@@ -3,7 +3,9 @@
 Not copied is ftfy's repair of broken encodings and rare HTML entities; curly quotes and the usual entities are.
 """
 
+import re
 import string
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -15,6 +17,7 @@ from mmfm.config import UserError, Words, require
 from mmfm.encoders.source import fetching
 from mmfm.encoders.words import require_room, sha256, words_of_hf
 
+REPOSITORY = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&nbsp;": " "}
 QUOTES = {"[‘’‚‛]": "'", "[“”„‟]": '"', "ﬁ": "fi", "ﬂ": "fl", "ﬀ": "ff", "…": "…"}
@@ -95,9 +98,12 @@ def _of_hf(name: str, cfg: dict[str, Any], options: dict[str, Any], context: int
     mode, clean = cfg.get("tokenizer_mode"), options.pop("clean", "whitespace")
     require(not mode, f"{name}: tokenizer mode {mode} is not offered here")
     require(not options.pop("strip_sep_token", False), f"{name}: a tokenizer whose end mark is cut is not offered here")
-    place = name.removeprefix("local-dir:") if name.startswith("local-dir:") else cfg["hf_tokenizer_name"]
+    require(not options, f"{name}: its tokenizer has options that are not known here: {', '.join(options)}")
+    place = name.removeprefix("local-dir:") if name.startswith("local-dir:") else str(cfg["hf_tokenizer_name"])
+    own = name.startswith("local-dir:") or (REPOSITORY.fullmatch(place) is not None and not Path(place).exists())
+    require(own, f"{name} names the tokenizer {place[:80]!r}, which is no repository; do not trust it")
     with fetching(name, f"the tokenizer of {place}", str(constants.HF_HUB_CACHE)):
-        tokenizer: Any = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None:
         raise UserError(f"{name}: its tokenizer is not made of a tokenizer.json, which is what can be kept")

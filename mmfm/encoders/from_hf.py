@@ -18,9 +18,11 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, Pr
 
 from mmfm.batch import Tokens
 from mmfm.config import Blueprint, Sound, Tower, UserError, Words, require
+from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, fit_keep, flat, prefixed
 from mmfm.encoders.hf_inputs import extract, extractor_of, pixels_of, rebuild, sound_of
-from mmfm.encoders.source import Source, fetching, require_safetensors
+from mmfm.encoders.sentencepiece import siglip_words
+from mmfm.encoders.source import Source, fetching, present, require_safetensors
 from mmfm.encoders.words import require_room, words_of_hf
 
 PARTS = {
@@ -101,13 +103,14 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     name = source.name
     pretrained = tower.weights == "pretrained"
     with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE), False):
-        config = AutoConfig.from_pretrained(name)
+        config = plain.hf_config(AutoConfig.from_pretrained(name, trust_remote_code=False).to_dict(), tower.source)
     if pretrained and source.folder is not None:
         require_safetensors(source.folder)
     if not pretrained:
         return resolve_parts(config, None, name, tower, modality)
     with fetching(tower.source, f"the repository {name} (model.safetensors)", str(constants.HF_HUB_CACHE)):
-        model, said = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
+        model, said = AutoModel.from_pretrained(name, config=config, trust_remote_code=False, **how)
     trunk = trunk_of(model, modality, name)
     resolved = resolve_parts(config, dict(trunk.state_dict()), name, tower, modality)
     _whole(model, trunk, said["missing_keys"], resolved.blueprint, name)
@@ -127,22 +130,20 @@ def resolve_parts(
     elif modality == "text":
         contract["words"], tokenizer = words_of(name, own, before)
     else:
-        contract["sound"] = sound_of(extractor_of(name, own, kind))
+        contract["sound"] = sound_of(extractor_of(name, own, kind, tower.source))
         config, contract["sound"], weights = shorten(config, contract["sound"], weights, tower.window_seconds)
     draft = Blueprint(library="hf", modality=cast(Any, modality), architecture=describe(config), width=1, **contract)
     return finish(draft, build, None if weights is None else prefixed(weights), tokenizer)
 
 
 def build(blueprint: Blueprint) -> Encoder:
-    config = AutoConfig.for_model(**architecture(blueprint)["config"])
-    model = AutoModel.from_config(config, dtype=torch.float32)
+    config = plain.hf_config(architecture(blueprint)["config"], "a blueprint of transformers")
+    model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return KINDS[blueprint.modality](blueprint, trunk_of(model, blueprint.modality, config.model_type))
 
 
 def describe(config: PreTrainedConfig) -> str:
-    said = json.loads(config.to_json_string(use_diff=False))
-    said.pop("_name_or_path", None)  # where it lay on this machine
-    return json.dumps({"config": said})
+    return json.dumps({"config": plain.described(config)})
 
 
 def trunk_of(model: nn.Module, modality: str, name: str) -> nn.Module:
@@ -167,11 +168,11 @@ def sub_config(config: PreTrainedConfig, modality: str) -> tuple[PreTrainedConfi
     The two are the same where a model of the latter has the part's very parameters: the rest is then never built.
     """
     with torch.device("meta"):
-        trunk = trunk_of(AutoModel.from_config(config), modality, config.model_type)
+        trunk = trunk_of(AutoModel.from_config(config, trust_remote_code=False), modality, config.model_type)
         own, before = cast(Any, trunk).config, _before(trunk)
         if type(own) is type(config) or type(own) not in MODEL_MAPPING:
             return config, own, before
-        alone = trunk_of(AutoModel.from_config(own), modality, own.model_type)
+        alone = trunk_of(AutoModel.from_config(own, trust_remote_code=False), modality, own.model_type)
     shapes = [{name: value.shape for name, value in part.state_dict().items()} for part in (trunk, alone)]
     return (own if shapes[0] == shapes[1] else config), own, before
 
@@ -191,14 +192,29 @@ def quiet(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def words_of(name: str, config: PreTrainedConfig, before: int = 0) -> tuple[Words, str]:
     """The tokenizer beside the weights, as what it does."""
+    found = _siglip(name, config, before)
+    if found is not None:
+        return found
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as why:
-        told = " ".join(str(why).split())[:200]
-        raise UserError(f"{name} has no tokenizer ({told}); add tokenizer.json beside its config.json") from None
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as why:  # a damaged file is an error of each format's own
+        told = " ".join(f"{type(why).__name__}: {why}".split())[:200]
+        raise UserError(
+            f"{name} has no tokenizer that can be read ({told}); put its tokenizer.json beside its config.json"
+        ) from None
     words, text = words_of_hf(tokenizer, context_of(config) - before)
     require_room(words, name)
     return words, text
+
+
+def _siglip(name: str, config: PreTrainedConfig, before: int) -> tuple[Words, str] | None:
+    """SigLIP's, of which there is a spiece.model alone."""
+    if not config.model_type.startswith("siglip") or present(name, "tokenizer.json", name) is not None:
+        return None
+    model = present(name, "spiece.model", name)
+    if model is None:
+        return None
+    return siglip_words(model, present(name, "tokenizer_config.json", name), context_of(config) - before, name)
 
 
 def context_of(config: PreTrainedConfig) -> int:

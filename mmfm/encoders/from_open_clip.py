@@ -5,7 +5,8 @@ norm where it stands before the pool. A text tower that is transformers' becomes
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, cast
 
 import open_clip
@@ -23,15 +24,19 @@ from open_clip.model import (
 )
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
 from mmfm.config import Blueprint, Pixels, Tower, UserError, require
-from mmfm.encoders import clip_words, from_hf, from_timm
+from mmfm.encoders import clip_words, from_hf, from_timm, plain
 from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, flat, prefixed
+from mmfm.encoders.pictures import settled, variants
 from mmfm.encoders.source import Source, fetching, read_json, require_safetensors
 
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 HALVES = {"image": "visual.", "text": "text."}
 
 
@@ -81,14 +86,23 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     require(cfg is not None, f"open_clip has no model {name!r}; open_clip.list_models() lists those it has")
     assert cfg is not None
     kind = "vision_cfg" if modality == "image" else "text_cfg"
+    told = f"{tower.source}: its configuration has no {kind} and embed_dim; write it again"
+    require(isinstance(cfg.get(kind), dict) and "embed_dim" in cfg, told)
+    plain.open_clip_tower(_unhubbed({"tower": cfg["vision_cfg"]})["tower"], "image", tower.source)
     size = _size(cfg["vision_cfg"], tower) if modality == "image" and (tower.height_px or tower.width_px) else None
-    weights, preprocess = _pretrained(name, tag, cfg, size, tower) if tower.weights == "pretrained" else (None, {})
+    weights, preprocess = None, {}
+    if tower.weights == "pretrained" and source.folder is not None:
+        weights = _of_folder(source.folder)
+    elif tower.weights == "pretrained":
+        weights, preprocess = _pretrained(name, tag, cfg, tower)
     half = None if weights is None else _half(weights, HALVES[modality])
     if modality == "text" and cfg[kind].get("hf_model_name"):
         return _hf_text(cfg[kind], half, tower, source)
-    shape = {"embed_dim": cfg["embed_dim"], "quick_gelu": cfg.get("quick_gelu", False), "tower": cfg[kind]}
+    own = _unhubbed({"tower": cfg[kind]})["tower"]
+    shape = {"embed_dim": cfg["embed_dim"], "quick_gelu": cfg.get("quick_gelu", False), "tower": own}
     if size is not None:
-        shape |= {"tower": cfg[kind] | {"image_size": size}, "resized": True}
+        half = None if half is None else _resized(half, shape, size)
+        shape |= {"tower": own | {"image_size": size}, "resized": True}
     contract: dict[str, Any] = {}
     tokenizer = None
     if modality == "image":
@@ -102,17 +116,25 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
 
 
 def build(blueprint: Blueprint) -> Encoder:
-    shape = architecture(blueprint)
-    cfg = {name: value for name, value in shape["tower"].items() if not name.endswith("_pretrained")}
+    where = "a blueprint of open_clip"
+    shape = plain.require_keys(_unhubbed(architecture(blueprint)), plain.OPEN_CLIP, where)
+    cfg = plain.open_clip_tower(shape["tower"], blueprint.modality, where)
     if blueprint.modality == "image":
-        offline: dict[str, Any] = cfg | {"timm_model_pretrained": False}
-        vision = CLIPVisionCfg(**offline)
-        trunk = _build_vision_tower(shape["embed_dim"], vision, shape["quick_gelu"])
+        trunk = _build_vision_tower(shape["embed_dim"], _vision(cfg), shape["quick_gelu"])
         if shape.get("resized") and isinstance(trunk, TimmModel):
             trunk.set_input_size(tuple(cfg["image_size"]))
         return OpenClipImages(blueprint, trunk)
     text = _build_text_tower(shape["embed_dim"], CLIPTextCfg(**cfg), shape["quick_gelu"])
     return OpenClipText(blueprint, cast(nn.Module, text))
+
+
+def _unhubbed(shape: dict[str, Any]) -> dict[str, Any]:
+    """Without what names a tokenizer, which lies beside the weights, and settings of training."""
+    beside = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
+    own = {name: value for name, value in dict(shape["tower"]).items() if name not in beside}
+    known = ("embed_dim", "quick_gelu", "resized", "unread")
+    extra = {name: value for name, value in shape.items() if name not in (*known, "tower")}
+    return {name: shape[name] for name in known if name in shape} | {"tower": own} | extra
 
 
 def _name(source: Source) -> tuple[str, str | None]:
@@ -130,22 +152,54 @@ def _size(cfg: dict[str, Any], tower: Tower) -> list[int]:
     return [tower.height_px or height, tower.width_px or width]
 
 
-def _pretrained(
-    name: str, tag: str | None, cfg: dict[str, Any], size: list[int] | None, tower: Tower
-) -> tuple[Weights, dict[str, Any]]:
+def _pretrained(name: str, tag: str | None, cfg: dict[str, Any], tower: Tower) -> tuple[Weights, dict[str, Any]]:
     what = name if tag is None else _repository(name, tag, bool(cfg.get("quick_gelu", False)))
     with fetching(tower.source, f"the repository {what} (its safetensors)", str(constants.HF_HUB_CACHE)):
         model = open_clip.create_model(
             name,
             tag,
             precision="fp32",
-            force_image_size=None if size is None else (size[0], size[1]),
             pretrained_image=False,
             pretrained_text=False,
             require_pretrained=True,
         )
     weights = cast(Weights, convert_to_custom_text_state_dict(model.state_dict()))
     return weights, get_model_preprocess_cfg(model)
+
+
+def _of_folder(folder: Path) -> Weights:
+    """The tensors of its file alone: open_clip would also build, and fetch, what its configuration names."""
+    order = [*FILES, *sorted(path.name for path in folder.glob("*.safetensors"))]
+    file = next(folder / name for name in order if (folder / name).is_file())
+    try:
+        return cast(Weights, convert_to_custom_text_state_dict(load_file(file)))
+    except (SafetensorError, OSError) as why:
+        raise UserError(f"{file} cannot be read ({why}); copy the whole folder again") from None
+
+
+def _resized(half: Weights, shape: dict[str, Any], size: list[int]) -> Weights:
+    """The positions of another size of picture. open_clip itself leaves a table of as many places as it is."""
+    cfg = shape["tower"]
+    if cfg.get("timm_model_name"):
+        trunk: Any = _build_vision_tower(shape["embed_dim"], _vision(cfg), shape["quick_gelu"])
+        trunk.load_state_dict(half)
+        trunk.set_input_size(tuple(size))
+        return trunk.state_dict()
+    if "positional_embedding" not in half:
+        return half
+    own, patch = cfg.get("image_size", 224), cfg.get("patch_size", 16)
+    (high, wide), (down, across) = (one if isinstance(one, (list, tuple)) else (one, one) for one in (own, patch))
+    old, new = (high // down, wide // across), (size[0] // down, size[1] // across)
+    table = half["positional_embedding"]
+    extra = len(table) - old[0] * old[1]
+    grid = table[extra:].float().unflatten(0, old).permute(2, 0, 1)[None]
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)[0].flatten(1).T
+    return half | {"positional_embedding": torch.cat([table[:extra], grid.to(table.dtype)])}
+
+
+def _vision(cfg: dict[str, Any]) -> CLIPVisionCfg:
+    offline: dict[str, Any] = cfg | {"timm_model_pretrained": False}
+    return CLIPVisionCfg(**offline)
 
 
 def _repository(name: str, tag: str, quick: bool) -> str:
@@ -178,22 +232,35 @@ def pixels_of(preprocess: dict[str, Any], shape: dict[str, Any], tower: Tower) -
     )
     size = shape["tower"].get("image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return Pixels(
+    pixels = Pixels(
         height_px=height,
         width_px=width,
-        fit="crop" if how == "shortest" else "stretch",
+        resizer="pillow",
+        fit="shortest" if how == "shortest" else "stretch",
         interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
         mean=tuple(float(value) for value in preprocess["mean"]),
         std=tuple(float(value) for value in preprocess["std"]),
     )
+    known = {field.name for field in fields(PreprocessCfg)}
+    told = {name: value for name, value in preprocess.items() if name in known} | {"size": (height, width)}
+    theirs = cast(Any, image_transform_v2(PreprocessCfg(**told), is_train=False))
+    return settled(tower.source, variants(pixels), theirs, "open_clip")
 
 
 def _hf_text(cfg: dict[str, Any], half: Weights | None, tower: Tower, source: Source) -> Resolved:
     """The transformers model inside: pooler and projection, which its tokens do not reach, stay behind."""
-    name = cfg["hf_model_name"]
+    name = str(cfg["hf_model_name"])
+    require(
+        source.folder is None,
+        f"{tower.source} leaves its text tower to the repository {name[:80]!r}, to which no folder may lead; give "
+        "open_clip:NAME/TAG, or the folder's image tower alone",
+    )
+    own = clip_words.REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+    require(own, f"{tower.source} names {name[:80]!r}, which is no repository; do not trust it")
     tokenizer = cfg.get("hf_tokenizer_name") or name
     with fetching(tower.source, f"the repository {name} (config.json)", str(constants.HF_HUB_CACHE)):
-        config = from_hf.AutoConfig.from_pretrained(name)
+        found = from_hf.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = plain.hf_config(found.to_dict(), tower.source)
     weights = None if half is None else _half(half, "transformer.")
     try:
         return from_hf.resolve_parts(config, weights, str(source.folder or tokenizer), tower, "text")

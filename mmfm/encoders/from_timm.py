@@ -5,23 +5,24 @@ architecture: {"name": timm's name of it, "kwargs": of create_model, "pretrained
 
 import contextlib
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import timm
 from huggingface_hub import constants
 from jaxtyping import Float
 from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
 from mmfm.config import Blueprint, Pixels, Tower, require
+from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, all_real, architecture, finish, flat, prefixed
+from mmfm.encoders.pictures import settled, variants
 from mmfm.encoders.source import Source, fetching, read_json, require_safetensors
-
-HELD = ("architecture", "input_size", "fixed_input_size", "min_input_size", "mean", "std", "interpolation")
-LOADING = {"pretrained", "checkpoint_path", "pretrained_cfg_overlay", "cache_dir"}  # arguments that read other files
-HELD += ("crop_pct", "crop_mode", "pool_size", "first_conv", "classifier")
 
 
 class TimmEncoder(Encoder):
@@ -36,26 +37,26 @@ def features(trunk: Any, x: Float[Tensor, "batch channels rows columns"]) -> Flo
 
 def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     require(modality == "image", f"{tower.source} encodes images; timm has no {modality} encoders")
-    name = source.name if source.folder is None else f"local-dir:{source.folder}"
+    name, arguments = (source.name, _arguments(source)) if source.folder is None else _of_folder(source.folder)
     pretrained = tower.weights == "pretrained"
     if pretrained and source.folder is not None:
         require_safetensors(source.folder)
-    known = name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name.split(".")[0])
+    known = name.startswith("hf-hub:") or timm.is_model(name.split(".")[0])
     require(known, f"timm has no model {name!r}; timm.list_models() lists the {len(timm.list_models())} that it has")
     with fetching(tower.source, f"the repository {_repository(name)}", str(constants.HF_HUB_CACHE)):
-        model, kwargs = _create(name, pretrained, _arguments(source) | {"num_classes": 0}, tower)
+        model, kwargs = _create(name, pretrained, arguments | {"num_classes": 0}, tower)
     pixels = pixels_of(resolve_model_data_config(model), tower)
-    cfg = {key: value for key, value in cast(Any, model).pretrained_cfg.items() if key in HELD}
+    cfg = {key: value for key, value in cast(Any, model).pretrained_cfg.items() if key in plain.TIMM_CFG}
+    kwargs = {key: value for key, value in kwargs.items() if key != "pretrained_cfg"}
     shape = {"name": cfg["architecture"], "kwargs": kwargs, "pretrained_cfg": cfg}
     draft = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=1, pixels=pixels)
     return finish(draft, build, prefixed(model.state_dict()) if pretrained else None)
 
 
 def build(blueprint: Blueprint) -> Encoder:
-    shape = architecture(blueprint)
-    cfg, told = shape.get("pretrained_cfg"), "a blueprint names an architecture of timm, and no file or address"
-    require(":" not in shape["name"] and not LOADING & shape.get("kwargs", {}).keys(), f"{told}; do not trust it")
-    trunk: nn.Module = timm.create_model(shape["name"], pretrained=False, pretrained_cfg=cfg, **shape.get("kwargs", {}))
+    shape = plain.timm_shape(architecture(blueprint))
+    how: dict[str, Any] = {"pretrained": False, "pretrained_cfg": shape["pretrained_cfg"], **shape.get("kwargs", {})}
+    trunk: nn.Module = timm.create_model(shape["name"], **how)
     return TimmEncoder(blueprint, trunk)
 
 
@@ -79,12 +80,28 @@ def _own_size(name: str, kwargs: dict[str, Any]) -> tuple[int, int]:
 
 
 def _arguments(source: Source) -> dict[str, Any]:
-    """Arguments of create_model that a folder or repository adds to its architecture's."""
-    if source.folder is not None:
-        return dict(read_json(source.folder / "config.json").get("model_args") or {})
-    if source.name.startswith("hf-hub:"):
-        return dict(load_model_config_from_hf(source.name.removeprefix("hf-hub:"))[2] or {})
-    return {}
+    """Arguments of create_model that a repository adds to its architecture's."""
+    if not source.name.startswith("hf-hub:"):
+        return {}
+    with fetching(f"timm:{source.name}", "the repository's config.json", str(constants.HF_HUB_CACHE)):
+        given = load_model_config_from_hf(source.name.removeprefix("hf-hub:"))[2]
+    return plain.timm_arguments(given or {}, f"timm:{source.name}")
+
+
+def _of_folder(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The architecture that a folder's config.json names, and the arguments that make it so, its own file among them.
+
+    Of pretrained_cfg only what describes the input is read: timm would follow an address there.
+    """
+    said = read_json(folder / "config.json")
+    where, name = str(folder / "config.json"), str(said.get("architecture"))
+    require(timm.is_model(name.split(".")[0]), f"{where} names {name[:60]!r}, which timm does not have; write it again")
+    whole = said.get("pretrained_cfg") or said
+    require(isinstance(whole, dict), f"{where}: pretrained_cfg should be a JSON object; write it again")
+    cfg = {key: whole[key] for key in plain.TIMM_CFG if key in whole} | {"architecture": name}
+    plain.require_values(cfg, where)
+    given = plain.timm_arguments(said.get("model_args") or {}, where)
+    return name, given | {"pretrained_cfg": cfg | {"source": "local-dir", "file": str(folder)}}
 
 
 def _repository(name: str) -> str:
@@ -94,16 +111,21 @@ def _repository(name: str) -> str:
 
 
 def pixels_of(data: dict[str, Any], tower: Tower) -> Pixels:
-    """timm's data configuration: a picture is resized to size / crop_pct, then its middle is taken."""
+    """timm's data configuration: a picture is resized to size / crop_pct, then its middle is taken.
+
+    Compared with timm's own transform, at the size that the configuration says.
+    """
     channels, height, width = data["input_size"]
-    crop = data["crop_mode"] != "squash"
-    return Pixels(
-        height_px=tower.height_px or height,
-        width_px=tower.width_px or width,
+    pixels = Pixels(
+        height_px=height,
+        width_px=width,
         channels=channels,
-        fit="crop" if crop else "stretch",
-        central=float(data["crop_pct"]) if crop else 1.0,
+        resizer="pillow",
+        fit="stretch" if data["crop_mode"] == "squash" else "shortest",
+        central=float(data["crop_pct"]),
         interpolation="bicubic" if data["interpolation"] == "bicubic" else "bilinear",
         mean=tuple(float(value) for value in data["mean"]),
         std=tuple(float(value) for value in data["std"]),
     )
+    pixels = settled(tower.source, variants(pixels), cast(Any, create_transform(**data, is_training=False)), "timm")
+    return replace(pixels, height_px=tower.height_px or height, width_px=tower.width_px or width)

@@ -16,6 +16,7 @@ from torchaudio.pipelines import Wav2Vec2Bundle
 
 from mmfm.batch import Tokens
 from mmfm.config import Blueprint, Sound, Tower, require
+from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, architecture, finish, prefixed
 from mmfm.encoders.source import Source, fetching
 
@@ -70,5 +71,7 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
 
 
 def build(blueprint: Blueprint) -> Encoder:
-    shape = architecture(blueprint)
+    where = "a blueprint of torchaudio"
+    shape = plain.require_keys(architecture(blueprint), plain.TORCHAUDIO, where)
+    require(shape.get("model") in MODELS, f"{where} is none of {', '.join(MODELS)}; do not trust it")
     return TorchaudioSpeech(blueprint, cast(nn.Module, MODELS[shape["model"]](**shape["params"])))

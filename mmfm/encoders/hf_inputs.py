@@ -2,42 +2,108 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoImageProcessor, FeatureExtractionMixin, PreTrainedConfig
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    FeatureExtractionMixin,
+    PreTrainedConfig,
+    ViTImageProcessor,
+)
 from transformers.models.auto import feature_extraction_auto, image_processing_auto
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from mmfm.config import Pixels, Sound, Tower, UserError, require
+from mmfm.encoders.pictures import Process, probes, settled, variants
+from mmfm.encoders.source import fetching, present, read_json
+from mmfm.inputs.image import MODES
 
 KALDI_FRAME_SECONDS = 0.01
 BICUBIC = 3  # of Pillow's filters
+LEVIT = 224 / 256  # of the sides that a processor keeps without saying it
 EXTRACTORS: Mapping[str, Any] = vars(feature_extraction_auto)["FEATURE_EXTRACTOR_MAPPING_NAMES"]
 PROCESSORS: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
 
 
 def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower) -> Pixels:
-    """From preprocessor_config.json beside the weights; without one, by its class's defaults at the model's size.
+    """What the image processor beside the weights does; where there truly is none, its class's at the model's size.
 
-    config: of the part that reads pictures. kind: the whole model's type, which names the class.
+    config: of the part that reads pictures. kind: the whole model's type, which names the class. Which of our ways of
+    preparing a picture is meant is measured, at the processor's own size.
     """
-    try:
-        found: Any = AutoImageProcessor.from_pretrained(name)
-        size = _size(found)
-    except (OSError, ValueError):
-        found, size = _default_processor(kind), None
-    own = _pair(getattr(config, "image_size", None))
-    height, width = size or own or (224, 224)
+    channels = getattr(config, "num_channels", 3)
+    found = _processor(name, config, kind, tower.source)
     require(getattr(found, "do_resize", True), f"{name}: its image processor keeps each picture's size; give another")
-    return _pixels(found, tower.height_px or height, tower.width_px or width, getattr(config, "num_channels", 3))
+
+    def theirs(picture: Image.Image) -> Tensor:
+        return torch.as_tensor(found(images=picture, return_tensors="pt")["pixel_values"])[0].float()
+
+    pixels = settled(tower.source, _ways(found, theirs, channels, tower.source), theirs, type(found).__name__)
+    return replace(pixels, height_px=tower.height_px or pixels.height_px, width_px=tower.width_px or pixels.width_px)
+
+
+def _processor(name: str, config: PreTrainedConfig, kind: str, source: str) -> Any:
+    """The library's own, from its file; a class that is not transformers' own, or a damaged file, is an error."""
+    said = _said(name, IMAGE_PROCESSOR_NAME, "image_processor", source)
+    if said is None:
+        return _default_processor(kind, _pair(getattr(config, "image_size", None)) or (224, 224), source)
+    kinds = {
+        one for names in PROCESSORS.values() for one in (names.values() if isinstance(names, Mapping) else [names])
+    }
+    given = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
+    plain = given.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    require(
+        not given or bool({plain, f"{plain}Fast"} & kinds),
+        f"{source}: its image processor {given!r} is none of transformers' own, and no other is run; give a source "
+        "whose processor transformers has",
+    )
+    with fetching(source, "its image processor", str(constants.HF_HUB_CACHE), False):
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+
+
+def _said(name: str, file: str, part: str, source: str) -> dict[str, Any] | None:
+    """What a folder or repository says of its preprocessing; None where no file does."""
+    path = present(name, file, source)
+    if path is not None:
+        return read_json(path)
+    path = present(name, PROCESSOR_NAME, source)
+    inner = None if path is None else read_json(path).get(part)
+    return inner if isinstance(inner, dict) else None
+
+
+def _ways(found: Any, theirs: Process, channels: int, source: str) -> list[Pixels]:
+    """The ways in which the processor's settings can be meant, at the size that it gives."""
+    (picture, *_) = probes(64, 64, channels if channels in MODES else 3)
+    try:
+        shape = theirs(picture).shape
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as why:
+        told = " ".join(f"{type(why).__name__}: {why}".split())[:200]
+        raise UserError(f"{source}: its {type(found).__name__} does not read a single picture ({told})") from None
+    kind = type(found).__name__
+    told = f"{source}: its {kind} makes {list(shape)} of a picture, not channels, rows and columns; give another"
+    require(len(shape) == 3, told)
+    height, width = int(shape[1]), int(shape[2])
+    size, crop = _plain(getattr(found, "size", None)), _plain(getattr(found, "crop_size", None))
+    edges = {value for value in (size.get("shortest_edge"), size.get("height")) if value}
+    centrals = [min(1.0, min(height, width) / edge) for edge in edges]
+    centrals += [float(value) for value in (getattr(found, "crop_pct", None), LEVIT) if value and value <= 1]
+    first = _pixels(found, height, width, int(shape[0]))
+    cropped = bool(getattr(found, "do_center_crop", False) and crop) or "shortest_edge" in size
+    how: dict[str, Any] = {"fit": "shortest" if cropped else "stretch", "odd": "down"}
+    first = replace(first, central=centrals[0] if cropped and edges else 1.0, **how)
+    return variants(first, centrals)
 
 
 def _pixels(found: Any, height: int, width: int, channels: int) -> Pixels:
-    edge = _plain(getattr(found, "size", None)).get("shortest_edge")
-    crop = bool(getattr(found, "do_center_crop", False)) or edge is not None
     scale = 255.0 * float(found.rescale_factor) if getattr(found, "do_rescale", True) else 255.0
     normal = getattr(found, "do_normalize", True)
     mean, std = (found.image_mean, found.image_std) if normal else (0.0, 1.0)
@@ -45,49 +111,53 @@ def _pixels(found: Any, height: int, width: int, channels: int) -> Pixels:
         height_px=height,
         width_px=width,
         channels=channels,
-        fit="crop" if crop else "stretch",
-        central=_central(found, edge) if crop else 1.0,
         interpolation="bicubic" if int(getattr(found, "resample", None) or 2) == BICUBIC else "bilinear",
         mean=tuple(value / scale for value in _many(mean)),
         std=tuple(value / scale for value in _many(std)),
     )
 
 
-def _central(found: Any, edge: int | None) -> float:
-    crop = _plain(getattr(found, "crop_size", None)) if getattr(found, "do_center_crop", False) else {}
-    return min(1.0, min(crop.values()) / edge) if crop and edge else 1.0
-
-
-def _size(found: Any) -> tuple[int, int] | None:
-    if getattr(found, "do_center_crop", False):
-        crop = _plain(found.crop_size)
-        return crop["height"], crop["width"]
-    size = _plain(getattr(found, "size", None))
-    if "height" in size:
-        return size["height"], size["width"]
-    return _pair(size.get("shortest_edge"))
-
-
-def _default_processor(kind: str) -> Any:
+def _default_processor(kind: str, size: tuple[int, int], source: str) -> Any:
+    """Of the class that transformers names for this kind of model, else ViT's, at the model's own size; it is said."""
     names = PROCESSORS.get(kind, {})
     name = names.get("torchvision") or names.get("pil") if isinstance(names, Mapping) else names
     made: Any = None if name is None else image_processing_auto.get_image_processor_class_from_name(name)
-    return _Plain() if made is None else made()
+    made = made or ViTImageProcessor
+    height, width = size
+    own, kept = _plain(made().size), dict(zip(("height", "width"), size, strict=True))
+    before = _plain(getattr(made(), "crop_size", None))
+    if "shortest_edge" in own:
+        ratio = own["shortest_edge"] / min(before.values()) if before and getattr(made(), "do_center_crop", 0) else 1.0
+        given: dict[str, Any] = {"size": {"shortest_edge": round(min(height, width) * ratio)}}
+    else:
+        ratio = own.get("height", 1) / before["height"] if before and getattr(made(), "do_center_crop", 0) else 1.0
+        given = {"size": {side: round(value * ratio) for side, value in kept.items()}}
+    if before:
+        given["crop_size"] = kept
+    what = f"{source} has no preprocessor_config.json: pictures are prepared as {made.__name__} does by default"
+    print(f"mmfm: {what}, at {height} x {width}", file=sys.stderr)
+    return made(**given)
 
 
-class _Plain:
-    """Where transformers names no image processor either."""
+def extractor_of(name: str, config: PreTrainedConfig, kind: str, source: str) -> FeatureExtractionMixin:
+    """From preprocessor_config.json beside the weights; where there truly is none, its class's for this model.
 
-    rescale_factor = 1 / 255
-    image_mean = image_std = (0.5, 0.5, 0.5)
-
-
-def extractor_of(name: str, config: PreTrainedConfig, kind: str) -> FeatureExtractionMixin:
-    """From preprocessor_config.json beside the weights; without one, by its class's defaults for this model."""
-    try:
-        return AutoFeatureExtractor.from_pretrained(name)
-    except (OSError, ValueError):
-        return default_extractor(config, kind)
+    UserError: a file that cannot be read, or a class that is not transformers' own.
+    """
+    said = _said(name, IMAGE_PROCESSOR_NAME, "feature_extractor", source)
+    if said is None:
+        made = default_extractor(config, kind)
+        what = f"{source} has no preprocessor_config.json: sounds are prepared as {type(made).__name__} does by default"
+        print(f"mmfm: {what}", file=sys.stderr)
+        return made
+    given = said.get("feature_extractor_type")
+    require(
+        not given or given in EXTRACTORS.values(),
+        f"{source}: its feature extractor {given!r} is none of transformers' own, and no other is run; give a source "
+        "whose extractor transformers has",
+    )
+    with fetching(source, "its feature extractor", str(constants.HF_HUB_CACHE), False):
+        return AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
 
 
 def default_extractor(config: PreTrainedConfig, kind: str) -> FeatureExtractionMixin:

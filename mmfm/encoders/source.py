@@ -42,6 +42,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
+def present(name: str, file: str, source: str) -> Path | None:
+    """A file of a folder or of a repository; None where it truly is not there.
+
+    UserError: the repository cannot be asked, and its cache does not say whether it has the file.
+    """
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.exists() else None
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with fetching(source, f"the repository {name} ({file})", str(constants.HF_HUB_CACHE), False):
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError:
+            if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
+                return None
+            raise
+        except EntryNotFoundError:
+            return None
+
+
 def _kind_of(folder: Path) -> str:
     """By the file that each library leaves in a folder."""
     if (folder / "bundle.json").is_file():
@@ -60,7 +82,15 @@ def _kind_of(folder: Path) -> str:
 
 
 def require_safetensors(folder: Path) -> None:
-    """Weights of a folder are read from safetensors alone: a pickle of weights is converted by whoever trusts it."""
+    """Weights of a folder are read from its own safetensors alone: a pickle is converted by whoever trusts it."""
+    adapter = (folder / "adapter_config.json").exists()
+    require(
+        not adapter,
+        f"{folder} has an adapter_config.json, which leads to another model; merge the adapter into its model "
+        "(PEFT's merge_and_unload) and save that",
+    )
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        _require_own_files(folder, index)
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(path.name for kind in ("*.bin", "*.pth", "*.pt", "*.ckpt") for path in folder.glob(kind))
@@ -75,6 +105,22 @@ def require_safetensors(folder: Path) -> None:
     )
 
 
+def _require_own_files(folder: Path, index: Path) -> None:
+    """An index of several files names files beside it, all of which are there."""
+    named = read_json(index).get("weight_map")
+    require(isinstance(named, dict), f"{index} lists no files of weights (weight_map); write the folder again")
+    assert isinstance(named, dict)
+    for name in dict.fromkeys(map(str, named.values())):
+        plain = name.endswith(".safetensors") and Path(name).name == name
+        require(plain, f"{index} names {name[:80]!r}, which is no file beside it; do not trust this folder")
+        require((folder / name).is_file(), f"{folder} lacks {name}, which its index names; copy the whole folder again")
+
+
+def own_code(why: Exception) -> bool:
+    """Whether a library stopped because the source brings code of its own, which is never run here."""
+    return "trust_remote_code" in str(why) or "custom code" in str(why)
+
+
 @contextmanager
 def fetching(source: str, what: str, cache: str, random: bool = True) -> Iterator[None]:
     """Whatever a library raises when it can neither find `what` in its cache nor download it, as one line.
@@ -86,6 +132,11 @@ def fetching(source: str, what: str, cache: str, random: bool = True) -> Iterato
     except UserError:
         raise
     except Exception as why:  # each library and each of its transports raises classes of its own
+        if own_code(why):
+            raise UserError(
+                f"{source}: {what} needs code of its own, which is not run here; give a model that its library itself "
+                "has, or convert it to one"
+            ) from None
         told = f"{type(why).__name__}: {ADDRESS.sub('the hub', ' '.join(str(why).split()))[:240]}"
         if Path(source).is_dir():
             raise UserError(f"{source}: {what} cannot be loaded from this folder ({told}); write it again") from None

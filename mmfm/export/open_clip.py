@@ -34,7 +34,7 @@ from mmfm.towers.imported import ImportedTower
 KEY = "mmfm"
 CONTEXT = 256  # ids of a text, where the model itself sets no limit: open_clip pads to a length and cuts there
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
-RESIZE = {"stretch": "squash", "crop": "shortest"}
+RESIZE = {"stretch": "squash", "crop": "shortest", "shortest": "shortest"}
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 CENTRAL = "open_clip has no central crop: it shows all of what the model saw {:g} of the sides of"
 

@@ -26,7 +26,7 @@ from mmfm.towers.imported import ImportedTower
 
 NAME = "mmfm_image"
 BASES = {1e-6: "vit_tiny_patch16_224", 1e-5: "vit_base_patch16_clip_224"}  # timm's, by the epsilon of their norms
-CROPS = {"stretch": "squash", "crop": "center"}
+CROPS = {"stretch": "squash", "crop": "center", "shortest": "center"}
 TOLERANCE = 1e-5
 
 

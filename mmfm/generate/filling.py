@@ -43,12 +43,12 @@ def fill(
     told = "filling in has no beams, draws or stop strings; leave them out"
     require(how.beams == how.draws == 1 and not how.stop, told)
     require(not bool((hidden & ~given.keep).any()), "a place to fill in is padding; keep it")
-    found = sources_of(model, task, batch) if task.sources else (torch.arange(batch.size, device=model.device), [])
-    if found is None:
-        return [], given.ids[:0]
-    rows, sources = found
-    own = torch.full((batch.size,), how.seed, device=rows.device) if seeds is None else seeds.to(rows.device)
     with torch.no_grad():
+        found = sources_of(model, task, batch) if task.sources else (torch.arange(batch.size, device=model.device), [])
+        if found is None:
+            return [], given.ids[:0]
+        rows, sources = found
+        own = torch.full((batch.size,), how.seed, device=rows.device) if seeds is None else seeds.to(rows.device)
         pen = read_sources(model, sources, task.sources, task.target, how, len(rows))
         ids, keep, masked = (part[rows] for part in (*given, hidden))
         return rows.tolist(), _rounds(pen, ids, keep, masked, own[rows], how)

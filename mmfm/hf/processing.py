@@ -119,7 +119,8 @@ class MMFMProcessor(Foreign, ProcessorMixin):
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         has = [modality for part, modality in PARTS.items() if part in found]
         if not has:
-            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            kwargs.pop("trust_remote_code", None)
+            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **kwargs)
         return super(MMFMProcessor, KINDS[tuple(has)]).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

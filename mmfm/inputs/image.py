@@ -40,6 +40,11 @@ TURBO = ("YCbCr", "RGB", "Gray")  # what libjpeg-turbo turns into RGB; Pillow ta
 ASPECTS, TRIES = (3 / 4, 4 / 3), 10  # of a random crop: width by height, and attempts before its middle is taken
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 Interpolation = Literal["bicubic", "bilinear"]
+Fit = Literal["stretch", "crop", "shortest"]
+Resizer = Literal["torch", "pillow"]
+Odd = Literal["even", "down"]
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+SLIM = 16  # a picture that is longer, for what is wanted of it, loses its ends before it is resized
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Pixels = UInt8[np.ndarray, "height width channels"]
@@ -60,35 +65,50 @@ def picture(
     channels: int,
     height_px: int,
     width_px: int,
-    fit: Literal["stretch", "crop"] = "stretch",
+    fit: Fit = "stretch",
     central: float = 1.0,
     interpolation: Interpolation = "bicubic",
+    resizer: Resizer = "torch",
+    odd: Odd = "even",
     exact: bool = True,
     draws: Float[np.ndarray, " k"] | None = None,
     crop: float = 0.0,
     mirror: bool = False,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
     """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part. `central`:
-    only this fraction of the middle's sides.
+    only this fraction of the middle's sides. "shortest" is "crop" as torchvision has it, to the pixel: the shorter side
+    is resized to size / central, and the middle taken of that. So does "stretch" with both sides.
 
     `draws` are the item's uniform numbers. With them, `crop` takes torchvision's RandomResizedCrop of scale
     (1 - crop, 1), and `mirror` exchanges left and right half of the time. `exact` False: a JPEG is decoded at a half,
     a quarter or an eighth where the cut still has the pixels wanted; it is some 40 dB from the exact picture.
     """
 
+    free = draws is not None and crop > 0
+
     def cut(height: int, width: int) -> Box:
         if draws is not None and crop > 0:
             return random_box(height, width, draws, crop)
+        if fit == "shortest":
+            return slim_box(height, width, SLIM * max(height_px / width_px, width_px / height_px))
         return middle_box(height, width, width_px / height_px, central) if fit == "crop" else Box(0, 0, height, width)
+
+    def becomes(box: Box) -> tuple[int, int]:
+        return (height_px, width_px) if free or fit == "crop" else resized(box, height_px, width_px, fit, central)
 
     def least(height: int, width: int) -> tuple[int, int]:
         box = cut(height, width)
-        return math.ceil(height_px * height / box.height), math.ceil(width_px * width / box.width)
+        rows, columns = becomes(box)
+        return math.ceil(rows * height / box.height), math.ceil(columns * width / box.width)
 
     pixels, size = _decode(data, channels, None if exact else least)
-    box = _scaled(cut(*size), size, pixels.shape[:2])
+    whole = cut(*size)
+    box = _scaled(whole, size, pixels.shape[:2])
     part = np.ascontiguousarray(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
-    image = resize(torch.from_numpy(part).permute(2, 0, 1), height_px, width_px, interpolation)
+    image = resize(
+        torch.from_numpy(part).permute(2, 0, 1), *becomes(whole), interpolation, resizer if exact else "torch"
+    )
+    image = middle(image, height_px, width_px, odd)
     turned = mirror and draws is not None and bool(draws[MIRROR_DRAW] < 0.5)
     return image.flip(2) if turned else image.contiguous()
 
@@ -104,11 +124,24 @@ def decode_image(data: bytes, *, channels: int = 3) -> UInt8[Tensor, "channels h
 
 
 def resize(
-    image: UInt8[Tensor, "channels height_in width_in"], height: int, width: int, mode: Interpolation = "bicubic"
+    image: UInt8[Tensor, "channels height_in width_in"],
+    height: int,
+    width: int,
+    mode: Interpolation = "bicubic",
+    resizer: Resizer = "torch",
 ) -> UInt8[Tensor, "channels height width"]:
-    """Averaging when it shrinks (antialias), in 8-bit arithmetic; the sides are stretched independently."""
+    """Averaging when it shrinks (antialias), in 8-bit arithmetic; the sides are stretched independently.
+
+    Pillow clips what is lighter than white or darker than black elsewhere than torch does, and takes three times as
+    long: at hard edges the two are apart by several levels.
+    """
     if image.shape[1:] == (height, width):
         return image
+    if resizer == "pillow":
+        whole = image.permute(1, 2, 0).contiguous().numpy()
+        flat = whole[:, :, 0] if image.shape[0] == 1 else whole
+        small = np.array(Image.fromarray(flat).resize((width, height), FILTERS[mode]))
+        return torch.from_numpy(small).view(height, width, -1).permute(2, 0, 1).contiguous()
     small = torch.nn.functional.interpolate(image[None], size=(height, width), mode=mode, antialias=True)
     return small[0].contiguous()
 
@@ -119,16 +152,25 @@ def load_picture(
     channels: int,
     height_px: int,
     width_px: int,
-    fit: Literal["stretch", "crop"] = "stretch",
+    fit: Fit = "stretch",
     central: float = 1.0,
     interpolation: Interpolation = "bicubic",
+    resizer: Resizer = "torch",
+    odd: Odd = "even",
     exact: bool = True,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
     """`picture` of a file of the user, which every error names, or of a picture that Pillow holds."""
     name = "the picture" if isinstance(given, Image.Image) else given
     try:
         data = _png(given) if isinstance(given, Image.Image) else Path(given).read_bytes()
-        how = {"fit": fit, "central": central, "interpolation": interpolation, "exact": exact}
+        how = {
+            "fit": fit,
+            "central": central,
+            "interpolation": interpolation,
+            "resizer": resizer,
+            "odd": odd,
+            "exact": exact,
+        }
         return picture(data, channels=channels, height_px=height_px, width_px=width_px, **how)
     except BadSample as why:
         raise BadSample(why.code, f"{name}: {why}") from None
@@ -148,6 +190,36 @@ def middle_box(height: int, width: int, aspect: float, central: float = 1.0) -> 
     high, wide = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
     high, wide = max(1, round(central * high)), max(1, round(central * wide))
     return Box((height - high) // 2, (width - wide) // 2, high, wide)
+
+
+def slim_box(height: int, width: int, most: float) -> Box:
+    """The middle of a picture whose longer side is over `most` of the shorter; else all of it."""
+    high, wide = min(height, max(1, int(most * width))), min(width, max(1, int(most * height)))
+    return Box((height - high) // 2, (width - wide) // 2, high, wide)
+
+
+def resized(box: Box, height_px: int, width_px: int, fit: Fit, central: float) -> tuple[int, int]:
+    """Rows and columns of all that is in the box, of which the middle is then taken.
+
+    As torchvision's Resize of one number, or for a size that is not square as timm's ResizeKeepRatio.
+    """
+    rows, columns = (math.floor(side / central + 1e-6) for side in (height_px, width_px))
+    if fit == "stretch":
+        return rows, columns
+    if rows != columns:
+        ratio = min(box.height / rows, box.width / columns)
+        return max(rows, round(box.height / ratio)), max(columns, round(box.width / ratio))
+    longer = int(rows * max(box.height, box.width) / min(box.height, box.width))
+    return (rows, longer) if box.height <= box.width else (longer, columns)
+
+
+def middle(
+    image: UInt8[Tensor, "channels rows columns"], height_px: int, width_px: int, odd: Odd = "even"
+) -> UInt8[Tensor, "channels height_px width_px"]:
+    """Where it cannot be the very middle, half a pixel is rounded to the even one (torchvision) or down."""
+    whole = round if odd == "even" else math.floor
+    top, left = whole((image.shape[1] - height_px) / 2), whole((image.shape[2] - width_px) / 2)
+    return image[:, top : top + height_px, left : left + width_px]
 
 
 def random_box(height: int, width: int, draws: Float[np.ndarray, " k"], crop: float) -> Box:

@@ -37,6 +37,8 @@ def seen_as(vit: Vit, foreign: Foreign) -> Vit:
         fit=pixels.fit,
         central=pixels.central,
         interpolation=pixels.interpolation,
+        resizer=pixels.resizer,
+        odd=pixels.odd,
         mean=pixels.mean,
         std=pixels.std,
     )
@@ -50,7 +52,9 @@ def gathered(part: Part, weights: Weights, source: tuple[int, int], antialias: b
     if "position" not in done:
         return done
     table = done["position"].view(-1, part.width)
-    grid = part.grid if 0 <= len(table) - part.tokens <= part.prefix else source
+    grid = (
+        source if 0 <= len(table) - source[0] * source[1] <= part.prefix else part.grid
+    )  # as many need not be the same
     extra = len(table) - grid[0] * grid[1]
     allow("the source", 0 <= extra <= part.prefix, f"{len(table)} positions for {grid[0]} x {grid[1]} patches")
     if first:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
-from transformers import AutoConfig
 
-from mmfm.config import UserError
 from mmfm.config.towers import Activation
+from mmfm.encoders import plain
 from mmfm.layouts.layout import Foreign, allow
 
 TOWER = {"image": "vision", "text": "text"}
@@ -66,11 +65,7 @@ def hf_config(foreign: Foreign) -> dict[str, Any]:
     """transformers' configuration of the tower, with all its defaults, whatever version wrote it."""
     kind = hf_kind(foreign)
     inner = foreign.architecture.get(f"{TOWER.get(foreign.modality, '')}_config", foreign.architecture)
-    own = {key: value for key, value in inner.items() if key not in ("model_type", "transformers_version")}
-    try:
-        return AutoConfig.for_model(kind, **own).to_dict()
-    except (TypeError, ValueError) as why:
-        raise UserError(f"transformers cannot read this configuration of {kind!r}: {why}") from None
+    return plain.hf_config({**inner, "model_type": kind}, "this configuration").to_dict()
 
 
 def activation_of(what: str | nn.Module, name: str) -> Activation:

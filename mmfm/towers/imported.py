@@ -46,7 +46,7 @@ class ImportedTower(nn.Module):
         name = "keep_tokens of a tower that trains would soon be wrong; lock it (Rate of 0), or leave keep_tokens out"
         learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
         require(not learns, name)
-        return self.kept(x, keep, self.encoder, self._encode)
+        return self.kept(x, keep, self.encoder, self._encode, self.contract)
 
     def _encode(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         tokens = self._tokens(x, keep)
@@ -103,9 +103,13 @@ class Kept:
         keep: Bool[Tensor, "batch time"],
         encoder: nn.Module,
         encode: Callable[[Tensor, Tensor], Tokens],
+        contract: config.Blueprint | None = None,
     ) -> Tokens:
-        """What `encode` gives; only rows that no one has asked for before are computed. Without gradient."""
-        self.owner = self.owner or f"{self.how} {_fingerprint(encoder)}"
+        """What `encode` gives; only rows that no one has asked for before are computed. Without gradient.
+
+        contract: how the encoder's input is prepared and what it is built as: other tokens belong to another.
+        """
+        self.owner = self.owner or f"{self.how} {_fingerprint(encoder)} {contract}"
         paths = [self._path(row, mask) for row, mask in zip(x, keep, strict=True)]
         found = [_read(path) for path in paths]
         missing = [row for row, tokens in enumerate(found) if tokens is None]
@@ -123,10 +127,17 @@ class Kept:
     def _path(self, row: Tensor, keep: Bool[Tensor, " time"]) -> Path:
         """Of what is real in the row; padding does not count."""
         real = row[keep] if row.shape[:1] == keep.shape and row.ndim == 1 else row
-        key = hashlib.blake2b(f"{self.owner} {real.dtype} {tuple(real.shape)} ".encode(), digest_size=16)
+        said = f"{self.owner} {precision(row.device.type)} {real.dtype} {tuple(real.shape)} "
+        key = hashlib.blake2b(said.encode(), digest_size=16)
         key.update(real.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         name = key.hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+
+def precision(device: str) -> str:
+    """In what arithmetic modules run now: that of autocast, where it is on, and that of fp32 products."""
+    cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as it is"
+    return f"{cast} {torch.get_float32_matmul_precision()}"
 
 
 def _fingerprint(encoder: nn.Module) -> str:
