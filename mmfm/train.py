@@ -38,7 +38,7 @@ from mmfm.config import Run, UserError, require
 from mmfm.data.stream import StoppedWaiting
 from mmfm.distributed import first_process, leave
 from mmfm.grammar import parse_writing
-from mmfm.inputs.text import Tokenizer
+from mmfm.inputs.text import Tokenizer, load_tokenizer
 from mmfm.machine import cores
 from mmfm.model import UnifiedModel, build
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
@@ -159,7 +159,7 @@ def _start(run: Run, resume: bool, force: bool) -> int | None:
     before = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json")
     finished = step >= before.optim.steps
     if resume or finished:
-        _same_configuration(before, adopt(run, before))
+        _same_configuration(before, adopt(run, before), files["tokenizer.json"].decode())
         return step
     raise UserError(
         f"{folder} holds a run stopped at step {step}; add --resume to continue it or --force to start anew"
@@ -217,13 +217,19 @@ FREE = {
     "balance",
     "most_bad",
     "store",
+    "val",
 }
 
 
-def _same_configuration(before: Run, now: Run) -> None:
+def _same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
+    """`tokenizer`: the one that the run was trained with, as JSON; a path to the same one elsewhere is no other."""
     old, new = (json.loads(to_json(run)) for run in (before, now))
     for tree in (old, new):
         tree["data"] = {name: value for name, value in tree["data"].items() if name not in FREE}
+        for source in tree["data"]["train"]:  # by their names, sizes and counts the stream knows its shards again
+            source.update(shards="", name="")
+    if tokenizer and _is_tokenizer(now.model.tokenizer, tokenizer):
+        new["model"]["tokenizer"] = old["model"]["tokenizer"]
     for name in old:
         if name not in FREE and old[name] != new[name]:
             at = _first_difference(old[name], new[name], name)
@@ -232,6 +238,13 @@ def _same_configuration(before: Run, now: Run) -> None:
                 f"{now.folder} was trained with another configuration: {at}{why}; "
                 "restore it, --force, or use another --name"
             )
+
+
+def _is_tokenizer(spec: str, known: str) -> bool:
+    try:
+        return load_tokenizer(spec).to_json() == known
+    except UserError:
+        return False
 
 
 def _first_difference(old: Any, new: Any, where: str) -> str:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,6 +97,8 @@ def build(
     out = Path(out)
     within = isinstance(source, str | Path) and out.resolve().is_relative_to(Path(source).expanduser().resolve())
     require(not within, f"{out} lies in {source}, which is read; choose a folder outside of it")
+    if progress and isinstance(source, str | Path):
+        print(f"reading the names in {source}", file=sys.stderr, flush=True)
     rows = _open(source, columns, classes)
     wanted = {"format": FORMAT, "samples_per_shard": samples_per_shard, "prefix": prefix, "check": check}
     plan = _fingerprint(rows, wanted | {"max_seconds": max_seconds})

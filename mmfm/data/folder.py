@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from rich.text import Text
 
 from mmfm.config import UserError, require
 from mmfm.folders import whole_folder
+from mmfm.inputs import BadSample
 
 
 def complete(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
@@ -42,9 +46,14 @@ def whole(folder: Path) -> Iterator[Path]:
 
     `complete` says whether what is there may be replaced.
     """
+    name = f"{folder.resolve().name}.partial"
     try:
-        with whole_folder(folder, f"{folder.resolve().name}.partial") as partial:
+        with whole_folder(folder, name) as partial:
             yield partial
+    except BadSample:
+        raise
+    except UserError as why:  # what it names is gone by now
+        raise UserError(str(why).replace(str(folder.resolve().with_name(name)), str(folder))) from None
     except OSError as why:
         remedy = "make room or grant access there, or choose another folder"
         raise UserError(f"cannot write {folder}: {why.strerror or why}; {remedy}") from why
@@ -61,6 +70,9 @@ def _print_of(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+EVERY_S = 10.0  # between two lines where there is no terminal
+
+
 class _Speed(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -70,13 +82,53 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed or 0:,.0f} {self.unit}/s")
 
 
+class Pace:
+    """How far a work is, in a line: what is done of how much, how quickly, and what is left at that pace."""
+
+    def __init__(self, name: str, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.total, self.unit, self.clock = name, total, unit, clock
+        self.done, self.what, self.began = 0, "", clock()
+
+    def tick(self, what: str, count: int = 1) -> None:
+        self.done, self.what = self.done + count, what
+
+    def line(self) -> str:
+        seconds = max(self.clock() - self.began, 1e-9)
+        speed = self.done / seconds
+        left = f", {(self.total - self.done) / speed:,.0f} s left" if self.done else ""
+        told = f"{self.name}: {self.done:,} of {self.total:,} {self.unit} in {seconds:,.0f} s ({speed:,.1f}/s{left})"
+        return f"{told}: {self.what}" if self.what else told
+
+
+@contextmanager
+def _lines(name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """Of a thread of its own, so that one that works for minutes at one thing says that it does."""
+    pace, ended = Pace(name, total, unit), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(EVERY_S):
+            print(pace.line(), file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield pace.tick
+    finally:
+        ended.set()
+        thread.join()
+
+
 @contextmanager
 def ticker(name: str, total: int, shown: bool, unit: str = "samples") -> Iterator[Callable[..., None]]:
     """A bar with what is at work, the speed and the time left. What it gives is called as tick(what, count=1).
 
-    It is drawn on stderr, and only on a terminal.
+    It is drawn on stderr, and where that is no terminal a line is written every EVERY_S seconds, done or not.
     """
     console = Console(stderr=True)
+    if shown and not console.is_terminal:
+        with _lines(name, total, unit) as tick:
+            yield tick
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
         task = bar.add_task(name, total=total)

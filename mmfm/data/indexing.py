@@ -44,7 +44,7 @@ def index_folder(
     """
     tars = sorted(_tars(root))
     require(bool(tars), f"there is no .tar below {str(root)!r}; give a folder of shards")
-    waiting = [path for path in tars if again or not _valid(path, how)]
+    waiting = tars if again else list(_invalid(tars, how, progress))
     done = list(_indexed([Job(path, how) for path in waiting], workers, progress))
     damaged = [one for one in done if one.error]
     folders = sorted({path.parent for path in tars} - {one.path.parent for one in damaged})
@@ -86,6 +86,14 @@ def _tars(root: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]
                 yield from _tars(root / entry.name, (*above, (about.st_dev, about.st_ino)))
             elif entry.name.endswith(".tar") and entry.is_file():
                 yield root / entry.name
+
+
+def _invalid(tars: list[Path], how: How | None, progress: bool) -> Iterator[Path]:
+    with ticker("look", len(tars), progress, "tars") as tick:
+        for path in tars:
+            if not _valid(path, how):
+                yield path
+            tick(path.name)
 
 
 def _indexed(jobs: list[Job], workers: int, progress: bool) -> Iterator[Done]:
