@@ -62,6 +62,6 @@ def config() -> Run:
             weight_decay=0.1,
             rates=(Rate(of="towers.image.*", lr=0.0), Rate(of="towers.audio.*", lr=0.0)),
         ),
-        eval=Eval(every_steps=0),
+        eval=Eval(every_steps=0, texts=(Text(field="txt"),)),  # a test's text is of its language
         save_every_steps=200,
     )

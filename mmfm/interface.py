@@ -28,7 +28,7 @@ from mmfm.inputs.text import Tokenizer
 from mmfm.making.given import check_hiding, given_of, has_own
 from mmfm.making.hiding import Hide
 from mmfm.making.maker import Coded, Maker, Tick, of_rows
-from mmfm.making.things import Clip, Made, Picture, Sound, able_to_write, batch_of, kind_of, thing_of
+from mmfm.making.things import Clip, Made, Picture, Sound, Text, able_to_write, batch_of, kind_of, thing_of
 from mmfm.model import UnifiedModel
 from mmfm.tasks import read
 
@@ -243,10 +243,11 @@ class Interface(nn.Module):
         return {name: reading.embedding for name, reading in readings.items() if reading is not None}
 
     def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]:
-        """The rows that have all sources of the task, and the text written greedily for each."""
+        """The rows that have all sources of the task, and the `Text` written greedily for each."""
         how = Decoding(max_tokens=max_tokens)
         written = write(self.core, self._task(task), batch.to(self.core.device), how)
-        return written.rows, [self.tokenizer.decode(row) for row in written.ids]
+        both = zip(written.ids, written.finish, strict=True)
+        return written.rows, [Text(self.tokenizer.decode(row), finish) for row, finish in both]
 
     @torch.no_grad()
     def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]:

@@ -21,8 +21,11 @@ from toys import toy_config, toy_run
 from mmfm.__main__ import main
 from mmfm.config import Contrast, Data, Eval, Run, Source, Store, Text, Write
 from mmfm.data import index, remote
+from mmfm.data.names import expand
+from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
 from mmfm.doctor import duplicates, near, pace, speed, tars, terminal
+from mmfm.doctor import run as run_of_doctor
 from mmfm.doctor.decode import Decoded, at_least, lost
 from mmfm.doctor.findings import Diagnosis, Distribution, Finding, Section, clean, distribution, finding, to_json
 from mmfm.doctor.page import render
@@ -556,7 +559,8 @@ def test_remote_shards_are_looked_at_by_their_lists(put, sets, run, monkeypatch)
     source = Source(shards="https://h/", provides=("image", "text"))
     (one,) = tars.sets_of(replace(run, data=replace(run.data, train=(source,), val=""), eval=Eval()))
     _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=False)
-    listed = picked(list(section.findings), "remote_listed")
+    listed = picked(list(section.findings), "not_looked_at")
+    assert listed.level == "WARNING" and not any(item.level == "OK" for item in section.findings)
     assert "1 remote shard with 7 samples (image 7, text 6)" in listed.message and "--fetch" in listed.message
     assert picked(list(section.findings), "missing_text").count == 1
     monkeypatch.undo()
@@ -591,6 +595,99 @@ def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples,
     monkeypatch.setattr(remote.Store, "local", broken)
     _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
     assert "h does not answer" in picked(list(section.findings), "remote_refused").message
+
+
+def test_what_is_not_looked_at_is_not_called_sound(put, sets, run, monkeypatch):
+    """A split behind a URL beside sets that are here: what is said of all says that it is not of this one."""
+    put(sets)
+    entries = [index.Entry(place="https://h/v/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 7})]
+    monkeypatch.setattr(tars, "expand_remote", lambda spec, store: entries)
+    listed = lambda source, data: Shards([entries[0]] if "://" in source.shards else expand(source.shards))  # noqa: E731
+    monkeypatch.setattr(run_of_doctor, "open_source", listed)
+    found = examine(replace(run, data=replace(run.data, val="https://h/v")), "toy.py", QUICK)
+    assert told(found, "not_looked_at").level == "WARNING" and "nothing is wrong" not in found.verdict
+    for code in ("present", "decodes", "lengths"):
+        for item in (i for section in found.sections for i in section.findings if i.code == code):
+            assert item.message.endswith("; nothing is known of v, not looked at"), item
+
+
+# Documents
+
+
+@pytest.fixture
+def documents(samples) -> Callable[[int, int], Parts]:
+    """documents(first, count): two pictures, a sound and two texts to each."""
+
+    def make(first: int, count: int) -> Parts:
+        pictures, sounds = samples("image", 2 * first, 2 * count), samples("audio", first, count)
+        png = [parts["png"] for parts in pictures.values()]
+        return {
+            f"d{first + n}": {
+                "0.png": png[2 * n], "1.txt": b"what is it", "2.png": png[2 * n + 1], "3.wav": sound["wav"],
+                "4.wav": sound["wav"], "5.txt": f"it is {first + n}".encode(),
+            }
+            for n, sound in enumerate(sounds.values())
+        }  # fmt: skip
+
+    return make
+
+
+def of_documents(run: Run, tmp_path: Path) -> Run:
+    sources = (Source(shards=str(tmp_path / "train"), provides=("image", "audio", "text")),)
+    data = replace(run.data, train=sources, max_seconds=0.3)
+    return replace(run, data=data, write=(Write(task="image,text>text"),))
+
+
+def test_documents_are_fit(put, documents, run, tmp_path):
+    """Each picture, sound and text is looked at, by the reader of training: nothing is missing and all decode; two
+    sounds of 0.2 s are none that is too long."""
+    put({"train/0.tar": documents(0, 12), "val/0.tar": documents(40, 5), "test/0.tar": documents(60, 5)})
+    found = examine(of_documents(run, tmp_path), "toy.py", QUICK)
+    assert found.status == 0 and not codes(found, "WARNING", "ERROR"), found
+    assert told(found, "decodes").count == 22
+    (lengths,) = [section for section in found.sections if section.name == "Lengths"]
+    counts = {one.title: {row.name: row.n for row in one.rows} for one in lengths.distributions}
+    assert counts["Width of pictures"]["val"] == 10 and counts["Length of sounds"]["val"] == 10
+
+
+def test_a_damaged_part_of_a_document_is_found(put, documents, run, tmp_path):
+    """Named with its number; so is a document without a text."""
+    sets = {"train/0.tar": documents(0, 12), "val/0.tar": documents(40, 5), "test/0.tar": documents(60, 5)}
+    sets["train/0.tar"]["d3"]["2.png"] = sets["train/0.tar"]["d3"]["2.png"][:50]
+    sets["train/0.tar"]["d4"] = {name: sets["train/0.tar"]["d4"][name] for name in ("0.png", "3.wav")}
+    put(sets)
+    found = examine(of_documents(run, tmp_path), "toy.py", QUICK)
+    assert "0.tar: d3.2" in told(found, "image_damaged").examples[0]
+    assert told(found, "missing_text").count == 1 and told(found, "image_damaged").count == 1
+
+
+def test_every_picture_of_a_document_can_leak(put, documents, run, tmp_path):
+    """One that is not the largest, and one that is encoded again."""
+    sets = {"train/0.tar": documents(0, 12), "val/0.tar": documents(40, 5), "test/0.tar": documents(60, 5)}
+    sets["val/0.tar"]["d41"]["0.png"] = sets["train/0.tar"]["d5"]["2.png"]
+    again = Image.open(io.BytesIO(sets["train/0.tar"]["d7"]["0.png"]))
+    del sets["test/0.tar"]["d62"]["2.png"]
+    sets["test/0.tar"]["d62"]["2.jpg"] = encoded(again, "JPEG", quality=90)
+    put(sets)
+    found = twins(of_documents(run, tmp_path))
+    (case,) = picked(found, "leak_image").examples
+    assert "0.tar: d41.0 = " in case and case.endswith("0.tar: d5.2")
+    (near_case,) = picked(found, "near_image").examples
+    assert "0.tar: d62.2 ~ " in near_case and "0.tar: d7.0 (" in near_case
+
+
+def test_colours_tell_shapes_apart(put, run, encode_image):
+    """A green and a purple square of one grey are two pictures."""
+
+    def square(colour: tuple[int, int, int]) -> bytes:
+        pixels = np.full((32, 32, 3), 255, np.uint8)
+        pixels[8:20, 6:24] = colour
+        return encode_image(pixels)
+
+    train, test = {"g": {"png": square((0, 160, 0)), "txt": b"x"}}, {"p": {"png": square((180, 60, 180)), "txt": b"x"}}
+    put({"train/image.tar": train, "test/image.tar": test, "val/image.tar": {"v": test["p"]}})
+    found = twins(replace(run, data=replace(run.data, train=run.data.train[:1])))
+    assert not [item for item in found if item.code == "near_image"]
 
 
 # Pages, JSON, command

@@ -214,7 +214,7 @@ def filled(run: Run, folder: Path, batch: int) -> tuple[Filling, list[Any]]:
     model = Interface(build(run.model, tokenizer.size), run, tokenizer)
     with at_rest(model):
         read = read_split(model, str(folder), name="t", batch=batch, decode=Decode(), max_tokens=4)
-        found = fill_split(model, read, batch=batch, decode=Decode())
+        found = fill_split(model, read, batch=batch)
     return found, found.figures(read)
 
 

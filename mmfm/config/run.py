@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmfm.config.base import MODALITIES, Checked, positive, require
-from mmfm.config.data import Data
+from mmfm.config.data import Data, Text
 from mmfm.config.model import Model
 
 
@@ -108,15 +108,17 @@ class Optim(Checked):
 @dataclass(frozen=True, kw_only=True)
 class Eval(Checked):
     splits: tuple[str, ...] = ()  # what `mmfm eval` scores besides data.val: SHARDS, NAME=SHARDS or SHARDS+MORE
+    texts: tuple[Text, ...] = ()  # where the text of a split lies; empty: where the sources of training have it
     every_steps: int = 0  # zero-shot scores during training; 0: never
     samples: int = 256  # of the validation shards, for those scores
     batch: int = 64
     templates: tuple[str, ...] = ("{}",)
-    max_tokens: int = 32  # longest text that is generated
+    max_tokens: int = 0  # where a text that is written stops at the latest; 0: after twice the longest of the split
     bootstrap: int = 1_000
 
     def __post_init__(self) -> None:
-        positive(self, "samples", "batch", "max_tokens", "bootstrap")
+        positive(self, "samples", "batch", "bootstrap")
+        require(self.max_tokens >= 0, f"Eval.max_tokens={self.max_tokens} must not be negative; 0: what the texts need")
         require(self.every_steps >= 0, f"Eval.every_steps={self.every_steps} must not be negative; 0: never")
         require(bool(self.templates), 'Eval.templates is empty; "{}" is the name of the class alone')
         for template in self.templates:

@@ -184,7 +184,7 @@ class Plan(Dataset):
         """The first of `samples` that can be used."""
         for sample in itertools.islice(samples, order.MOST_REDRAWS):
             try:
-                return sample, self._chosen(source, sample, draws)
+                return sample, self.chosen(source, sample, draws)
             except BadSample as why:
                 shard, _, key = self.sources[source].where(sample).partition(": ")
                 bad.append(Bad(source, shard, key, why.code, str(why), position))
@@ -193,7 +193,7 @@ class Plan(Dataset):
             f"{order.MOST_REDRAWS} samples of {label!r}, one after the other, cannot be used: {bad[-1].message}"
         )
 
-    def _chosen(self, source: int, sample: int, draws: Float[np.ndarray, " k"]) -> Example:
+    def chosen(self, source: int, sample: int, draws: Float[np.ndarray, " k"]) -> Example:
         """The sample with the text that `draws` choose; its pixels and sound may be kept from before."""
         how = self.run.data.train[source]
         example = self.cache.found.get((source, sample)) or self.cache.keep(

@@ -7,23 +7,28 @@ import io
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
-from mmfm.config import MODALITIES, Conformer, Run
-from mmfm.data.example import decode_of, read_example
-from mmfm.data.index import EXTENSIONS, modality_of
-from mmfm.data.sample import Sample, text_of
+from mmfm.config import Conformer, Run
+from mmfm.data import order
+from mmfm.data.example import OF_ITEMS, decode_of
+from mmfm.data.index import MODALITY
+from mmfm.data.sample import Sample
+from mmfm.data.stream import Cache, Plan
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
 from mmfm.doctor.sweep import Swept
-from mmfm.doctor.tars import TRAIN, Set, read
+from mmfm.doctor.tars import TRAIN, Proven, Set, but_for
+from mmfm.evals.reading import Reader
 from mmfm.evals.split import spread
 from mmfm.inputs import CODES, BadSample
+from mmfm.inputs.text import Tokenizer, load_tokenizer
 
+SOUNDS = tuple(name for name, kind in MODALITY.items() if kind == "audio")
 SWEPT = ("missing_", "text_", "json_")  # codes, or their beginnings, that the sweep knows of every sample
 
 
@@ -39,19 +44,17 @@ class Decoded:
     channels: list[int] = field(default_factory=list)
 
 
-def decode(one: Set, run: Run, samples: int) -> Decoded:
-    """At most `samples` of the set, evenly spread; 0: all."""
-    found, start = Decoded(), time.perf_counter()
-    how = decode_of(run.data)
-    wanted = MODALITIES if one.source is None else one.source.provides
-    plain = tuple(name for name in wanted if name != "text" or one.source is None or not one.source.texts)
-    for sample in _spread(one, samples or None):
+def decode(one: Set, run: Run, samples: int, tokenizer: Tokenizer | None = None) -> Decoded:
+    """At most `samples` of the set, evenly spread; 0: all. Read as training reads them, or else as a score."""
+    found, start, shards = Decoded(), time.perf_counter(), Proven(one.tars)
+    if not len(shards):
+        return found
+    read = _reader(one, run, shards, tokenizer or load_tokenizer("bytes"))
+    for at in spread(len(shards), samples or None):
         found.read += 1
-        _header(found, sample)
+        _header(found, shards.read(at, SOUNDS))
         try:
-            read_example(sample, run.model, how, plain)
-            if plain != tuple(wanted) and one.source is not None:
-                text_of(sample, one.source.texts)
+            read(at)
         except BadSample as why:
             found.bad[why.code] += 1
             found.cases.setdefault(why.code, []).append(str(why))
@@ -59,24 +62,27 @@ def decode(one: Set, run: Run, samples: int) -> Decoded:
     return found
 
 
-def _spread(one: Set, samples: int | None) -> Iterator[Sample]:
-    chosen, first = spread(len(one), samples), 0
-    for tar in one.tars:
-        places = [at - first for at in chosen if first <= at < first + tar.samples]
-        yield from (sample for _, sample in read(tar, EXTENSIONS, places))
-        first += tar.samples
+def _reader(one: Set, run: Run, shards: Proven, tokenizer: Tokenizer) -> Callable[[int], object]:
+    """What reads a sample by its number, and raises BadSample where training or a score cannot use it."""
+    if one.source is None:
+        how = Reader(model=run.model, decode=decode_of(run.data), sources=run.data.train, texts=run.eval.texts)
+        return lambda at: how.read(shards[at])
+    own = replace(run, data=replace(run.data, train=(one.source,), batch=one.source.share))
+    turns = order.Order(run.seed, [shards.counts()], [1], block=1)
+    plan = Plan(run=own, tokenizer=tokenizer, sources=(shards,), order=turns, rank=0, world=1, cache=Cache(0))
+    middle = np.full(OF_ITEMS + 2, 0.5, np.float32)
+    return lambda at: plan.chosen(0, at, middle)
 
 
 def _header(found: Decoded, sample: Sample) -> None:
-    """Rate and channels of a sound, as libsndfile reads them; what it cannot read is counted when decoded."""
-    for name, data in sample.parts.items():
-        if modality_of(name) == "audio":
-            try:
-                seen = soundfile.info(io.BytesIO(data))
-            except soundfile.LibsndfileError:
-                continue
-            found.rates_hz.append(seen.samplerate)
-            found.channels.append(seen.channels)
+    """Rate and channels of sounds, as libsndfile reads them; what it cannot read is counted when decoded."""
+    for data in sample.parts.values():
+        try:
+            seen = soundfile.info(io.BytesIO(data))
+        except soundfile.LibsndfileError:
+            continue
+        found.rates_hz.append(seen.samplerate)
+        found.channels.append(seen.channels)
 
 
 def decoding(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Swept], run: Run) -> Section:
@@ -84,7 +90,7 @@ def decoding(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Sw
     findings = [item for one in zip(sets, decoded, swept, strict=True) for item in _failures(*one)]
     total = sum(found.read for found in decoded)
     if total and not any(found.bad for found in decoded):
-        told = f"all of the {plural(total, 'sample')} that were tried decode"
+        told = f"all of the {plural(total, 'sample')} that were tried decode{but_for(sets)}"
         findings.append(finding("OK", "decodes", told, (), total))
     findings += [item for one in zip(sets, decoded, swept, strict=True) for item in _loss(*one, run)]
     findings += _rates(sets, decoded, run)

@@ -7,6 +7,8 @@ Digests have 64 bits: that any two among ten million different files are taken f
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,27 +17,41 @@ from jaxtyping import Int, UInt64
 
 from mmfm.config import MODALITIES
 from mmfm.data.example import text_hash
-from mmfm.data.index import MODALITY, modality_of
+from mmfm.data.index import EXTENSIONS, MODALITY, modality_of, numbered
 from mmfm.doctor.findings import Finding, finding, plural
 from mmfm.doctor.sweep import Swept
-from mmfm.doctor.tars import TRAIN, Set, index_of, read, where
+from mmfm.doctor.tars import TRAIN, Proven, Set, index_of
 
 MOST_CASES = 50  # of a kind, whose names are kept
 THINGS = {"image": "picture", "audio": "sound"}
 
 
 class Files(NamedTuple):
-    """All pictures or sounds of all sets, in order; `number` counts the samples of a set, tar by tar."""
+    """All pictures or sounds of all sets, in order; `number` counts the samples of a set, tar by tar; `part` stands for
+    the extension, as a document has several pictures (`code_of`)."""
 
     owner: Int[np.ndarray, " n"]  # the set
     number: Int[np.ndarray, " n"]
     size: Int[np.ndarray, " n"]
+    part: Int[np.ndarray, " n"]
+
+
+def code_of(extension: str) -> int:
+    """A number for "png" and for "2.png"."""
+    number, plain = numbered(extension)
+    return (1 + number) * len(EXTENSIONS) + EXTENSIONS.index(plain)
+
+
+def extension_of(code: int) -> str:
+    """The inverse."""
+    number, place = divmod(code, len(EXTENSIONS))
+    return f"{number - 1}.{EXTENSIONS[place]}" if number else EXTENSIONS[place]
 
 
 def files_of(sets: Sequence[Set], kind: str) -> Files:
     """Those that hold anything; of a tar that two sources of one split name, once."""
     met = set[tuple[str, Path]]()
-    columns = list[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]()
+    columns = list[Files]()
     for owner, one in enumerate(sets):
         first = 0
         for tar in one.tars:
@@ -44,13 +60,13 @@ def files_of(sets: Sequence[Set], kind: str) -> Files:
                 continue
             met.add(name)
             lies = index_of(tar)
-            sizes = np.full(len(lies), -1)
-            for extension in (name for name in lies.size if modality_of(name) == kind):
-                sizes = np.maximum(sizes, np.array(lies.size[extension], np.int64))
-            (places,) = np.nonzero(sizes > 0)
-            columns.append((np.full(len(places), owner), first + places, sizes[places]))
+            names = [name for name in lies.size if modality_of(name) == kind]
+            sizes = np.array([lies.size[name] for name in names], np.int64).reshape(len(names), len(lies))
+            places, which = np.nonzero(sizes.T > 0)
+            codes = np.array([code_of(name) for name in names], np.int64)[which]
+            columns.append(Files(np.full(len(places), owner), first + places, sizes.T[places, which], codes))
             first += tar.samples
-    empty = (np.zeros(0, np.int64),) * 3
+    empty = Files(*(np.zeros(0, np.int64),) * 4)
     return Files(*(np.concatenate(parts) for parts in zip(*(columns or [empty]), strict=True)))
 
 
@@ -63,24 +79,18 @@ def contents(sets: Sequence[Set], files: Files, kind: str) -> Iterator[bytes]:
     """The bytes of each of the files, in their order."""
     wanted = tuple(name for name, modality in MODALITY.items() if modality == kind)
     for owner, one in enumerate(sets):
-        numbers = files.number[files.owner == owner]
-        first = 0
-        for tar in one.tars:
-            mine = numbers[(numbers >= first) & (numbers < first + tar.samples)] - first
-            if len(mine):
-                yield from (next(iter(sample.parts.values())) for _, sample in read(tar, wanted, mine.tolist()))
-            first += tar.samples
+        mine = files.owner == owner
+        shards, numbers = Proven(one.tars), zip(files.number[mine].tolist(), files.part[mine].tolist(), strict=True)
+        for number, parts in groupby(numbers, key=itemgetter(0)):
+            held = shards.read(number, wanted).parts
+            yield from (held[extension_of(part)] for _, part in parts)
 
 
 def picture_of(sets: Sequence[Set], files: Files, at: int) -> tuple[str, bytes]:
-    """Extension and bytes of one of the pictures."""
-    number = int(files.number[at])
-    for tar in sets[files.owner[at]].tars:
-        if number < tar.samples:
-            wanted = tuple(name for name, modality in MODALITY.items() if modality == "image")
-            return next(next(iter(sample.parts.items())) for _, sample in read(tar, wanted, [number]))
-        number -= tar.samples
-    raise IndexError(at)
+    """Plain extension and bytes of one of the pictures."""
+    name = extension_of(int(files.part[at]))
+    plain = numbered(name)[1] if numbered(name)[0] >= 0 else name
+    return plain, Proven(sets[files.owner[at]].tars).read(int(files.number[at]), (plain,)).parts[name]
 
 
 def digests(sets: Sequence[Set], files: Files, kind: str) -> UInt64[np.ndarray, " n"]:
@@ -92,12 +102,10 @@ def digest(data: bytes) -> int:
 
 
 def name_of(sets: Sequence[Set], files: Files, at: int) -> str:
-    number = int(files.number[at])
-    for tar in sets[files.owner[at]].tars:
-        if number < tar.samples:
-            return where(tar, number)
-        number -= tar.samples
-    raise IndexError(at)
+    """Shard and key; of a document with the number of the part."""
+    counted, _ = numbered(extension_of(int(files.part[at])))
+    where = Proven(sets[files.owner[at]].tars).where(int(files.number[at]))
+    return where if counted < 0 else f"{where}.{counted}"
 
 
 def exact(sets: Sequence[Set], kind: str) -> list[Finding]:

@@ -2,8 +2,9 @@
 
 Two looks. A difference hash (is each cell of a small grey picture brighter than its left neighbour: 64 bits) gives the
 candidates: at most SEVEN bits apart, and so equal in one of eight bytes, by which they are found without comparing all
-with all. Then the small pictures themselves must agree (correlation of 16 x 16 cells): pictures of one kind, such as
-two scans of a digit, can have the same hash, and are not told.
+with all. Then the small pictures themselves must agree (correlation of 16 x 16 cells, grey and in colour): pictures
+of one kind, such as two scans of a digit, can have the same hash, and so can a green and a purple square; these are not
+told.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ from mmfm.inputs.image import picture
 SIDE, ACROSS, FINE = 32, 9, 16  # px of the small picture; columns that are compared; cells of the second look
 SEVEN = 7  # bits apart, one less than there are bytes
 ALIKE = 0.98  # correlation. numbers: distinct pairs of digits reach 0.976; the same picture as a JPEG of 75, 0.997
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601: what a JPEG keeps best
+COLOURED = 0.8  # correlation of cells of the three colours, of which a JPEG keeps less
+TOGETHER = 1_024  # small pictures that are looked at together
 FLAT = 2.0  # standard deviation of grey values, below which there is nothing to compare
 MOST_ASKED, MOST_TRAINED = 20_000, 100_000  # pictures that are decoded, evenly spread
 AT_ONCE, PAIRS = 1 << 22, 1 << 14  # hashes, and candidates, that are compared at once
@@ -37,6 +41,7 @@ class Looks(NamedTuple):
     digest: UInt64[np.ndarray, " n"]
     hash: UInt64[np.ndarray, " n"]
     cells: Float[np.ndarray, "n cells"]
+    colours: Float[np.ndarray, "n thrice"]
 
 
 def near(sets: Sequence[Set]) -> list[Finding]:
@@ -65,7 +70,8 @@ def _compare(sets: Sequence[Set], files: Files, split: str, own: Looks, trained:
     best: dict[int, tuple[float, int]] = {}
     for a, b in candidates(own.hash, trained.hash):
         likeness = np.einsum("nc,nc->n", own.cells[a], trained.cells[b])
-        for i in np.flatnonzero(likeness >= ALIKE).tolist():
+        coloured = np.einsum("nc,nc->n", own.colours[a], trained.colours[b])
+        for i in np.flatnonzero((likeness >= ALIKE) & (coloured >= COLOURED)).tolist():
             best[int(a[i])] = max(best.get(int(a[i]), (0.0, 0)), (float(likeness[i]), int(b[i])))
     pairs = [
         (int(own.at[a]), int(trained.at[b]), likeness)
@@ -85,18 +91,22 @@ def _tell(sets: Sequence[Set], files: Files, split: str, pairs: Sequence[tuple[i
 
 def looks(sets: Sequence[Set], files: Files, chosen: Int[np.ndarray, " m"]) -> Looks:
     """What cannot be decoded is left out here: decoding tells of it."""
-    small, at, marks = list[UInt8[np.ndarray, "side side"]](), list[int](), list[int]()
+    small, at, marks = list[UInt8[np.ndarray, "3 side side"]](), list[int](), list[int]()
     for place, data in zip(chosen.tolist(), contents(sets, Files(*(c[chosen] for c in files)), "image"), strict=True):
         try:
-            tiny = picture(data, channels=1, height_px=SIDE, width_px=SIDE, exact=False).numpy()[0]
+            tiny = picture(data, channels=3, height_px=SIDE, width_px=SIDE, exact=False).numpy()
         except BadSample:
             continue
         if tiny.std() >= FLAT:
             small.append(tiny)
             at.append(place)
             marks.append(digest(data))
-    grey = np.stack(small).astype(np.float32) if small else np.zeros((0, SIDE, SIDE), np.float32)
-    return Looks(np.array(at, np.int64), np.array(marks, np.uint64), difference_hash(grey), cells(grey))
+    parts = [np.stack(small[first : first + TOGETHER]).astype(np.float32) for first in range(0, len(small), TOGETHER)]
+    parts = parts or [np.zeros((0, 3, SIDE, SIDE), np.float32)]
+    marked = np.array(at, np.int64), np.array(marks, np.uint64)
+    greys = [np.einsum("nchw,c->nhw", part, LUMA) for part in parts]
+    seen = [(difference_hash(grey), cells(grey[:, None]), cells(part)) for grey, part in zip(greys, parts, strict=True)]
+    return Looks(*marked, *(np.concatenate(column) for column in zip(*seen, strict=True)))
 
 
 def difference_hash(grey: Float[np.ndarray, "n side side"]) -> UInt64[np.ndarray, " n"]:
@@ -108,9 +118,9 @@ def difference_hash(grey: Float[np.ndarray, "n side side"]) -> UInt64[np.ndarray
     return np.packbits(bits, axis=1).reshape(-1).view(np.uint64)
 
 
-def cells(grey: Float[np.ndarray, "n side side"]) -> Float[np.ndarray, "n cells"]:
-    """Means of cells, without their mean, at length 1: brightness and contrast are gone."""
-    fine = grey.reshape(len(grey), FINE, SIDE // FINE, FINE, SIDE // FINE).mean((2, 4)).reshape(len(grey), FINE * FINE)
+def cells(x: Float[np.ndarray, "n channels side side"]) -> Float[np.ndarray, "n cells"]:
+    """Means of cells, without their mean, at length 1: brightness and contrast are gone, and colours stay."""
+    fine = x.reshape(len(x), x.shape[1], FINE, SIDE // FINE, FINE, SIDE // FINE).mean((3, 5)).reshape(len(x), -1)
     fine = fine - fine.mean(1, keepdims=True)
     return fine / np.linalg.norm(fine, axis=1, keepdims=True).clip(1e-6)
 

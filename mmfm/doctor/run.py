@@ -16,7 +16,7 @@ from mmfm.doctor.findings import Diagnosis, Finding, Section, finding, plural
 from mmfm.doctor.near import near
 from mmfm.doctor.pace import pace_and_memory
 from mmfm.doctor.sweep import Swept, lengths, presence, sweep
-from mmfm.doctor.tars import Set, look, sets_of
+from mmfm.doctor.tars import Set, but_for, look, sets_of
 from mmfm.inputs.text import Tokenizer
 
 
@@ -40,7 +40,7 @@ def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object
     swept = [sweep(one, run, tokenizer) for one in sets]
     sections = [start, shards, presence(sets, swept, run), lengths(sets, swept, run, tokenizer)]
     watch("decoding")
-    sections.append(decoding(sets, [decode(one, run, extent.samples) for one in sets], swept, run))
+    sections.append(decoding(sets, [decode(one, run, extent.samples, tokenizer) for one in sets], swept, run))
     if extent.quick:
         told = "checksums, duplicates, speed and memory were left out (--quick)"
         sections.append(Section(name="Left out", findings=(finding("NOTE", "quick", told),)))
@@ -72,6 +72,7 @@ def duplicates(sets: list[Set], swept: list[Swept]) -> Section:
     findings = [item for kind in MODALITIES if kind != "text" for item in exact(sets, kind)] + near(sets)
     if any(map(len, sets)) and not any(item.level in ("WARNING", "ERROR") for item in findings):
         told = "no picture or sound lies in two splits, and no picture of a score looks like one of training"
+        told += but_for(sets)
         findings.insert(0, finding("OK", "apart", told))
     return Section(name="Duplicates", findings=(*findings, *text_leaks(sets, swept), *captions(sets, swept)))
 

@@ -6,25 +6,26 @@ a source names several places for it, the places take turns as their weights say
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 
 from mmfm.config import MODALITIES, Run
-from mmfm.data.example import WORDS, text_hash
-from mmfm.data.index import MODALITY, modality_of
-from mmfm.data.sample import text_of
+from mmfm.data.example import WORDS, Decode, text_hash
+from mmfm.data.index import Index, modality_of, numbered
+from mmfm.data.sample import Sample, text_of
 from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
-from mmfm.doctor.tars import TRAIN, Set, Tar, index_of, read
+from mmfm.doctor.tars import TRAIN, Set, Tar, but_for, index_of, read
+from mmfm.evals.reading import Reader
 from mmfm.inputs import BadSample
-from mmfm.inputs.headers import HEAD, measure
+from mmfm.inputs.headers import HEAD, Measure, measure
 from mmfm.inputs.text import Tokenizer
 
 GOLDEN = 0.618033988749895  # its multiples, modulo 1, fall evenly
 MOST_TEXTS = 200_000  # different ones of which tokens are counted
 NOTED = 50  # cases of one kind whose names are kept
-PICTURES = tuple(name for name, kind in MODALITY.items() if kind == "image")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Swept:
     doomed: Counter[str] = field(default_factory=Counter)
     cases: dict[str, list[str]] = field(default_factory=dict)
     lost: int = 0  # samples with any of these
+    sounds: int = 0
     seconds: array = field(default_factory=lambda: array("d"))
     widths: array = field(default_factory=lambda: array("q"))
     heights: array = field(default_factory=lambda: array("q"))
@@ -64,9 +66,7 @@ def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int, tokenize
         before = sum(found.doomed.values())
         kinds = {kind for name in lies.extensions(place) if (kind := modality_of(name))} - {"text"}
         try:
-            turn = (place + number) * GOLDEN % 1
-            text = text_of(sample, one.source.texts if one.source is not None else (), turn)
-            if text is not None:
+            for text in _texts(one, run, sample, kinds, (place + number) * GOLDEN % 1):
                 kinds.add("text")
                 _note_text(found, text, sample.where)
                 _note_length(found, text, sample.where, tokenizer)
@@ -78,12 +78,46 @@ def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int, tokenize
         for name in one.source.provides if one.source is not None else ():
             if name not in kinds:
                 found.doom(f"missing_{name}", sample.where)
-        seconds = lies.seconds[place]
-        if seconds >= 0:
-            found.seconds.append(seconds)
-        if seconds > run.data.max_seconds and not run.data.crop_seconds and _hears(one, run):
-            found.doom("audio_too_long", f"{sample.where} ({seconds:.2f} s)")
+        clips = _seconds(tar, lies, place)
+        found.sounds += sum(modality_of(name) == "audio" for name in lies.extensions(place))
+        found.seconds.extend(clips)
+        if max(clips, default=0) > run.data.max_seconds and not run.data.crop_seconds and _hears(one, run):
+            found.doom("audio_too_long", f"{sample.where} ({max(clips):.2f} s)")
         found.lost += sum(found.doomed.values()) > before
+
+
+def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], turn: float) -> list[str]:
+    """What training, or else a score, would read of a sample; of a question with its answer both. Raises BadSample."""
+    if one.source is None:
+        how = Reader(model=run.model, decode=Decode(), sources=run.data.train, texts=run.eval.texts)
+        found = how.words(sample, media)
+        return [text for text in (found.text, found.answer) if text is not None]
+    text = text_of(sample, one.source.texts, turn)
+    answer = text_of(sample, one.source.answers, turn) if one.source.answers and text is not None else None
+    if one.source.answers and text is not None and answer is None:
+        fields = " or ".join(place.field for place in one.source.answers)
+        raise BadSample("missing_text", f"{sample.where} has no answer, which its source asks for ({fields})")
+    return [told for told in (text, answer) if told is not None]
+
+
+def _seconds(tar: Tar, lies: Index, place: int) -> list[float]:
+    """Of each sound of a sample, where its header says it."""
+    names = [name for name in lies.extensions(place) if modality_of(name) == "audio"]
+    if len(names) < 2:
+        return [lies.seconds[place]] if lies.seconds[place] >= 0 else []
+    with tar.path.open("rb", buffering=HEAD) as file:
+        seen = [_measured(file, name, lies.offset[name][place], lies.size[name][place]).seconds for name in names]
+    return [seconds for seconds in seen if seconds >= 0]
+
+
+def _measured(file: BinaryIO, name: str, offset: int, size: int) -> Measure:
+    """What the header of a part says."""
+
+    def part(at: int, count: int) -> bytes:
+        file.seek(offset + at)
+        return file.read(max(min(count, size - at), 0))
+
+    return measure(numbered(name)[1], part, size)
 
 
 def _hears(one: Set, run: Run) -> bool:
@@ -112,18 +146,14 @@ def _note_length(found: Swept, text: str, case: str, tokenizer: Tokenizer | None
 def _sizes(found: Swept, tar: Tar) -> None:
     """Width and height of every picture whose header says it."""
     lies = index_of(tar)
-    names = [name for name in PICTURES if name in lies.size]
+    names = [name for name in lies.size if modality_of(name) == "image"]
     with tar.path.open("rb", buffering=HEAD) as file:
         for name in names:
             for offset, size in zip(lies.offset[name], lies.size[name], strict=True):
                 if size < 0:
                     continue
 
-                def part(at: int, count: int, offset: int = offset, size: int = size) -> bytes:
-                    file.seek(offset + at)
-                    return file.read(max(min(count, size - at), 0))
-
-                seen = measure(name, part, size)
+                seen = _measured(file, name, offset, size)
                 if seen.width > 0:
                     found.widths.append(seen.width)
                     found.heights.append(seen.height)
@@ -133,7 +163,7 @@ def presence(sets: Sequence[Set], swept: Sequence[Swept], run: Run) -> Section:
     """What each set has, against what its source provides."""
     findings = [item for one, found in zip(sets, swept, strict=True) for item in _lacks(one, found, run)]
     if any(map(len, sets)) and not any(item.level in ("WARNING", "ERROR") for item in findings):
-        findings.insert(0, finding("OK", "present", "every sample has what its source provides"))
+        findings.insert(0, finding("OK", "present", f"every sample has what its source provides{but_for(sets)}"))
     rows = [
         (one.label, len(one), *(found.have[name] for name in MODALITIES), _provides(one))
         for one, found in zip(sets, swept, strict=True)
@@ -192,7 +222,8 @@ def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: To
         drawn.append(_tokens(named, tokenizer))
         findings += _capped(named)
     if any(s.seconds for s in swept) and not any(item.level in ("WARNING", "ERROR") for item in findings):
-        findings.insert(0, finding("OK", "lengths", f"no sound is longer than max_seconds={run.data.max_seconds:g}"))
+        told = f"no sound is longer than max_seconds={run.data.max_seconds:g}{but_for(sets)}"
+        findings.insert(0, finding("OK", "lengths", told))
     return Section(name="Lengths", findings=tuple(findings), distributions=tuple(d for d in drawn if d is not None))
 
 
@@ -219,7 +250,7 @@ def _truncated(one: Set, found: Swept) -> list[Finding]:
 
 
 def _unknown(one: Set, found: Swept) -> list[Finding]:
-    unknown = found.have["audio"] - len(found.seconds)
+    unknown = found.sounds - len(found.seconds)
     if unknown <= 0:
         return []
     told = f"{one.label}: {plural(unknown, 'sound')} whose header does not say how long; decoding will tell"

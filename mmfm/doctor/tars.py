@@ -1,14 +1,13 @@
 """The tars of a run, set by set, each proven whole and compared with its index; what is not whole is left out.
 
 A set is a source of training, or a split beside the validation data. All that follows reads through `read`, which
-trusts an index only if it says what the tar's own headers say.
+trusts an index only if it says what the tar's own headers say, and is else the reader of training.
 """
 
-import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from mmfm.config import Run, Source, UserError
 from mmfm.data import index
 from mmfm.data.index import Index, again
 from mmfm.data.names import expand, patterns
-from mmfm.data.parts import plain
 from mmfm.data.remote import Store, expand_remote
 from mmfm.data.sample import Sample
+from mmfm.data.shards import Shards
 from mmfm.data.splits import asked_and_more, is_remote, splits_of
 from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
@@ -45,6 +44,7 @@ class Set:
     spec: str
     source: Source | None = None
     tars: tuple[Tar, ...] = ()
+    unseen: int = 0  # shards behind URLs into which nobody has looked
 
     def __len__(self) -> int:
         return sum(tar.samples for tar in self.tars)
@@ -73,22 +73,40 @@ def _short(sources: Sequence[Source]) -> list[str]:
     return ["/".join(source.shards.split("/")[depth:]) for source in sources]
 
 
+def but_for(sets: Sequence[Set]) -> str:
+    """What a sentence about all sets ends with where there are some that nobody has looked into."""
+    unseen = [one.label for one in sets if one.unseen]
+    return f"; nothing is known of {', '.join(unseen)}, not looked at" if unseen else ""
+
+
 @lru_cache(maxsize=4)
 def index_of(tar: Tar) -> Index:
     return index.load(tar.path, tar.path.stat().st_size) if tar.indexed else index.scan(tar.path, measured=True)
 
 
+class Proven(Shards):
+    """The shards of training, of tars that were proven whole: read by what their headers say."""
+
+    def __init__(self, tars: Sequence[Tar]) -> None:
+        self._tars = tuple(tars)
+        super().__init__(tar.path for tar in tars)
+
+    def _entries(self, shards: Iterable[Path | index.Entry]) -> Iterator[index.Entry]:
+        for tar in self._tars:
+            yield index.Entry(place=str(tar.path), bytes=tar.path.stat().st_size, samples=tar.samples, holds={})
+
+    def _load(self, shard: int) -> Index:
+        return index_of(self._tars[shard])
+
+    def label(self, shard: int) -> str:
+        return self._tars[shard].name
+
+
 def read(tar: Tar, wanted: Collection[str], places: Sequence[int] | None = None) -> Iterator[tuple[int, Sample]]:
-    """(place, sample) of these places or of all, with the parts whose extension is in `wanted`."""
-    lies = index_of(tar)
-    file = os.open(tar.path, os.O_RDONLY)
-    try:
-        for place in range(len(lies)) if places is None else places:
-            names = [name for name in lies.extensions(place) if plain(name) in wanted]
-            parts = {plain(name): os.pread(file, lies.size[name][place], lies.offset[name][place]) for name in names}
-            yield place, Sample(key=lies.keys[place], parts=parts, where=f"{tar.name}: {lies.keys[place]}")
-    finally:
-        os.close(file)
+    """(place, sample) of these places or of all, with the parts whose extension, counted or not, is in `wanted`."""
+    shards = Proven([tar])
+    for place in range(len(shards)) if places is None else places:
+        yield place, shards.read(place, wanted)
 
 
 def where(tar: Tar, place: int) -> str:
@@ -102,6 +120,7 @@ class _Seen:
     tars: list[Tar] = field(default_factory=list)
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unseen: int = 0
     bare: list[str] = field(default_factory=list)  # without an index
     ignored: Counter[str] = field(default_factory=Counter)
     scattered: Counter[str] = field(default_factory=Counter)
@@ -110,13 +129,10 @@ class _Seen:
 def look(sets: Sequence[Set], store: Store, *, sums: bool, fetch: bool) -> tuple[list[Set], Section]:
     """The sets with their whole tars. `sums`: the bytes of each tar are compared with the CRC-32 of its index."""
     seen = [_look(one, store, sums, fetch) for one in sets]
-    known = [
-        Set(split=one.split, label=one.label, spec=one.spec, source=one.source, tars=tuple(each.tars))
-        for one, each in zip(sets, seen, strict=True)
-    ]
+    known = [replace(one, tars=tuple(each.tars), unseen=each.unseen) for one, each in zip(sets, seen, strict=True)]
     findings = [item for each in seen for item in each.findings] + _shared(known)
     tars = sum(len(each.tars) for each in seen)
-    if not any(item.level == "ERROR" for item in findings):
+    if tars and not any(item.level == "ERROR" for item in findings):
         proof = "their headers" + (" and, where an index has a sum, their bytes" if sums else "")
         findings.insert(0, finding("OK", "whole", f"{plural(tars, 'tar')} proven whole by {proof}", count=tars))
     rows = [
@@ -306,7 +322,9 @@ def _remote(one: Set, store: Store, fetch: bool, seen: _Seen) -> None:
     told += (
         f" ({', '.join(f'{kind} {count}' for kind, count in sorted(held.items()))}), {size / 1e9:.3g} GB: {why} only"
     )
-    seen.findings.append(finding("NOTE", "remote_listed", f"{told} their lists were read", [one.spec], samples))
+    seen.unseen = len(entries)
+    told = f"{told} their lists were read, and nothing is known of what they hold"
+    seen.findings.append(finding("WARNING", "not_looked_at", told, [one.spec], samples))
     for name in one.source.provides if one.source is not None and not one.source.texts else ():
         if lack := samples - held[name]:
             told = f"{one.label}: {plural(lack, 'sample')} without {name}, which the source provides, by the lists"

@@ -26,6 +26,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from mmfm.codecs.losses import spectral_distance
 from mmfm.config import Pixels
+from mmfm.data.documents import steps_of
 from mmfm.data.encode import Coder, coders_of, decoded, padded
 from mmfm.data.example import Decode
 from mmfm.distributed import Alone, Ranks
@@ -114,7 +115,7 @@ def code(
     keys: list[str] = []
     items: list[Tensor] = []
     bad: list[str] = []
-    for sample in samples:
+    for sample in (step for whole in samples for step in steps_of(whole)):
         try:
             item = decoded(sample, modality, coder.contract, decode)
         except BadSample as why:

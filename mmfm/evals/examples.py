@@ -23,6 +23,7 @@ from mmfm.config import Pixels
 from mmfm.data.example import Decode, contracts_of, read_example
 from mmfm.data.sample import last_part
 from mmfm.evals.making import Maker, Making, target_of
+from mmfm.evals.parts import Written
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
 from mmfm.evals.writing import correct, reference
@@ -83,13 +84,18 @@ class Gallery:
         return [
             {
                 "task": task,
-                "source": self.sample(parse(task).sources[0], items[place].row),
+                "source": self.asked(parse(task).sources[0], items[place]),
                 "reference": reference(self.split, items[place]),
                 "written": items[place].text,
                 "correct": bool(good[place]),
             }
             for place in pick(good, SHOWN)
         ]
+
+    def asked(self, modality: str, item: Written) -> dict[str, str]:
+        """What a text was written of; a question stands in the place of the caption, which would be the answer."""
+        shown = self.sample(modality, item.row)
+        return shown if item.asked is None else {**shown, "caption": item.asked}
 
     def makings(self, task: str, making: Making) -> list[dict[str, Any]]:
         """The things that were picked, each with what it was made of, what was read in it, and the sample's own."""

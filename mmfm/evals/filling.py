@@ -22,13 +22,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.batch import Batch, Ids
-from mmfm.data.example import Decode, Example, collate, read_example
+from mmfm.data.example import collate
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.metrics import Figure, bits_per_byte, ratio
 from mmfm.evals.share import shared
 from mmfm.evals.split import Split, Watch, batches, device_of
 from mmfm.grammar import Task, parse
-from mmfm.inputs import BadSample
 from mmfm.interface import Interface
 from mmfm.layers import mix, uniform
 from mmfm.making.maker import holding, of_rows, without_last
@@ -187,7 +186,6 @@ def fill_split(
     split: Split,
     *,
     batch: int,
-    decode: Decode,
     draws: int = DRAWS,
     watch: Watch = iter,
     ranks: Ranks = ALONE,
@@ -198,7 +196,7 @@ def fill_split(
         return Filling()
 
     def ask(rows: list[int]) -> dict[str, list[Filled]]:
-        return _ask(model, split, rows, tasks, decode, draws)
+        return _ask(model, split, rows, tasks, draws)
 
     runs = batches(0, len(split), batch)
     parts = shared(runs, ask, ranks, pack=_pack, unpack=_unpack, watch=watch)
@@ -210,9 +208,9 @@ def fill_split(
 
 
 def _ask(
-    model: Interface, split: Split, rows: Sequence[int], tasks: Sequence[str], decode: Decode, draws: int
+    model: Interface, split: Split, rows: Sequence[int], tasks: Sequence[str], draws: int
 ) -> dict[str, list[Filled]]:
-    held = [_read(model, split, row, decode) for row in rows]
+    held = [split.example(row) for row in rows]
     whole, seeds = collate(held, model.tokenizer).to(device_of(model)), torch.tensor(rows)
     found: dict[str, list[Filled]] = {}
     for name in tasks:
@@ -225,14 +223,6 @@ def _ask(
         told = zip(nats[have].tolist(), places, right[have].tolist(), asked[have].tolist(), strict=True)
         found[name] = [Filled(rows[at], *values) for at, values in zip(have, told, strict=True)]
     return found
-
-
-def _read(model: Interface, split: Split, row: int, decode: Decode) -> Example:
-    sample = split.shards[split.places[row]]
-    try:
-        return read_example(sample, model.config, decode)
-    except BadSample:
-        return Example(key=sample.key)  # the split has told it
 
 
 def _pack(found: dict[str, list[Filled]]) -> dict[str, Any]:

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from mmfm.batch import Batch
 from mmfm.config import Run, UserError, require
-from mmfm.data.example import Decode, Example, collate, read_example
-from mmfm.data.sample import Sample
+from mmfm.data.example import collate
 from mmfm.distributed import Ranks
-from mmfm.evals.judges.contract import Judge
+from mmfm.evals.judges.contract import Judge, compared
 from mmfm.evals.judges.figures import read_right, word_errors
-from mmfm.evals.metrics import Figure, mean, normalised
+from mmfm.evals.metrics import Figure, mean
 from mmfm.evals.share import shared
 from mmfm.evals.split import Evaluable, Split, Watch, device_of, slices, spread
 from mmfm.grammar import Task, parse_chain
@@ -83,13 +82,13 @@ class Own(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows. names: all that can
-    be wanted."""
+    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows. names: by modality
+    all that can be wanted."""
 
     products: dict[str, list[Product]] = field(default_factory=dict)
     own: dict[str, dict[int, Own]] = field(default_factory=dict)
     wanted: tuple[str | None, ...] = ()
-    names: frozenset[str] = frozenset()
+    names: Mapping[str, frozenset[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def right(self, task: str, product: Product) -> bool | None:
@@ -98,8 +97,11 @@ class Making:
         wanted = self.wanted[product.row]
         if not product.read or wanted is None:
             return None
-        fits = self.names if _free(task) else {normalised(wanted)}
-        return any(normalised(text) in fits for text in product.read.values())
+        fits = self._names(task) if _free(task) else {compared(wanted)}
+        return any(compared(text) in fits for text in product.read.values())
+
+    def _names(self, task: str) -> frozenset[str]:
+        return self.names.get(target_of(task), frozenset())
 
     def figures(self, split: Split) -> list[Figure]:
         found = []
@@ -119,7 +121,7 @@ class Making:
 
     def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Figure:
         """The share of readings that are the name of some class."""
-        values = np.array([normalised(text) in self.names for _, text in rows], float)
+        values = np.array([compared(text) in self._names(task) for _, text in rows], float)
         names = split.names([row for row, _ in rows])
         return Figure(task=task, metric=f"{judge}/named", statistic=mean(values), n=len(rows), chance=0.0, items=names)
 
@@ -129,8 +131,8 @@ class Making:
         """Right readings; of sounds also wrong words."""
         if not rows:
             return []
-        wanted, names = [normalised(self.wanted[row] or "") for row, _ in rows], split.names([row for row, _ in rows])
-        heard = [normalised(text) for _, text in rows]
+        wanted, names = [compared(self.wanted[row] or "") for row, _ in rows], split.names([row for row, _ in rows])
+        heard = [compared(text) for _, text in rows]
         figures = [replace(read_right(task, judge, wanted, heard, names), metric=f"{judge}/{kind}")]
         return figures + ([word_errors(task, judge, wanted, heard, names)] if errors else [])
 
@@ -149,11 +151,10 @@ def make_all(
     model: Evaluable,
     split: Split,
     wanted: Sequence[str | None],
-    names: Sequence[str],
+    names: Mapping[str, Sequence[str]],
     asking: Asking,
     *,
     batch: int,
-    decode: Decode,
     watch: Watch,
     ranks: Ranks,
 ) -> Making:
@@ -168,8 +169,9 @@ def make_all(
         told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
         require(target_of(task) != "text", told)
     judges, held = judges_of(asking.judges, {target_of(task) for task in tasks}), _held(split)
-    maker = _Maker(model=model, split=split, judges=judges, decode=decode)
-    making = Making(wanted=tuple(wanted), names=frozenset(map(normalised, names)))
+    maker = _Maker(model=model, split=split, judges=judges)
+    known = {name: frozenset(map(compared, own)) for name, own in names.items()}
+    making = Making(wanted=tuple(text if text and compared(text) else None for text in wanted), names=known)
 
     def dealt(rows: list[int], work: Callable[[list[int]], list[Any]], unpack: Callable[[Any], Any]) -> list:
         pieces = [rows[part] for part in slices(len(rows), batch)]
@@ -239,7 +241,6 @@ class _Maker:
     model: Maker
     split: Split
     judges: dict[str, list[Judge]]
-    decode: Decode
 
     def work(self, task: str, options: Mapping[str, Any]) -> Callable[[list[int]], list[Product]]:
         """Of rows: what is made for them, and read."""
@@ -247,7 +248,7 @@ class _Maker:
         hide = HALF[str(links[0].target)] if links[0].fill else None
 
         def make(rows: list[int]) -> list[Product]:
-            batch = collate([self.example(row) for row in rows], self.model.tokenizer).to(device_of(self.model))
+            batch = collate([self.split.example(row) for row in rows], self.model.tokenizer).to(device_of(self.model))
             made = self.model.make(task, batch, seeds=torch.tensor(rows), hide=hide, **options)
             things = [self.model.decode(modality, item.ids, item.start) for item in made]
             read = self.read(modality, things)
@@ -266,15 +267,9 @@ class _Maker:
 
         return judge
 
-    def example(self, row: int) -> Example:
-        return read_example(self.sample(row), self.model.config, self.decode)
-
-    def sample(self, row: int) -> Sample:
-        return self.split.shards[self.split.places[row]]
-
     def real(self, modality: str, row: int) -> Made:
         """The sample's own, at the codec's size or rate."""
-        example = self.example(row)
+        example = self.split.example(row)
         x = example.raw.get(modality, getattr(example, modality))
         assert x is not None
         return picture_of(x) if modality == "image" else Sound(x, rate_of(self.model.run))

@@ -22,10 +22,13 @@ class Vectors(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What the model wrote for a sample that has a text of its own to compare with."""
+    """What the model wrote for a sample that has a text of its own to compare with. asked: the last text that it was
+    given, if any. cut: writing stopped at the limit, and not at its end."""
 
     row: int
     text: str
+    asked: str | None = None
+    cut: bool = False
 
 
 class Known(NamedTuple):
@@ -36,6 +39,8 @@ class Known(NamedTuple):
     labels: tuple[Any, Any]
     mark: str  # equal where all bytes of the sample are
     held: tuple[str, ...] = ()  # the modalities of its files
+    plain: bool = False  # its text is none that a source of the run would find
+    several: tuple[str, ...] = ()  # modalities that it holds several items of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +81,16 @@ def pack(part: Part) -> dict[str, Any]:
 def unpack(tree: dict[str, Any]) -> Part:
     """The inverse of `pack`."""
     return Part(
-        known=[Known(key, text, (cls, label), mark, (*held,)) for key, text, (cls, label), mark, held in tree["known"]],
+        known=[_known(*one) for one in tree["known"]],
         vectors={name: Vectors(x, rows.numpy()) for name, (x, rows) in tree["vectors"].items()},
-        written={task: [Written(row, text) for row, text in items] for task, items in tree["written"].items()},
+        written={task: [Written(*item) for item in items] for task, items in tree["written"].items()},
         nats={task: nats.numpy() for task, nats in tree["nats"].items()},
         unread=tree["unread"],
         bad=tree["bad"],
         truncated=tree["truncated"],
     )
+
+
+def _known(key: str, text: str | None, labels: list, mark: str, held: list, plain: bool, several: list) -> Known:
+    cls, label = labels
+    return Known(key, text, (cls, label), mark, (*held,), plain, (*several,))

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from mmfm.checkpoint import load_model
-from mmfm.config import Run, Store, require
+from mmfm.config import Run, Source, Store, Text, require
 from mmfm.data.example import Decode, decode_of
+from mmfm.data.sample import why_no_text
 from mmfm.data.sources import check_there, open_shards
 from mmfm.data.splits import asked_and_more, named
 from mmfm.distributed import Alone, Ranks, device_of_rank, each
@@ -33,6 +34,7 @@ from mmfm.evals.results import Scores, finish, kept, row_of, write
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Split, Watch, at_rest, device_of, read_split, reads
+from mmfm.evals.told import not_scored, told_of_texts
 from mmfm.evals.writing import writing_figures
 from mmfm.evals.zeroshot import (
     NONE,
@@ -40,6 +42,7 @@ from mmfm.evals.zeroshot import (
     Classified,
     class_of_samples,
     class_vectors,
+    classes_of,
     classify,
     find_classes,
     find_templates,
@@ -54,7 +57,10 @@ DECODE, STORE, ALONE = Decode(), Store(), Alone()
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """What may be chosen. `classes` is a file; it and `templates`, unless given, are looked for beside the shards."""
+    """What may be chosen. `classes` is a file; it and `templates`, unless given, are looked for beside the shards.
+
+    sources: the run's, as which samples are read. texts: fields to read instead of theirs.
+    """
 
     classes: Path | None = None
     templates: tuple[str, ...] = ()
@@ -62,7 +68,9 @@ class How:
     batch: int = 64
     decode: Decode = DECODE
     store: Store = STORE
-    max_tokens: int = 32
+    max_tokens: int = 0
+    sources: tuple[Source, ...] = ()
+    texts: tuple[Text, ...] = ()
     bootstrap: Bootstrap = BOOTSTRAP
     limit: int | None = None
     asking: Asking = NOTHING
@@ -70,12 +78,14 @@ class How:
     @property
     def reading(self) -> dict[str, Any]:
         """What `read_split` is told of it."""
-        return {name: getattr(self, name) for name in ("batch", "decode", "store", "max_tokens", "limit")}
+        names = ("batch", "decode", "store", "sources", "texts", "max_tokens", "limit")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
-        counts = {"batch": self.batch, "max_tokens": self.max_tokens, "bootstrap": self.bootstrap.resamples}
+        counts = {"batch": self.batch, "bootstrap": self.bootstrap.resamples}
         for name, value in {**counts, "limit": 1 if self.limit is None else self.limit}.items():
             require(value > 0, f"{name}={value} must be greater than 0")
+        require(self.max_tokens >= 0, f"max_tokens={self.max_tokens} must not be negative; 0: what the texts need")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +101,7 @@ class _Scored:
     coding: Coding
     making: Making
     filling: Filling
+    whole: bool  # also what takes long
 
     def figures(self) -> list[Figure]:
         classes = [figure for found in self.classified.values() for figure in found.figures]
@@ -149,6 +160,8 @@ def how_of(run: Run, **changes: Any) -> How:
         "max_tokens": run.eval.max_tokens,
         "decode": decode_of(run.data),
         "store": run.data.store,
+        "sources": run.data.train,
+        "texts": run.eval.texts,
     }
     return How(**{"default_templates": run.eval.templates, **own, **chosen})
 
@@ -179,7 +192,7 @@ def _score(
     if "text" in model.modalities and (owned != NONE).any():
         head = class_vectors(model, classes.names, templates, ranks)
         heard = ("image", "audio") if ranks.rank == 0 else ()
-        found = {modality: classify(split, modality, owned, head) for modality in heard}
+        found = {name: classify(split, name, owned, head, classes_of(split, classes, name)) for name in heard}
         classified = {modality: result for modality, result in found.items() if result is not None}
     return _Scored(
         split=split,
@@ -193,16 +206,14 @@ def _score(
             model,
             split,
             _wanted(split, classes, owned),
-            classes.names,
+            {name: [classes.names[at] for at in classes_of(split, classes, name)] for name in ("image", "audio")},
             how.asking,
             batch=how.batch,
-            decode=how.decode,
             watch=watch,
             ranks=ranks,
         ),
-        filling=fill_split(model, split, batch=how.batch, decode=how.decode, watch=watch, ranks=ranks)
-        if with_nats
-        else Filling(),
+        filling=fill_split(model, split, batch=how.batch, watch=watch, ranks=ranks) if with_nats else Filling(),
+        whole=with_nats,
     )
 
 
@@ -242,7 +253,8 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
     if split.shards.ignored:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
         lines.append(f"files that are not read: {kinds}")
-    lines += [*scored.coding.left_out, *scored.making.left_out]
+    lines += [*told_of_texts(split), *scored.coding.left_out, *scored.making.left_out]
+    lines += not_scored(model, {figure.task for figure in scored.figures()}, during_training=not scored.whole)
     if not reads(model):
         return lines
     if "text" not in model.modalities:
@@ -251,9 +263,10 @@ def left_out(scored: _Scored, model: Evaluable) -> list[str]:
         lines.append("no classification: there is no classnames.txt, no --classes and no text to take names from")
     elif without := int((scored.owned[:total] == NONE).sum()):
         lines.append(f"{without} of {total} samples have none of the {len(scored.classes.names)} classes")
-    without_text = total - split.counts()["text"]
+    without_text = [row for row in range(total) if split.texts[row] is None and row not in split.bad]
     if without_text:
-        lines.append(f"{without_text} of {total} samples have no text")
+        why = why_no_text(split.shards[split.places[without_text[0]]])
+        lines.append(f"{len(without_text)} of {total} samples have no text{why}")
     for found in scored.retrieved:
         if found.left_out:
             lines.append(

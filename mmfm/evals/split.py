@@ -11,31 +11,36 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.batch import Batch
-from mmfm.config import MODALITIES, Model, Store, require
+from mmfm.batch import Batch, Items
+from mmfm.config import MODALITIES, Model, Source, Store, Text, require
 from mmfm.data import order
-from mmfm.data.example import Decode, Example, collate, read_example, require_short
+from mmfm.data.example import WORDS, Decode, Example, collate, require_short
 from mmfm.data.sample import Sample, label_of, modalities
+from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.splits import asked_and_more
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
+from mmfm.evals.reading import Reader, held_by
 from mmfm.evals.share import shared
 from mmfm.grammar import Task, parse
 from mmfm.inputs import BadSample
+from mmfm.making.maker import without_last
 
 TEXTS_AT_ONCE = 256
+LEAST_WRITTEN = 32  # tokens
 Watch = Callable[[list[list[int]]], Iterable[list[int]]]
 STORE, ALONE = Store(), Alone()
 
@@ -100,6 +105,10 @@ class Split:
     own: int  # rows from here on only widen the galleries
     held: tuple[tuple[str, ...], ...] = ()  # of each sample: the modalities of its files
     truncated: int = 0  # samples with a text of which only the beginning is read
+    plain: int = 0  # samples whose text is none that a source of the run would find
+    several: Mapping[str, int] = field(default_factory=dict)  # samples that hold several items of a modality
+    most_written: int = 0  # tokens after which writing stopped
+    reader: Reader | None = None
     digest: str = ""  # equal where the same samples were read, byte for byte, in the same order
 
     def __len__(self) -> int:
@@ -116,6 +125,15 @@ class Split:
         names = [f"{key} #{seen[key]}" if seen.update([key]) or seen[key] > 1 else key for key in self.keys]
         return tuple(names[row] for row in rows)
 
+    def example(self, row: int) -> Example:
+        """The sample of a row, decoded; one that cannot be used holds nothing, as the split has told."""
+        assert self.reader is not None
+        sample = self.shards[self.places[row]]
+        try:
+            return self.reader.read(sample)[0]
+        except BadSample:
+            return Example(key=sample.key)
+
     def counts(self) -> dict[str, int]:
         rows = {name: self.vectors[name].rows if name in self.vectors else np.empty(0, int) for name in MODALITIES[:2]}
         found = {name: int((of_name < self.own).sum()) for name, of_name in rows.items()}
@@ -123,12 +141,9 @@ class Split:
 
 
 def writing_tasks(model: Evaluable) -> list[str]:
-    """The tasks whose target can be compared with a sample's text; a continuation, and what is filled in, has no one
-    answer."""
+    """The tasks whose target can be compared with a sample's text; what is filled in is scored otherwise."""
     tasks = {task: parse(task) for task in model.tasks}
-    return [
-        name for name, task in tasks.items() if task.target == "text" and "text" not in task.sources and not task.fill
-    ]
+    return [name for name, task in tasks.items() if task.target == "text" and not task.fill]
 
 
 def reads(model: Evaluable) -> set[str]:
@@ -203,7 +218,9 @@ def read_split(
     batch: int,
     decode: Decode,
     store: Store = STORE,
-    max_tokens: int,
+    sources: tuple[Source, ...] = (),
+    texts: tuple[Text, ...] = (),
+    max_tokens: int = 0,
     limit: int | None = None,
     with_nats: bool = True,
     writing: Collection[str] | None = None,
@@ -215,6 +232,8 @@ def read_split(
 
     With `ranks` all must ask for the same; whole batches are dealt to them, and each returns the same, whole Split.
     `writing`: the tasks to write for; None: all of the model's. `opened`: the samples, where `spec` only names them.
+    `sources`: of the run, by which texts are read; `texts`: fields to read instead. `max_tokens`: where writing stops
+    at the latest; 0: after twice the longest text that is to be written.
 
     Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
     """
@@ -226,11 +245,12 @@ def read_split(
     tasks = [task for task in writing_tasks(model) if writing is None or task in writing]
     runs = [*batches(0, own, batch), *batches(own, len(shards) - total, batch)]
 
-    def ask(part: list[int]) -> Part:
-        return _ask(model, [shards[places[at]] for at in part], decode, tasks, max_tokens, with_nats, part[0] < own)
-
-    parts = shared(runs, ask, ranks, pack=pack, unpack=unpack, watch=watch)
+    reader = Reader(model=model.config, decode=decode, sources=() if opened is not None else sources, texts=texts)
+    most = max_tokens or longest(model, reader, shards, places[:own]) if tasks else max_tokens
+    asker = _Asker(model, reader, shards, places, own, tasks, most, with_nats)
+    parts = shared(runs, asker.ask, ranks, pack=pack, unpack=unpack, watch=watch)
     split = _joined(parts, name=name, source=spec, shards=shards, places=places, own=own)
+    split = replace(split, most_written=most, reader=reader)
     able = ", ".join(name for name in MODALITIES if name in reads(model))
     require(
         not able or split.unread < len(split),
@@ -239,31 +259,109 @@ def read_split(
     return split
 
 
-def _ask(
-    model: Evaluable,
-    samples: list[Sample],
-    decode: Decode,
-    tasks: Sequence[str],
-    max_tokens: int,
-    with_nats: bool,
-    asking: bool,
-) -> Part:
-    """All that the model says about these samples; of those that only widen the galleries, where they lie."""
-    examples, bad = _read(model, samples, decode)
-    batch = collate(examples, model.tokenizer).to(device_of(model))
-    held = {name: set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(model)}
-    able = {task: _able(parse(task), held) if asking else set() for task in tasks}
-    return Part(
-        known=[_known(sample, example) for sample, example in zip(samples, examples, strict=True)],
-        vectors=_embed(model, batch),
-        written={
-            task: _write(model, task, batch, rows, max_tokens) for task, rows in able.items() if parse(task).sources
-        },
-        nats={task: _nats(model, task, batch, rows - _cut(batch)) for task, rows in able.items() if with_nats},
-        unread=batch.size - len(set().union(*held.values(), bad)) if asking else 0,
-        bad=bad,
-        truncated=len(batch.truncated) if asking else 0,
-    )
+def longest(model: Evaluable, reader: Reader, shards: Samples, places: Sequence[int]) -> int:
+    """Tokens that are room for any of these samples' texts, and for as much again, as far as the model can write it."""
+    written = (len(model.tokenizer.held(text).written) for text in _captions(reader, shards, places))
+    room = max([LEAST_WRITTEN, *(2 * count for count in written)])
+    return min(room, model.tokenizer.limits.written or room)
+
+
+def _captions(reader: Reader, shards: Samples, places: Sequence[int]) -> Iterator[str]:
+    """The texts that are to be written; of shards nothing else is read for it."""
+    items = getattr(shards, "items", None)
+    for place in places:
+        if items is not None:
+            yield from items[place].captions
+            continue
+        known = isinstance(shards, Shards)
+        sample = shards.read(place, WORDS) if known else shards[place]
+        with suppress(BadSample):
+            found = reader.words(sample, modalities(shards.extensions(place)) if known else None)
+            yield found.answer or found.text or ""
+
+
+class _Asker(NamedTuple):
+    """All questions to a model about a split."""
+
+    model: Evaluable
+    reader: Reader
+    shards: Samples
+    places: tuple[int, ...]
+    own: int
+    tasks: Sequence[str]
+    max_tokens: int
+    with_nats: bool
+
+    def ask(self, part: list[int]) -> Part:
+        """What it says about these rows; of those that only widen the galleries, where they lie."""
+        model, asking = self.model, part[0] < self.own
+        samples = [self.shards[self.places[at]] for at in part]
+        examples, bad, plain = _read(self.reader, model.tokenizer, samples)
+        batch = self._batch(examples)
+        counts = counts_of(batch)
+        held = {
+            name: {row for row, count in enumerate(counts[name]) if count} for name in counts if name in reads(model)
+        }
+        asked = {task: self._asked(task, part, examples, batch) if asking else [] for task in self.tasks}
+        return Part(
+            known=[
+                _known(sample, example, row in plain, tuple(name for name in counts if counts[name][row] > 1))
+                for row, (sample, example) in enumerate(zip(samples, examples, strict=True))
+            ],
+            vectors=_embed(model, batch),
+            written={
+                task: sorted(
+                    one for batch, rows in several for one in _write(model, task, batch, rows, self.max_tokens)
+                )
+                for task, several in asked.items()
+                if parse(task).sources
+            },
+            nats={task: _nats(model, task, batch.size, several) for task, several in asked.items() if self.with_nats},
+            unread=batch.size - len(set().union(*held.values(), bad)) if asking else 0,
+            bad=bad,
+            truncated=len(batch.truncated) if asking else 0,
+        )
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        return collate(examples, self.model.tokenizer).to(device_of(self.model))
+
+    def _asked(self, name: str, part: list[int], examples: list[Example], batch: Batch) -> list[tuple[Batch, set[int]]]:
+        """Batches, and the rows of each that hold all items that the task names: as they are, or else behind shots."""
+        task = parse(name)
+        able = able_rows(task, batch)
+        found, rest = [(batch, able)] if able else [], [row for row in range(batch.size) if row not in able]
+        if not rest or not self.reader.shots or not held_of(task, batch):
+            return found
+        behind = list(examples)
+        for row in rest:
+            if {*task.sources, "text"} <= held_by(examples[row]):
+                behind[row] = self.reader.behind_shots(examples[row], self._sample, part[row], self.own)
+        shot = self._batch(behind)
+        more = able_rows(task, shot) - able
+        return [*found, (shot, more)] if more else found
+
+    def _sample(self, row: int) -> Sample:
+        return self.shards[self.places[row]]
+
+
+def counts_of(batch: Batch) -> dict[str, list[int]]:
+    """How many items of each modality each sample holds."""
+    return {
+        name: torch.bincount(items.rows.cpu(), minlength=batch.size).tolist() for name, items in batch.items.items()
+    }
+
+
+def able_rows(task: Task, batch: Batch) -> set[int]:
+    """The rows that hold as many items as the task names, its target's included; none of them is cut in two."""
+    counts, names = counts_of(batch), {*task.sources, str(task.target)}
+    if not names <= counts.keys():
+        return set()
+    return {row for row in range(batch.size) if all(counts[name][row] >= task.mentions(name) for name in names)}
+
+
+def held_of(task: Task, batch: Batch) -> bool:
+    """Whether the batch holds something of all that the task names."""
+    return {*task.sources, str(task.target)} <= set(batch.items)
 
 
 def _cut(batch: Batch) -> set[int]:
@@ -272,50 +370,84 @@ def _cut(batch: Batch) -> set[int]:
     return set() if items is None or items.cut is None else set(items.rows[items.cut].tolist())
 
 
-def _read(model: Evaluable, samples: list[Sample], decode: Decode) -> tuple[list[Example], dict[int, str]]:
-    """An example of each sample; one that cannot be used holds nothing, and its row and code are told."""
+def _read(reader: Reader, tokenizer: Any, samples: list[Sample]) -> tuple[list[Example], dict[int, str], set[int]]:
+    """An example of each sample; one that cannot be used holds nothing, and its row and code are told; and the rows
+    whose text no source of the run would find."""
     examples: list[Example] = []
     bad: dict[int, str] = {}
+    plain = set[int]()
     for row, sample in enumerate(samples):
         try:
-            example = read_example(sample, model.config, decode)
-            require_short(example, model.tokenizer, sample.where)
+            example, odd = reader.read(sample)
+            require_short(example, tokenizer, sample.where)
             examples.append(example)
+            plain |= {row} if odd else set()
         except BadSample as why:
             bad[row] = why.code
             examples.append(Example(key=sample.key))
-    return examples, bad
+    return examples, bad, plain
 
 
-def _known(sample: Sample, example: Example) -> Known:
+def _known(sample: Sample, example: Example, plain: bool, several: tuple[str, ...]) -> Known:
     mark = sample.parts.get("cls")
     whole = mark is None or mark.strip().isdigit()
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
     labels = (None if mark is None else int(mark), label_of(sample))
-    return Known(example.key, example.text, labels, mark_of(sample), tuple(sorted(modalities(sample.parts))))
+    held = tuple(sorted(modalities(sample.parts)))
+    return Known(example.key, example.text, labels, mark_of(sample), held, plain, several)
 
 
 def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
-    """Of pictures and sounds; texts are encoded later, each distinct one once."""
-    seen = {name: items for name, items in batch.items.items() if name != "text" and name in model.modalities}
+    """Of pictures and sounds, of each sample the last one, as training contrasts it; texts are encoded later, each
+    distinct one once."""
+    seen = {
+        name: last_of_each(items) for name, items in batch.items.items() if name != "text" and name in model.modalities
+    }
     given = model.embed(replace(batch, items=seen)) if seen else {}
+    for name, x in given.items():
+        assert len(x) == len(seen[name].rows), name
     return {name: Vectors(x.float().cpu(), seen[name].rows.cpu().numpy()) for name, x in given.items()}
 
 
-def _able(task: Task, held: dict[str, set[int]]) -> set[int]:
-    """The rows that have all the sources of the task, and its target."""
-    return set.intersection(*(held.get(name, set()) for name in (*task.sources, str(task.target))))
+def last_of_each(items: Items) -> Items:
+    """The last item of every sample."""
+    last = F.pad(items.rows[1:] != items.rows[:-1], (0, 1), value=True)
+    return items if bool(last.all()) else items.take(last.nonzero().squeeze(1))
 
 
-def _write(model: Evaluable, task: str, batch: Batch, able: set[int], max_tokens: int) -> list[Written]:
-    rows, texts = model.write(task, batch, max_tokens) if able else ([], [])
-    return [Written(row, text) for row, text in zip(rows, texts, strict=True) if row in able]
+def _write(model: Evaluable, name: str, batch: Batch, able: set[int], max_tokens: int) -> list[Written]:
+    """For these rows. What is to be written is not among what is read."""
+    task, asked = parse(name), batch
+    if task.target in task.sources:
+        asked, _ = without_last(batch, str(task.target))
+    rows, texts = model.write(name, asked, max_tokens) if able else ([], [])
+    given = _given(model, task, asked)
+    return [
+        Written(row, str(text), given.get(row), getattr(text, "finish", "stop") == "length")
+        for row, text in zip(rows, texts, strict=True)
+        if row in able
+    ]
 
 
-def _nats(model: Evaluable, task: str, batch: Batch, able: set[int]) -> Float[np.ndarray, " size"]:
-    nats = np.full(batch.size, np.nan)
-    if able:
-        rows = sorted(able)
+def _given(model: Evaluable, task: Task, batch: Batch) -> dict[int, str]:
+    """The last text that each row is asked with."""
+    items = batch.items.get("text") if "text" in task.sources else None
+    if items is None:
+        return {}
+    items = last_of_each(items)
+    ids, keep = (items.x, items.keep) if items.written is None else items.written
+    return {
+        row: model.tokenizer.decode(line[real].tolist())
+        for row, line, real in zip(items.rows.tolist(), ids.cpu(), keep.cpu(), strict=True)
+    }
+
+
+def _nats(
+    model: Evaluable, task: str, size: int, asked: Sequence[tuple[Batch, set[int]]]
+) -> Float[np.ndarray, " size"]:
+    nats = np.full(size, np.nan)
+    for batch, able in asked:
+        rows = sorted(able - _cut(batch))
         found = model.nats(task, batch).double().cpu()[rows]
         nats[rows] = found.nan_to_num(torch.inf, torch.inf, torch.inf).numpy()  # nan is for what was not asked
     return nats
@@ -344,6 +476,8 @@ def _joined(
         bad={start + row: code for start, part in both for row, code in part.bad.items()},
         own=own,
         held=tuple(one.held for one in known),
+        plain=sum(one.plain for one in known[:own]),
+        several=Counter(name for one in known[:own] for name in one.several),
         digest=hashlib.blake2b(json.dumps([own, *(one.mark for one in known)]).encode(), digest_size=16).hexdigest(),
     )
 
@@ -357,4 +491,4 @@ def _vectors(modality: str, parts: Sequence[tuple[int, Part]]) -> Vectors:
 
 
 def _shifted(task: str, parts: Sequence[tuple[int, Part]]) -> list[Written]:
-    return [Written(start + item.row, item.text) for start, part in parts for item in part.written[task]]
+    return [item._replace(row=start + item.row) for start, part in parts for item in part.written[task]]

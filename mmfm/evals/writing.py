@@ -68,8 +68,17 @@ def likelihood(split: Split, task: str) -> list[Figure]:
     return [Figure(task=task, metric="bits_per_byte", statistic=statistic, **told)]
 
 
+def cut_off(split: Split, task: str) -> list[Figure]:
+    """The share of what was written that ended at the limit of tokens, and not where the model would end it."""
+    items = split.written.get(task, [])
+    if not items:
+        return []
+    share, names = mean(np.array([item.cut for item in items], float)), split.names([item.row for item in items])
+    return [Figure(task=task, metric="truncated", statistic=share, n=len(items), chance=0.0, items=names)]
+
+
 def writing_figures(split: Split) -> list[Figure]:
     """All figures of all writing tasks, task by task."""
     tasks = list(dict.fromkeys((*split.written, *split.nats)))
-    parts = [(exact_match(split, task), error_rates(split, task), likelihood(split, task)) for task in tasks]
-    return [figure for part in parts for figures in part for figure in figures]
+    kinds = (exact_match, error_rates, likelihood, cut_off)
+    return [figure for task in tasks for kind in kinds for figure in kind(split, task)]

@@ -158,26 +158,42 @@ class Classified:
     confusion: list[list[int]]  # [true, predicted, count]
 
 
+def classes_of(split: Split, classes: Classes, modality: str) -> Int[np.ndarray, " some"]:
+    """The places of the classes that a sample of this modality is one of: all that are listed, else the captions of the
+    split's samples of this modality."""
+    if classes.listed or modality not in split.vectors:
+        return np.arange(len(classes.names))
+    own = {split.texts[row] for row in split.vectors[modality].rows.tolist()}
+    return np.array([place for place, name in enumerate(classes.names) if name in own], int)
+
+
 def classify(
-    split: Split, modality: str, owned: Int[np.ndarray, " samples"], head: Float[Tensor, "classes d"]
+    split: Split,
+    modality: str,
+    owned: Int[np.ndarray, " samples"],
+    head: Float[Tensor, "classes d"],
+    among: Int[np.ndarray, " some"] | None = None,
 ) -> Classified | None:
-    """acc@1, acc@5 and mean per class of the samples of this modality that have a class; None where there are none."""
+    """acc@1, acc@5 and mean per class of the samples of this modality that have a class, each chosen `among` these
+    places of the head, or all; None where there are no such samples."""
     vectors = split.vectors.get(modality)
-    asked = (owned[vectors.rows] != NONE) & (vectors.rows < len(split)) if vectors is not None else np.empty(0, bool)
-    chosen = np.flatnonzero(asked)
-    if vectors is None or len(chosen) == 0:
+    if vectors is None:
+        return None
+    among = np.arange(len(head)) if among is None else among
+    chosen = np.flatnonzero(np.isin(owned[vectors.rows], among) & (vectors.rows < len(split)))
+    if len(chosen) == 0:
         return None
     truth = owned[vectors.rows[chosen]]
     found, guesses = [], []
     for some in slices(len(chosen), ROWS_AT_ONCE):
-        scores = (comparable(vectors.x[chosen[some]]) @ comparable(head).T).numpy()
-        found.append(ranks(scores, truth[some, None] == np.arange(len(head))))
-        guesses.append(scores.argmax(1))
+        scores = (comparable(vectors.x[chosen[some]]) @ comparable(head[among]).T).numpy()
+        found.append(ranks(scores, truth[some, None] == among))
+        guesses.append(among[scores.argmax(1)])
     pairs, counts = np.unique(np.stack([truth, np.concatenate(guesses)], 1), axis=0, return_counts=True)
     confusion = np.concatenate([pairs, counts[:, None]], 1).tolist()
     names = split.names(vectors.rows[chosen])
-    why = "; ".join(filter(None, (unknown(modality, vectors.x[chosen]), unknown("classes", head))))
-    figures = _figures(f"{modality}->text", joined(found), truth, len(head), names, why)
+    why = "; ".join(filter(None, (unknown(modality, vectors.x[chosen]), unknown("classes", head[among]))))
+    figures = _figures(f"{modality}->text", joined(found), truth, len(among), names, why)
     return Classified(figures=figures, confusion=confusion)
 
 

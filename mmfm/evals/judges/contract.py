@@ -20,6 +20,7 @@ from mmfm.inputs.audio import resample
 RATE_HZ = 16_000  # at which every judge hears
 NAMES = tuple(name(number) for number in range(100))  # the captions of the data set `numbers`
 WORDS = (*UNITS, *TENS)  # what they are made of
+OTHER = "?"  # a stretch of something else
 
 
 @runtime_checkable
@@ -51,6 +52,18 @@ def spelled(text: str) -> str:
         small = word.isascii() and word.isdigit() and len(word) <= 2
         found += letters(name(int(word))).split() if small else [word]
     return joined(found)
+
+
+def compared(text: str) -> str:
+    """What was wanted and what was read, as they are compared: both spelled alike. A judge's "?", for a stretch of
+    something else, stays a word."""
+    kept, now = list[str](), list[str]()
+    for word in text.split():
+        if word == OTHER:
+            kept, now = [*kept, spelled(" ".join(now)), OTHER], []
+        else:
+            now.append(word)
+    return " ".join(filter(None, [*kept, spelled(" ".join(now))]))
 
 
 def joined(words: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mmfm.config import require
-from mmfm.evals.judges.contract import NAMES
+from mmfm.evals.judges.contract import NAMES, OTHER
 from mmfm.evals.metrics import Figure, error_rate, letters, mean, ratio
 
 NEARER = 0.9  # of the other voices must be farther than the prompt's
@@ -33,8 +33,13 @@ def is_number(task: str, judge: str, read: Sequence[str], items: Sequence[str] =
 def word_errors(task: str, judge: str, wanted: Sequence[str], read: Sequence[str], items: Sequence[str] = ()) -> Figure:
     """Word error rate over all words wanted; "forty-two" is two. Silence scores 1."""
     _paired(task, wanted, read)
-    rate = ratio(*error_rate(wanted, read, lambda text: letters(text).split()))
+    rate = ratio(*error_rate(wanted, read, _words))
     return Figure(task=task, metric=f"{judge}/wer", statistic=rate, n=len(wanted), chance=1.0, items=tuple(items))
+
+
+def _words(text: str) -> list[str]:
+    """Of a text; a judge's sign for something else is a word too many, and not silence."""
+    return [word for part in text.split() for word in ([part] if part == OTHER else letters(part).split())]
 
 
 def same_speaker(task: str, nearer: Float[np.ndarray, " n"], items: Sequence[str] = ()) -> Figure:

@@ -20,9 +20,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.functional import melscale_fbanks
 
 from mmfm.config import UserError, require
-from mmfm.evals.judges.contract import RATE_HZ, WORDS, heard, joined
+from mmfm.evals.judges.contract import OTHER, RATE_HZ, WORDS, heard, joined
 
-OTHER = "?"
 CLASSES = ("", *WORDS, OTHER)  # the first is CTC's blank
 BINS, WINDOW, HOP = 64, 400, 160  # mel bands; samples
 LOW_HZ, HIGH_HZ = 60.0, 7_600.0

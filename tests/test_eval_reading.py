@@ -1,0 +1,253 @@
+"""Evaluation reads samples as training does: documents, fields of texts, questions with answers, shots; what is written
+is compared with what was to be written, and what is not scored is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_evals import NAMED, PETS, QUICK, SMALL, Planted, found, pets, picture, shard, sound
+
+from mmfm.batch import Batch
+from mmfm.config import Data, Eval, Run, Source, Text, Write
+from mmfm.data.example import Decode, collate
+from mmfm.data.sample import Sample
+from mmfm.evals.judges.contract import compared
+from mmfm.evals.judges.figures import read_right, word_errors
+from mmfm.evals.reading import Reader
+from mmfm.evals.run import How, evaluate, how_of, scores_during_training
+from mmfm.evals.split import at_rest, read_split
+from mmfm.inputs.text import load_tokenizer
+from mmfm.interface import Interface
+from mmfm.making.things import Text as MadeText
+from mmfm.model import build
+
+BYTES = load_tokenizer("bytes")
+
+
+def interface(*tasks: str, **data: Any) -> Interface:
+    torch.manual_seed(0)
+    run = Run(name="r", model=SMALL, write=tuple(Write(task=task) for task in tasks), data=Data(**data))
+    return Interface(build(SMALL, BYTES.size, run.contrast), run, BYTES)
+
+
+def rows_of(model: Interface, spec: str, **changes: Any) -> dict[tuple[str, str], tuple[float, int]]:
+    how = replace(how_of(model.run), **{"batch": 3, "max_tokens": 3, "bootstrap": QUICK.bootstrap, **changes})
+    scores = evaluate(model, spec, split="s", how=how)
+    return {(row["task"], row["metric"]): (row["value"], row["n"]) for row in scores.rows}
+
+
+# Documents
+
+
+def test_documents_score_as_their_last_items(tmp_path: Path) -> None:
+    """Two pictures, sounds and texts to a sample: every figure is that of samples of the last ones alone, which
+    training contrasts and writes too; that there are several is told."""
+    last = {f"d{n}": {"image": n, "audio": n, "txt": f"name {n}"} for n in range(7)}
+    documents = {
+        key: {"0.png": picture(50 + n), "1.txt": f"before {n}", "2.flac": sound(70 + n), "3.png": picture(n),
+              "4.flac": sound(n), "5.txt": f"name {n}"}
+        for n, key in enumerate(last)
+    }  # fmt: skip
+    model = interface("image>text", "audio>text")
+    plain, many = (shard(tmp_path / name / "0.tar", samples) for name, samples in (("a", last), ("b", documents)))
+    alone, counted = rows_of(model, plain), rows_of(model, many)
+    assert alone.keys() == counted.keys() and ("image->text", "R@1") in alone
+    for key, (value, n) in alone.items():
+        assert counted[key] == (pytest.approx(value, abs=1e-5), n), key
+    lines = evaluate(model, many, split="s", how=replace(QUICK, max_tokens=3)).details["left_out"]
+    assert "7 of 7 samples hold several items of image: the last one is embedded, as in training" in lines
+
+
+def test_a_document_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+    """Rows of vectors are rows of samples: planted vectors are found under their own keys."""
+    samples: dict[str, dict[str, Any]] = {
+        key: {"image": n, "txt": name} for n, (key, (name, _)) in enumerate(PETS.items())
+    }
+    samples["b"] = {"0.png": picture(40), "1.png": picture(41), "txt": "cat"}
+    model = Planted({("image", key): vector for key, (_, vector) in PETS.items()}, NAMED)
+    scores = evaluate(model, shard(tmp_path / "pets" / "0.tar", samples), split="pets", how=QUICK)
+    assert scores.details["confusion"] == {"image->text": [[0, 0, 2], [0, 1, 1], [1, 1, 1], [2, 0, 1]]}
+
+
+# Texts
+
+
+def test_text_is_read_as_in_training(tmp_path: Path) -> None:
+    """By the field of the source with the largest weight that is there, of a list the first; by what a sample holds its
+    source is known; a text that no source finds is its plain one, and counted."""
+    captions = {"captions": {"fr": ["un", "deux"], "en": "one"}}
+    samples = {
+        "a": {"image": 0, "json": json.dumps(captions), "txt": "plain"},
+        "b": {"image": 1, "json": json.dumps({"captions": {"en": "two"}})},
+        "c": {"image": 2, "txt": "three"},
+        "d": {"audio": 3, "json": json.dumps(captions), "txt": "heard"},
+    }
+    texts = (Text(field="captions.en"), Text(field="captions.fr", weight=2.0))
+    sources = (
+        Source(shards="x", provides=("image", "text"), texts=texts),
+        Source(shards="y", provides=("audio", "text")),
+    )
+    model = interface("image>text", train=sources, batch=4)
+    spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
+    with at_rest(model):
+        split = read_split(model, spec, name="s", **how.reading)
+        assert split.texts == ("un", "two", "three", "heard") and split.plain == 1
+        other = read_split(model, spec, name="s", **{**how.reading, "texts": (Text(field="txt"),)})
+    assert other.texts == ("plain", None, "three", "heard")
+    told = evaluate(model, spec, split="s", how=how).details["left_out"]
+    assert any(
+        line.startswith("1 of 4 samples have no text at a field that a source of the run names") for line in told
+    )
+
+
+def test_scores_in_training_follow_the_fields_too(tmp_path: Path) -> None:
+    """Captions in lists of the .json alone: named by `texts` they are scored; without, it is said why nothing is."""
+    samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "other"]})} for n in range(4)}
+    spec = shard(tmp_path / "val" / "0.tar", samples)
+    source = Source(shards=spec, provides=("image", "text"), texts=(Text(field="captions"),))
+    model = interface("image>text", train=(source,), val=spec, batch=4)
+    scores, _ = scores_during_training(model, model.run)
+    assert {"image->text/R@1", "image->text/acc@1", "image>text/exact"} <= scores.keys()
+    bare = interface("image>text", val=spec)
+    scores, left_out = scores_during_training(bare, bare.run)
+    assert scores == {} and any("4 of 4 samples have no text" in line for line in left_out)
+
+
+def test_classes_of_pictures_are_captions_of_pictures(tmp_path: Path) -> None:
+    """Without a list, what sounds are called is no choice for a picture."""
+    spec, model = pets(tmp_path)
+    samples = {f"s{n}": {"audio": n, "txt": f"noise {n}"} for n in range(4)}
+    both = f"{spec},{shard(tmp_path / 'noise' / '0.tar', samples)}"
+    model.vectors |= {("audio", key): [1.0, 0.0, 0.0] for key in samples}
+    model.texts = {**NAMED, **{f"noise {n}": [1.0, 0.1 * n, 0.0] for n in range(4)}}
+    scores = evaluate(model, both, split="both", how=QUICK)
+    assert found(scores.rows, "image->text", "acc@1") == pytest.approx(3 / 5)
+    assert found(scores.rows, "image->text", "acc@1", "chance") == pytest.approx(1 / 3)
+    assert found(scores.rows, "audio->text", "acc@1", "chance") == pytest.approx(1 / 4)
+
+
+# Questions and answers, shots
+
+
+def asked_split(folder: Path, answers: dict[str, str]) -> str:
+    samples = {
+        key: {"image": n, "json": json.dumps({"question": f"what is {key}", "answer": told})}
+        for n, (key, told) in enumerate(answers.items())
+    }
+    return shard(folder / "0.tar", samples)
+
+
+QUESTIONS = (Source(
+    shards="x", provides=("image", "text"), texts=(Text(field="question"),), answers=(Text(field="answer"),)
+),)  # fmt: skip
+
+
+def test_answers_are_scored_and_never_read(tmp_path: Path) -> None:
+    """image,text>text has figures over all samples; what is written depends on pictures and questions, not on the
+    answers that it is compared with; the gallery shows the question."""
+    model = interface("image,text>text", train=QUESTIONS, batch=1)
+    how = replace(how_of(model.run), batch=2, max_tokens=4, bootstrap=QUICK.bootstrap)
+    texts = []
+    for name, answer in (("a", "yes"), ("b", "never in the world")):
+        spec = asked_split(tmp_path / name, dict.fromkeys("pqr", answer))
+        scores = evaluate(model, spec, split="s", how=how)
+        assert found(scores.rows, "image,text>text", "exact", "n") == 3
+        assert found(scores.rows, "image,text>text", "bits_per_byte", "n") == 3
+        shown = scores.details["writings"]
+        assert {one["reference"] for one in shown} == {answer}
+        assert [one["source"]["caption"] for one in shown] == [f"what is {key}" for key in "pqr"]
+        texts.append([one["written"] for one in shown])
+        assert not any("is not scored" in line for line in scores.details["left_out"])
+    assert texts[0] == texts[1]
+
+
+def test_nats_of_answers_are_those_of_the_model(tmp_path: Path) -> None:
+    """Bits per byte of the answers alone, given picture and question, as the loss has them."""
+    model = interface("image,text>text", train=QUESTIONS, batch=1)
+    spec = asked_split(tmp_path / "s", {"p": "yes", "q": "no"})
+    with at_rest(model):
+        split = read_split(model, spec, name="s", **how_of(model.run, max_tokens=2).reading)
+        batch = collate([split.example(row) for row in range(2)], BYTES)
+        nats = model.nats("image,text>text", batch)
+    np.testing.assert_allclose(split.nats["image,text>text"], nats.double().numpy(), rtol=1e-5)
+
+
+def test_a_text_alone_is_no_question(tmp_path: Path) -> None:
+    """It could only be cut in two, which has no one answer: the task is named with the reason."""
+    model = interface("image,text>text", "image>text", "text>image", "audio>text")
+    spec = shard(tmp_path / "s" / "0.tar", {f"{n}": {"image": n, "txt": f"name {n}"} for n in range(3)})
+    scores = evaluate(model, spec, split="s", how=replace(QUICK, max_tokens=2))
+    assert {row["task"] for row in scores.rows} == {"image->text", "text->image", "image>text"}
+    assert [line for line in scores.details["left_out"] if "is not scored" in line] == [
+        "image,text>text is not scored: no sample holds an image and 2 items of text",
+        "text>image is not scored: judges read what it makes, and none was named (--judges)",
+        "audio>text is not scored: no sample holds a sound and a text",
+    ]
+
+
+def test_shots_are_other_samples_of_the_split(tmp_path: Path) -> None:
+    """image,text,image>text is scored behind one other picture with its text, the same one in any batch."""
+    source = Source(shards="x", provides=("image", "text"), shots=1)
+    model = interface("image,text,image>text", train=(source,), batch=2)
+    spec = shard(tmp_path / "s" / "0.tar", {f"{n}": {"image": n, "txt": f"name {n}"} for n in range(5)})
+    with at_rest(model):
+        splits = [
+            read_split(model, spec, name="s", **{**how_of(model.run, max_tokens=2).reading, "batch": size})
+            for size in (2, 5)
+        ]
+    for split in splits:
+        written = split.written["image,text,image>text"]
+        assert [item.row for item in written] == list(range(5))
+        assert all(item.asked in set(split.texts) - {split.texts[item.row]} for item in written)
+    assert splits[0].written == splits[1].written
+
+
+# What is written
+
+
+class Chatty(Planted):
+    """Writes "a" as long as it may."""
+
+    def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]:
+        rows = batch.items[task.partition(">")[0]].rows.tolist()
+        self.most = max_tokens
+        return rows, [MadeText("a" * max_tokens, "length" if row % 2 else "stop") for row in rows]
+
+
+def test_what_was_cut_is_counted_and_said(tmp_path: Path) -> None:
+    """There is room for twice the longest text of the split, in its own tokens, unless a limit is given; the share that
+    ended there is a score."""
+    spec, plain = pets(tmp_path, a={"txt": "x" * 50})
+    model = Chatty(plain.vectors, {**NAMED, "x" * 50: [1.0, 0, 0]}, tasks=("image>text",))
+    scores = evaluate(model, spec, split="pets", how=replace(QUICK, max_tokens=0))
+    assert model.most == 100
+    assert found(scores.rows, "image>text", "truncated") == pytest.approx(2 / 5)
+    assert "image>text: 2 of 5 texts were cut after 100 tokens; --max-tokens allows more" in scores.details["left_out"]
+    evaluate(model, spec, split="pets", how=replace(QUICK, max_tokens=7))
+    assert model.most == 7
+    assert How().max_tokens == Eval().max_tokens == 0
+
+
+def test_the_interface_says_what_it_cut(tmp_path: Path) -> None:
+    """An untrained model goes on to the limit."""
+    model = interface("image>text")
+    batch = collate([Reader(model=SMALL, decode=Decode()).read(Sample("k", {"png": picture(1)}, "w"))[0]], BYTES)
+    _, (text,) = model.write("image>text", batch, 3)
+    assert getattr(text, "finish", None) == "length"
+
+
+# What judges read
+
+
+def test_what_was_wanted_is_spelled_as_what_was_read() -> None:
+    """Marks and digits make no difference on either side; something else that a judge heard is a word too many."""
+    assert compared("It's forty two!") == compared("it's 42") == "it's forty-two"
+    assert compared("forty-two ?") == "forty-two ?" != compared("forty-two")
+    assert compared("really?") == "really"
+    figure = read_right("t", "j", [compared("Forty-two.")], [compared("forty two")])
+    assert figure.value == 1.0
+    assert word_errors("t", "j", ["forty-two"], ["forty-two ?"]).value == pytest.approx(1 / 2)
