@@ -1,5 +1,6 @@
 """Codecs that are trained here: the grid of codes, that neighbours and padding change nothing, that they learn."""
 
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from mmfm.codecs import AudioAutoencoder, Codec, ImageAutoencoder, Trainable
 from mmfm.codecs.audio import _error
 from mmfm.codecs.fsq import Quantiser
 from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, Run, UserError, Write
+from mmfm.grammar import parse
 from mmfm.layers import initialise
 from mmfm.model import build
 from mmfm.module import unasked
 from mmfm.objectives import Objectives
+from mmfm.tasks import read
 from mmfm.vocabulary import Form
 
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(4, 3), width=16, depth=1)
@@ -186,6 +189,67 @@ def test_a_mean_over_frames_forgives_what_a_frame_does_not():
     keep = torch.ones(1, 8, dtype=torch.bool)
     assert float(_error(found, wanted, keep, 1)) == pytest.approx((4 * 2 + 2 + 4) / 8)
     assert float(_error(found, wanted, keep, 4)) == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_a_mean_over_frames_counts_no_padding():
+    """Every loss of a clip, at scales that divide it and that do not, is that of the clip alone; and so they add up."""
+    cfg = replace(AUDIO, scales=(1, 2, 3, 5, 8), adversarial=0.1)
+    torch.manual_seed(0)
+    codec = AudioAutoencoder(cfg).double()
+    lengths = torch.tensor([4_000, 1_000, 2_311, 1])
+    x = torch.randn(4, 4_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    keep = torch.arange(4_000) < lengths[:, None]
+    alone = [codec.losses(x[i : i + 1, :n], keep[i : i + 1, :n]) for i, n in enumerate(lengths.tolist())]
+    for name, value in codec.losses(x, keep).items():
+        torch.testing.assert_close(value, torch.stack([one[name] for one in alone]).sum(), msg=name)
+    for i, n in enumerate(lengths.tolist()):
+        for name, value in codec.losses(x[i : i + 1], keep[i : i + 1]).items():
+            torch.testing.assert_close(value, alone[i][name], msg=name)
+            assert n == lengths[i]
+
+
+def precisely(codec: nn.Module, x: torch.Tensor, keep: torch.Tensor, dtype: torch.dtype) -> None:
+    """Codes, and what they decode to, are the same to the bit under autocast and in a model that is cast."""
+    ids = codec.encode(x, keep)
+    plain = codec.decode(*ids)
+    assert len(ids.ids.unique()) > 3, "codes that are all alike would be no test"
+    around = nn.ModuleDict({"codec": copy.deepcopy(codec), "other": nn.Linear(1, 1)}).to(dtype)
+    assert around["other"].weight.dtype == dtype
+    for one, cast in ((codec, True), (around["codec"], False), (around["codec"], True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            found = one.encode(x, keep)
+            again = one.decode(*found)
+        assert torch.equal(found.ids, ids.ids) and torch.equal(found.keep, ids.keep)
+        assert all(map(torch.equal, again, plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_changes_no_code(dtype: torch.dtype) -> None:
+    """Of both codecs: what a model in half precision is trained on is what it is scored on."""
+    draw = torch.Generator().manual_seed(0)
+    image, audio = image_codec().float(), audio_codec().float()
+    pictures = torch.randint(0, 256, (40, 1, 8, 16), generator=draw, dtype=torch.uint8)
+    precisely(image, pictures, torch.ones(40, 1, dtype=torch.bool), dtype)
+    waves = torch.randn(4, 8_000, generator=draw) * torch.tensor([1.0, 0.1, 0.01, 0.5])[:, None]
+    precisely(audio, waves, torch.arange(8_000) < torch.tensor([[8_000], [3_000], [4_321], [640]]), dtype)
+
+
+def test_a_model_that_is_cast_writes_the_same_targets() -> None:
+    """The whole model in bfloat16 still reads and writes, and its targets are those of single precision."""
+    torch.manual_seed(0)
+    model = build(toy_config(image_codec=IMAGE, audio_codec=AUDIO), TEXT_IDS).eval()
+    batch = toy_batch()
+    sounds = batch.items["audio"]
+    held = {**batch.items, "audio": replace(sounds, x=sounds.x.float())}
+    wanted = {name: model.written(name, held[name]).ids for name in ("image", "audio")}
+    model.bfloat16()
+    assert model.dtype == torch.bfloat16 and model.device == torch.device("cpu")
+    for name, ids in wanted.items():
+        assert torch.equal(model.written(name, held[name]).ids, ids)
+        reading = read(model, parse(f"text>{name}"), replace(batch, items=held))
+        assert reading is not None and reading.states.dtype == torch.bfloat16 and reading.states.isfinite().all()
+    model.double()
+    assert model.codec("image").encoder[0].weight.dtype == torch.float64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def learned(codec: Trainable, x: torch.Tensor, keep: torch.Tensor, steps: int) -> float:

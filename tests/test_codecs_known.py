@@ -468,3 +468,21 @@ def test_a_judge_learns_to_tell_noise_from_tones() -> None:
         loss(seed).backward()
         optimiser.step()
     assert loss(99).item() < before / 2
+
+
+@pytest.mark.parametrize("name", [*SOUNDS, *IMAGES])
+def test_precision_changes_no_code(folders: Callable[[str], Path], name: str) -> None:
+    """A known codec inside a model that is cast, or under autocast, gives and reads the same codes to the bit."""
+    codec = opened(folders(name), name)
+    if name in SOUNDS:
+        x, keep = noise(2, 130), real([130, 77])
+    else:
+        size = (3, 8, 12) if name == "emu3" else (3, codec.pixels.height_px, codec.pixels.width_px)
+        x, keep = torch.randint(0, 256, (3, *size), dtype=torch.uint8), torch.ones(3, 1, dtype=torch.bool)
+    ids = codec.encode(x, keep)
+    plain = codec.decode(*ids)
+    around = nn.ModuleDict({"codec": codec, "other": nn.Linear(1, 1)}).bfloat16()
+    assert around["other"].weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(codec.encode(x, keep).ids, ids.ids)
+        assert all(map(torch.equal, codec.decode(*ids), plain))

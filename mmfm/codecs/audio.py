@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Ids
 from mmfm.codecs.discriminator import Patches, adversarial
+from mmfm.codecs.exact import Exact, exactly
 from mmfm.codecs.fsq import Quantiser
 from mmfm.codecs.vocoder import GriffinLim
 from mmfm.towers.mel import SILENCE
@@ -37,7 +38,7 @@ class Residual(nn.Module):
         return x + self.second(F.silu(self.first(inner.mT))).mT
 
 
-class AudioAutoencoder(nn.Module):
+class AudioAutoencoder(Exact):
     """`books` codes for every `stack` frames, those of one step beside each other."""
 
     def __init__(self, cfg: config.AudioCodec) -> None:
@@ -60,7 +61,7 @@ class AudioAutoencoder(nn.Module):
         mel, real = self.vocoder.mel.absolute(x.to(self.dtype), keep)
         mel = (mel.masked_fill(~real.unsqueeze(-1), SILENT) - MIDDLE) / SPREAD
         more = -mel.shape[1] % self.stack
-        mel = F.pad(mel, (0, 0, 0, more), value=(SILENT - MIDDLE) / SPREAD)
+        mel = F.pad(mel.to(self.dtype), (0, 0, 0, more), value=(SILENT - MIDDLE) / SPREAD)
         steps = F.pad(real, (0, more)).unflatten(1, (-1, self.stack)).any(2)
         return mel.unflatten(1, (-1, self.stack)).flatten(2), steps
 
@@ -86,8 +87,9 @@ class AudioAutoencoder(nn.Module):
         return self.leave(x)
 
     def encode(self, x: Float[Tensor, "n samples"], keep: Bool[Tensor, "n samples"]) -> Ids:
-        frames, steps = self.frames(x, keep)
-        codes = self.quantised(frames, steps)[1] + self._starts
+        with exactly(x):
+            frames, steps = self.frames(x, keep)
+            codes = self.quantised(frames, steps)[1] + self._starts
         return Ids(codes.flatten(1) * steps.repeat_interleave(self.books, 1), steps.repeat_interleave(self.books, 1))
 
     def decode(
@@ -97,8 +99,10 @@ class AudioAutoencoder(nn.Module):
         x = torch.zeros(*steps.shape, self.enter.out_features, device=ids.device, dtype=self.dtype)
         for book, quantiser in enumerate(self.quantisers):
             assert isinstance(quantiser, Quantiser)
-            x = x + quantiser.vectors(codes[..., book] % quantiser.size)
-        frames = self.rebuilt(x, steps).unflatten(2, (self.stack, -1)).flatten(1, 2)
+            with exactly(x):
+                x = x + quantiser.vectors(codes[..., book] % quantiser.size)
+        with exactly(x):
+            frames = self.rebuilt(x, steps).unflatten(2, (self.stack, -1)).flatten(1, 2)
         frames = (frames.float() * SPREAD + MIDDLE).clamp(SILENT, LOUDEST)
         wave, real = self.vocoder(frames, steps.repeat_interleave(self.stack, 1))
         return wave.clamp(-1, 1), real
@@ -133,8 +137,10 @@ def _error(
 ) -> Float[Tensor, " n"]:
     """Absolute and squared, of means over `scale` frames, the last of a clip perhaps over fewer."""
     error = (found - wanted) * keep.unsqueeze(-1)
-    if scale > 1:
-        error = F.avg_pool1d(error.mT, scale, ceil_mode=True).mT
-        keep = keep[:, ::scale]
+    if scale > 1:  # sums over what is real: a mean by avg_pool1d would count the padding behind a clip's end
+        more = -error.shape[1] % scale
+        held = F.pad(keep, (0, more)).unflatten(1, (-1, scale)).sum(2)
+        error = F.pad(error, (0, 0, 0, more)).unflatten(1, (-1, scale)).sum(2) / held.clamp(min=1).unsqueeze(-1)
+        keep = held > 0
     count = keep.sum(1).clamp(min=1) * error.shape[2]
     return (error.abs() + error.square()).sum((1, 2)) / count

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Ids
 from mmfm.codecs.discriminator import Patches, adversarial
+from mmfm.codecs.exact import Exact, exactly
 from mmfm.codecs.fsq import Quantiser
 from mmfm.codecs.losses import absolute_error, squared_error
 from mmfm.vocabulary import Form
@@ -30,7 +31,7 @@ class Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
 
 
-class ImageAutoencoder(nn.Module):
+class ImageAutoencoder(Exact):
     """Codes of a picture, row by row from its upper left corner."""
 
     step_samples = 0
@@ -54,19 +55,26 @@ class ImageAutoencoder(nn.Module):
         self, x: Float[Tensor, "n channels height width"]
     ) -> tuple[Float[Tensor, "n channels height width"], Int[Tensor, "n codes"]]:
         """Pictures in -1..1 as they are decoded, with gradients, and their codes."""
-        z = self.encoder(x).permute(0, 2, 3, 1)
-        found, codes = self.quantiser(z)
+        found, codes = self.coded(x)
         return self.decoder(found.permute(0, 3, 1, 2)), codes.flatten(1)
 
+    def coded(
+        self, x: Float[Tensor, "n channels height width"]
+    ) -> tuple[Float[Tensor, "n down across size"], Int[Tensor, "n down across"]]:
+        """Of each patch the vector of its code, and the code."""
+        return self.quantiser(self.encoder(x).permute(0, 2, 3, 1))
+
     def encode(self, x: UInt8[Tensor, "n channels height width"], keep: Bool[Tensor, "n 1"]) -> Ids:
-        codes = self(scaled(x, self.dtype))[1]
+        with exactly(x):
+            codes = self.coded(scaled(x, self.dtype))[1].flatten(1)
         return Ids(codes, keep.expand(-1, codes.shape[1]))
 
     def decode(
         self, ids: Int[Tensor, "n codes"], keep: Bool[Tensor, "n codes"]
     ) -> tuple[UInt8[Tensor, "n channels height width"], Bool[Tensor, "n 1"]]:
-        z = self.quantiser.vectors(ids).unflatten(1, self.grid)
-        x = self.decoder(z.permute(0, 3, 1, 2))
+        with exactly(ids):
+            z = self.quantiser.vectors(ids).unflatten(1, self.grid)
+            x = self.decoder(z.permute(0, 3, 1, 2))
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), keep[:, :1]
 
     def losses(self, x: Tensor, keep: Tensor, draws: Tensor | None = None) -> dict[str, Float[Tensor, ""]]:

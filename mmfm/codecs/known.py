@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from mmfm.batch import Ids
+from mmfm.codecs.exact import Exact
 from mmfm.config import KnownCodec, Pixels, Sound, Tower, UserError, require
 from mmfm.encoders import plain
 from mmfm.encoders.face import Weights
@@ -90,7 +91,7 @@ def build(codec: KnownCodec) -> "KnownImages | KnownSounds":
     return KnownSounds(model, codec.books) if codec.pixels is None else KnownImages(model, codec.pixels)
 
 
-class Known(nn.Module):
+class Known(Exact):
     """The library's module, which never trains."""
 
     form: Form

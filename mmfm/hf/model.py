@@ -46,6 +46,7 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
     base_model_prefix = ""
     input_modalities = ["image", "audio", "text"]  # noqa: RUF012
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = {"codecs"}  # noqa: RUF012  # a code is the nearest of many (`codecs.exact`)
 
     def __init__(self, config: MMFMConfig) -> None:
         super().__init__(config)
