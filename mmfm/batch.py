@@ -28,6 +28,13 @@ class Ids(NamedTuple):
     keep: Bool[Tensor, "n time"]
 
 
+def seeds_of(draws: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
+    """A whole number for each item, made of all its draws."""
+    bits = draws.contiguous().view(torch.int32).long()
+    odd = 2 * torch.arange(bits.shape[1], device=bits.device) + 0x9E3779B97F4A7C15 % 2**62 | 1
+    return (bits * odd).sum(1)
+
+
 class Raw(NamedTuple):
     """Pictures or sounds as a codec wants them, shaped as Items.x and Items.keep."""
 
@@ -58,11 +65,7 @@ class Items:
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
-        if self.draws is None:
-            return None
-        bits = self.draws.contiguous().view(torch.int32).long()
-        odd = 2 * torch.arange(bits.shape[1], device=bits.device) + 0x9E3779B97F4A7C15 % 2**62 | 1
-        return (bits * odd).sum(1)
+        return None if self.draws is None else seeds_of(self.draws)
 
     def to(self, device: torch.device) -> "Items":
         draws = None if self.draws is None else self.draws.to(device)

@@ -29,7 +29,7 @@ from mmfm.making.given import check_hiding, given_of, has_own
 from mmfm.making.hiding import Hide
 from mmfm.making.maker import Coded, Maker, Tick, of_rows
 from mmfm.making.things import Clip, Made, Picture, Sound, Text, able_to_write, batch_of, kind_of, thing_of
-from mmfm.model import UnifiedModel
+from mmfm.model import LOG_SCALES, UnifiedModel
 from mmfm.tasks import read
 
 AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
@@ -74,7 +74,7 @@ class Interface(nn.Module):
         """The logarithm of the inverse temperature of images and texts, else of the first pair; open_clip's too."""
         require(len(self.run.contrast) > 0, "this model was trained without contrast: it has no logit_scale")
         first = min(self.run.contrast, key=lambda item: set(item.pair) != {"image", "text"})
-        return self.core.log_scales[first.name]
+        return self.core.log_scales[first.name].clamp(*LOG_SCALES)
 
     def transform(self, picture: Picture) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""

@@ -5,6 +5,7 @@ image -> tower -> connector -> [i i i i pool] --+
 text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits             (write)
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Ids, Items, Raw, Tokens
 from mmfm.codecs import Codec, make_codec
-from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
+from mmfm.inputs.augment import augment_frames, augment_images, hide_tokens
 from mmfm.layers import Dropout, Noise, initialise, number_dropouts, positions_of, shown
 from mmfm.losses import START
 from mmfm.towers.conformer import AudioConformer
@@ -26,6 +27,7 @@ from mmfm.towers.vit import VisionTransformer, normalise
 from mmfm.trunk import Segment, UnifiedTransformer
 from mmfm.vocabulary import Form, Vocabulary
 
+LOG_SCALES = (0.0, math.log(100))  # bounds of the logarithm of an inverse temperature
 Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower
 
 
@@ -87,8 +89,19 @@ class UnifiedModel(nn.Module):
         return self.embedding.weight.dtype
 
     def scale(self, pair: str) -> Float[Tensor, ""]:
-        """The learned inverse temperature of a pair, at most 100 (CLIP, arXiv 2103.00020, section 2.5)."""
-        return self.log_scales[pair].exp().clamp(max=100)
+        """The learned inverse temperature of a pair, at most 100 (CLIP, arXiv 2103.00020, section 2.5).
+
+        Its gradient is as if there were no bounds, so that a parameter beyond them comes back.
+        """
+        free = self.log_scales[pair]
+        return (free + (free.clamp(*LOG_SCALES) - free).detach()).exp()
+
+    @torch.no_grad()
+    def clamp_scales(self) -> None:
+        """After a step: what learns of them is put back within its bounds, as open_clip does it."""
+        for parameter in self.log_scales.values():
+            if parameter.requires_grad:
+                parameter.clamp_(*LOG_SCALES)
 
     def tokens(self, modality: str, items: Items) -> Tokens:
         """The tower's tokens for these items, augmented where they carry draws."""
@@ -99,7 +112,7 @@ class UnifiedModel(nn.Module):
         chance = self.augment.hide_source_tokens
         if modality == "text" and draws is not None and chance:
             assert isinstance(tower, TextTransformer | ImportedTower)
-            x = hide_tokens(x, draws[:, : DRAWS // 2], chance, tower.hidden)
+            x = hide_tokens(x, draws, chance, tower.hidden)
         match tower:
             case ImportedTower():
                 return tower(x, items.keep)
@@ -115,8 +128,10 @@ class UnifiedModel(nn.Module):
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
         tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.hide_tower_tokens
         noise = None if seeds is None else Noise(seeds, positions_of(tokens.keep))
-        x, keep = self.dropouts[modality](tokens.x, noise), tokens.keep
-        return self.enter(modality, Tokens(x, shown(seeds, keep, chance) if seeds is not None and chance else keep))
+        segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
+        if seeds is None or not chance:
+            return segment
+        return segment._replace(shown=F.pad(shown(seeds, tokens.keep, chance), (0, 1), value=True))
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""

@@ -72,6 +72,10 @@ class JointModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.objectives.model.clamp_scales()
+
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run.
 

@@ -19,13 +19,14 @@ from mmfm.batch import Batch, Ids, Items
 from mmfm.config import MODALITIES, UserError, Write
 from mmfm.cut import with_halves
 from mmfm.grammar import Task
-from mmfm.inputs.augment import DRAWS, hide_tokens
+from mmfm.inputs.augment import hide_tokens
 from mmfm.layers import mix, shown, uniform
 from mmfm.model import UnifiedModel
 from mmfm.trunk import Segment
 
 SHARED, DROPPED, HIDDEN, BLIND = 1, 2, 3, 4  # what a row's draws decide besides dropout
 DIFFERENT = 1 << 20
+TARGET = 1  # other tokens of a text are hidden where it is written than where it is read
 
 
 class Reading(NamedTuple):
@@ -172,7 +173,7 @@ def _continued(
     steps = torch.arange(ids.shape[1] + 1, device=ids.device)
     seen = ids
     if modality == "text" and draws is not None and chance:
-        seen = hide_tokens(ids, draws[:, DRAWS // 2 :], chance, vocabulary.hidden)
+        seen = hide_tokens(ids, draws, chance, vocabulary.hidden, salt=TARGET)
     if seeds is not None and blind:
         seen = torch.where(shown(mix(seeds + BLIND), written.keep, blind), seen, vocabulary.hidden)
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
@@ -185,6 +186,8 @@ def _masked(keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: 
     """What is masked of each row: a fraction of it drawn between the two of `how.hide`, and at least one token."""
     if seeds is None:
         seeds = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
+    if not keep.shape[1]:  # nothing but texts without a token
+        return keep
     low, high = how.hide
     part = low + (high - low) * uniform(seeds, HIDDEN)
     first = (uniform(seeds, HIDDEN + DIFFERENT) * how.span).long()

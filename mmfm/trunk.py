@@ -20,12 +20,14 @@ from mmfm.layers import KeyMask, LayerCache, Noise, decoder_block, rotary
 class Segment(NamedTuple):
     """Tokens that enter together. A causal one (the target) sees itself only backwards.
 
-    hidden: rows in which no other segment sees this one, as if it were not there.
+    hidden: rows in which no other segment sees this one, as if it were not there. shown: the tokens that any token
+    sees; None: all that are real. Positions count the others too, so that what stays keeps its own.
     """
 
     tokens: Tokens
     causal: bool = False
     hidden: Bool[Tensor, " batch"] | None = None
+    shown: Bool[Tensor, "batch time"] | None = None
 
 
 class Cache:
@@ -131,12 +133,13 @@ class UnifiedTransformer(nn.Module):
             counts = counts + cache.count[:, None]
         most = self._longest(counts)
         self.check_window(most)
-        mask = self._mask(segments, keep, None if cache is None else cache.past)
+        visible = _visible(segments)
+        mask = self._mask(segments, visible, None if cache is None else cache.past)
         positions = (counts - 1).clamp(min=0)
         noise = None if seeds is None else Noise(seeds, positions)
         x = self.run(x, mask, positions, None if cache is None else cache.layers, noise)
         if cache is not None:
-            seen = keep & ~_hidden(segments)
+            seen = visible & ~_hidden(segments)
             cache.extend(seen, counts[:, -1], bool(seen.all()))
             cache.most = int(most)
         return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
@@ -233,6 +236,12 @@ class UnifiedTransformer(nn.Module):
     def new_cache(self, room: int = 0) -> Cache:
         """`room`: how many tokens are expected, if that is known; more have room too."""
         return Cache(len(self.blocks), room)
+
+
+def _visible(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
+    """Tokens that are real and shown."""
+    parts = (part.tokens.keep if part.shown is None else part.tokens.keep & part.shown for part in segments)
+    return torch.cat([*parts], dim=1)
 
 
 def _hidden(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:

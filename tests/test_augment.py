@@ -125,3 +125,54 @@ def test_tokens_are_hidden_as_often_as_asked():
     share = (hidden == 99).double().mean().item()
     assert abs(share - 0.3) < 5 * (0.3 * 0.7 / 60_000) ** 0.5
     assert (hidden[hidden != 99] == ids[hidden != 99]).all()
+
+
+PLACES = 1_500  # more than any period that a hash by hand would have
+
+
+def correlations(hidden: torch.Tensor) -> torch.Tensor:
+    """Of a [rows, places] mask with itself, for every lag but none, in standard deviations of independent draws."""
+    x = hidden.double() - hidden.double().mean()
+    spectrum = torch.fft.rfft(x, n=2 * x.shape[1])
+    products = torch.fft.irfft(spectrum.abs().square())[:, 1 : x.shape[1]].sum(0)
+    counts = x.shape[0] * (x.shape[1] - torch.arange(1, x.shape[1]))
+    return products / (x.var() * counts.double().sqrt())
+
+
+def test_no_place_of_a_long_text_says_what_another_is():
+    """No lag of up to 1,500 places stands out, and no place is hidden more often than others; nor do rows agree, nor
+    what is hidden of a text where it is read with what is hidden where it is written."""
+    ids = torch.zeros(300, PLACES, dtype=torch.int64)
+    read, written = (hide_tokens(ids, draws(300), 0.3, 1, salt=salt).bool() for salt in (0, 1))
+    assert correlations(read).abs().max() < 5.5 and correlations(read.T).abs().max() < 5.5
+    for sums in (read.sum(0), read.sum(1)):
+        share, size = sums.double() / (read.numel() / len(sums)), read.numel() / len(sums)
+        assert ((share - 0.3).abs() < 5 * (0.21 / size) ** 0.5).all()
+    both = ((read.double() - 0.3) * (written.double() - 0.3)).mean() / 0.21
+    assert abs(both) < 5 / read.numel() ** 0.5
+
+
+def test_a_text_is_masked_alike_alone_and_padded():
+    ids = torch.arange(40).expand(3, 40)
+    assert torch.equal(hide_tokens(ids, draws(3), 0.5, 99)[:, :7], hide_tokens(ids[:, :7], draws(3), 0.5, 99))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_is_of_its_own_in_each_cell(dtype):
+    """Of mean zero and the deviation asked for, in any precision; no lag in time or frequency, and no other clip, has
+    any of it."""
+    x = torch.zeros(4, PLACES, 16, dtype=dtype)
+    noise = augment_frames(
+        Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool)), draws(4), Augment(noise=0.5)
+    ).x.double()
+    assert abs(noise.mean()) < 5 * 0.5 / noise.numel() ** 0.5 and noise.std() == pytest.approx(0.5, rel=0.02)
+    assert correlations(noise.mT.flatten(0, 1)).abs().max() < 5.5
+    assert correlations(noise.flatten(0, 1)).abs().max() < 5.5
+    assert abs((noise[0] * noise[1]).mean()) < 5 * 0.25 / noise[0].numel() ** 0.5
+
+
+def test_pictures_in_half_precision_are_moved_as_in_single():
+    """Only what is stored is rounded: where a pixel lies is not."""
+    images = pictures(height=96, width=200)
+    exact = augment_images(images.bfloat16().float(), draws(3), EVERYTHING)
+    torch.testing.assert_close(augment_images(images.bfloat16(), draws(3), EVERYTHING), exact.bfloat16())

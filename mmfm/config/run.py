@@ -52,7 +52,8 @@ class Write(Checked):
 
     @property
     def name(self) -> str:
-        return self.task
+        """The task, in one way of two: ">image~" is "image~"."""
+        return self.task.removeprefix(">") if self.task.endswith("~") else self.task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.batch import Tokens
+from mmfm.batch import Tokens, seeds_of
 from mmfm.config import Augment
+from mmfm.layers import GOLDEN, mix, uniform
 
 # Uniform numbers per item. Of a picture: eight for the affine map, 48 for the mesh, four for what is done while it is
 # decoded (three for the crop, one for the mirror), the last four for the blanked rectangle.
 DRAWS = 64
 CROP_DRAWS, MIRROR_DRAW = slice(56, 59), 59
+HALF = (torch.float16, torch.bfloat16)
+HIDDEN, NOISE = 16, 24  # what hashes of an item's draws decide here; HIDDEN takes the eight from there on
 MESH = (4, 6)  # control points of the elastic displacement, down and across
 
 
@@ -37,6 +40,8 @@ def augment_images(
     Outside the picture is what its border is. Elastic distortions of handwriting: Simard et al., ICDAR 2003. Cutout:
     arXiv 1708.04552; blank is the darkest value.
     """
+    if pixels.dtype in HALF:  # places of pixels need more than eight bits
+        return augment_images(pixels.float(), draws, how).to(pixels.dtype)
     if any((how.rotate_deg, how.scale, how.shear, how.shift, how.elastic, how.contrast)):
         pixels = _warp(pixels, draws, how)
     return _cut_out(pixels, draws[:, -4:], how.cutout) if how.cutout else pixels
@@ -73,11 +78,11 @@ def _cut_out(
 
 
 def hide_tokens(
-    ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], chance: float, mask: int
+    ids: Int[Tensor, "n time"], draws: Float[Tensor, "n k"], chance: float, mask: int, salt: int = 0
 ) -> Int[Tensor, "n time"]:
-    """Each token is masked with this chance; the k draws of an item repeat if its text is longer."""
-    place = torch.arange(ids.shape[1], device=ids.device) % draws.shape[1]
-    return ids.masked_fill(draws[:, place] < chance, mask)
+    """Each token is masked with this chance, by a hash of the item's draws and its place; another for each `salt`."""
+    place = torch.arange(ids.shape[1], device=ids.device)
+    return ids.masked_fill(uniform(mix(seeds_of(draws))[:, None] + place * GOLDEN, HIDDEN + salt) < chance, mask)
 
 
 def _axis(size: int, like: Tensor) -> Tensor:
@@ -92,6 +97,9 @@ def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) ->
     """
     if not any((how.speed, how.formant, how.mask_frames, how.mask_bins, how.noise)):
         return frames
+    if frames.x.dtype in HALF:
+        found = augment_frames(Tokens(frames.x.float(), frames.keep), draws, how)
+        return Tokens(found.x.to(frames.x.dtype), found.keep)
     u = draws.to(frames.x.dtype)
     x, keep = _stretch(frames, _factor(u[:, 0], how.speed), _factor(u[:, 1], how.formant))
     time, bins = torch.arange(x.shape[1], device=x.device), torch.arange(x.shape[2], device=x.device)
@@ -101,10 +109,10 @@ def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) ->
         | _run(u[:, 4], u[:, 5], float(how.mask_bins), torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
     )
     x = x.masked_fill(hidden, 0.0)
-    # Noise of its own for each cell would need as many draws; a hash of the cell's place and one draw is enough.
+    # Noise of its own for each cell would need as many draws: a hash of the clip's draws and the cell's place.
     if how.noise:
-        seed = u[:, 6, None, None] * 1e4 + time[None, :, None] * 12.9898 + bins[None, None, :] * 78.233
-        x = x + how.noise * (2 * ((seed.sin() * 43758.5453).frac().abs()) - 1) * 1.732
+        places = mix(mix(seeds_of(draws))[:, None] + time * GOLDEN)[:, :, None] + bins * GOLDEN
+        x = x + how.noise * _spread(uniform(places, NOISE).to(x.dtype), 3**0.5)
     return Tokens(x * keep.unsqueeze(-1), keep)
 
 

@@ -1,0 +1,80 @@
+"""The learned temperature: its bounds hold after every step, and what lies at or beyond one comes back."""
+
+import math
+
+import open_clip.loss
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import PAIRS, toy_model, toy_run
+
+from mmfm.losses import softmax_contrast
+from mmfm.module import JointModule
+from mmfm.objectives import Objectives
+
+
+def pairs(alike: bool) -> tuple[Tensor, Tensor]:
+    """Eight unit vectors and their partners: the same ones, which pulls the scale up; or those of others, down.
+
+    In three dimensions some are so near that even at the bound there is a pull.
+    """
+    x = torch.nn.functional.normalize(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    return x, x if alike else x.roll(1, 0)
+
+
+@pytest.mark.parametrize("start", [1 / 0.07, 99.0, 100.0])
+def test_it_goes_as_in_open_clip_over_many_steps(start: float) -> None:
+    """Up to the bound for fifty steps, down for seventy and up again: the same number after each, by their loss
+    and rule (`logit_scale.clamp_(0, ln 100)` behind each step of training)."""
+    module = JointModule(toy_run(), toy_model().float())
+    ours, name = module.objectives.model, PAIRS[0].name
+    theirs = nn.Parameter(torch.tensor(math.log(start)))
+    with torch.no_grad():
+        ours.log_scales[name].fill_(math.log(start))
+    optimisers = [torch.optim.AdamW([p], lr=0.1, weight_decay=0.0) for p in (ours.log_scales[name], theirs)]
+    reached = []
+    for step in range(130):
+        a, b = pairs(alike=step < 50 or step >= 120)
+
+        def closure(a: Tensor = a, b: Tensor = b) -> Tensor:
+            optimisers[0].zero_grad()
+            loss = softmax_contrast(a, b, torch.arange(8), ours.scale(name))
+            loss.backward()
+            return loss
+
+        module.optimizer_step(0, step, optimisers[0], closure)
+        optimisers[1].zero_grad()
+        open_clip.loss.ClipLoss()(a, b, theirs.exp()).backward()
+        optimisers[1].step()
+        with torch.no_grad():
+            theirs.clamp_(0, math.log(100))
+        reached.append(float(ours.scale(name).detach()))
+        assert reached[-1] == pytest.approx(float(theirs.detach().exp()), rel=1e-4), step
+    assert max(reached[:50]) == pytest.approx(100, rel=1e-3) and min(reached[50:]) < 5
+
+
+@pytest.mark.parametrize("beyond", [101.0, 1e6, 0.2])
+def test_what_lies_beyond_a_bound_comes_back(beyond: float) -> None:
+    """As an older checkpoint, or another trainer, may have left it: what is said stays within, and the gradient is not
+    zero, so that it returns by any optimiser, with no one to clamp it."""
+    model = toy_model().float()
+    name = PAIRS[0].name
+    with torch.no_grad():
+        model.log_scales[name].fill_(math.log(beyond))
+    bound = 100.0 if beyond > 1 else 1.0
+    assert float(model.scale(name).detach()) == pytest.approx(bound, rel=1e-5)
+    a, b = pairs(alike=beyond < 1)
+    softmax_contrast(a, b, torch.arange(8), model.scale(name)).backward()
+    gradient = model.log_scales[name].grad
+    assert gradient is not None and (gradient > 0) == (beyond > 1) and gradient != 0
+    model.clamp_scales()
+    assert float(model.log_scales[name].detach().exp()) == pytest.approx(bound, rel=1e-5)
+
+
+def test_what_is_locked_is_not_clamped() -> None:
+    model, name = toy_model(), PAIRS[0].name
+    with torch.no_grad():
+        model.log_scales[name].fill_(5.0)
+    model.lock([f"log_scales.{name}"])
+    Objectives(model, toy_run()).model.clamp_scales()
+    assert float(model.log_scales[name].detach()) == 5.0
