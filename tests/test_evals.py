@@ -315,6 +315,21 @@ def test_a_sample_without_text_answers_itself(tmp_path: Path) -> None:
     assert {row["task"] for row in scores.rows} == {"image->audio", "audio->image"}
 
 
+def test_samples_of_one_picture_are_one_item(tmp_path: Path) -> None:
+    """Pairs of a picture and a caption, where each picture comes with two captions: every figure of pictures, captions
+    and what is written counts pictures as what was drawn; samples with pictures of their own are as before."""
+    words = ("a", "b", "c", "d")
+    samples = {f"k{n}": {"image": n // 2, "txt": word} for n, word in enumerate(words)}
+    spec = shard(tmp_path / "pairs" / "0.tar", samples)
+    vectors = {("image", f"k{n}"): axis(n // 2) for n in range(4)}
+    texts = {word: axis(n // 2) for n, word in enumerate(words)}
+    model = Planted(vectors, texts, dict.fromkeys(samples, "a"), ("image>text",))
+    rows = evaluate(model, spec, split="pairs", how=QUICK).rows
+    assert {(row["n"], row["clusters"]) for row in rows} == {(4, 2)} and len({row["task"] for row in rows}) == 3
+    alone = shard(tmp_path / "own" / "0.tar", {f"k{n}": {"image": n, "txt": word} for n, word in enumerate(words)})
+    assert {row["clusters"] for row in evaluate(model, alone, split="own", how=QUICK).rows} == {4}
+
+
 def test_planted_writing(tmp_path: Path) -> None:
     """Exact match and error rates over the samples that have a text; one bit per byte of those."""
     spec = shard(

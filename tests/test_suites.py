@@ -295,9 +295,38 @@ def test_silence_is_a_reference(tmp_path: Path) -> None:
     scores = asked(model, tmp_path, Transcribe(data=data))
     assert value(scores, "audio>text", "wer") == pytest.approx(2 / 2)
     assert value(scores, "audio>text", "hallucinated") == 1 and value(scores, "audio>text", "hallucinated", "n") == 1
-    assert {row["normalizer"] for row in scores.rows} == {"letters"}
+    assert {row["normalizer"] for row in scores.rows if row["metric"] != "truncated"} == {"letters"}
     with pytest.raises(UserError, match="'1-2-1' has no words; write them or take it away"):
         asked(model, tmp_path, Transcribe(data=data), Retrieve(data=data, pair=("audio", "text"), name="r"))
+
+
+class Cut(str):
+    """A text that was cut at the limit, as what a model writes says it."""
+
+    finish = "length"
+
+
+def test_what_was_cut_is_a_score_and_a_line(tmp_path: Path) -> None:
+    """One of two captions stopped at the limit of tokens; where nothing is chosen the limit is twice the longest
+    reference, and not one number for every task."""
+    coco(tmp_path)
+    data = Coco(annotations="annotations/captions_val2017.json", media="val2017")
+    limits = []
+
+    class Writes(Planted):
+        def write(self, task: str, batch: Any, max_tokens: int) -> tuple[list[int], list[str]]:
+            limits.append(max_tokens)
+            return super().write(task, batch, max_tokens)
+
+    written = {"p": "two", "q": Cut("three three three")}
+    model = Writes({("image", "p"): axis(0), ("image", "q"): axis(1)}, PLACES, written, ("image>text",))
+    scores = asked(model, tmp_path, Caption(data=data))
+    assert value(scores, "image>text", "truncated") == 0.5
+    assert any("image>text: 1 of 2 texts were cut after 32 tokens" in line for line in scores.details["left_out"])
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    file.write_text(file.read_text().replace("five", "word " * 12))
+    asked(model, tmp_path, Caption(data=data))
+    assert limits == [32, 2 * len("word " * 12) - 2]  # tokens of this model are bytes
 
 
 def test_half_of_a_surrogate_pair_is_no_loss(tmp_path: Path) -> None:

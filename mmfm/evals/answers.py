@@ -39,7 +39,9 @@ from mmfm.evals.suite import (
     Transcribe,
     keys_of,
 )
+from mmfm.evals.told import told_of_texts
 from mmfm.evals.transcripts import transcription_figures
+from mmfm.evals.writing import cut_off
 from mmfm.evals.zeroshot import NONE, class_vectors, classify
 
 
@@ -201,7 +203,8 @@ def answer_caption(task: Caption, context: Context) -> Answer:
 
     def result() -> Result:
         references, told = [items[one.row].captions for one in written], [one.text for one in written]
-        return Result(caption_figures(name, references, told, names), shown(name, seen, context))
+        figures = [*caption_figures(name, references, told, names), *cut_off(seen.split, name)]
+        return Result(figures, shown(name, seen, context))
 
     return Answer(seen=(seen,), result=result)
 
@@ -213,6 +216,7 @@ def answer_transcribe(task: Transcribe, context: Context) -> Answer:
     def result() -> Result:
         said, heard = [items[one.row].captions[0] for one in written], [one.text for one in written]
         figures = transcription_figures(name, said, heard, rule_of(task, context.root), task.spelling, names)
+        figures += cut_off(seen.split, name)
         return Result(figures, {"spelling": task.spelling, **shown(name, seen, context)})
 
     return Answer(seen=(seen,), result=result)
@@ -295,7 +299,8 @@ def left_out(seen: Sequence[Seen]) -> list[str]:
 
 
 def lines_of(seen: Seen) -> list[str]:
-    split, total, lines = seen.split, len(seen.split), []
+    split, total = seen.split, len(seen.split)
+    lines = [*told_of_texts(split)]
     if total < len(seen.opened):
         lines.append(f"{total} of {len(seen.opened)} samples were read, evenly spread (the limit)")
     if split.bad:

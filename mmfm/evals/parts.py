@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmfm.data.index import MODALITY
 from mmfm.data.sample import Sample
 
 MARK_BYTES = 8
@@ -41,6 +42,7 @@ class Known(NamedTuple):
     held: tuple[str, ...] = ()  # the modalities of its files
     plain: bool = False  # its text is none that a source of the run would find
     several: tuple[str, ...] = ()  # modalities that it holds several items of
+    media: str = ""  # equal where all pictures and sounds of the sample are; "": it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,21 @@ def mark_of(sample: Sample) -> str:
         digest.update(f"/{name}/{len(data)}/".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def media_of(sample: Sample) -> str:
+    """A digest of the sample's pictures and sounds, by which samples of one image with a caption each are told."""
+    media = sorted((name, data) for name, data in sample.parts.items() if kind_of(name) in ("image", "audio"))
+    digest = hashlib.blake2b(digest_size=MARK_BYTES)
+    for name, data in media:
+        digest.update(f"/{name}/{len(data)}/".encode("utf-8", "surrogateescape"))
+        digest.update(data)
+    return digest.hexdigest() if media else ""
+
+
+def kind_of(name: str) -> str | None:
+    """The modality of a part, by the end of its name."""
+    return MODALITY.get(name.rpartition(".")[2].lower())
 
 
 def pack(part: Part) -> dict[str, Any]:
@@ -91,6 +108,8 @@ def unpack(tree: dict[str, Any]) -> Part:
     )
 
 
-def _known(key: str, text: str | None, labels: list, mark: str, held: list, plain: bool, several: list) -> Known:
+def _known(
+    key: str, text: str | None, labels: list, mark: str, held: list, plain: bool, several: list, media: str
+) -> Known:
     cls, label = labels
-    return Known(key, text, (cls, label), mark, (*held,), plain, (*several,))
+    return Known(key, text, (cls, label), mark, (*held,), plain, (*several,), media)

@@ -113,6 +113,7 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
             rows=split.vectors[name].rows,
             asks=split.vectors[name].rows < len(split),
             names=split.names(split.vectors[name].rows),
+            of=split.clusters(split.vectors[name].rows),
         )
         for name in ("image", "audio")
         if name in split.vectors
@@ -121,7 +122,9 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
         places = np.arange(len(captions))
         asks = np.array([caption in own for caption in captions])
         x = encode_texts(model, list(captions), processes)
-        sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks, names=tuple(captions)))
+        first = {text: row for row, text in reversed(list(enumerate(split.texts))) if text is not None}
+        of = split.clusters([first[caption] for caption in captions])  # captions of one picture are of one item
+        sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks, names=tuple(captions), of=of))
     return sides
 
 

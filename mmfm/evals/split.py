@@ -32,7 +32,7 @@ from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.splits import asked_and_more
 from mmfm.distributed import Alone, Ranks
-from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
+from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, media_of, pack, unpack
 from mmfm.evals.reading import Reader, held_by
 from mmfm.evals.share import shared
 from mmfm.grammar import Task, parse
@@ -109,6 +109,7 @@ class Split:
     several: Mapping[str, int] = field(default_factory=dict)  # samples that hold several items of a modality
     most_written: int = 0  # tokens after which writing stopped
     reader: Reader | None = None
+    media: tuple[str, ...] = ()  # of each sample: a digest of its pictures and sounds, "" where it has none
     digest: str = ""  # equal where the same samples were read, byte for byte, in the same order
 
     def __len__(self) -> int:
@@ -133,6 +134,12 @@ class Split:
             return self.reader.read(sample)[0]
         except BadSample:
             return Example(key=sample.key)
+
+    def clusters(self, rows: Sequence[int] | Int[np.ndarray, " n"]) -> tuple[str, ...]:
+        """What each of these samples is of, where several are of one picture or sound; () where none are."""
+        named = zip(self.names(rows), (self.media[row] if self.media else "" for row in rows), strict=True)
+        found = tuple(media or name for name, media in named)
+        return found if len(set(found)) < len(found) else ()
 
     def counts(self) -> dict[str, int]:
         rows = {name: self.vectors[name].rows if name in self.vectors else np.empty(0, int) for name in MODALITIES[:2]}
@@ -394,7 +401,7 @@ def _known(sample: Sample, example: Example, plain: bool, several: tuple[str, ..
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
     labels = (None if mark is None else int(mark), label_of(sample))
     held = tuple(sorted(modalities(sample.parts)))
-    return Known(example.key, example.text, labels, mark_of(sample), held, plain, several)
+    return Known(example.key, example.text, labels, mark_of(sample), held, plain, several, media_of(sample))
 
 
 def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
@@ -476,6 +483,7 @@ def _joined(
         bad={start + row: code for start, part in both for row, code in part.bad.items()},
         own=own,
         held=tuple(one.held for one in known),
+        media=tuple(one.media for one in known),
         plain=sum(one.plain for one in known[:own]),
         several=Counter(name for one in known[:own] for name in one.several),
         digest=hashlib.blake2b(json.dumps([own, *(one.mark for one in known)]).encode(), digest_size=16).hexdigest(),

@@ -5,6 +5,7 @@ all reference words or characters. Bits per byte are of the text as it is, with 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,24 +35,30 @@ def correct(split: Split, items: Sequence[Written]) -> np.ndarray:
     return np.array([normalised(item.text) == normalised(reference(split, item)) for item in items], bool)
 
 
+def named(split: Split, task: str, items: Sequence[Written]) -> dict[str, Any]:
+    """Of which samples a figure of these texts is."""
+    rows = [item.row for item in items]
+    return {"task": task, "n": len(rows), "items": split.names(rows), "clusters": split.clusters(rows)}
+
+
 def exact_match(split: Split, task: str) -> list[Figure]:
     items = split.written.get(task, [])
     if not items:
         return []
-    right, names = mean(correct(split, items).astype(float)), split.names([item.row for item in items])
-    return [Figure(task=task, metric="exact", statistic=right, n=len(items), chance=0.0, items=names)]
+    right = mean(correct(split, items).astype(float))
+    return [Figure(metric="exact", statistic=right, chance=0.0, **named(split, task, items))]
 
 
 def error_rates(split: Split, task: str) -> list[Figure]:
     """WER and CER, where the references have a word at all."""
     items = split.written.get(task, [])
-    names, figures = split.names([item.row for item in items]), []
+    figures = []
     for metric, cut in ERROR_RATES.items():
         edits, lengths = error_rate([reference(split, item) for item in items], [item.text for item in items], cut)
         if lengths.sum() > 0:
             rate = ratio(edits, lengths)
-            told = {"n": len(items), "chance": 1.0, "items": names, "normalizer": "plain"}
-            figures.append(Figure(task=task, metric=metric, statistic=rate, **told))
+            told = {"chance": 1.0, "normalizer": "plain", **named(split, task, items)}
+            figures.append(Figure(metric=metric, statistic=rate, **told))
     return figures
 
 
@@ -64,7 +71,7 @@ def likelihood(split: Split, task: str) -> list[Figure]:
     statistic = bits_per_byte(nats[rows], [split.texts[row] or "" for row in rows])
     lost = int(np.isinf(nats[rows]).sum())
     why = f"{lost} of {len(rows)} surprises are not finite" if lost else ""
-    told = {"n": len(rows), "chance": 8.0, "items": split.names(rows), "unknown": why}
+    told = {"n": len(rows), "chance": 8.0, "items": split.names(rows), "clusters": split.clusters(rows), "unknown": why}
     return [Figure(task=task, metric="bits_per_byte", statistic=statistic, **told)]
 
 
@@ -73,8 +80,8 @@ def cut_off(split: Split, task: str) -> list[Figure]:
     items = split.written.get(task, [])
     if not items:
         return []
-    share, names = mean(np.array([item.cut for item in items], float)), split.names([item.row for item in items])
-    return [Figure(task=task, metric="truncated", statistic=share, n=len(items), chance=0.0, items=names)]
+    share = mean(np.array([item.cut for item in items], float))
+    return [Figure(metric="truncated", statistic=share, chance=0.0, **named(split, task, items))]
 
 
 def writing_figures(split: Split) -> list[Figure]:

@@ -191,19 +191,16 @@ def classify(
         guesses.append(among[scores.argmax(1)])
     pairs, counts = np.unique(np.stack([truth, np.concatenate(guesses)], 1), axis=0, return_counts=True)
     confusion = np.concatenate([pairs, counts[:, None]], 1).tolist()
-    names = split.names(vectors.rows[chosen])
+    own = vectors.rows[chosen]
+    told = {"items": split.names(own), "clusters": split.clusters(own)}
     why = "; ".join(filter(None, (unknown(modality, vectors.x[chosen]), unknown("classes", head[among]))))
-    figures = _figures(f"{modality}->text", joined(found), truth, len(among), names, why)
+    figures = _figures(f"{modality}->text", joined(found), truth, len(among), {**told, "unknown": why})
     return Classified(figures=figures, confusion=confusion)
 
 
-def _figures(
-    task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, names: tuple[str, ...], why: str
-) -> list[Figure]:
-    told = {"task": task, "n": len(truth), "items": names, "unknown": why}
-
+def _figures(task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, told: dict[str, Any]) -> list[Figure]:
     def figure(metric: str, statistic: Statistic, chance: float) -> Figure:
-        return Figure(metric=metric, statistic=statistic, chance=chance, **told)
+        return Figure(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance, **told)
 
     accuracy = [figure(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
     return [*accuracy, figure("mean_per_class", mean_per_class(hits(found, 1), truth), 1 / classes)]
