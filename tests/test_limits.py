@@ -307,3 +307,22 @@ def test_doctor_finds_them(shard, long_text: str) -> None:
         assert "text_too_long" not in lacks
     else:
         assert lacks["text_too_long"].count == 2 and "text_truncated" not in found
+
+
+def test_exports_read_as_much() -> None:
+    """What transformers, open_clip and other runtimes are told of a text is the limit that the model keeps to."""
+    from mmfm.export.tensors import contract
+    from mmfm.hf.tokens import hf_tokenizer, reading_tokenizer
+
+    run = run_of(5, contrast=PAIRS[:1])
+    model = interface_of(run)
+    theirs = hf_tokenizer(model.tokenizer, model.core.vocabulary)
+    ids = theirs(["hello and more"], truncation=True).input_ids[0]
+    start = model.core.vocabulary.span("text").start
+    assert [index - start for index in ids[1:]] == model.tokenizer.read("hello and more") == [*b"hello"]
+    assert contract(run.model, ["text"], model.tokenizer.longest)["text"]["context"] == 5
+    words = Words(context=8, begin=(1,), end=(2,), pad=0, sha256="")
+    own = replace(model.tokenizer, reader=Reader(BYTES.inner, words, ""))
+    assert own.longest == 7 and replace(own, limits=Limits()).longest == 8 and BYTES.longest == 0
+    found = reading_tokenizer(own.reader, own.longest)(["hello and more"], truncation=True).input_ids[0]
+    assert found == own.read("hello and more")

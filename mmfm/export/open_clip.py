@@ -133,7 +133,7 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
     missing = [name for name in ("image", "text") if name not in model.modalities]
     require(not missing, f"open_clip's models read images and texts; this one has no {' and no '.join(missing)} tower")
     run, pair, words = public(model.run), _pair(model), words_of(model.config)
-    context = min(CONTEXT, longest_text(model.config) or CONTEXT)
+    context = min(CONTEXT, longest_text(model.config) or CONTEXT, model.tokenizer.longest or CONTEXT)
     pad = write_tokenizer(model.tokenizer, words, context, folder)
     biased = any(item.name == pair and item.loss == "sigmoid" for item in model.run.contrast)
     made = OpenClip(run, model.tokenizer.size, pad, biased, context)

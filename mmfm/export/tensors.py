@@ -60,7 +60,7 @@ def write_tensors(model: Interface, to: str, folder: Path, modalities: Sequence[
         }
     if "text" in modalities:
         (folder / "tokenizer.json").write_text(tokenizer_of(model), encoding="utf-8")
-    write_json(folder / "preprocess.json", contract(model.config, modalities))
+    write_json(folder / "preprocess.json", contract(model.config, modalities, model.tokenizer.longest))
     (folder / "README.md").write_text(readme(to, entries), encoding="utf-8")
     return {"tolerance": TOLERANCE, "torch": str(torch.__version__), "files": entries}
 
@@ -123,8 +123,8 @@ def ids_of(model: Interface) -> int:
     return model.tokenizer.size if reader is None else reader.inner.get_vocab_size(with_added_tokens=False)
 
 
-def contract(cfg: config.Model, modalities: Sequence[str]) -> dict[str, Any]:
-    """What must be done to a picture, a sound or a text before it goes in."""
+def contract(cfg: config.Model, modalities: Sequence[str], longest: int = 0) -> dict[str, Any]:
+    """What must be done to a picture, a sound or a text before it goes in. longest: the most ids of a text; 0: any."""
     out: dict[str, Any] = {}
     if "image" in modalities and cfg.image is not None:
         out["image"] = dataclasses.asdict(cfg.image.pixels) | {"values": "uint8, 0 to 255, normalised inside"}
@@ -132,8 +132,9 @@ def contract(cfg: config.Model, modalities: Sequence[str]) -> dict[str, Any]:
         out["audio"] = dataclasses.asdict(cfg.audio.sound) | {"channels": "mono, their mean", "values": "-1 to 1"}
     if "text" in modalities:
         words = words_of(cfg)
-        own = {"begin": [], "end": [], "pad": 0, "lower": False, "context": None}
-        out["text"] = {"tokenizer": "tokenizer.json"} | (own if words is None else dataclasses.asdict(words))
+        own = {"begin": [], "end": [], "pad": 0, "lower": False, "context": longest or None}
+        theirs = {} if words is None else dataclasses.asdict(words) | {"context": longest or words.context}
+        out["text"] = {"tokenizer": "tokenizer.json"} | (theirs or own)
     return out
 
 

@@ -44,7 +44,7 @@ def fill(model: Interface, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     writing, reader = hf_tokenizer(model.tokenizer, config.vocabulary()), model.tokenizer.reader
-    (writing if reader is None else reading_tokenizer(reader)).save_pretrained(folder)
+    (writing if reader is None else reading_tokenizer(reader, model.tokenizer.longest)).save_pretrained(folder)
     if reader is not None:
         writing.save_pretrained(folder / WRITER)
     _save_processors(model.run, model.modalities, folder)

@@ -19,8 +19,11 @@ NAMES = tuple(f"<|{mark.replace(' ', '-')}|>" for mark in MARKS)
 KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 
 
-def reading_tokenizer(reader: Reader) -> PreTrainedTokenizerFast:
-    """Of a text tower with a tokenizer of its own: the ids that it reads, marks included; truncation cuts alike."""
+def reading_tokenizer(reader: Reader, longest: int = 0) -> PreTrainedTokenizerFast:
+    """Of a text tower with a tokenizer of its own: the ids that it reads, marks included; truncation cuts alike.
+
+    longest: the most ids, marks included (`Tokenizer.longest`); 0: as many as the tower has positions for.
+    """
     tree, words = json.loads(reader.inner.to_str()), reader.words
     tree["post_processor"] = None
     inner = tokenizers.Tokenizer.from_str(json.dumps(tree))
@@ -35,7 +38,7 @@ def reading_tokenizer(reader: Reader) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=inner.id_to_token(words.pad),
-        model_max_length=words.context,
+        model_max_length=longest or words.context,
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         padding_side="right",
@@ -44,7 +47,8 @@ def reading_tokenizer(reader: Reader) -> PreTrainedTokenizerFast:
 
 
 def hf_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
-    """Its ids of a text are `vocabulary.shared` of `tokenizer.encode`, after the begin mark."""
+    """Its ids of a text are `vocabulary.shared` of `tokenizer.encode`, after the begin mark; with truncation=True no
+    more of them than the model reads."""
     tree = json.loads(tokenizer.inner.to_str())
     offset = vocabulary.span("text").start
     require(offset == len(NAMES), "the vocabulary should open with its marks")
@@ -53,8 +57,10 @@ def hf_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary) -> PreTrainedToke
     tree["added_tokens"] = marks + [{**token, "id": token["id"] + offset} for token in tree["added_tokens"]]
     tree["post_processor"] = None
     begin, end, pad = (NAMES[i] for i in (vocabulary.begin("text"), vocabulary.end, vocabulary.pad))
+    longest = {"model_max_length": 1 + tokenizer.limits.read} if tokenizer.limits.read else {}
     found = PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(tree)),
+        **longest,
         bos_token=begin,
         eos_token=end,
         pad_token=pad,

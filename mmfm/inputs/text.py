@@ -107,6 +107,14 @@ class Tokenizer:
         return f"{told} ({WHY[limits.by]}); {limits.remedy}"
 
     @property
+    def longest(self) -> int:
+        """The most ids that the text tower reads of a text, its marks included; 0: any number."""
+        if self.reader is None:
+            return self.limits.read
+        words = self.reader.words
+        return words.context if words.fill else self._room + len(words.begin) + len(words.end)
+
+    @property
     def _room(self) -> int:
         """Tokens that are read of a text; 0: all."""
         rooms = (self.limits.read, 0 if self.reader is None else self.reader.room)
