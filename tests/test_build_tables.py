@@ -151,6 +151,8 @@ def test_linked_folders_are_read_and_nothing_goes_without_a_word(
         *("1 hidden", "1 link to a folder around it", "1 link to nothing"),
     ):
         assert words in said
+    with pytest.raises(UserError, match=r"holds shards already \(1 .tar\), .*; give that folder to a run"):
+        built(tmp_path / "out", tmp_path / "again")
     with pytest.raises(UserError, match=r"holds no file of a known kind .*; it holds 1 .gif \(convert them to PNG"):
         (tmp_path / "gifs").mkdir()
         (tmp_path / "gifs" / "a.gif").write_bytes(b"x")

@@ -138,6 +138,9 @@ def from_folder(root: Path, *, classes: bool = False) -> Rows:
     left = ", ".join(map(_left, sorted(ignored.items())))
     known = f"{str(root)!r} holds no file of a known kind ({', '.join(EXTENSIONS)})"
     require(bool(found), f"{known}; {f'it holds {left}' if left else 'check the path'}")
+    words = f"{str(root)!r} holds shards already ({ignored['.tar']} .tar), which are read as they are"
+    made = ignored[".tar"] and all(set(parts) == {"json"} for parts in found.values())
+    require(not made, f"{words}; give that folder to a run, or the folder of the files themselves")
     for name, parts in found.items():
         _one_of_each(parts, str(root / name))
     names = tuple(sorted({_class_of(name, root) for name in found})) if classes else ()
