@@ -1,5 +1,6 @@
 """Judges read what is there and say nothing where nothing is; figures count what they read; mistakes are one line."""
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -8,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from mmfm.config import UserError
 from mmfm.data.numbers_plan import name
+from mmfm.data.sample import Sample
 from mmfm.encoders import wheels
 from mmfm.evals.judges import digits
 from mmfm.evals.judges.choose import judge
-from mmfm.evals.judges.contract import NAMES, Judge, heard, joined, spelled
+from mmfm.evals.judges.contract import NAMES, Judge, Trained, heard, joined, spelled
 from mmfm.evals.judges.figures import is_number, read_right, same_speaker, word_errors
 from mmfm.evals.judges.whisper import Whisper
 from mmfm.evals.metrics import Bootstrap
@@ -126,6 +129,29 @@ def test_digits_reads_scans_that_it_has_not_seen(reader: Judge) -> None:
     assert share(reader.read(large), wanted) >= 0.95
     strange, names = pairs(0, 1_296, 400)
     assert share(reader.read(strange), names) >= 0.85
+
+
+def as_sample(picture: Tensor) -> Sample:
+    file = io.BytesIO()
+    Image.fromarray(picture[0].numpy()).save(file, "PNG")
+    return Sample("k", {"png": file.getvalue()}, "w")
+
+
+def test_digits_knows_what_it_has_learned_from(reader: Judge) -> None:
+    """Every pair of its own scans is met, and none of those of training or validation."""
+    assert isinstance(reader, Trained)
+    assert all(reader.met(as_sample(picture)) for picture in pairs(1_437, 1_796, 60)[0])
+    assert not any(reader.met(as_sample(picture)) for picture in pairs(0, 1_436, 200)[0])
+    assert not reader.met(Sample("k", {"txt": b"x"}, "w"))
+
+
+def test_how_well_digits_reads_is_told_of_other_scans(reader: Judge) -> None:
+    """Of scans of validation, as it reads pairs of them."""
+    assert isinstance(reader, Trained)
+    tried = reader.held_out()
+    assert tried is not None and tried.of == 200 and "val split" in tried.on
+    pictures, wanted = pairs(1_297, 1_436, 200)
+    assert tried.right / tried.of == pytest.approx(share(reader.read(pictures), wanted), abs=0.05)
 
 
 def test_digits_says_nothing_of_nothing(reader: Judge) -> None:

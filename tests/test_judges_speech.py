@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mmfm.config import UserError
-from mmfm.data.numbers_plan import ACCENTS_TRAIN, TENS, UNITS, VARIANTS_TEST, splits
+from mmfm.data.numbers_plan import ACCENTS_TRAIN, TENS, UNITS, VARIANTS_TEST, VARIANTS_VAL, splits
+from mmfm.data.sample import Sample
 from mmfm.evals.judges import make, speech_train
 from mmfm.evals.judges.choose import judge
+from mmfm.evals.judges.contract import Trained
 from mmfm.evals.judges.speech import CLASSES, OTHER, Recogniser, Speech, padded, read_off
 from mmfm.evals.judges.speech_sounds import Lesson, Said, draw, in_band, in_noise, say, sentences, through_mel
 
@@ -151,6 +153,26 @@ def test_the_folder_of_judges(quick: None, tmp_path: Path, capsys: pytest.Captur
     make.make(folder, force=True, progress=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     assert isinstance(judge("speech", folder), Speech) and [*tmp_path.iterdir()] == [folder]
+
+
+def test_a_judge_says_whom_it_knows(quick: None, tmp_path: Path) -> None:
+    """By the variant of the voice; how well it hears others was measured when it was made, and an older folder does not
+    say it."""
+    make.make(tmp_path / "judges", progress=False)
+    own = judge("speech", tmp_path / "judges")
+    assert isinstance(own, Trained) and not set(VARIANTS_TEST) & set(VARIANTS_VAL)
+    for variant, met in ((VARIANTS_TEST[0], True), (VARIANTS_VAL[0], False)):
+        about = json.dumps({"voice": f"en-029+{variant}"}).encode()
+        assert own.met(Sample("k", {"json": about}, "w")) is met
+    assert not own.met(Sample("k", {}, "w"))
+    tried = own.held_out()
+    assert tried is not None and tried.of == 100 and 0 <= tried.right <= 100
+    about = tmp_path / "judges" / "speech.json"
+    told = json.loads(about.read_text())
+    del told["held_out"]
+    about.write_text(json.dumps(told))
+    older = judge("speech", tmp_path / "judges")
+    assert isinstance(older, Trained) and older.held_out() is None
 
 
 def test_force_replaces_only_judges(quick: None, tmp_path: Path) -> None:

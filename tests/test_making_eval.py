@@ -24,6 +24,7 @@ from mmfm.data.sample import Sample
 from mmfm.distributed import Alone
 from mmfm.evals.examples import SHOWN
 from mmfm.evals.judges import choose
+from mmfm.evals.judges.contract import HeldOut
 from mmfm.evals.making import Asking, Making, Own, Product
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.run import How, evaluate, evaluate_run
@@ -110,6 +111,36 @@ def test_what_is_read_is_compared_with_the_class(model: Interface, tmp_path: Pat
     read = Shade("image").read([torch.from_numpy(np.array(one)) for one in back])
     right = sum(a == b for a, b in zip(read, wanted, strict=True)) / 6
     assert value(scores.rows, "text>image", "shade of image/read decoded") == (pytest.approx(right), 6)
+
+
+class Schooled(Shade):
+    """Has learned from the dark pictures, and reads nine of ten others right."""
+
+    learned_from = "dark pictures"
+
+    def met(self, sample: Sample) -> bool:
+        return sample.parts["png"] == png(0)
+
+    def held_out(self) -> HeldOut:
+        return HeldOut("light pictures", 9, 10)
+
+
+def test_a_judge_is_not_asked_about_what_it_has_learned_from(
+    model: Interface, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the split's own pictures those that it knows are left out, and told; how well it reads others is a figure, and
+    the details say which judge it was."""
+    monkeypatch.setitem(choose.JUDGES, "eye", lambda folder: Schooled("image"))
+    scores = asked(model, split(tmp_path / "val"), judges=("eye",), tasks=("text>image",))
+    for kind in ("read real", "read decoded"):
+        assert value(scores.rows, "text>image", f"shade of image/{kind}")[1] == 2
+    assert value(scores.rows, "text>image", "shade of image/read")[1] == 6
+    assert value(scores.rows, "judge shade of image", "shade of image/held_out") == (pytest.approx(0.9), 10)
+    told = "of 6 of the split's own it has learned from the scans or voices of 4, and is not asked about these"
+    assert f"judge shade of image: {told}" in scores.details["left_out"]
+    tried = {"on": "light pictures", "right": 9, "of": 10}
+    about = {"of": "image", "learned_from": "dark pictures", "held_out": tried}
+    assert scores.details["judges"] == {"shade of image": about}
 
 
 def test_all_tasks_that_draw_or_say_something_are_asked(model: Interface, tmp_path: Path):

@@ -4,7 +4,7 @@ pictures and sounds, and in these once they have been through the codec and back
 Each sample has a seed of its own, its place among those that are read, so that nothing depends on ranks or batches.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from mmfm.batch import Batch
 from mmfm.config import Run, UserError, require
 from mmfm.data.example import collate
 from mmfm.distributed import Ranks
-from mmfm.evals.judges.contract import Judge, compared
+from mmfm.evals.judges.contract import HeldOut, Judge, Trained, compared
 from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.metrics import Figure, mean
 from mmfm.evals.share import shared
@@ -29,6 +29,7 @@ from mmfm.making.things import picture_of, rate_of
 
 MOST = 256  # things of each task, unless said otherwise
 HALF = {"image": "right", "audio": 0.5}  # of what is to be filled in, hidden
+OTHERS = "what its makers trained it on; none of it is of the data sets here"
 KINDS = ("read", "read real", "read decoded")
 
 
@@ -90,6 +91,19 @@ class Making:
     wanted: tuple[str | None, ...] = ()
     names: Mapping[str, frozenset[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """Of each judge: what it reads, what it has learned from, and how well it reads what it has not."""
+        return {
+            name: {
+                "of": judge.of,
+                "learned_from": judge.learned_from if isinstance(judge, Trained) else OTHERS,
+                "held_out": self.held_out[name]._asdict() if name in self.held_out else None,
+            }
+            for name, judge in self.judges.items()
+        }
 
     def right(self, task: str, product: Product) -> bool | None:
         """Whether some judge reads what should be read, or where nothing was given any name; None where there is no
@@ -104,7 +118,7 @@ class Making:
         return self.names.get(target_of(task), frozenset())
 
     def figures(self, split: Split) -> list[Figure]:
-        found = []
+        found = [_of_judge(name, tried) for name, tried in self.held_out.items()]
         for task, products in self.products.items():
             known = [product for product in products if self.wanted[product.row] is not None]
             own = self.own.get(target_of(task), {})
@@ -116,7 +130,8 @@ class Making:
                     continue
                 found += self._read(split, task, judge, KINDS[0], rows, errors=target_of(task) == "audio")
                 for kind, parts in zip(KINDS[1:], ("real", "decoded"), strict=True):
-                    found += self._read(split, task, judge, kind, [(o.row, getattr(o, parts)[judge]) for o in mine])
+                    own_rows = [(o.row, getattr(o, parts)[judge]) for o in mine if judge in getattr(o, parts)]
+                    found += self._read(split, task, judge, kind, own_rows)
         return found
 
     def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Figure:
@@ -135,6 +150,13 @@ class Making:
         heard = [compared(text) for _, text in rows]
         figures = [replace(read_right(task, judge, wanted, heard, names), metric=f"{judge}/{kind}")]
         return figures + ([word_errors(task, judge, wanted, heard, names)] if errors else [])
+
+
+def _of_judge(name: str, tried: HeldOut) -> Figure:
+    """How well a judge reads what it has not learned from; of a hundred names."""
+    right = np.arange(tried.of) < tried.right
+    told = {"task": f"judge {name}", "metric": f"{name}/held_out", "n": tried.of, "chance": 0.01}
+    return Figure(**told, statistic=mean(right.astype(float)))
 
 
 def _free(task: str) -> bool:
@@ -171,7 +193,17 @@ def make_all(
     judges, held = judges_of(asking.judges, {target_of(task) for task in tasks}), _held(split)
     maker = _Maker(model=model, split=split, judges=judges)
     known = {name: frozenset(map(compared, own)) for name, own in names.items()}
-    making = Making(wanted=tuple(text if text and compared(text) else None for text in wanted), names=known)
+    every = {judge.name: judge for some in judges.values() for judge in some}
+    tried = {name: judge.held_out() for name, judge in every.items() if isinstance(judge, Trained)}
+    making = Making(
+        wanted=tuple(text if text and compared(text) else None for text in wanted),
+        names=known,
+        judges=every,
+        held_out={name: one for name, one in tried.items() if one is not None},
+    )
+    for name in (name for name, one in tried.items() if one is None):
+        told = "how well it reads what it has not learned from was not measured"
+        making.left_out.append(f"judge {name}: {told}; make it again with: mmfm data judges FOLDER --force")
 
     def dealt(rows: list[int], work: Callable[[list[int]], list[Any]], unpack: Callable[[Any], Any]) -> list:
         pieces = [rows[part] for part in slices(len(rows), batch)]
@@ -188,6 +220,7 @@ def make_all(
         made = {item.row for task, some in making.products.items() if target_of(task) == name for item in some}
         rows = sorted(row for row in made if name in held[row]) if name in judges else []
         making.own[name] = {item.row: item for item in dealt(rows, maker.own(name), _owns)}
+        making.left_out.extend(_told_met(judges.get(name, []), making.own[name]))
     return making
 
 
@@ -197,6 +230,14 @@ def _told(task: str, made: int, total: int, lacking: str, without: Collection[st
         return [f"{task}: no sample has {lacking}, so nothing was made"]
     lines = [f"{task}: made without {name}, which it does not take" for name in sorted(without)]
     return lines + ([f"{task}: made for {made} of the {total} samples"] if made < total else [])
+
+
+def _told_met(judges: Sequence[Judge], own: Mapping[int, Own]) -> Iterator[str]:
+    """Where a judge reads none of a split's own pictures and sounds, as it knows them."""
+    for judge in judges:
+        if met := sum(judge.name not in item.real for item in own.values()):
+            told = f"of {len(own)} of the split's own it has learned from the scans or voices of {met}"
+            yield f"judge {judge.name}: {told}, and is not asked about these"
 
 
 def _fits(option: str, task: str, run: Run) -> bool:
@@ -262,10 +303,17 @@ class _Maker:
         def judge(rows: list[int]) -> list[Own]:
             things = [self.real(modality, row) for row in rows]
             back = [self.model.decode(modality, self.model.encode(modality, thing)) for thing in things]
-            read = zip(rows, self.read(modality, things), self.read(modality, back), strict=True)
-            return [Own(*each) for each in read]
+            fresh = [self.strangers(modality, row) for row in rows]
+            read = zip(rows, self.read(modality, things), self.read(modality, back), fresh, strict=True)
+            return [Own(row, _only(real, own), _only(again, own)) for row, real, again, own in read]
 
         return judge
+
+    def strangers(self, modality: str, row: int) -> set[str]:
+        """The judges that have not learned from the sample's scans or voice."""
+        sample = self.split.shards[self.split.places[row]]
+        judges = self.judges.get(modality, [])
+        return {judge.name for judge in judges if not (isinstance(judge, Trained) and judge.met(sample))}
 
     def real(self, modality: str, row: int) -> Made:
         """The sample's own, at the codec's size or rate."""
@@ -282,6 +330,10 @@ class _Maker:
         rate_hz = sounds[0].rate_hz if sounds else 0
         texts = {judge.name: judge.read(tensors, rate_hz) for judge in judges}
         return [{name: read[at] for name, read in texts.items()} for at in range(len(things))]
+
+
+def _only(read: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: text for name, text in read.items() if name in names}
 
 
 def _pixels(thing: Made) -> Tensor:

@@ -276,6 +276,13 @@ METRICS: dict[str, Metric] = {
         higher_is_better=None,
         chance=CONSTANT,
     ),
+    "held_out": Metric(
+        label="held out",
+        meaning="how well the judge reads scans or voices that it has not learned from",
+        group=JUDGED,
+        higher_is_better=None,
+        chance="one name of a hundred",
+    ),
     "read decoded": Metric(
         label="read decoded", meaning="in the split's own, decoded of their codes", group=JUDGED, chance=CONSTANT
     ),

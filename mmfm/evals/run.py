@@ -131,6 +131,8 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
         "templates": list(scored.templates),
         "confusion": {f"{name}->text": found.confusion for name, found in scored.classified.items()},
         **shown,
+        **({"judges": about} if (about := scored.making.about()) else {}),
+        "unusable": {scored.split.keys[row]: code for row, code in scored.split.bad.items()},
         "left_out": left_out(scored, model),
     }
     samples = samples_of([scored.split], figures, scored.classes.names, scored.templates)

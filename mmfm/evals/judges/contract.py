@@ -5,7 +5,7 @@ openly: what it hears may be the name of no number, and where it reads nothing i
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmfm.config import require
 from mmfm.data.numbers_plan import TENS, UNITS, name
+from mmfm.data.sample import Sample
 from mmfm.evals.metrics import letters
 from mmfm.inputs.audio import resample
 
@@ -39,6 +40,30 @@ class Judge(Protocol):
         Errors:
             UserError: a thing of another kind, an empty sound, one that is not finite, or no rate.
         """
+        ...
+
+
+class HeldOut(NamedTuple):
+    """How many of so many things, of scans or voices that a judge has not learned from, it reads right."""
+
+    on: str
+    right: int
+    of: int
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """A judge that was trained here, and so knows what it has learned from."""
+
+    @property
+    def learned_from(self) -> str: ...
+
+    def met(self, sample: Sample) -> bool:
+        """Whether it has learned from the scans or the voice of this sample: how it reads these says nothing of it."""
+        ...
+
+    def held_out(self) -> HeldOut | None:
+        """None where that was not measured."""
         ...
 
 

@@ -18,11 +18,14 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from mmfm.data.numbers_plan import name, splits
-from mmfm.evals.judges.contract import seen
+from mmfm.data.sample import Sample, last_part
+from mmfm.evals.judges.contract import HeldOut, seen
+from mmfm.inputs.image import decode_image
 
 SIDE, WHITE = 8, 16.0  # of a scan: px, and its brightest value
 COPIES, DEGREES, STRETCH, SLANT, SHIFT_PX, BLUR, NOISE = 16, 12.0, 0.12, 0.2, 0.4, 0.6, 0.04
 DIRECTIONS, EDGES = 8, 0.7  # of edges, and their weight beside the pixels
+ASKED, SAME = 200, 0.01  # pairs that it is tried on; mean difference of two scans, below which they are one
 FAINT = 0.15  # a half with less contrast shows nothing
 
 Scans = Float[Tensor, "n 8 8"]
@@ -33,16 +36,37 @@ class Digits:
 
     name: str = "digits"
     of: Literal["image", "audio"] = "image"
+    learned_from: str = "the scans of digits that the test splits of `numbers` are drawn from"
 
     def __init__(self) -> None:
         scans, digits = load_digits(return_X_y=True)
         own = next(split.scans for split in splits() if split.name == "test")
         learned = torch.from_numpy(np.asarray(scans)[own.start : own.stop] / WHITE).float().view(-1, SIDE, SIDE)
+        self._learned, self._all = learned, (np.asarray(scans).reshape(-1, SIDE, SIDE), np.asarray(digits))
         generator = torch.Generator().manual_seed(0)
         shown = torch.cat([learned, *(disturbed(learned, generator) for _ in range(COPIES))])
         gamma: Any = 2.0  # scikit-learn's own annotation knows only names
         self._svc = SVC(C=3.0, gamma=gamma)
         self._svc.fit(described(shown), np.tile(np.asarray(digits)[own.start : own.stop], COPIES + 1))
+
+    def met(self, sample: Sample) -> bool:
+        """By the scans themselves, in a picture of their own size or a whole multiple of it."""
+        part = last_part(sample, "image")
+        if part is None:
+            return False
+        sides = halves(seen([decode_image(part[1])])[0])
+        return bool(((sides[:, None] - self._learned).abs().mean((2, 3)).amin(1) < SAME).any())
+
+    def held_out(self) -> HeldOut:
+        """Pairs of the scans that only the val split is drawn from."""
+        scans, digits = self._all
+        own = next(split.scans for split in splits() if split.name == "val")
+        pairs = np.random.Generator(np.random.Philox(0)).integers(own.start, own.stop, (ASKED, 2)).tolist()
+        pixels = np.rint(scans * (255 / WHITE)).astype(np.uint8)
+        things = [torch.from_numpy(np.concatenate([pixels[a], pixels[b]], 1))[None] for a, b in pairs]
+        wanted = [name(int(10 * digits[a] + digits[b])) for a, b in pairs]
+        right = sum(a == b for a, b in zip(self.read(things), wanted, strict=True))
+        return HeldOut("pairs of the scans that only the val split of `numbers` is drawn from", right, len(wanted))
 
     def read(self, things: Sequence[Tensor], rate_hz: int = 0) -> list[str]:
         """The name of the number, tens on the left; "" where a half shows nothing."""

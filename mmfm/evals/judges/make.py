@@ -7,7 +7,7 @@ from mmfm.config import require
 from mmfm.data.folder import complete, prints, whole
 from mmfm.evals.judges.speech_train import train_speech_judge
 
-FORMAT = 1  # raised when the same arguments give other bytes
+FORMAT = 2  # raised when the same arguments give other bytes
 
 
 def make(folder: Path, *, seed: int = 0, force: bool = False, progress: bool = True) -> None:

@@ -5,10 +5,10 @@ is said, so that what it hears need be no number's name. `speech_train` makes it
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.functional import melscale_fbanks
 
 from mmfm.config import UserError, require
-from mmfm.evals.judges.contract import OTHER, RATE_HZ, WORDS, heard, joined
+from mmfm.data.sample import Sample, meta_of
+from mmfm.evals.judges.contract import OTHER, RATE_HZ, WORDS, HeldOut, heard, joined
+from mmfm.inputs import BadSample
 
 CLASSES = ("", *WORDS, OTHER)  # the first is CTC's blank
 BINS, WINDOW, HOP = 64, 400, 160  # mel bands; samples
@@ -93,8 +95,31 @@ class Speech:
     name: str = "speech"
     of: Literal["image", "audio"] = "audio"
 
-    def __init__(self, network: Recogniser) -> None:
-        self.network = network.eval()
+    def __init__(self, network: Recogniser, about: Mapping[str, Any] | None = None) -> None:
+        """about: what its folder says of it."""
+        self.network, self.about = network.eval(), dict(about or {})
+
+    @property
+    def learned_from(self) -> str:
+        return f"{len(self.variants)} variants of voices of espeak-ng, those of the test splits of `numbers`"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        return frozenset(map(str, self.about.get("variants", ())))
+
+    def met(self, sample: Sample) -> bool:
+        """By the variant of the voice, which the .json of the data set tells."""
+        try:
+            voice = meta_of(sample).get("voice")
+        except BadSample:
+            return False
+        return isinstance(voice, str) and voice.rpartition("+")[2] in self.variants
+
+    def held_out(self) -> HeldOut | None:
+        """As it was measured when the folder was made."""
+        found = self.about.get("held_out")
+        known = isinstance(found, dict) and all(isinstance(found.get(key), int) for key in ("right", "of"))
+        return HeldOut(str(found.get("on", "")), found["right"], found["of"]) if found and known else None
 
     def read(self, things: Sequence[Tensor], rate_hz: int = 0) -> list[str]:
         """Number words, "?" for a stretch of anything else, "" for silence. A sound is read alike in any company."""
@@ -117,11 +142,12 @@ def load(folder: Path) -> Speech:
     require(weights.is_file() and about.is_file(), f"{folder} holds no recogniser of speech; {remedy}")
     network, again = Recogniser(), f"{remedy} --force"
     try:
-        classes, found = json.loads(about.read_text("utf-8"))["classes"], load_file(weights)
+        told, found = json.loads(about.read_text("utf-8")), load_file(weights)
+        classes = told["classes"]
     except (SafetensorError, ValueError, LookupError, TypeError) as why:
         raise UserError(f"the recogniser in {folder} is damaged ({type(why).__name__}); {again}") from why
     own = {name: value.shape for name, value in network.state_dict().items()}
     same = tuple(classes) == CLASSES and own == {name: value.shape for name, value in found.items()}
     require(same, f"the recogniser in {folder} is another than the one that is read here; {again}")
     network.load_state_dict(found)
-    return Speech(network)
+    return Speech(network, told)

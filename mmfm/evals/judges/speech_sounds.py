@@ -72,12 +72,14 @@ def sentences(lesson: Lesson, random: Random) -> list[tuple[str, ...]]:
     return random.sample(made, len(made))
 
 
-def say(rows: Sequence[tuple[str, ...]], random: Random) -> list[Float[Tensor, " _"]]:
-    """Each by a random voice of the test split's variants in an accent of training, at a random rate and pitch."""
+def say(
+    rows: Sequence[tuple[str, ...]], random: Random, variants: Sequence[str] = VARIANTS_TEST
+) -> list[Float[Tensor, " _"]]:
+    """Each by a random voice of these variants in an accent of training, at a random rate and pitch."""
     spoken = [
         Utterance(
             text=" ".join(row),
-            voice=f"{random.choice(ACCENTS_TRAIN)}+{random.choice(VARIANTS_TEST)}",
+            voice=f"{random.choice(ACCENTS_TRAIN)}+{random.choice(variants)}",
             rate_wpm=random.randint(*RATES_WPM),
             pitch=random.randint(*PITCHES),
         )

@@ -14,7 +14,7 @@ CLAUSES = (
     ("image->text", "acc@1", "{} of the images named right"),
     ("audio->text", "acc@1", "{} of the sounds named right"),
     ("image>text", "exact", "{} of the images' texts written exactly"),
-    ("audio>text", "wer", "{} of the spoken words written wrong"),
+    ("audio>text", "wer", "{} of the words of the sounds' texts written wrong"),
     ("image->audio", "R@1", "the right sound ranked first for {} of the images"),
     ("text>image", "digits/read", "{} of its drawings read right by a judge"),
     ("text>audio", "speech/read", "{} of what it says understood by one"),
