@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mmfm import bundle
@@ -15,7 +16,8 @@ from mmfm.checkpoint import MODEL, folder_of, load_tensors, newest_whole, steps_
 from mmfm.config import MODALITIES, AudioCodec, ImageCodec, KnownCodec, Model, Run, Tower, UserError, require
 from mmfm.encoders import Resolved
 from mmfm.inputs.text import Tokenizer, load_tokenizer, parse_reader
-from mmfm.model import UnifiedModel
+from mmfm.model import UnifiedModel, build
+from mmfm.optim import learning
 from mmfm.strict import from_json
 from mmfm.towers.imported import ImportedTower
 
@@ -97,6 +99,14 @@ def begin(model: UnifiedModel, prepared: Prepared) -> None:
     for name, weights in prepared.codecs.items():
         model.codecs[name].load_state_dict(weights, strict=True)
     bundle.start(model, prepared.run.model)
+
+
+def parameters_of(run: Run) -> tuple[str, ...]:
+    """Which parameters would learn how fast, in lines for people. The model is built without its numbers."""
+    prepared = prepare(run)
+    with torch.device("meta"):
+        model = build(prepared.run.model, prepared.tokenizer.size, run.contrast, run.data.augment)
+    return learning(model, prepared.run).lines
 
 
 def check_augment(run: Run) -> None:

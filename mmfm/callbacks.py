@@ -4,13 +4,14 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 from mmfm.checkpoint import folder_of
@@ -24,7 +25,7 @@ from mmfm.interface import Interface
 from mmfm.module import FolderCheckpoints, JointModule, StreamData
 from mmfm.process import Signals
 
-LOG_EVERY_STEPS, PRINT_EVERY_STEPS = 10, 100
+LOG_EVERY_STEPS, PRINT_EVERY_STEPS, PRINT_EVERY_S = 10, 100, 30.0
 METRICS = "metrics.jsonl"
 console = Console(stderr=True)
 
@@ -52,7 +53,9 @@ class Journal(AfterStep):
         self.since_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.began = self.since = time.monotonic()
+        """The seconds of a run that goes on are those since its first start that it was trained."""
+        self.since = time.monotonic()
+        self.began = self.since - seconds_so_far(self.run)
         self.since_step = trainer.global_step
 
     def on_train_batch_start(
@@ -81,15 +84,34 @@ class Journal(AfterStep):
         record(trainer, self.run, {"step": step, "seconds": round(now - self.began, 3), **self.line})
 
 
+def seconds_so_far(run: Run) -> float:
+    """Of training, by the journal; 0 where there is none yet."""
+    path = run.folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+
+
+def finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line without values that are not finite, for which JSON has no word; `not_finite` names those."""
+    odd = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+    clean = {key: value for key, value in line.items() if key not in odd}
+    return clean | {"not_finite": odd} if odd else clean
+
+
 def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
-    """One line of metrics.jsonl. Values that are not finite are left out of it: JSON has no word for them."""
+    """One line of metrics.jsonl: strict JSON. Where it cannot be written that is said, and training goes on."""
     if not trainer.is_global_zero:
         return
-    clean = {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
-    with (run.folder / METRICS).open("a") as file:
-        file.write(json.dumps(clean, allow_nan=False) + "\n")
+    clean = finite(line)
+    try:
+        with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean, allow_nan=False) + "\n")
+    except OSError as why:
+        told = f"step {line['step']} is not in {METRICS} ({why.strerror or why}); make room; training goes on"
+        console.print(f"[bold red]{told}[/]", soft_wrap=True)
     if trainer.logger is not None:
-        trainer.logger.log_metrics({key: value for key, value in clean.items() if key != "step"}, step=line["step"])
+        numbers = {key: value for key, value in clean.items() if key not in ("step", "not_finite")}
+        trainer.logger.log_metrics(numbers, step=line["step"])
 
 
 class Agree(AfterStep):
@@ -228,28 +250,59 @@ class Saves(AfterStep):
             exception.saved = step if self.files.failure is None else None
 
 
-class Bar(AfterStep):
-    """One line: steps, steps/s, samples/s, the losses by name, time left; plain lines where there is no terminal."""
+class _Lines(Progress):
+    """The bar, and below it, as wide as the terminal, what would not fit beside it."""
 
-    def __init__(self, run: Run, journal: Journal) -> None:
-        self.run, self.journal = run, journal
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(task.fields["losses"]) for task in self.tasks if task.fields["losses"])
+
+
+class Bar(AfterStep):
+    """Steps, time left, speed and losses by name. Where there is no terminal: plain lines, the first after one step,
+    then every PRINT_EVERY_STEPS steps and at least every PRINT_EVERY_S seconds."""
+
+    def __init__(self, run: Run, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.journal, self.clock = run, journal, clock
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        losses = TextColumn("{task.fields[losses]}")
-        self.progress = Progress(*columns, TimeRemainingColumn(), losses, console=console, transient=True)
+        self.progress = _Lines(*columns, TimeRemainingColumn(), console=console, transient=True)
         self.task = self.progress.add_task(run.name, total=run.optim.steps, losses="")
+        self.began = self.said_at = clock()
+        self.first = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, JointModule)
+        self.first, self.began = trainer.global_step, self.clock()
         self.progress.reset(self.task, completed=trainer.global_step)
+        if trainer.is_global_zero:
+            for line in self._opening(pl_module):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
         if console.is_terminal and trainer.is_global_zero:
             self.progress.start()
 
+    def _opening(self, module: JointModule) -> Iterator[str]:
+        steps, batch = self.run.optim.steps, self.run.data.batch
+        where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {batch} samples"
+        yield f"training {self.run.name}: {where}, into {self.run.folder}"
+        if self.run.optim.rates:
+            yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)
+
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
-        step, text = trainer.global_step, describe(self.journal.line)
-        self.progress.update(self.task, completed=step, losses=text)
-        if step % PRINT_EVERY_STEPS == 0 and not console.is_terminal and trainer.is_global_zero:
-            left = self.progress.tasks[0].time_remaining
-            left_text = "" if left is None else f"  {left:.0f} s left"
-            console.print(f"step {step}/{self.run.optim.steps}  {text}{left_text}", soft_wrap=True, highlight=False)
+        step, now = trainer.global_step, self.clock()
+        self.progress.update(self.task, completed=step, losses=describe(self.journal.line))
+        due = step % PRINT_EVERY_STEPS == 0 or now - self.said_at >= PRINT_EVERY_S
+        ends = step in (self.first + 1, self.run.optim.steps)
+        if (due or ends) and not console.is_terminal and trainer.is_global_zero:
+            self.said_at = now
+            console.print(self._line(step, now), soft_wrap=True, highlight=False, markup=False)
+
+    def _line(self, step: int, now: float) -> str:
+        """Such as "step 100/1200  2.51 steps/s  image-text 1.234  438 s left"; of the first step what it took."""
+        if step == self.first + 1 < self.run.optim.steps:
+            return f"step {step}/{self.run.optim.steps}  the first took {now - self.began:.1f} s"
+        left = (now - self.began) / (step - self.first) * (self.run.optim.steps - step)
+        said = f"step {step}/{self.run.optim.steps}  {describe(self.journal.line)}".rstrip()
+        return f"{said}  {left:.0f} s left" if left else said
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.progress.live.is_started:  # else rich would print an empty line

@@ -336,5 +336,14 @@ def show(run: Run, found: list[Found]) -> None:
         f"{run.optim.steps:,} steps of {batch} samples: {run.optim.steps * batch / samples:.1f} times the {samples:,}"
     )
     console = Console(highlight=False)
-    for part in (sources, "", goals, "", drawn, f"writes to {run.folder}"):
+    for part in (sources, "", goals, "", drawn, *parameters(run), f"writes to {run.folder}"):
         console.print(part)
+
+
+def parameters(run: Run) -> tuple[str, ...]:
+    """What learns and what is locked. Torch is imported only where the run's rates say that not all learn alike."""
+    if not run.optim.rates:
+        return (f"every parameter that an objective asks for learns at optim.lr={run.optim.lr:g}",)
+    from mmfm.adapt import parameters_of
+
+    return parameters_of(run)

@@ -22,7 +22,7 @@ from mmfm.distributed import joined_if_many
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel
 from mmfm.objectives import Objectives
-from mmfm.optim import adamw, factors, warm_cosine
+from mmfm.optim import adamw, hold_text, learning, warm_cosine
 
 PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
@@ -33,21 +33,15 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def unasked(model: UnifiedModel, run: Run) -> list[str]:
-    """Parameters that no objective trains: codecs that are not reconstructed, and all else where only they are."""
-    learned = tuple(f"codecs.{item.modality}." for item in run.reconstruct)
-    alone = not run.contrast and not run.write
-    names = [name for name, _ in model.named_parameters()]
-    return [name for name in names if not name.startswith(learned) and (alone or name.startswith("codecs."))]
-
-
 class JointModule(L.LightningModule):
     def __init__(self, run: Run, model: UnifiedModel) -> None:
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
-        found = factors(model, run.optim.rates) | dict.fromkeys(unasked(model, run), 0.0)
-        model.lock([name for name, factor in found.items() if factor == 0])
-        self.factors = {f"model.{name}": factor for name, factor in found.items()}
+        self.learning = learning(model, run)
+        for name in self.learning.held:
+            hold_text(model.get_parameter(name), model.vocabulary)
+        model.lock([name for name, factor in self.learning.factor.items() if factor == 0])
+        self.factors = {f"model.{name}": factor for name, factor in self.learning.factor.items()}
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
@@ -65,7 +59,7 @@ class JointModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optim = self.run.optim
-        optimizer = adamw(self.objectives, optim, self.factors)
+        optimizer = adamw(self.objectives, optim, self.factors, [f"model.{name}" for name in self.learning.held])
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: warm_cosine(step, warmup=optim.warmup_steps, total=optim.steps, floor=optim.lr_floor),

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,18 @@ from PIL import Image
 from tokenizers import processors
 from torch import Tensor, nn
 from toy_encoders import BLOCKS, LAYERED, PICTURE, WORDS, hf_folder, moved, open_clip_folder, timm_folder, wordpieces
-from toys import toy_config
+from toys import toy_batch, toy_config
 
 import mmfm
 from mmfm import bundle, importing
 from mmfm.__main__ import main
-from mmfm.adapt import begin, prepare
+from mmfm.adapt import begin, parameters_of, prepare
 from mmfm.bundle.encoder import BundledEncoder
-from mmfm.config import Conformer, Contrast, Model, Run, TextTower, Tower, Trunk, UserError, Vit, Write
+from mmfm.config import Conformer, Contrast, Model, Optim, Rate, Run, TextTower, Tower, Trunk, UserError, Vit, Write
 from mmfm.inputs.text import load_tokenizer
 from mmfm.interface import Interface
 from mmfm.model import build
+from mmfm.module import JointModule
 from mmfm.trunk import Segment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*SwigPy.*:DeprecationWarning")
@@ -248,6 +250,44 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
         mmfm.from_pretrained(tmp_path / "out")
     with pytest.raises(UserError, match=r"Model.tokenizer='bytes' is not the one that .*; set it to .*tokenizer.json"):
         bundle.start(core, toy_config(trunk=trunk))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_that_is_locked_stays_what_it_was(tied, tmp_path):
+    """`trunk.*` at rate 0 names its tables too: after steps with decay its text rows are the language model's, and the
+    new rows of marks, the connectors and heads have moved. What is locked is told, with its count."""
+    language(tmp_path / "lm", tied)
+    importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+    model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
+    rates = (Rate(of="trunk.*", lr=0.0), Rate(of="towers.*", lr=0.5))
+    optim = Optim(steps=9, lr=1e-2, warmup_steps=1, weight_decay=0.5, rates=rates)
+    run = Run(name="x", model=model, contrast=(Contrast(pair=("image", "text")),), optim=optim)
+    run = replace(run, write=(Write(task="image>text"),))
+    tokenizer = load_tokenizer(model.tokenizer)
+    core = build(model, tokenizer.size, run.contrast)
+    bundle.start(core, model)
+    before = {name: value.clone() for name, value in core.named_parameters()}
+    module = JointModule(run, core).train()
+    optimizer = module.configure_optimizers()["optimizer"]
+    for _ in range(3):
+        sum(module.objectives(toy_batch()).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    span, tables = core.vocabulary.span("text"), ["embedding.weight"] + ["output.weight"] * (not tied)
+    moved = {name for name, value in core.named_parameters() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("trunk.") for name in moved) and "connectors.image.weight" in moved
+    for name in tables:
+        now = core.get_parameter(name)
+        assert torch.equal(now[span.start : span.stop], before[name][span.start : span.stop]), name
+        assert not torch.equal(now[: span.start], before[name][: span.start]), name
+    lines = parameters_of(run)
+    count = sum(value.numel() for name, value in before.items() if name in tables or name.startswith("trunk."))
+    assert lines[0].startswith(f"trunk.*: {count:,} parameters locked (embedding, ")
+    assert lines[1].startswith("towers.*: ") and "at 0.5 x the rate (towers)" in lines[1]
+    assert lines[2].startswith("all else: ") and "at 1 x the rate (biases, connectors, heads" in lines[2]
+    assert lines[3].startswith("of embedding.weight the rows of text are locked")
+    whole = replace(run, optim=replace(optim, rates=(*rates, Rate(of="embedding.*", lr=1.0))))
+    assert JointModule(whole, build(model, tokenizer.size, run.contrast)).learning.factor["embedding.weight"] == 1
 
 
 @pytest.mark.parametrize("make", [vit, bert])

@@ -1,7 +1,11 @@
 """Whole runs at toy size: they learn, resume to the bit, stop when asked, and never lose what was trained."""
 
+import io
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from toys import toy_config
 
 import mmfm
-from mmfm import checkpoint, process, train
+from mmfm import callbacks, checkpoint, process, train
 from mmfm.__main__ import main
-from mmfm.config import Augment, Contrast, Data, Eval, Optim, Run, Source, UserError, Write
+from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, UserError, Write
 from mmfm.strict import from_json
 
 NAMES = ("zero", "one", "two", "three")
@@ -157,6 +162,43 @@ def test_a_resume_on_other_data_is_refused(run, shards, tmp_path):
     (tmp_path / "image.tar").write_bytes((shards / "audio.tar").read_bytes())
     with pytest.raises(UserError, match=r"has no image, which its source provides|are not those it was trained on"):
         train.train(run, resume=True)
+
+
+def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, capsys):
+    """What begins, the first step and the last are lines of whole width; a resumed run says so, and its journal's
+    seconds never fall."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(ticks)))
+    half = replace(run, optim=replace(run.optim, rates=(Rate(of="trunk.*", lr=0.5),)))
+    train.train(half)
+    said = capsys.readouterr().err
+    assert "training toy: 20 steps of 16 samples, into " in said and "step 1/20  the first took " in said
+    assert "training toy: trunk.*: " in said and "parameters at 0.5 x the rate (trunk)" in said
+    assert re.search(r"step 20/20  .*image-text \d.*>text \d", said)
+    shutil.rmtree(run.folder / "checkpoints/step-00000020")
+    train.train(half, resume=True)
+    assert "training toy: resumed from step 10 of 20" in capsys.readouterr().err
+    seconds = [line["seconds"] for line in lines(half) if "seconds" in line]
+    assert len(seconds) == 2 and seconds[1] > seconds[0] > 0
+
+
+def test_a_line_of_the_journal_is_strict_whatever_the_numbers():
+    """What is not finite is named and left out; what is finite stays."""
+    odd = {"step": 7, "loss": math.nan, "lr": 1e-3, "grad_norm": math.inf}
+    assert callbacks.finite(odd) == {"step": 7, "lr": 1e-3, "not_finite": ["loss", "grad_norm"]}
+    assert callbacks.finite({"step": 7, "loss": 1.0}) == {"step": 7, "loss": 1.0}
+
+
+def test_no_loss_is_cut_at_80_columns(run, monkeypatch):
+    """The bar has a line of its own; all losses stand below it, on as many lines as they need."""
+    screen = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(callbacks, "console", screen)
+    bar = callbacks.Bar(run, callbacks.Journal(run))
+    losses = "  ".join(f"loss-{i} 1.234" for i in range(9))
+    bar.progress.update(bar.task, completed=3, losses=losses)
+    screen.print(bar.progress.get_renderable())
+    shown = screen.export_text()
+    assert shown.split()[-18:] == losses.split() and "3/20" in shown
 
 
 def test_gradients_that_are_not_finite_change_nothing_and_then_stop(run, monkeypatch):

@@ -6,6 +6,7 @@ All lives are lived once, by `doomed`, in real processes: what is killed here is
 import errno
 import json
 import os
+import re
 import signal
 import tempfile
 from dataclasses import replace
@@ -75,7 +76,8 @@ def status(lived: tuple[Path, list[int]], name: str) -> list[int]:
 
 def words(lived: tuple[Path, list[int]], name: str) -> str:
     lives = ALONE if len(lived[1]) == len(ALONE) else TOGETHER
-    return "".join(doomed.said(lived[0], i) for i, life in enumerate(lives) if life.name == name)
+    said = "".join(doomed.said(lived[0], i) for i, life in enumerate(lives) if life.name == name)
+    return re.sub(r"^(training |step \d).*\n", "", said, flags=re.MULTILINE)  # how far it is
 
 
 def metrics(folder: Path, name: str) -> list[dict]:

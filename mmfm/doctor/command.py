@@ -1,5 +1,6 @@
 """`mmfm doctor`: an examination to the terminal and to files."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def doctor(run: Run, *, config: str, html: str, json: str, samples: int, quick: 
     torch.set_num_threads(min(run.threads, cores()))
     told = Console(stderr=True)
     with told.status("") if told.is_terminal else nullcontext() as status:
-        watch = (lambda _: None) if status is None else (lambda what: status.update(f"looking at {what}"))
+        watch = _plain(told) if status is None else (lambda what: status.update(f"looking at {what}"))
         found = examine(run, config, Extent(samples=samples, quick=quick, fetch=fetch), watch)
     if json == "-":
         print(to_json(found), end="")
@@ -33,6 +34,11 @@ def doctor(run: Run, *, config: str, html: str, json: str, samples: int, quick: 
         if file:
             _write(option, Path(file), render(found) if option == "--html" else to_json(found))
     return found.status
+
+
+def _plain(console: Console) -> Callable[[str], None]:
+    """Without a terminal each thing that is looked at is a line of its own."""
+    return lambda what: console.print(f"looking at {what}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _check_place(option: str, file: str) -> None:
