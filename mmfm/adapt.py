@@ -89,8 +89,9 @@ def adopt(run: Run, before: Run) -> Run:
     return replace(run, model=replace(run.model, **made))
 
 
-def begin(model: UnifiedModel, prepared: Prepared) -> None:
-    """Weights where there are some to begin with: those of sources and of bundles."""
+def begin(model: UnifiedModel, prepared: Prepared) -> tuple[str, ...]:
+    """Weights where there are some to begin with: those of sources and of bundles, and last, and so over these, those
+    of `run.start`; gives what is to be said of it."""
     for name, found in prepared.towers.items():
         tower = model.towers[name]
         assert isinstance(tower, ImportedTower)
@@ -99,6 +100,7 @@ def begin(model: UnifiedModel, prepared: Prepared) -> None:
     for name, weights in prepared.codecs.items():
         model.codecs[name].load_state_dict(weights, strict=True)
     bundle.start(model, prepared.run.model)
+    return bundle.start_whole(model, prepared.run, prepared.tokenizer) if prepared.run.start else ()
 
 
 def parameters_of(run: Run) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from mmfm.distributed import joined_if_many
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel
 from mmfm.objectives import Objectives
-from mmfm.optim import adamw, hold_text, learning, warm_cosine
+from mmfm.optim import adamw, hold_text, learning, rate_factor
 
 PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
@@ -62,7 +62,7 @@ class JointModule(L.LightningModule):
         optimizer = adamw(self.objectives, optim, self.factors, [f"model.{name}" for name in self.learning.held])
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: warm_cosine(step, warmup=optim.warmup_steps, total=optim.steps, floor=optim.lr_floor),
+            lambda step: rate_factor(step, optim),
         )
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
 
@@ -166,6 +166,8 @@ class FolderCheckpoints(CheckpointIO):
     ) -> dict[str, Any]:
         files = checkpoints.read_verified(Path(path))
         state = checkpoints.load_train(files, str(path))
+        if state["global_step"] < self.run.optim.steps:  # else a run that is lengthened would end with its old epoch
+            state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         weights = checkpoints.load_tensors(files[checkpoints.MODEL])
         return state | {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}}
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -132,6 +133,17 @@ def adamw(
     """AdamW (arXiv 1711.05101) as one fused kernel per group, each at its own rate."""
     groups = parameter_groups(model, optim, factor, plain)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def rate_factor(step: int, optim: Optim) -> float:
+    """Of the peak rate. Each schedule that follows another one rises from its floor to the peak, and falls again."""
+    ends = (*optim.extends, optim.steps)
+    place = bisect_right(ends[:-1], step)
+    begin, floor = (0, *ends)[place], optim.lr_floor
+    here = step - begin
+    if place and here < optim.warmup_steps:
+        return floor + (1 - floor) * here / optim.warmup_steps
+    return warm_cosine(here, warmup=optim.warmup_steps, total=ends[place] - begin, floor=floor)
 
 
 def warm_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:

@@ -9,6 +9,7 @@ import logging
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
 from typing import Any, Literal
@@ -105,7 +106,8 @@ def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
     if start is None:
         prepared = prepare(run)
         model = build(prepared.run.model, prepared.tokenizer.size, run.contrast, run.data.augment)
-        begin(model, prepared)
+        for line in begin(model, prepared):
+            console.print(f"training {run.name}: {line}", soft_wrap=True, highlight=False, markup=False)
         return prepared.run, prepared.tokenizer, model
     where = folder_of(run.folder, start)
     files = read_verified(where)
@@ -212,6 +214,7 @@ FREE = {
     "keep_checkpoints",
     "keep_every_steps",
     "eval",
+    "start",
     "workers",
     "cache_mb",
     "balance",
@@ -223,6 +226,9 @@ FREE = {
 
 def _same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
     """`tokenizer`: the one that the run was trained with, as JSON; a path to the same one elsewhere is no other."""
+    schedules = (*before.optim.extends, before.optim.steps)
+    if schedules == (*now.optim.extends, now.optim.steps)[: len(schedules)]:  # it goes on where the last one ends
+        before = replace(before, optim=replace(before.optim, steps=now.optim.steps, extends=now.optim.extends))
     old, new = (json.loads(to_json(run)) for run in (before, now))
     for tree in (old, new):
         tree["data"] = {name: value for name, value in tree["data"].items() if name not in FREE}
@@ -233,7 +239,10 @@ def _same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
     for name in old:
         if name not in FREE and old[name] != new[name]:
             at = _first_difference(old[name], new[name], name)
-            why = " (the rate's schedule ends there, so that each step would be another)" * at.startswith("optim.steps")
+            longer = f"--resume --optim.steps N --optim.extends {' '.join(map(str, schedules))}"
+            why = f" (the rate's schedule ends there; {longer} goes on beyond it)" * at.startswith(
+                ("optim.steps", "optim.extends")
+            )
             raise UserError(
                 f"{now.folder} was trained with another configuration: {at}{why}; "
                 "restore it, --force, or use another --name"

@@ -49,6 +49,14 @@ def test_a_part_begins_where_the_bundle_stands(model, folder, name):
     assert moved and all(key.startswith(starts) for key in moved)
 
 
+def test_a_tower_and_a_trunk_of_one_model_stay_joined(model, folder):
+    """The connector, pool and head between them are those that were trained; of a part alone they begin anew."""
+    cfg = toy_config(image=mmfm.native(str(folder), "image"), trunk=mmfm.native(str(folder), "trunk"))
+    core, joint = fresh(cfg).state_dict(), ("connectors.image.weight", "pools.image", "heads.image.weight")
+    assert all(torch.equal(core[name], model.core.state_dict()[name]) for name in joint)
+    assert not torch.equal(core["connectors.audio.weight"], model.core.state_dict()["connectors.audio.weight"])
+
+
 def test_nothing_named_nothing_changed(folder):
     """A configuration without `weights` reads no bundle."""
     torch.manual_seed(7)

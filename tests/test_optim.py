@@ -1,11 +1,13 @@
 """Parameter groups, the schedule at its corners, and AdamW against its definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import toy_model
 
-from mmfm.config import Optim
-from mmfm.optim import adamw, parameter_groups, warm_cosine
+from mmfm.config import Optim, UserError
+from mmfm.optim import adamw, parameter_groups, rate_factor, warm_cosine
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay():
@@ -38,6 +40,24 @@ def test_what_is_frozen_is_in_no_group():
 def test_the_schedule_at_its_corners(step, factor):
     """Rises over ten steps, is half-way between peak and floor in the middle, and stays at the floor."""
     assert warm_cosine(step, warmup=10, total=100, floor=0.1) == pytest.approx(factor)
+
+
+def test_a_schedule_that_follows_rises_from_the_floor_and_falls_again():
+    """Until its first end a run that was lengthened has the rates that it had; ends and peaks are where stated."""
+    short, long = Optim(steps=100, warmup_steps=10, lr_floor=0.1), Optim(steps=300, extends=(100,), warmup_steps=10)
+    long = replace(long, lr_floor=0.1)
+    assert [rate_factor(step, long) for step in range(100)] == [rate_factor(step, short) for step in range(100)]
+    found = [rate_factor(step, long) for step in (100, 105, 110, 205, 299, 300)]
+    assert found == pytest.approx([0.1, 0.55, 1.0, 0.55, 0.1, 0.1], abs=1e-3)
+    twice = replace(long, steps=400, extends=(100, 300))
+    assert [rate_factor(step, twice) for step in range(300)] == [rate_factor(step, long) for step in range(300)]
+    assert rate_factor(300, twice) == pytest.approx(0.1) and rate_factor(310, twice) == 1.0
+
+
+@pytest.mark.parametrize("wrong", [{"extends": (100, 90)}, {"extends": (300,)}, {"extends": (295,)}, {"extends": (5,)}])
+def test_schedules_that_do_not_follow_each_other_are_refused(wrong):
+    with pytest.raises(UserError, match=r"Optim.extends=.* must rise"):
+        Optim(steps=300, warmup_steps=10, **wrong)
 
 
 def test_adamw_follows_algorithm_2():

@@ -370,7 +370,7 @@ def test_saving_by_the_clock(run, monkeypatch):
 def test_a_longer_schedule_is_another_run(run):
     """Trap: a resume with more steps silently bends the rate's schedule. It is refused, with the reason."""
     stopped(run, at=3)
-    with pytest.raises(UserError, match=r"optim.steps was 8 and is 9 now \(the rate's schedule ends there"):
+    with pytest.raises(UserError, match=r"optim.steps was 8 and is 9 now \(the rate's schedule ends there; --resume"):
         train.train(replace(run, optim=replace(run.optim, steps=9)), resume=True)
 
 

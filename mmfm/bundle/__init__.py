@@ -6,13 +6,14 @@
 from typing import TYPE_CHECKING
 
 from mmfm.bundle.contents import READER, is_bundle
-from mmfm.config import MODALITIES, Model, Tower
+from mmfm.config import MODALITIES, Model, Run, Tower
 
 if TYPE_CHECKING:
     from mmfm.encoders import Resolved
+    from mmfm.inputs.text import Tokenizer
     from mmfm.model import UnifiedModel
 
-__all__ = ["READER", "resolve", "start"]
+__all__ = ["READER", "resolve", "start", "start_whole"]
 
 
 def start(core: "UnifiedModel", cfg: Model) -> None:
@@ -23,6 +24,13 @@ def start(core: "UnifiedModel", cfg: Model) -> None:
         from mmfm.bundle.starting import start_parts
 
         start_parts(core, cfg, named)
+
+
+def start_whole(core: "UnifiedModel", run: Run, tokenizer: "Tokenizer") -> tuple[str, ...]:
+    """All weights of `run.start`, a run or a bundle, that have a place in the model; what is to be said of it."""
+    from mmfm.bundle.starting import start_whole
+
+    return start_whole(core, run, tokenizer)
 
 
 def resolve(tower: Tower, modality: str) -> "Resolved":

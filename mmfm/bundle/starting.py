@@ -4,7 +4,7 @@ What shapes the numbers must be as it was; what only shapes the input, such as t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmfm import config
 from mmfm.bundle.contents import Bundle, Part, part_of, read_bundle
-from mmfm.bundle.load import load_encoder, load_trunk
+from mmfm.bundle.load import from_pretrained, load_encoder, load_trunk
 from mmfm.checkpoint import check_shapes
 from mmfm.config import TextTower, Tower, UserError, Vit, require
 from mmfm.encoders import Resolved
-from mmfm.inputs.text import load_tokenizer
+from mmfm.inputs.text import Tokenizer, load_tokenizer
 from mmfm.layouts.language import place_embeddings
 from mmfm.model import UnifiedModel
 from mmfm.towers.imported import ImportedTower
@@ -30,6 +30,7 @@ FREE = {"weights", "height_px", "width_px", "fit", "central", "interpolation", "
 
 def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> None:
     """Each of these parts begins with the weights of the bundle that it names, which must hold what it held."""
+    trunk = cfg.trunk.weights if "trunk" in names else ""
     for name in names:
         part = getattr(cfg, name)
         folder = Path(part.weights)
@@ -45,6 +46,49 @@ def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> 
             _vocabulary(core, cfg, bundle, folder, tables)
         else:
             _start_tower(core, name, part, part_of(bundle, name), folder)
+            if part.weights == trunk and bundle.model is not None:
+                _start_joint(core, name, folder)
+
+
+def start_whole(core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Every parameter that the model of `run.start` has under the same name: towers, connectors, pools, heads, trunk,
+    tables, scales, codecs. Of the tables the rows of each kind of token that both have. UserError where one has another
+    shape, or the text another tokenizer; what one of them lacks is said."""
+    other = from_pretrained(run.start)
+    told = f"model.tokenizer={run.model.tokenizer!r} is not the one that {run.start} was trained with"
+    require(other.tokenizer.to_json() == tokenizer.to_json(), f"{told}; set it to the tokenizer.json there")
+    mine, its = core.state_dict(), dict(other.core.state_dict())
+    for name in [name for name in TABLES if name in mine and name in its]:
+        its[name] = _rows(mine[name], its[name], core.vocabulary, other.core.vocabulary)
+    grid, before = (part.grid if isinstance(part, Vit) else None for part in (run.model.image, other.config.image))
+    if grid != before and grid and before and "towers.image.position" in its:
+        its["towers.image.position"] = resize_positions(its["towers.image.position"], before, grid)
+    shared = [name for name in mine if name in its]
+    for name in shared:
+        here, there = tuple(mine[name].shape), tuple(its[name].shape)
+        told = f"{name} has shape {there} in {run.start} and {here} here"
+        require(here == there, f"{told}; make that part of the model as it is in its run.json, or leave start out")
+    require(bool(shared), f"{run.start} and this model have no parameter in common; leave start out")
+    core.load_state_dict({name: its[name] for name in shared}, strict=False)
+    fresh, unused = (_parts(set(a) - set(b)) for a, b in ((mine, its), (its, mine)))
+    lines = [f"starts from {run.start}: {len(shared)} of {len(mine)} tensors"]
+    lines += [f"begin anew, as {run.start} has none: {fresh}"] * bool(fresh)
+    return (*lines, *[f"not taken of {run.start}, as this model has none: {unused}"] * bool(unused))
+
+
+def _rows(mine: Tensor, its: Tensor, here: Vocabulary, there: Vocabulary) -> Tensor:
+    """The table `mine` with those rows of `its` whose kind of token has as many ids in both."""
+    made, marks = mine.clone(), here.span("text").start
+    spans = [(range(marks), range(marks))]
+    spans += [(here.span(name), there.span(name)) for name in config.MODALITIES]
+    for to, of in spans:
+        if len(to) == len(of) and mine.shape[1] == its.shape[1]:
+            made[to.start : to.stop] = its[of.start : of.stop].to(made)
+    return made if mine.shape[1] == its.shape[1] else its
+
+
+def _parts(names: Collection[str]) -> str:
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
 
 
 def resolved(tower: Tower, modality: str) -> Resolved:
@@ -83,6 +127,14 @@ def _start_tower(core: UnifiedModel, name: str, part: Part, there: Part, folder:
         found["position"] = resize_positions(found["position"], there.grid, part.grid)
     check_shapes(core.towers[name], found, str(folder))
     core.towers[name].load_state_dict(found, strict=True)
+
+
+def _start_joint(core: UnifiedModel, name: str, folder: Path) -> None:
+    """What joins a tower and a trunk that come from one model: connector, pool, and the head, if it is as wide."""
+    mine, its = core.state_dict(), load_encoder(name, folder).core.state_dict()
+    joint = [key for key in mine if key.startswith((f"connectors.{name}.", f"heads.{name}.")) or key == f"pools.{name}"]
+    same = {key: its[key] for key in joint if key in its and its[key].shape == mine[key].shape}
+    core.load_state_dict(same, strict=False)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What is learned, how fast, and where it is kept: objectives, optimiser, evaluation, and the run of it all."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +86,7 @@ class Rate(Checked):
 @dataclass(frozen=True, kw_only=True)
 class Optim(Checked):
     steps: int = 1_000
+    extends: tuple[int, ...] = ()  # where earlier schedules ended: steps=3000, extends=(1000,) lengthens 1000
     lr: float = 1e-3
     warmup_steps: int = 100
     lr_floor: float = 0.01  # of the peak, at the end of the cosine
@@ -100,6 +102,11 @@ class Optim(Checked):
             0 <= self.warmup_steps < self.steps,
             f"Optim.warmup_steps={self.warmup_steps} must be below steps={self.steps}",
         )
+        ends = (0, *self.extends, self.steps)
+        told = f"Optim.extends={self.extends} must rise up to steps={self.steps}, and each schedule be longer"
+        long = all(after - before > self.warmup_steps for before, after in pairwise(ends))
+        require(not self.extends or long, f"{told} than warmup_steps={self.warmup_steps}")
+        require(not self.extends or self.warmup_steps > 0, "Optim.extends warms up again; warmup_steps must be above 0")
         require(0 <= self.lr_floor <= 1, f"Optim.lr_floor={self.lr_floor} must be between 0 and 1")
         require(self.weight_decay >= 0, f"Optim.weight_decay={self.weight_decay} must not be negative")
         told = f"Optim.betas={self.betas} must be at least 0 and below 1 each"
@@ -138,6 +145,7 @@ class Run(Checked):
     passes: Literal["one", "two"] = "one"  # "two": embed in a pass of its own (experiments/001-one-pass)
     optim: Optim = field(default_factory=Optim)
     eval: Eval = field(default_factory=Eval)
+    start: str = ""  # a run's folder or a whole model's bundle, of which all weights that have a place here are taken
     out: str = "runs"
     save_every_steps: int = 500
     save_every_minutes: float = 0.0  # and whenever so much time has passed; 0: by steps alone
