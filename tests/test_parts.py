@@ -15,9 +15,11 @@ from mmfm.data import index
 from mmfm.data.indexing import index_folder
 from mmfm.data.names import expand
 from mmfm.data.parts import How
+from mmfm.data.remote import Store as Fetched
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.splits import is_remote
+from mmfm.doctor.tars import Set, look
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +78,10 @@ def test_of_several_parts_one_is_named(tmp_path: Path, write_shard: Callable[...
 def test_frames_are_told_from_documents(tmp_path: Path, write_shard: Callable[..., Path], capsys: Any) -> None:
     """22.0.png and 22.1.png are parts of one document, which is said; or samples of their own, if that is asked."""
     write_shard(tmp_path / "t.tar", {"22": {f"{n}.png": b"%d" % n for n in range(5)}, "v.7": {"txt": b"x"}})
+    frames = Set(split="train", label="frames", spec=str(tmp_path))
+    _, whole = look([frames], Fetched(Store()), sums=False, fetch=False)
+    (note,) = [item for item in whole.findings if item.code == "documents"]
+    assert note.count == 2 and "--last-dot" in note.message and note.examples == (f"{tmp_path / 't.tar'}: 22",)
     index_folder(tmp_path, progress=False)
     told = capsys.readouterr().out
     assert "2 samples are documents of counted parts, such as '22' of t.tar" in told

@@ -124,6 +124,7 @@ class _Seen:
     bare: list[str] = field(default_factory=list)  # without an index
     ignored: Counter[str] = field(default_factory=Counter)
     scattered: Counter[str] = field(default_factory=Counter)
+    documents: Counter[str] = field(default_factory=Counter)
 
 
 def look(sets: Sequence[Set], store: Store, *, sums: bool, fetch: bool) -> tuple[list[Set], Section]:
@@ -230,6 +231,8 @@ def _prove(
     seen.bytes += headers.bytes
     seen.ignored.update(headers.ignored)
     seen.scattered.update({name: headers.scattered} if headers.scattered else {})
+    documents, most = headers.documents()
+    seen.documents.update({f"{name}: {most}": documents} if documents else {})
 
 
 def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> bool:
@@ -279,6 +282,10 @@ def _sum_up(one: Set, seen: _Seen) -> None:
         told = f"{one.label}: {len(seen.bare)} of {plural(len(seen.tars), 'tar')} have no index, so that every start"
         told += " reads their headers; index them with: mmfm data index FOLDER"
         seen.findings.append(finding("NOTE", "index_missing", told, seen.bare))
+    if seen.documents:
+        told = f"{one.label}: {plural(sum(seen.documents.values()), 'sample')} of counted parts, as of names such as "
+        told += "22.1.png; if each part is a sample of its own, say: mmfm data index --again --last-dot FOLDER"
+        seen.findings.append(finding("NOTE", "documents", told, seen.documents, sum(seen.documents.values())))
     if seen.scattered:
         told = (
             f"{one.label}: {plural(sum(seen.scattered.values()), 'sample')} not in one piece, which other readers of "
