@@ -44,7 +44,8 @@ def known_tasks(run: config.Run) -> set[Task]:
 
 
 def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
-    """Places in groups of like length, each with its longest: no group times its longest is over `most`, but alone.
+    """Places in groups of like length, each with its longest: no group times its longest is over `most`, but alone,
+    and none is padded to more than twice its length.
 
     All together where they fit so; then they are in their order.
     """
@@ -52,7 +53,7 @@ def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
         return [(list(range(len(lengths))), max(lengths, default=0))] if lengths else []
     parts: list[tuple[list[int], int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if not parts or (len(parts[-1][0]) + 1) * parts[-1][1] > most:
+        if not parts or (len(parts[-1][0]) + 1) * parts[-1][1] > most or 2 * lengths[place] < parts[-1][1]:
             parts.append(([], lengths[place]))
         parts[-1][0].append(place)
     return [(sorted(part), longest) for part, longest in parts]

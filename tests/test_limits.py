@@ -258,6 +258,7 @@ def test_many_long_texts_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -
     """In groups of like length, and each text as it is alone; likelihoods too."""
     assert in_parts([3, 1, 2], 9) == [([0, 1, 2], 3)] and in_parts([], 9) == []
     assert in_parts([9, 1, 2, 1], 9) == [([0], 9), ([1, 2, 3], 2)] and in_parts([20], 9) == [([0], 20)]
+    assert in_parts([9, 1, 1, 5], 20) == [([0, 3], 9), ([1, 2], 1)]
     model = interface_of(run_of(contrast=PAIRS[:1], write=(Write(task=">text"),)))
     texts = ["a", "b" * 40, "cc", "d" * 39, ""]
     batch = collate([Example(key=text, text=text) for text in texts[:4]], BYTES)
