@@ -201,7 +201,7 @@ def report(error: BaseException, training: bool = False) -> int:
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
         return say(f"the package {error.name} is not installed; pip install 'mmfm[{extra}]' brings it", 2)
     if (told := machine.trouble(error)) is not None:
-        return say(told, 1)
+        return say(told if training else told.replace(machine.RESUME, machine.AGAIN), 1)
     told = str(error).strip()  # one of a loader process is a traceback, which ends with a line
     return say(f"{type(error).__name__}: {told}; this is a fault of mmfm, --debug shows where", 1)
 

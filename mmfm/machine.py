@@ -19,6 +19,7 @@ SHARED = Path("/dev/shm")
 MOST_OPEN_FILES = 1 << 16  # that a process asks for: more would only make tables larger
 NO_LIMIT = 1 << 60  # bytes: version 1 says "unlimited" by a number of about this size
 RESUME = "--resume continues from the last whole checkpoint"
+AGAIN = "give the same command again"  # what is said instead, of all commands but train
 
 
 def cores() -> int:

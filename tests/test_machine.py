@@ -280,6 +280,13 @@ def test_what_the_machine_lacks_is_no_fault_of_mmfm(error, words, capsys):
     assert ("fault of mmfm" in said) == (error is FAULTS["wrapped"][0])
 
 
+def test_only_training_is_resumed(capsys):
+    """A full disk under `mmfm export` has another remedy than one under `mmfm train`."""
+    for training, remedy in ((True, "--resume continues"), (False, "give the same command again")):
+        assert report(OSError(errno.ENOSPC, "No space left on device", "x"), training) == 1
+        assert f"mmfm: the disk is full (x); free some space, then {remedy}" in capsys.readouterr().err
+
+
 def test_a_fault_of_the_machine_is_found_under_what_a_library_made_of_it(capsys):
     error = ValueError("callback failed")
     error.__cause__ = MemoryError()
