@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from mmfm.batch import Items, Tokens
@@ -37,6 +37,9 @@ from mmfm.trunk import Segment, UnifiedTransformer
 LARGEST = 1e-4  # difference from the source, as a fraction of the largest number that it gives
 LIBRARIES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "torchaudio": "torchaudio"}
 SINGLE = {"timm": "image", "torchaudio": "audio"}  # libraries all of whose encoders have one modality
+LONGEST, LEAST, WORK = 16_384, 512, 200_000_000_000  # tokens of the long input, and parameters by tokens
+LONG_SECONDS = 5.0  # of the long sound, where there is no window
+ENDING = 8  # of a long text, the places whose logits are compared
 Run = Callable[[Items], Tokens]
 
 
@@ -54,6 +57,8 @@ class Proof:
     scale: float  # the largest number that the source gives
     padding: float  # largest difference between a row among others and by itself, of the bundle
     padding_invariant: bool
+    longest: int  # inputs of the longest item: tokens of text, samples of sound; 0: pictures
+    window: int  # inputs that the source takes at most; 0: any number
     source_seconds: float  # of one pass
     bundle_seconds: float
 
@@ -64,10 +69,11 @@ class Proof:
     def line(self) -> str:
         apart = "as alone" if self.padding_invariant else f"{self.padding:.1e} from alone, as in its source"
         padding = f" padded inputs are {apart};" * (self.modality != "image")
+        long = f" the longest of {self.longest} (it takes {self.window or 'any number'});" * (self.longest > 0)
         versions = ", ".join(f"{name} {version}" for name, version in self.versions)
         return (
             f"Imported from {self.source} with {versions}: as a {self.part}, its numbers are at most "
-            f"{self.difference:.1e} from the source's, of {self.scale:.3g};{padding} "
+            f"{self.difference:.1e} from the source's, of {self.scale:.3g};{long}{padding} "
             f"{self.bundle_seconds:.3f} s a pass, the source {self.source_seconds:.3f} s."
         )
 
@@ -217,10 +223,53 @@ def _told(proof: Proof, layout: str) -> dict[str, str]:
 
 
 def _proof(bundle: Bundle, modality: str, blueprint: Blueprint, theirs: Encoder, ours: BundledEncoder) -> Proof:
-    items = ours.prepare(fixture.inputs(ours))
     part = type(bundle.part).__name__
     library = LIBRARIES[blueprint.library]
-    return compare(bundle.source, modality, part, library, items, lambda given: _theirs(theirs, given), ours.tokens)
+    window = blueprint.words.context if blueprint.words else 0
+    if blueprint.sound:
+        window = round(blueprint.sound.window_seconds * blueprint.sound.rate_hz)
+    own: Run = lambda given: _theirs(theirs, given)  # noqa: E731
+    short = fixture.prepared(ours, fixture.inputs(ours))
+    found = compare(bundle.source, modality, part, library, short, own, ours.tokens)
+    long = None if modality == "image" else _long(ours, window or round(LONG_SECONDS * _rate(blueprint)), theirs)
+    return replace(found if long is None else _both(found, long, own, ours.tokens), window=window)
+
+
+def _rate(blueprint: Blueprint) -> int:
+    assert blueprint.sound is not None
+    return blueprint.sound.rate_hz
+
+
+def reach(window: int, parameters: int) -> int:
+    """Of so many inputs at most, as many as take no more than seconds; what is wrong with far places shows there."""
+    return min(window, LONGEST, max(LEAST, WORK // max(1, parameters)))
+
+
+def _long(ours: BundledEncoder, window: int, theirs: nn.Module) -> Items:
+    """One item as long as the window, or as far as there is time for."""
+    if ours.modality == "audio":
+        times = torch.arange(window)
+        noise = 0.05 * torch.randn(window, generator=torch.Generator().manual_seed(0))
+        return ours.prepare([0.3 * torch.sin(times * 0.05 * (1 + times / window)) + noise])
+    most = reach(window, sum(parameter.numel() for parameter in theirs.parameters()))
+    items = fixture.prepared(ours, [" ".join(fixture.SENTENCES * (most // 6 + 1))])
+    return items if items.x.shape[1] <= most else replace(items, x=items.x[:, :most], keep=items.keep[:, :most])
+
+
+@torch.no_grad()
+def _both(proof: Proof, items: Items, theirs: Run, ours: Run) -> Proof:
+    """With one long item, alone in its batch."""
+    wanted, found = theirs(items), ours(items)
+    told = f"{proof.source} as a {proof.part} gives other real tokens than its source of {items.x.shape[1]} inputs"
+    require(wanted.x[wanted.keep].shape == found.x[found.keep].shape, f"{told}; say --layout wrapped")
+    return replace(
+        proof,
+        inputs=proof.inputs + 1,
+        longest=items.x.shape[1],
+        tokens=proof.tokens + int(found.keep.sum()),
+        difference=max(proof.difference, _apart(found.x[found.keep], wanted.x[wanted.keep])),
+        scale=max(proof.scale, float(wanted.x[wanted.keep].abs().max())),
+    )
 
 
 def _theirs(encoder: Encoder, items: Items) -> Tokens:
@@ -245,6 +294,8 @@ def compare(source: str, modality: str, part: str, library: str, items: Items, t
     scale = max(float(its.abs().max()) for its in real[0])
     alone = [ours(_row(items, row)) for row in range(len(items.x))]
     padding = max(_apart(mine, x[0][keep[0]]) for mine, (x, keep) in zip(real[1], alone, strict=True))
+    told = f"{source} as a {part} gives an input among longer ones other tokens than alone"
+    require(padding < float("inf"), f"{told}, and is not written; give another encoder")
     return Proof(
         source=source,
         modality=modality,
@@ -256,6 +307,8 @@ def compare(source: str, modality: str, part: str, library: str, items: Items, t
         scale=scale,
         padding=padding,
         padding_invariant=padding <= LARGEST * scale,
+        longest=items.x.shape[1] if items.x.shape[:2] == items.keep.shape else 0,
+        window=0,
         source_seconds=source_seconds,
         bundle_seconds=bundle_seconds,
     )
@@ -328,7 +381,21 @@ def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> Proof:
         return Tokens(theirs(input_ids=items.x, attention_mask=items.keep.long(), use_cache=False).logits, items.keep)
 
     items = Items(x=ids, keep=keep, rows=torch.arange(len(ids)))
-    return compare(bundle.source, "trunk", "Trunk", "transformers", items, source, ours)
+    found = compare(bundle.source, "trunk", "Trunk", "transformers", items, source, ours)
+    window = from_hf.context_of(theirs.config)
+    most = reach(window, sum(parameter.numel() for parameter in theirs.parameters()))
+    tiled = torch.cat(rows).repeat(most)[None, :most]
+
+    def end_of_source(items: Items) -> Tokens:
+        logits = theirs(input_ids=items.x, use_cache=False, logits_to_keep=ENDING).logits
+        return Tokens(logits, items.keep[:, -ENDING:])
+
+    def end_of_ours(items: Items) -> Tokens:
+        (states,) = trunk([Segment(Tokens(table[items.x], items.keep), causal=True)])
+        return Tokens(states[:, -ENDING:] @ out.T, items.keep[:, -ENDING:])
+
+    long = Items(x=tiled, keep=torch.ones_like(tiled, dtype=torch.bool), rows=torch.arange(1))
+    return replace(_both(found, long, end_of_source, end_of_ours), window=window)
 
 
 def _causal_lm(source: str) -> CausalLm:

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
-from mmfm.config import Blueprint, UserError
+from mmfm.config import Blueprint, UserError, require
 
 Weights = dict[str, Tensor]
+SAME = 1e-4  # difference of two passes, as a fraction of the largest number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,16 @@ def architecture(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def finish(
-    draft: Blueprint, build: Callable[[Blueprint], Encoder], weights: Weights | None, tokenizer: str | None = None
+    draft: Blueprint,
+    build: Callable[[Blueprint], Encoder],
+    weights: Weights | None,
+    tokenizer: str | None = None,
+    trunk: nn.Module | None = None,
 ) -> Resolved:
-    """`draft` with the width of the tokens, and the names of the parameters that they do not depend on."""
+    """`draft` with the width of the tokens, and the names of the parameters that they do not depend on.
+
+    trunk: the library's own module as it loaded it, whose tokens must be those of what the blueprint builds.
+    """
     try:
         with torch.inference_mode(False), torch.enable_grad():  # it is the graph that is looked at
             encoder = build(draft).eval()
@@ -109,7 +117,7 @@ def finish(
         raise UserError(
             f"{draft.library} cannot run this {draft.modality} encoder on {_told(draft)} ({told})"
         ) from None
-    if again.shape != tokens.x.shape or not torch.allclose(again, tokens.x, atol=1e-4):
+    if not _alike(again, tokens.x):
         raise UserError(
             f"this {draft.library} {draft.modality} encoder draws at random: the same input gives other tokens each "
             "time (as of a masked autoencoder); give the plain encoder of its family"
@@ -122,7 +130,23 @@ def finish(
     blueprint = replace(draft, width=tokens.x.shape[-1], architecture=shape)
     if weights is not None:
         weights = _fitted(weights, encoder, unread)
+        if trunk is not None:
+            _require_the_librarys(encoder, weights, type(encoder)(draft, trunk).eval())
     return Resolved(blueprint=blueprint, weights=weights, tokenizer=tokenizer)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
+
+
+@torch.no_grad()
+def _require_the_librarys(encoder: Encoder, weights: Weights, theirs: Encoder) -> None:
+    """That nothing of the library's configuration was lost on the way into the blueprint."""
+    encoder.load_state_dict(weights)
+    given = encoder.example()
+    made = encoder.blueprint
+    told = f"this {made.library} {made.modality} encoder gives other tokens when it is built again from its description"
+    require(_alike(encoder(*given).x, theirs(*given).x), f"{told}; give another, and tell us which it was")
 
 
 def _fitted(weights: Weights, encoder: Encoder, unread: list[str]) -> Weights:

@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import constants
@@ -81,6 +81,9 @@ class HfSound(HfEncoder):
         self.masked = bool(getattr(self.extractor, "return_attention_mask", False))
         methods = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
         self.lengths: Lengths | None = next((getattr(trunk, name) for name in methods if hasattr(trunk, name)), None)
+        rule = architecture(blueprint).get("lengths")  # of a blueprint that was made before, the method is taken
+        if rule is not None:
+            self.lengths = Counted(*map(int, rule))
 
     def features(
         self, waves: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]
@@ -112,15 +115,23 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
         model, said = AutoModel.from_pretrained(name, config=config, trust_remote_code=False, **how)
     trunk = trunk_of(model, modality, name)
-    resolved = resolve_parts(config, dict(trunk.state_dict()), name, tower, modality)
+    resolved = resolve_parts(config, dict(trunk.state_dict()), name, tower, modality, trunk)
     _whole(model, trunk, said["missing_keys"], resolved.blueprint, name)
     return resolved
 
 
 def resolve_parts(
-    config: PreTrainedConfig, weights: Weights | None, name: str, tower: Tower, modality: str
+    config: PreTrainedConfig,
+    weights: Weights | None,
+    name: str,
+    tower: Tower,
+    modality: str,
+    trunk: nn.Module | None = None,
 ) -> Resolved:
-    """Of a configuration and weights at hand; `name`, a folder or a repository, is where preprocessing is described."""
+    """Of a configuration and weights at hand; `name`, a folder or a repository, is where preprocessing is described.
+
+    trunk: the module that has these weights, where the library itself loaded it.
+    """
     kind = config.model_type
     config, own, before = sub_config(quiet(config), modality)
     contract: dict[str, Any] = {}
@@ -131,9 +142,77 @@ def resolve_parts(
         contract["words"], tokenizer = words_of(name, own, before)
     else:
         contract["sound"] = sound_of(extractor_of(name, own, kind, tower.source))
+        own_seconds = contract["sound"].window_seconds
         config, contract["sound"], weights = shorten(config, contract["sound"], weights, tower.window_seconds)
+        trunk = trunk if contract["sound"].window_seconds == own_seconds else None
     draft = Blueprint(library="hf", modality=cast(Any, modality), architecture=describe(config), width=1, **contract)
-    return finish(draft, build, None if weights is None else prefixed(weights), tokenizer)
+    if modality == "audio":
+        draft = _with_lengths(draft, tower.source)
+    return finish(draft, build, None if weights is None else prefixed(weights), tokenizer, trunk)
+
+
+def _with_lengths(draft: Blueprint, source: str) -> Blueprint:
+    """What its padding becomes, measured: a model that shortens its input may have no method that says it, or a wrong
+    one."""
+    encoder = build(draft).eval()
+    assert isinstance(encoder, HfSound)
+    try:
+        found = measured(encoder)
+    except (AssertionError, RuntimeError, ValueError, TypeError, IndexError):
+        return draft  # what it cannot be run on is said by `finish`
+    if found is None:
+        return draft
+    told = (
+        f"{source}: how many of its tokens are real, of a sound that is padded, follows no rule; give another encoder"
+    )
+    require(found.holds, told)
+    return replace(draft, architecture=json.dumps(architecture(draft) | {"lengths": [found.stride, found.more]}))
+
+
+class Counted(NamedTuple):
+    """Of n inputs there are floor((n + more) / stride) tokens, as of any stack of convolutions."""
+
+    stride: int
+    more: int
+    holds: bool = True
+
+    def __call__(self, inputs: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        return (inputs + self.more).div(self.stride, rounding_mode="floor")
+
+
+@torch.no_grad()
+def measured(encoder: HfSound) -> Counted | None:
+    """How many tokens there are of how many inputs, all of them real. None where all inputs are of one length."""
+    assert encoder.blueprint.sound is not None
+    waves = torch.sin(torch.arange(encoder.blueprint.sound.rate_hz) * 0.1)[None]
+    x, keep = encoder.features(waves, torch.ones_like(waves, dtype=torch.bool))
+    if encoder.blueprint.sound.window_seconds or keep.shape[1] == 1:
+        return None
+    full = int(keep.sum())
+    axis = next((axis for axis in range(1, x.ndim) if x.shape[axis] == keep.shape[1]), None)
+    if axis is None:
+        return None
+
+    def count(inputs: int) -> int:
+        return encoder(x.narrow(axis, 0, inputs), keep[:, :inputs]).x.shape[1]
+
+    def first(tokens: int) -> int:
+        """The fewest inputs that have so many tokens."""
+        low, high = full // 3, full
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if count(middle) >= tokens else (middle, high)
+        return high
+
+    most, least = count(full), count(full // 2)
+    if most == least:
+        return Counted(1, 0, holds=False)
+    one, other = first(most), first(least)
+    stride = round((one - other) / (most - least))
+    rule = Counted(max(1, stride), stride * most - one)
+    tried = {full, full - 1, full // 2, full // 2 + 1, one, one - 1, other, other - 1, (2 * full) // 3}
+    right = all(count(n) == int(rule(torch.tensor([n]))) for n in sorted(tried))
+    return rule._replace(holds=right)
 
 
 def build(blueprint: Blueprint) -> Encoder:

@@ -50,7 +50,8 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     kwargs = {key: value for key, value in kwargs.items() if key != "pretrained_cfg"}
     shape = {"name": cfg["architecture"], "kwargs": kwargs, "pretrained_cfg": cfg}
     draft = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=1, pixels=pixels)
-    return finish(draft, build, prefixed(model.state_dict()) if pretrained else None)
+    weights = prefixed(model.state_dict()) if pretrained else None
+    return finish(draft, build, weights, trunk=model if pretrained else None)
 
 
 def build(blueprint: Blueprint) -> Encoder:
