@@ -11,32 +11,41 @@ os.environ.setdefault("WDS_SECURE", "1")  # webdataset then refuses pickles and 
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, step: int | None = None):
+def load(run: str | Path, step: int | None = None, *, device: str = "auto", dtype=None):
     """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last.
 
-    A bundle of a whole model is one too.
+    A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
+    computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said.
     """
     from mmfm.bundle import is_bundle
     from mmfm.checkpoint import load_model
+    from mmfm.devices import device_of, dtype_of
 
-    return from_pretrained(run) if step is None and is_bundle(run) else load_model(run, step)
+    if step is None and is_bundle(run):
+        return from_pretrained(run, device=device, dtype=dtype)
+    place, kind = device_of(device), dtype_of(dtype)
+    return load_model(run, step).to(place, kind)
 
 
-def load_encoder(modality: str, where: str | Path, *, check: bool = True, device: str = "cpu"):
+def load_encoder(modality: str, where: str | Path, *, check: bool = True, device: str = "cpu", dtype=None):
     """The encoder of one modality, of a bundle's folder, a run's, or "owner/name" on the hub: `tokens` and `embed`.
 
-    Only what it needs is read. `check`: it must give what it gave when it was written.
+    Only what it needs is read. `check`: it must give what it gave when it was written. device, dtype: as of `load`.
     """
     from mmfm.bundle.load import load_encoder
+    from mmfm.devices import device_of, dtype_of
 
-    return load_encoder(modality, where, check=check, device=device)
+    place, kind = device_of(device), dtype_of(dtype)
+    return load_encoder(modality, where, check=check).to(place, kind)
 
 
-def from_pretrained(where: str | Path, *, check: bool = True, device: str = "cpu"):
+def from_pretrained(where: str | Path, *, check: bool = True, device: str = "auto", dtype=None):
     """The whole model of a bundle, from its folder or from "owner/name" on the hub, as `load` gives that of a run."""
     from mmfm.bundle.load import from_pretrained
+    from mmfm.devices import device_of, dtype_of
 
-    return from_pretrained(where, check=check, device=device)
+    place, kind = device_of(device), dtype_of(dtype)
+    return from_pretrained(where, check=check).to(place, kind)
 
 
 def save_bundle(run, folder: str | Path, modalities: tuple[str, ...] | None = None, *, force: bool = False):

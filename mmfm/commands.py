@@ -112,6 +112,8 @@ class Evaluate:
     """As of `mmfm generate`."""
     step: int = 0
     """Which checkpoint; 0: the last."""
+    device: str = "auto"
+    """Where to compute: cpu, or cuda; auto: as the run says, on a GPU if there is one."""
     ranks: int = 0
     """Processes that share the work, each with a GPU of its own where there are some; 0: one, or a launcher's."""
 
@@ -124,6 +126,10 @@ class Evaluate:
         self._require()
         others = ("run", "suite", "ranks", *MAKING)
         chosen = {name: value for name, value in vars(self).items() if value and name not in others}
+        if self.device != "auto":
+            from mmfm.devices import device_of
+
+            device_of(self.device)
         options = {name: value for name in ("rerank", "guidance") if (value := getattr(self, name)) != 1}
         judges = tuple(name for word in self.judges for name in word.split(",") if name)
         if not self.suite:
@@ -157,7 +163,7 @@ class Generate(Asked):
         import mmfm
         from mmfm.making.command import produce
 
-        produce(mmfm.load(self.run), self.task, self.out, self.n, self.given)
+        produce(mmfm.load(self.run, device=self.device, dtype=self.dtype), self.task, self.out, self.n, self.given)
 
 
 @dataclass(frozen=True, kw_only=True)

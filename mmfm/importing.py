@@ -22,7 +22,8 @@ from mmfm.bundle import fixture
 from mmfm.bundle.contents import FIXTURE, FORMAT, READER, TOKENIZER, Bundle, Part
 from mmfm.bundle.encoder import BundledEncoder, lone
 from mmfm.bundle.load import load_encoder, load_trunk, run_of
-from mmfm.bundle.save import check_free, sha256, unpinned, write_whole
+from mmfm.bundle.places import unpinned
+from mmfm.bundle.save import check_free, sha256, write_whole
 from mmfm.checkpoint import refuse_unsafe
 from mmfm.config import MODALITIES, Blueprint, Data, Tower, Trunk, UserError, Words, require
 from mmfm.encoders import Encoder, Resolved, build, from_hf, plain, resolve

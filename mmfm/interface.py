@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from mmfm import config
@@ -23,6 +24,16 @@ from mmfm.data.example import shape_of
 from mmfm.generate import Decoding, Finish, write
 from mmfm.grammar import Task, parse_chain, parse_writing
 from mmfm.inputs.audio import load_audio
+from mmfm.inputs.given import (
+    check_ids,
+    check_pixels,
+    check_waves,
+    clip_given,
+    one_or_many,
+    padded,
+    picture_given,
+    texts_given,
+)
 from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
 from mmfm.making.given import check_hiding, given_of, has_own
@@ -77,60 +88,81 @@ class Interface(nn.Module):
         first = min(self.run.contrast, key=lambda item: set(item.pair) != {"image", "text"})
         return self.core.log_scales[first.name].clamp(*LOG_SCALES)
 
-    def transform(self, picture: Picture) -> Tensor:
+    def transform(self, picture: Any) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""
         how = shape_of(self._tower("image").pixels)
-        return load_picture(picture, **how, exact=self.run.data.exact_decode)
+        return load_picture(picture_given(picture), **how, exact=self.run.data.exact_decode)
 
-    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n time"]:
+    def tokenize(self, texts: Any) -> Int[Tensor, "n time"]:
         """Ids as the text tower reads them, padded with -1 to the longest.
 
         A text longer than is read (`mmfm.inputs.limits`) is cut there, with a warning; a UserError where the run says
         data.long_text="skip".
         """
-        rows = [texts] if isinstance(texts, str) else texts
+        rows = texts_given(texts)
         told = next((told for text in rows if (told := self.tokenizer.excess(text))), "")
         require(not (told and self.tokenizer.limits.skip), f"{told}, or set data.long_text='truncate'")
         if told:
             warnings.warn(f"only the beginning of a long text is read: {told}", stacklevel=2)
         return self.tokenizer(rows)
 
+    def pixels(self, images: Any) -> UInt8[Tensor, "n channels height width"]:
+        """As `transform` gives them, of what `encode_image` takes."""
+        how = self._tower("image").pixels
+        if isinstance(images, Tensor):
+            return check_pixels(images, how)
+        given = one_or_many(images, (str, Path, Image.Image))
+        made = [one if isinstance(one, Tensor) else self.transform(one) for one in given]
+        return check_pixels(torch.stack(made) if made else torch.zeros(0, *shape_px(how)), how)
+
     @torch.no_grad()
-    def encode_image(self, images: Tensor | Sequence[Picture], normalize: bool = False) -> Float[Tensor, "n d"]:
-        """uint8 [n, channels, height, width] as `transform` gives them, or paths or pictures."""
-        x = images if isinstance(images, Tensor) else torch.stack([self.transform(picture) for picture in images])
-        return self._encode("image", x, torch.ones(len(x), 1, dtype=torch.bool), normalize)
+    def encode_image(self, images: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
+        """uint8 [n, channels, height, width] as `transform` gives them; or paths, pictures of Pillow, and arrays uint8
+        [height, width, channels]. batch: how many at a time, 0: all at once. Of none the result has no rows."""
+        if parts := _parts(images, batch):
+            return torch.cat([self.encode_image(part, normalize) for part in parts])
+        x = self.pixels(images)
+        return self._encode("image", x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device), normalize)
+
+    def waves(
+        self, sounds: Any, keep: Bool[Tensor, "n samples"] | None = None
+    ) -> tuple[Float[Tensor, "n samples"], Bool[Tensor, "n samples"]]:
+        """Padded, and True where real, of what `encode_audio` takes."""
+        self._tower("audio")
+        if isinstance(sounds, Tensor):
+            return check_waves(sounds, keep)
+        require(keep is None, "keep is given with a tensor only: of other inputs the lengths are known")
+        return padded([self._clip(one) for one in one_or_many(sounds, (str, Path, Sound))])
 
     @torch.no_grad()
     def encode_audio(
         self,
-        waves: Float[Tensor, "n samples"] | Sequence[str | Path],
+        waves: Any,
         normalize: bool = False,
         keep: Bool[Tensor, "n samples"] | None = None,
+        *,
+        batch: int = 0,
     ) -> Float[Tensor, "n d"]:
-        """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths."""
-        if isinstance(waves, Tensor):
-            return self._encode(
-                "audio", waves, torch.ones_like(waves, dtype=torch.bool) if keep is None else keep, normalize
-            )
-        clips = [self._load_audio(path) for path in waves]
-        x = nn.utils.rnn.pad_sequence(clips, batch_first=True)
-        lengths = torch.tensor([len(clip) for clip in clips])
-        return self._encode("audio", x, torch.arange(x.shape[1]) < lengths[:, None], normalize)
+        """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths, `Sound`s and
+        arrays [samples] at that rate. batch: as of `encode_image`."""
+        if keep is None and (parts := _parts(waves, batch)):
+            return torch.cat([self.encode_audio(part, normalize) for part in parts])
+        return self._encode("audio", *self.waves(waves, keep), normalize)
 
     @torch.no_grad()
-    def encode_text(
-        self, texts: Int[Tensor, "n time"] | Sequence[str], normalize: bool = False
-    ) -> Float[Tensor, "n d"]:
-        """Strings, or ids as `tokenize` gives them; one string is one text."""
-        ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+    def encode_text(self, texts: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
+        """Strings, or ids as `tokenize` gives them; one string is one text. batch: as of `encode_image`."""
+        if parts := _parts(texts, batch):
+            return torch.cat([self.encode_text(part, normalize) for part in parts])
+        self._tower("text")
+        ids = check_ids(texts, self.known_ids) if isinstance(texts, Tensor) else self.tokenize(texts)
         lengths = (ids >= 0).sum(1)
-        parts = [
+        grouped = [
             (part, self._encode("text", ids[part, :most].clamp(min=0), ids[part, :most] >= 0, normalize))
             for part, most in in_parts(lengths.tolist(), AT_ONCE)
         ]
         out = torch.zeros(len(ids), self.embed_dim, dtype=self.core.dtype, device=self.core.device)
-        for part, x in parts:
+        for part, x in grouped:
             out[part] = x.to(out.dtype)
         return out
 
@@ -166,6 +198,7 @@ class Interface(nn.Module):
         task: str,
         *,
         n: int = 1,
+        batch: int = 0,
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
         text: str | Sequence[str] | None = None,
@@ -174,11 +207,18 @@ class Interface(nn.Module):
         tick: Tick | None = None,
         **options: Any,
     ) -> list[Made]:
-        """n things for one sample, in one batch: those that `generate` makes with the seeds `seed`, `seed` + 1, ..
+        """n things for one sample: those that `generate` makes with the seeds `seed`, `seed` + 1, ..
 
+        batch: how many are made at a time, 0: all at once, which takes as much more memory. The things are the same.
         tick: called with how many codes of a picture or sound are made, and of how many at the most.
         """
         require(n > 0, f"n={n} must be above 0")
+        require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
+        if 0 < batch < n:
+            given = {"image": image, "audio": audio, "text": text, "hide": hide, "tick": tick, **options}
+            sizes = [min(batch, n - start) for start in range(0, n, batch)]
+            parts = (self.generate_many(task, n=size, seed=seed + at * batch, **given) for at, size in enumerate(sizes))
+            return [thing for part in parts for thing in part]
         first, *links = self._links(task)
         given = given_of(first, {"image": image, "audio": audio, "text": text})
         check_hiding(first, hide, has_own(first, given))
@@ -319,15 +359,40 @@ class Interface(nn.Module):
             raise UserError(f"this model has no {modality} tower; it reads {', '.join(self.modalities)}")
         return tower
 
-    def _load_audio(self, path: str | Path) -> Tensor:
+    @property
+    def known_ids(self) -> int:
+        """How many ids the text tower reads."""
+        reader = self.tokenizer.reader
+        return self.tokenizer.size if reader is None else reader.inner.get_vocab_size(with_added_tokens=True)
+
+    def _clip(self, clip: Any) -> Tensor:
         rate_hz, data = self._tower("audio").sound.rate_hz, self.run.data
-        return load_audio(path, rate_hz=rate_hz, max_seconds=data.max_seconds, crop_seconds=data.crop_seconds)
+        length = {"max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
+        if isinstance(clip, str | Path):
+            return load_audio(clip, rate_hz=rate_hz, **length)
+        wave, from_hz = (clip.wave, clip.rate_hz) if isinstance(clip, Sound) else (clip, rate_hz)
+        return clip_given(wave, from_hz=from_hz, rate_hz=rate_hz, **length)
 
     def _encode(self, modality: str, x: Tensor, keep: Tensor, normalize: bool) -> Float[Tensor, "n d"]:
         """Unit vectors: the heads always normalise, so `normalize` changes nothing and is there for the protocol."""
         self._tower(modality)
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device=x.device)
         items = {modality: Items(x=x, keep=keep, rows=rows)}
         batch = Batch(size=len(x), items=items, same=rows).to(self.core.device)
         reading = read(self.core, Task((modality,), None), batch)
-        return torch.zeros(0, self.embed_dim) if reading is None else reading.embedding
+        if reading is None:
+            return torch.zeros(0, self.embed_dim, dtype=self.core.dtype, device=self.core.device)
+        return reading.embedding
+
+
+def shape_px(how: config.Pixels) -> tuple[int, int, int]:
+    return how.channels, how.height_px, how.width_px
+
+
+def _parts(given: Any, batch: int) -> list[Any]:
+    """Several inputs in parts of so many; empty where they are one part, or one input."""
+    require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
+    several = isinstance(given, Tensor | list | tuple) and not isinstance(given, Sound)
+    if not batch or not several or len(given) <= batch:
+        return []
+    return [given[start : start + batch] for start in range(0, len(given), batch)]

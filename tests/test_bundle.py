@@ -134,14 +134,14 @@ def test_the_contract_is_that_of_the_configuration(model, folder):
 def test_what_is_no_input_is_refused(folder, tmp_path):
     image, audio, text = (mmfm.load_encoder(name, folder) for name in MODALITIES)
     with pytest.raises(UserError, match="no text was given"):
-        text.embed([])
+        text.tokens([])
     with pytest.raises(UserError, match="a text is a string, not int"):
         text.embed([1])
     with pytest.raises(UserError, match="a waveform has one dimension, its samples, not \\[2, 5\\]"):
         audio.embed([np.zeros((2, 5), np.float32)])
-    with pytest.raises(UserError, match=r"pixels are uint8, as transform gives them, not torch.float32"):
-        image.embed(torch.zeros(1, 1, 8, 16))
-    with pytest.raises(UserError, match=r"a batch of image has 4 dimensions, not \[8, 16\]"):
+    with pytest.raises(UserError, match=r"pixels are whole numbers of 0\.\.255, .*, not float32 of 0\.5 to 0\.5"):
+        image.embed(torch.full((1, 1, 8, 16), 0.5))
+    with pytest.raises(UserError, match=r"pictures are pixels \[n, 1, 8, 16\] for this model, not \[8, 16\]"):
         image.embed(torch.zeros(8, 16, dtype=torch.uint8))
     with pytest.raises(UserError, match="keep is given with a tensor only"):
         audio.embed([np.zeros(5, np.float32)], torch.ones(1, 5, dtype=torch.bool))

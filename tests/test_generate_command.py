@@ -26,7 +26,7 @@ def model() -> Interface:
 @pytest.fixture(autouse=True)
 def loaded(model: Interface, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command finds this model, and works in a folder of its own."""
-    monkeypatch.setattr(mmfm, "load", lambda run: model)
+    monkeypatch.setattr(mmfm, "load", lambda run, device, dtype: model)
     monkeypatch.chdir(tmp_path)
 
 
@@ -118,8 +118,23 @@ def test_what_is_interrupted_leaves_nothing(error: BaseException, status: int, m
 
     open_and_write = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert generate("text>image", "--text", "a", "--n", "3", "--out", "p-{}.png") == status
+    assert generate("text>image", "--text", "a", "--n", "3", "--out", "p-{}.png", "--force") == status
     assert [(path.name, path.read_bytes()) for path in Path().iterdir()] == [("p-1.png", b"before")]
+
+
+def test_what_is_there_is_kept_unless_one_says_so(capsys: pytest.CaptureFixture[str]):
+    """Told before anything is made; and in batches the things are those of all at once."""
+    Path("p-2.png").write_bytes(b"before")
+    words = ["text>image", "--text", "a", "--n", "3", "--out", "p-{}.png"]
+    assert generate(*words) == 2
+    assert capsys.readouterr().err.endswith(
+        "--out: p-2.png is there already; give another name, or --force replaces it\n"
+    )
+    assert [path.name for path in Path().iterdir()] == ["p-2.png"]
+    assert generate(*words, "--force", "--batch", "2") == 0
+    batched = {path.name: path.read_bytes() for path in Path().iterdir()}
+    assert generate(*words, "--force") == 0
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == batched and len(batched) == 3
 
 
 def test_a_failing_encoder_leaves_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm import config
 from mmfm.bundle import fixture
 from mmfm.bundle.contents import BUNDLE, FILES, FIXTURE, FORMAT, READER, TOKENIZER, Bundle, is_bundle, manifest
 from mmfm.bundle.encoder import BundledEncoder, only
 from mmfm.bundle.load import load_encoder
+from mmfm.bundle.places import unplaced
 from mmfm.checkpoint import load_model, write_file
 from mmfm.config import MODALITIES, require
 from mmfm.folders import whole_folder
@@ -70,7 +70,7 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, by
     weights = split(model.core, modalities, [item.name for item in contrast])
     files = {f"{part}.safetensors": save_tensors(found) for part, found in weights.items()}
     files |= {FIXTURE: save_tensors(tensors)} | tokenizer_files(model.tokenizer, "text" in modalities)
-    data, cfg = model.run.data, _unpinned(only(model.config, modalities))
+    data, cfg = model.run.data, unplaced(only(model.config, modalities))
     bundle = Bundle(
         format=FORMAT,
         made_with=f"torch {torch.__version__}",
@@ -113,23 +113,6 @@ def split(core: UnifiedModel, modalities: Sequence[str], pairs: Sequence[str]) -
         if part in parts and (head not in ("log_scales", "biases") or rest in pairs):
             parts[part][name] = tensor.detach().cpu().contiguous()
     return parts
-
-
-def _unpinned(model: config.Model) -> config.Model:
-    """Without the folders of one machine that its parts once started from."""
-    changes = {}
-    for name in (*MODALITIES, "trunk"):
-        part = getattr(model, name)
-        if isinstance(part, config.Tower):
-            changes[name] = replace(part, keep_tokens="", source=unpinned(part.source))
-        elif part is not None:
-            changes[name] = replace(part, weights="")
-    return replace(model, **changes)
-
-
-def unpinned(source: str) -> str:
-    """A source without the folders above it, where it is one of this machine."""
-    return Path(source).name if Path(source).exists() else source
 
 
 def write_whole(

@@ -21,7 +21,8 @@ from mmfm.data.example import Decode, decode_of
 from mmfm.data.sample import why_no_text
 from mmfm.data.sources import check_there, open_shards
 from mmfm.data.splits import asked_and_more, named
-from mmfm.distributed import Alone, Ranks, device_of_rank, each
+from mmfm.devices import device_of_each
+from mmfm.distributed import Alone, Ranks, each
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.examples import show
 from mmfm.evals.filling import Filling, fill_split
@@ -290,6 +291,7 @@ def evaluate_run(
     limit: int | None = None,
     step: int | None = None,
     asking: Asking = NOTHING,
+    device: str = "auto",
     console: Console | None = None,
     ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
@@ -319,7 +321,7 @@ def evaluate_run(
     each(ranks, lambda: check_there([*splits.values()], how.store))
     results = check_place(Path(out) if out else folder / "results.json")
     torch.set_num_threads(min(run.threads, cores()))
-    model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
+    model = each(ranks, lambda: load_model(folder, step, device_of_each(device, run.accelerator)))
     origin, scores = origin_of(model.checkpoint), dict[str, Scores]()
     with kept(scores, results, console):
         for name, spec in splits.items():

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from mmfm.checkpoint import load_model
 from mmfm.config import UserError, require
-from mmfm.distributed import Alone, Ranks, device_of_rank, each
+from mmfm.devices import device_of_each
+from mmfm.distributed import Alone, Ranks, each
 from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out, rule_of
 from mmfm.evals.collection import Opened, open_data
 from mmfm.evals.labels import check_labels
@@ -53,6 +54,7 @@ def evaluate_suite(
     bootstrap: int | None = None,
     limit: int | None = None,
     step: int | None = None,
+    device: str = "auto",
     console: Console | None = None,
     ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
@@ -68,7 +70,7 @@ def evaluate_suite(
     how = how_of(run, batch=batch, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
     results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
     torch.set_num_threads(min(run.threads, cores()))
-    model = each(ranks, lambda: load_model(folder, step, device_of_rank(run.accelerator)))
+    model = each(ranks, lambda: load_model(folder, step, device_of_each(device, run.accelerator)))
     origin, scores = origin_of(model.checkpoint, suite), dict[str, Scores]()
 
     def keep(name: str, score: Scores) -> None:

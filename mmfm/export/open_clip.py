@@ -22,17 +22,19 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Items, Tokens
+from mmfm.bundle.places import unplaced
 from mmfm.config import require
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import longest_text, words_of
 from mmfm.export.words import write_tokenizer
+from mmfm.inputs.given import check_ids, check_scaled
 from mmfm.interface import Interface
 from mmfm.model import UnifiedModel, build
 from mmfm.strict import from_json, to_json
 from mmfm.towers.imported import ImportedTower
 
 KEY = "mmfm"
-CONTEXT = 256  # ids of a text, where the model itself sets no limit: open_clip pads to a length and cuts there
+CONTEXT = 256  # ids of a text, where nothing sets a limit: open_clip pads to a length and cuts there
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
 RESIZE = {"stretch": "squash", "crop": "shortest", "shortest": "shortest"}
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -49,12 +51,13 @@ class OpenClip(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.logit_bias = nn.Parameter(torch.zeros(())) if biased else None
         pixels = _pixels(run.model)
-        self.grey = pixels.channels == 1
+        self.grey, self.pixels = pixels.channels == 1, pixels
         self.visual = Way(self._embed_pixels, (pixels.height_px, pixels.width_px))
         self.text = Way(self._embed_ids, None)
 
     def _embed_pixels(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
         """Pixels in -1..1."""
+        pixels = check_scaled(pixels, self.pixels, 3)
         if self.grey:
             pixels = (pixels * pixels.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
         tower, keep = self.core.towers["image"], torch.ones(len(pixels), 1, dtype=torch.bool, device=pixels.device)
@@ -62,6 +65,7 @@ class OpenClip(nn.Module):
         return self._embed("image", tower(pixels, keep) if isinstance(tower, ImportedTower) else tower(pixels))
 
     def _embed_ids(self, ids: Int[Tensor, "n time"]) -> Float[Tensor, "n d"]:
+        ids = check_ids(ids, self.vocab_size)
         keep = ids != self.pad
         filled = self.words is not None and self.words.fill
         keep = keep if filled else keep[:, : max(1, int(keep.sum(1).max()))]  # the tokenizer pads to one length
@@ -133,12 +137,17 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
     missing = [name for name in ("image", "text") if name not in model.modalities]
     require(not missing, f"open_clip's models read images and texts; this one has no {' and no '.join(missing)} tower")
     run, pair, words = public(model.run), _pair(model), words_of(model.config)
-    context = min(CONTEXT, longest_text(model.config) or CONTEXT, model.tokenizer.longest or CONTEXT)
+    limits = (model.tokenizer.longest or CONTEXT, longest_text(model.config))
+    context = min(most for most in limits if most)  # so that open_clip cuts where `mmfm.load` does
     pad = write_tokenizer(model.tokenizer, words, context, folder)
     biased = any(item.name == pair and item.loss == "sigmoid" for item in model.run.contrast)
     made = OpenClip(run, model.tokenizer.size, pad, biased, context)
     held = model.core.state_dict()
-    state = {name: held[name.removeprefix("core.")] for name in made.state_dict() if name.startswith("core.")}
+    state = {  # of the vocabulary only its first part, text: no codes are read here
+        name: held[name.removeprefix("core.")][tuple(map(slice, value.shape))]
+        for name, value in made.state_dict().items()
+        if name.startswith("core.")
+    }
     state["logit_scale"] = model.core.log_scales[pair].detach()
     state |= {"logit_bias": model.core.biases[pair].detach()} if biased else {}
     made.load_state_dict(state, strict=True)
@@ -152,16 +161,8 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
 
 def public(run: config.Run) -> config.Run:
     """What builds the part that reads images and texts, without where anything lay on this machine."""
-    parts = {name: _unplaced(getattr(run.model, name)) for name in ("image", "text", "trunk")}
-    return config.Run(name=run.name, model=dataclasses.replace(run.model, audio=None, tokenizer="bytes", **parts))
-
-
-def _unplaced(part: Any) -> Any:
-    """Where its weights began, and where its tokens were kept, is of no use elsewhere."""
-    names = {field.name for field in dataclasses.fields(part)}
-    if "keep_tokens" in names:
-        return dataclasses.replace(part, keep_tokens="", source=Path(part.source).name)
-    return dataclasses.replace(part, weights="")
+    bare = {"audio": None, "image_codec": None, "audio_codec": None, "tokenizer": "bytes"}
+    return config.Run(name=run.name, model=dataclasses.replace(unplaced(run.model), **bare))
 
 
 def _pair(model: Interface) -> str:

@@ -73,12 +73,12 @@ def _opened(graph: Graph, target: Target, path: Path) -> Callable[..., Arrays]:
         raise UserError(f"the {graph.name} file cannot be opened ({told}); leave it out by --modality") from why
 
 
-def compare(graph: Graph, other: Callable[..., Arrays]) -> list[dict[str, float]]:
+def compare(graph: Graph, other: Callable[..., Arrays]) -> list[dict[str, int | float]]:
     """The largest difference of any output, at each of the sizes to be checked."""
     return [_compare(graph, other, size) for size in graph.checked]
 
 
-def _compare(graph: Graph, other: Callable[..., Arrays], size: Size) -> dict[str, float]:
+def _compare(graph: Graph, other: Callable[..., Arrays], size: Size) -> dict[str, int | float]:
     inputs = graph.example(size)
     with torch.no_grad():
         wanted = graph.module(*inputs)

@@ -21,6 +21,7 @@ from mmfm.config import UserError, Vit, require
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import only
 from mmfm.export.opening import open_model
+from mmfm.inputs.given import check_scaled
 from mmfm.model import UnifiedModel
 from mmfm.towers.imported import ImportedTower
 
@@ -40,8 +41,17 @@ class ImagePath(nn.Module):
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
 
-    def __init__(self, core: UnifiedModel, num_classes: int = 0, global_pool: str = "token", drop_rate: float = 0.0):
+    def __init__(
+        self,
+        core: UnifiedModel,
+        num_classes: int = 0,
+        global_pool: str = "token",
+        drop_rate: float = 0.0,
+        *,
+        pixels: config.Pixels,
+    ) -> None:
         super().__init__()
+        self.pixels = pixels
         self.core, self.num_features = only(core, "image"), core.trunk.width
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -59,7 +69,7 @@ class ImagePath(nn.Module):
 
     def forward_features(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch time width"]:
         """The trunk's states: of the picture's tokens, and last of the pool token."""
-        tower, x = self.core.towers["image"], x.to(self.core.dtype)
+        tower, x = self.core.towers["image"], check_scaled(x, self.pixels, self.pixels.channels).to(self.core.dtype)
         keep = torch.ones(x.shape[0], 1, dtype=torch.bool, device=x.device)
         tokens = tower(x, keep) if isinstance(tower, ImportedTower) else tower(x)
         return self.core.trunk([self.core.enter("image", tokens)])[0]
@@ -86,7 +96,7 @@ def mmfm_image(pretrained: bool = True, run: str = "", **options: Any) -> ImageP
     wanted = options.get("in_chans", pixels.channels)
     require(wanted == pixels.channels, f"{run} reads pictures of {pixels.channels} channels, not in_chans={wanted}")
     chosen = {name: options[name] for name in ("num_classes", "global_pool", "drop_rate") if name in options}
-    made = ImagePath(model.core, **chosen)
+    made = ImagePath(model.core, **chosen, pixels=pixels)
     made.pretrained_cfg = made.default_cfg = {
         "architecture": NAME,
         "num_classes": made.num_classes,

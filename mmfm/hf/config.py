@@ -4,9 +4,11 @@ import dataclasses
 import json
 from typing import Any, no_type_check
 
+from torch import nn
 from transformers import PreTrainedConfig
 
-from mmfm.config import Data, KnownCodec, Model, Run, Tower, require
+from mmfm.bundle.places import unplaced
+from mmfm.config import Data, Run, require
 from mmfm.hf.stub import Foreign, auto_map, write_stub
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel, build
@@ -63,9 +65,11 @@ class MMFMConfig(Foreign, PreTrainedConfig):
         return Vocabulary(text=self.text_ids, image=model.codes("image"), audio=model.codes("audio"))
 
     def build(self) -> UnifiedModel:
-        """The module, freshly initialised."""
+        """The module, freshly initialised, without codecs: transformers writes nothing but text with it."""
         run = self.parsed()
-        return build(run.model, self.text_ids, run.contrast)
+        core = build(run.model, self.text_ids, run.contrast)
+        core.codecs, core.forms = nn.ModuleDict(), {"text": core.forms["text"]}
+        return core
 
 
 def config_of(run: Run, tokenizer: Tokenizer) -> MMFMConfig:
@@ -99,17 +103,5 @@ def _public(run: Run) -> Run:
         long_text=run.data.long_text,
         exact_decode=run.data.exact_decode,
     )
-    return Run(name=run.name, model=_unplaced(run.model), data=data, contrast=run.contrast, write=run.write)
-
-
-def _unplaced(model: Model) -> Model:
-    """Without the paths of folders: all that they gave is in the weights."""
-    names = ("image", "audio", "text", "trunk", "image_codec", "audio_codec")
-    parts = {name: _without_paths(getattr(model, name)) for name in names}
-    return dataclasses.replace(model, tokenizer="bytes", **parts)
-
-
-def _without_paths(part: Any) -> Any:
-    if part is None or isinstance(part, KnownCodec):
-        return part
-    return dataclasses.replace(part, **({"keep_tokens": ""} if isinstance(part, Tower) else {"weights": ""}))
+    model = dataclasses.replace(unplaced(run.model), tokenizer="bytes")
+    return Run(name=run.name, model=model, data=data, contrast=run.contrast, write=run.write)

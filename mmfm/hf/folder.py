@@ -40,7 +40,8 @@ def write(model: Interface, folder: Path) -> None:
 def fill(model: Interface, folder: Path) -> None:
     """All of `write` in a folder that is there; UserError where transformers would not write out of it what is ours."""
     config = config_of(model.run, model.tokenizer)
-    tensors = {f"core.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.core.state_dict().items()}
+    state = {name: tensor for name, tensor in model.core.state_dict().items() if not name.startswith("codecs.")}
+    tensors = {f"core.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     writing, reader = hf_tokenizer(model.tokenizer, config.vocabulary()), model.tokenizer.reader

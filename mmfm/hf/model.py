@@ -1,5 +1,6 @@
 """The model as transformers knows two-tower models: features of each modality, logits between them, a loss."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from mmfm.config import Words, require
 from mmfm.grammar import Task
 from mmfm.hf.config import MMFMConfig
 from mmfm.hf.stub import Foreign
+from mmfm.inputs.given import check_ids, check_pixels, check_waves
+from mmfm.inputs.limits import limits_of
 from mmfm.losses import CONTRAST
 from mmfm.tasks import read
 
@@ -47,6 +50,7 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
     input_modalities = ["image", "audio", "text"]  # noqa: RUF012
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = {"codecs"}  # noqa: RUF012  # a code is the nearest of many (`codecs.exact`)
+    _keys_to_ignore_on_load_unexpected = [r"^core\.codecs\."]  # noqa: RUF012  # of older folders
 
     def __init__(self, config: MMFMConfig) -> None:
         super().__init__(config)
@@ -91,18 +95,32 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
         require(modality in self.core.towers, f"this model has no {modality} tower; it reads {has or 'no sources'}")
         rows = torch.arange(len(x), device=x.device)
         if modality == "image":
-            return Items(x=_bytes(x), keep=torch.ones(len(x), 1, dtype=torch.bool, device=x.device), rows=rows)
-        keep = torch.ones_like(x, dtype=torch.bool) if keep is None else keep.bool()
+            x = check_pixels(x, self.config.parsed().model.image.pixels)
+            return Items(x=x, keep=torch.ones(len(x), 1, dtype=torch.bool, device=x.device), rows=rows)
         if modality == "audio":
+            x, keep = check_waves(x, keep)
             return Items(x=x, keep=keep, rows=rows)
+        keep = torch.ones_like(x, dtype=torch.bool) if keep is None else keep.bool()
         if self.words is not None:
             ids, keep = _own_ids(x, keep, self.words)
             return Items(x=ids, keep=keep, rows=rows)
-        span = self.vocabulary.span("text")
+        x, span = check_ids(x, self.vocabulary.size), self.vocabulary.span("text")
         is_text = (x >= span.start) & (x < span.stop)
         keep = keep & is_text
         order = (~keep).long().argsort(dim=1, stable=True)  # what is real comes first: padding is cut from the end
-        return Items(x=((x - span.start) * is_text).gather(1, order), keep=keep.gather(1, order), rows=rows)
+        x, keep = ((x - span.start) * is_text).gather(1, order), keep.gather(1, order)
+        most = self.text_limit(int(keep.sum(1).max()) if keep.numel() else 0)
+        return Items(x=x[:, :most], keep=keep[:, :most], rows=rows)
+
+    def text_limit(self, longest: int) -> int:
+        """How many tokens are read of texts whose longest has so many, as `Interface.tokenize` has it."""
+        limits = limits_of(self.config.parsed())
+        if not limits.read or longest <= limits.read:
+            return longest
+        told = f"a text of {longest} tokens is longer than the {limits.read} that are read"
+        require(not limits.skip, f"{told}; {limits.remedy}")
+        warnings.warn(f"only the beginning of a long text is read: {told}; {limits.remedy}", stacklevel=2)
+        return limits.read
 
 
 class MMFMModel(MMFMPreTrainedModel):
@@ -187,16 +205,6 @@ class MMFMModel(MMFMPreTrainedModel):
 
     def _features(self, modality: str, x: Tensor, keep: Tensor | None) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(pooler_output=self.embed(modality, x, keep))
-
-
-def _bytes(pixels: Tensor) -> Tensor:
-    """uint8; whole numbers of 0..255 in another type, as some clients cast them, come back exactly."""
-    if pixels.dtype == torch.uint8:
-        return pixels
-    whole = pixels.round().clamp(0, 255)
-    told = "pixel_values must be whole numbers of 0..255, as this model's image processor gives them; do not scale them"
-    require(bool((whole == pixels).all()), told)
-    return whole.to(torch.uint8)
 
 
 def _own_ids(

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, ProcessorMixin
 
 from mmfm.compat.transformers import BaseImageProcessor, BatchFeature, SequenceFeatureExtractor
-from mmfm.config import Pixels, require
+from mmfm.config import Pixels
 from mmfm.data.example import shape_of
 from mmfm.hf.stub import Foreign, auto_map
-from mmfm.inputs.audio import resample
+from mmfm.inputs.given import clip_given, padded, picture_given
 from mmfm.inputs.image import load_picture
 from mmfm.strict import parse
 
@@ -39,7 +38,9 @@ class MMFMImageProcessor(Foreign, BaseImageProcessor):
         """One picture or many: of Pillow, or uint8 [height, width, channels] (numpy), or uint8 [c, h, w] (torch)."""
         shape = shape_of(self.contract)
         given = [_picture(image) for image in _flat(images)]
-        x = torch.stack([load_picture(picture, **shape, exact=self.exact_decode) for picture in given])
+        size = [shape[name] for name in ("channels", "height_px", "width_px")]
+        made = [load_picture(picture, **shape, exact=self.exact_decode) for picture in given]
+        x = torch.stack(made) if made else torch.zeros(0, *size, dtype=torch.uint8)
         return BatchFeature({"pixel_values": x if return_tensors in (None, "pt") else x.numpy()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,9 +82,8 @@ class MMFMFeatureExtractor(Foreign, SequenceFeatureExtractor):
         """One clip or many, mono: arrays at `sampling_rate`, or {"array": .., "sampling_rate": ..}. Resampled here."""
         given = raw_speech if _many(raw_speech) else [raw_speech]
         clips = [self._wave(clip, sampling_rate) for clip in given]
-        x = nn.utils.rnn.pad_sequence(clips, batch_first=True)
-        lengths = torch.tensor([len(clip) for clip in clips])
-        keep = (torch.arange(x.shape[1]) < lengths[:, None]).long()
+        x, keep = padded(clips)
+        keep = keep.long()
         data = {"input_features": x, "input_features_mask": keep}
         as_torch = return_tensors in (None, "pt")
         return BatchFeature(data if as_torch else {name: value.numpy() for name, value in data.items()})
@@ -94,17 +94,10 @@ class MMFMFeatureExtractor(Foreign, SequenceFeatureExtractor):
     def _wave(self, clip: Any, sampling_rate: int | None) -> Tensor:
         if isinstance(clip, Mapping):
             clip, sampling_rate = clip["array"], clip["sampling_rate"]
-        wave = np.asarray(clip, dtype=np.float32)
-        require(wave.ndim == 1 and len(wave) > 0, f"a sound is one channel of samples, not of shape {wave.shape}")
-        wave = resample(wave, int(sampling_rate or self.sampling_rate), self.sampling_rate)
-        most = round(self.crop_seconds * self.sampling_rate)
-        if most and len(wave) > most:
-            start = (len(wave) - most) // 2
-            return torch.from_numpy(wave[start : start + most].copy())
-        seconds = len(wave) / self.sampling_rate
-        told = f"the sound lasts {seconds:.2f} s, over max_seconds={self.max_seconds:g}; cut it or raise the limit"
-        require(seconds <= self.max_seconds, told)
-        return torch.from_numpy(wave)
+        from_hz, length = int(sampling_rate or self.sampling_rate), (self.max_seconds, self.crop_seconds)
+        how = dict(zip(("max_seconds", "crop_seconds"), length, strict=True))
+        wave = np.asarray(clip, np.float32) if isinstance(clip, list | tuple) else clip
+        return clip_given(wave, from_hz=from_hz, rate_hz=self.sampling_rate, **how)
 
 
 class MMFMProcessor(Foreign, ProcessorMixin):
@@ -146,6 +139,8 @@ KINDS: dict[tuple[str, ...], type[MMFMProcessor]] = {
 
 
 def _many(sounds: Any) -> bool:
+    if isinstance(sounds, list | tuple) and not sounds:
+        return True
     return not isinstance(sounds, Mapping) and (isinstance(sounds[0], Mapping) or np.ndim(sounds[0]) > 0)
 
 
@@ -155,10 +150,6 @@ def _flat(images: Any) -> list[Any]:
     return list(images) if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 else [images]
 
 
-def _picture(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    fine = array.ndim in (2, 3) and array.dtype == np.uint8
-    require(fine, f"a picture of {array.dtype} {array.shape} cannot be read; give Pillow's, or uint8 pixels")
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+def _picture(image: Any) -> Any:
+    """torch's pictures have their channels first here."""
+    return picture_given(image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 import torch
@@ -76,10 +76,14 @@ class Tokenizer:
         """As this run reads texts."""
         return replace(self, limits=limits_of(run))
 
-    def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "n time"]:
+    def __call__(self, texts: Any) -> Int[Tensor, "n time"]:
         """Ids as the text tower reads them, padded with -1 to the longest; called as open_clip's tokenizers."""
         rows = [texts] if isinstance(texts, str) else texts
+        wrong = next((type(text).__name__ for text in rows if not isinstance(text, str)), "")
+        require(not wrong, f"a text is a string, not {wrong}")
         ids = [torch.tensor(self.read(text), dtype=torch.int64) for text in rows]
+        if not ids:
+            return torch.zeros(0, 0, dtype=torch.int64)
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
 
     def read(self, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from mmfm.grammar import Task, parse_chain
 
 SUFFIX = {"image": ".png", "audio": ".wav"}
 NAMES = {"text": "text", "image": "picture", "audio": "sound"}
-PLACES = ("run", "task", "out", "n", *MODALITIES)  # the rest says how
+PLACES = ("run", "task", "out", "n", "device", "dtype", "force", *MODALITIES)  # the rest says how
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,14 @@ class Asked:
     """The .png or .wav to write; several pictures are one sheet, or with {} in the name a file each."""
     n: int = 1
     """How many to make, with seeds one after the other; texts a line each."""
+    batch: int = 0
+    """How many to make at a time; 0: all at once. It changes no result, only the memory."""
+    device: str = "auto"
+    """Where to compute: cpu, or cuda; auto: on a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """In which precision."""
+    force: bool = False
+    """Replace the files of --out that are there."""
     seed: int = 0
     """Of all draws: the same gives the same."""
     temperature: float | Literal["auto"] = "auto"
@@ -72,12 +80,16 @@ class Asked:
         require(self.max_tokens >= 0, f"--max-tokens {self.max_tokens} must not be negative; 0: as usual")
         require(heat == "auto" or heat >= 0, f"--temperature {heat} must not be negative")
         require(self.n > 0, f"--n {self.n} must be greater than 0")
+        require(self.batch >= 0, f"--batch {self.batch} must not be negative; 0: all at once")
         auto = beams == 1 and links[-1].target != "text"
         drawn = auto if heat == "auto" else heat > 0
         drawn = drawn or any(link.target != "text" for link in links[:-1])
         told = f"--n {self.n} would write one {NAMES[str(links[-1].target)]} {self.n} times; set --temperature"
         require(self.n == 1 or drawn, told)
         check_out(self.out, self.task, str(links[-1].target), self.n)
+        there = [name for name in names_of(self.out, self.n) if Path(name).exists()] if self.out else []
+        told = f"--out: {', '.join(there[:2])}{' and others are' if there[2:] else ' is'} there already"
+        require(self.force or not there, f"{told}; give another name, or --force replaces it")
 
 
 def _check_given(asked: Asked, first: Task) -> None:
@@ -89,6 +101,12 @@ def _check_given(asked: Asked, first: Task) -> None:
     for name in sorted(given - {"text"}):
         for file in getattr(asked, name):
             require(Path(file).is_file(), f"--{name}: there is no file {file!r}; check the path")
+
+
+def names_of(out: str, n: int) -> list[str]:
+    """The files that n things are written to: with {} in the name one for each, numbered from 1 on, else one."""
+    digits = len(str(n))
+    return [out.replace("{}", f"{i:0{digits}}") for i in range(1, n + 1)] if "{}" in out else [out]
 
 
 def check_out(out: str, task: str, target: str, n: int) -> None:

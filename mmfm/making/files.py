@@ -10,6 +10,7 @@ import soundfile
 from PIL import Image
 
 from mmfm.config import UserError
+from mmfm.making.asked import names_of
 from mmfm.making.things import Made, Sound
 
 GAP_PX = 2
@@ -47,8 +48,7 @@ def files_of(things: Sequence[Made], out: str) -> dict[Path, bytes]:
     shown = [thing for thing in things if not isinstance(thing, str)]
     assert len(shown) == len(things)
     if "{}" in out:
-        digits = len(str(len(shown)))
-        return {Path(out.replace("{}", f"{i:0{digits}}")): encoded(thing) for i, thing in enumerate(shown, 1)}
+        return {Path(name): encoded(thing) for name, thing in zip(names_of(out, len(shown)), shown, strict=True)}
     pictures = [thing for thing in shown if isinstance(thing, Image.Image)]
     if pictures:
         return {Path(out): encoded(sheet(pictures))}

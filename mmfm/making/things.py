@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -15,7 +16,8 @@ from mmfm.batch import Batch, Items, Raw
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data.example import Example, collate, contracts_of, shape_of
 from mmfm.generate import Finish
-from mmfm.inputs.audio import load_audio, resample
+from mmfm.inputs.audio import load_audio
+from mmfm.inputs.given import clip_given, picture_given
 from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
 from mmfm.model import UnifiedModel
@@ -54,7 +56,7 @@ class Sound(NamedTuple):
         return len(self.wave) / self.rate_hz
 
 
-Picture = str | Path | Image.Image
+Picture = str | Path | Image.Image | np.ndarray
 Clip = str | Path | Sound
 Made = str | Image.Image | Sound
 Things = Mapping[str, Sequence[Any]]  # for each modality what one sample holds, in order of mention
@@ -62,8 +64,8 @@ Things = Mapping[str, Sequence[Any]]  # for each modality what one sample holds,
 
 def kind_of(name: str, thing: Any) -> None:
     """UserError where a thing cannot be of this modality at all."""
-    kinds = {"image": (str, Path, Image.Image), "audio": (str, Path, Sound), "text": (str,)}[name]
-    told = {"image": "a path or a picture of Pillow", "audio": "a path or a Sound", "text": "a string"}[name]
+    kinds = {"image": (str, Path, Image.Image, np.ndarray), "audio": (str, Path, Sound), "text": (str,)}[name]
+    told = {"image": "a path, a picture of Pillow or an array", "audio": "a path or a Sound", "text": "a string"}[name]
     require(isinstance(thing, kinds), f"{name}: {type(thing).__name__} is no {WORDS[name]}; give {told}")
     if name == "text" or not isinstance(thing, str | Path):
         return
@@ -85,12 +87,10 @@ def load(name: str, thing: Any, run: config.Run) -> list[Tensor]:
     for contract in contracts_of(run.model, name):
         if isinstance(contract, config.Pixels):
             assert not isinstance(thing, Sound)
-            values.append(load_picture(thing, **shape_of(contract), exact=run.data.exact_decode))
+            values.append(load_picture(picture_given(thing), **shape_of(contract), exact=run.data.exact_decode))
         elif isinstance(thing, Sound):
-            require(bool(thing.wave.isfinite().all()), "a Sound holds values that are not finite; repair it")
-            require(len(thing.wave) > 0, "a Sound holds no samples; give one of at least one")
-            wave = thing.wave.detach().float().cpu().numpy()
-            values.append(torch.from_numpy(resample(wave, thing.rate_hz, contract.rate_hz)))
+            length = {"max_seconds": run.data.max_seconds, "crop_seconds": run.data.crop_seconds}
+            values.append(clip_given(thing.wave, from_hz=thing.rate_hz, rate_hz=contract.rate_hz, **length))
         else:
             length = {"max_seconds": run.data.max_seconds, "crop_seconds": run.data.crop_seconds}
             values.append(load_audio(thing, rate_hz=contract.rate_hz, **length))
@@ -180,6 +180,7 @@ def thing_of(
     if modality == "image":
         return picture_of(x[0].cpu())
     codec, turns = model.codec("audio"), start // len(model.forms["audio"].sizes)
+    require(bool(x.isfinite().all()), "the codec made a sound that is not finite; the weights are broken, train again")
     return Sound(x[0][keep[0]].float().cpu(), rate_of(run), turns * codec.step_samples)
 
 
