@@ -245,7 +245,7 @@ def test_generate_passes_on_what_it_is_given(
     def generate_many(task: str, *, n: int, **how: Any) -> list[str]:
         return [f"{task} {how} {i}" for i in range(n)]
 
-    monkeypatch.setattr(mmfm, "load", lambda run: SimpleNamespace(generate_many=generate_many, stream=iter))
+    monkeypatch.setattr(mmfm, "load", lambda run, **_: SimpleNamespace(generate_many=generate_many, stream=iter))
     line = f"generate RUN image>text --image {first} --temperature 0.5 --seed 4 --n 2"
     assert main(line.split()) == 0
     how = {"image": [str(first)], "seed": 4, "temperature": 0.5}

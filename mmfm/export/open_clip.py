@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.batch import Items, Tokens
 from mmfm.bundle.places import unplaced
+from mmfm.compat.open_clip import choose_model_class, model_class
 from mmfm.config import require
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import longest_text, words_of
@@ -111,10 +111,9 @@ def _pixels(cfg: config.Model) -> config.Pixels:
 
 def register() -> None:
     """From now on open_clip's loaders know folders of `write`. Others they load as before; twice is as once."""
-    theirs = open_clip.factory.CustomTextCLIP
-    if isinstance(theirs, Chooser):
-        return
-    open_clip.factory.CustomTextCLIP = Chooser(theirs)
+    theirs = model_class()
+    if not isinstance(theirs, Chooser):
+        choose_model_class(Chooser(theirs))
 
 
 class Chooser:

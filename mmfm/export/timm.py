@@ -5,7 +5,6 @@ mmfm.export.timm.register()
 timm.create_model("mmfm_image", run="runs/NAME", num_classes=10)     tower, connector, trunk and head
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import timm
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file
-from timm.models import register_model
 from torch import Tensor, nn
 
 from mmfm import config
+from mmfm.compat.timm import register_entry
 from mmfm.config import UserError, Vit, require
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import only
@@ -108,12 +107,7 @@ def mmfm_image(pretrained: bool = True, run: str = "", **options: Any) -> ImageP
 
 def register() -> None:
     """From now on `timm.create_model("mmfm_image", ...)` is known."""
-    if not timm.is_model(NAME):
-        own = sys.modules[__name__]
-        names = getattr(own, "__all__", None)
-        register_model(mmfm_image)
-        if names is None:
-            vars(own).pop("__all__")  # timm notes the name there, which would hide the others
+    register_entry(mmfm_image)
 
 
 def seen(pixels: config.Pixels, mean: tuple[float, ...], std: tuple[float, ...] = (0.5,)) -> dict[str, Any]:
