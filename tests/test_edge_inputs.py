@@ -57,9 +57,6 @@ def place(tmp_path_factory) -> Path:
     (root / "run").mkdir()
     (root / "run" / "run.json").write_text(to_json(run))
     save(root / "run", 7, run, tokenizer, core.state_dict(), {})
-    for to in ("hf", "open_clip", "onnx", "torch_export"):
-        export(root / "run", to, root / to)
-    save_bundle(root / "run", root / "bundle")
     draw = np.random.default_rng(0)
     Image.fromarray(draw.integers(0, 256, (8, 16, 3), dtype=np.uint8)).save(root / "a.png")
     soundfile.write(root / "a.wav", 0.1 * draw.standard_normal(4_000), RATE, subtype="FLOAT")
@@ -77,70 +74,83 @@ def prepared(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
     return x.clamp(min=0), x >= 0
 
 
+class Faces:
+    """A face by modality and name, and its folder, each made when it is first asked for."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.made = place, {}
+        hf.register()
+        register()
+
+    def folder(self, to: str) -> Path:
+        out = self.place / to
+        if not out.exists():
+            run = self.place / "run"
+            save_bundle(run, out) if to == "bundle" else export(run, to, out)
+        return out
+
+    def of(self, modality: str, name: str) -> Face:
+        if (modality, name) not in self.made:
+            self.made[modality, name] = getattr(self, f"_{name}")(modality)
+        return self.made[modality, name]
+
+    def _python(self, modality: str) -> Face:
+        return getattr(mmfm.load(self.place / "run", device="cpu"), f"encode_{modality}")
+
+    def _batches(self, modality: str) -> Face:
+        encode = self._python(modality)
+        return lambda x: encode(x, batch=2)
+
+    def _bundle(self, modality: str) -> Face:
+        return mmfm.load_encoder(modality, self.folder("bundle")).embed
+
+    def _hf(self, modality: str) -> Face:
+        model = hf.MMFMModel.from_pretrained(self.folder("hf")).eval()
+        processor = hf.MMFMProcessor.from_pretrained(self.folder("hf"))
+
+        def image(x: Any) -> Tensor:
+            x = x if isinstance(x, Tensor) else processor(images=x, return_tensors="pt")["pixel_values"]
+            return model.get_image_features(x).pooler_output
+
+        def audio(x: Any) -> Tensor:
+            heard = processor.feature_extractor
+            given = {"input_features": x} if isinstance(x, Tensor) else heard(x, sampling_rate=RATE)
+            return model.get_audio_features(**given).pooler_output
+
+        def text(x: Any) -> Tensor:
+            return model.get_text_features(**processor.tokenizer(x, padding=True, return_tensors="pt")).pooler_output
+
+        return {"image": image, "audio": audio, "text": text}[modality]
+
+    def _open_clip(self, modality: str) -> Face:
+        where = f"local-dir:{self.folder('open_clip')}"
+        model, _, transform = open_clip.create_model_and_transforms(where)
+        tokenize = open_clip.get_tokenizer(where)
+        model.eval()
+        if modality == "text":
+            return lambda x: model.encode_text(tokenize(x))
+        return lambda x: model.encode_image(
+            x if isinstance(x, Tensor) else torch.stack([transform(Image.open(one)) for one in x])
+        )
+
+    def _onnx(self, modality: str) -> Face:
+        return self._graph(modality, onnx.Session(self.folder("onnx") / f"{modality}.onnx"), "onnx")
+
+    def _pt2(self, modality: str) -> Face:
+        return self._graph(modality, program.Program(self.folder("torch_export") / f"{modality}.pt2"), "torch_export")
+
+    def _graph(self, modality: str, run: Callable, to: str) -> Face:
+        if modality == "image":
+            return lambda x: run(x)[0]
+        if modality == "audio":
+            return lambda x: run(x, torch.ones_like(x, dtype=torch.bool))[0]
+        inner = tokenizers.Tokenizer.from_file(str(self.folder(to) / "tokenizer.json"))
+        return lambda x: run(*prepared([inner.encode(text, add_special_tokens=False).ids for text in x]))[0]
+
+
 @pytest.fixture(scope="module")
-def faces(place) -> dict[str, dict[str, Face]]:
-    """By modality and name: what takes what people hold, and what takes tensors alone ("tensors", "scaled")."""
-    hf.register()
-    register()
-    found: dict[str, dict[str, Face]] = {}
-    python = mmfm.load(place / "run", device="cpu")
-    half = mmfm.load(place / "run", device="cpu")
-    bundles = {name: mmfm.load_encoder(name, place / "bundle") for name in ("image", "audio", "text")}
-    theirs = hf.MMFMModel.from_pretrained(place / "hf").eval()
-    processor = hf.MMFMProcessor.from_pretrained(place / "hf")
-    clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{place / 'open_clip'}")
-    clip.eval()
-    tokenize = open_clip.get_tokenizer(f"local-dir:{place / 'open_clip'}")
-    inner = tokenizers.Tokenizer.from_file(str(place / "onnx" / "tokenizer.json"))
-    sessions = {name: onnx.Session(place / "onnx" / f"{name}.onnx") for name in ("image", "audio", "text")}
-    programs = {name: program.Program(place / "torch_export" / f"{name}.pt2") for name in ("image", "audio", "text")}
-    batched = {"batch": 2}
-
-    def hf_image(x: Any) -> Tensor:
-        x = x if isinstance(x, Tensor) else processor(images=x, return_tensors="pt")["pixel_values"]
-        return theirs.get_image_features(x).pooler_output
-
-    def hf_audio(x: Any) -> Tensor:
-        given = {"input_features": x} if isinstance(x, Tensor) else processor.feature_extractor(x, sampling_rate=RATE)
-        return theirs.get_audio_features(**given).pooler_output
-
-    def hf_text(x: Any) -> Tensor:
-        return theirs.get_text_features(**processor.tokenizer(x, padding=True, return_tensors="pt")).pooler_output
-
-    def graph_text(run: Callable) -> Face:
-        return lambda texts: run(*prepared([inner.encode(text, add_special_tokens=False).ids for text in texts]))[0]
-
-    def clip_image(x: Any) -> Tensor:
-        pixels = x if isinstance(x, Tensor) else torch.stack([transform(Image.open(one)) for one in x])
-        return clip.encode_image(pixels)
-
-    found["image"] = {
-        "python": python.encode_image,
-        "batches": lambda x: half.encode_image(x, **batched),
-        "bundle": bundles["image"].embed,
-        "hf": hf_image,
-        "open_clip": clip_image,
-        "onnx": lambda x: sessions["image"](x)[0],
-        "pt2": lambda x: programs["image"](x)[0],
-    }
-    found["audio"] = {
-        "python": python.encode_audio,
-        "batches": lambda x: half.encode_audio(x, **batched),
-        "bundle": bundles["audio"].embed,
-        "hf": hf_audio,
-        "onnx": lambda x: sessions["audio"](x, torch.ones_like(x, dtype=torch.bool))[0],
-        "pt2": lambda x: programs["audio"](x, torch.ones_like(x, dtype=torch.bool))[0],
-    }
-    found["text"] = {
-        "python": python.encode_text,
-        "batches": lambda x: half.encode_text(x, **batched),
-        "bundle": bundles["text"].embed,
-        "hf": hf_text,
-        "open_clip": lambda x: clip.encode_text(tokenize(x)),
-        "onnx": graph_text(sessions["text"]),
-        "pt2": graph_text(programs["text"]),
-    }
-    return found
+def faces(place) -> Faces:
+    return Faces(place)
 
 
 OURS = ("python", "batches", "bundle")
@@ -229,43 +239,43 @@ TEXTS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], Any]] = [
     ("ids of another tokenizer", lambda _: torch.full((1, 3), 9_999), OURS, "9999 is none of them"),
     ("padding alone", lambda _: torch.full((1, 3), -1), OURS, lambda _: [""]),
 ]
-ROWS = [
-    pytest.param(modality, *row[1:], id=f"{modality}: {row[0]}")
+CELLS = [
+    pytest.param(modality, name, *row[1::2], id=f"{modality}: {row[0]}: {name}")
     for modality, table in (("image", IMAGES), ("audio", SOUNDS), ("text", TEXTS))
     for row in table
+    for name in row[2]
 ]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("modality", "given", "names", "wanted"), ROWS)
+@pytest.mark.parametrize(("modality", "name", "given", "wanted"), CELLS)
 def test_every_face_gives_the_same_numbers_or_the_same_words(
-    faces, model, place, modality, given, names, wanted
+    faces, model, place, modality, name, given, wanted
 ) -> None:
-    for name in names:
-        face = faces[modality][name]
-        if isinstance(wanted, str):
-            with pytest.raises(UserError if wanted else Exception, match=wanted):
-                face(given(place))
-            continue
-        found = face(given(place)).detach()
-        if isinstance(wanted, Tensor):
-            assert found.shape == wanted.shape, name
-            continue
-        expected = getattr(model, f"encode_{modality}")(wanted(place))[: len(found)]
-        assert found.isfinite().all() and len(found) > 0, name
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, msg=f"{name} differs")
+    face = faces.of(modality, name)
+    if isinstance(wanted, str):
+        with pytest.raises(UserError if wanted else Exception, match=wanted):
+            face(given(place))
+        return
+    found = face(given(place)).detach()
+    if isinstance(wanted, Tensor):
+        assert found.shape == wanted.shape
+        return
+    expected = getattr(model, f"encode_{modality}")(wanted(place))[: len(found)]
+    assert found.isfinite().all() and len(found) > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-def test_no_folder_tells_where_anything_lay(place):
+@pytest.mark.parametrize("name", ["hf", "open_clip", "onnx", "torch_export", "bundle"])
+def test_no_folder_tells_where_anything_lay(faces, place, name):
     """Neither where parts of the model began nor where the run lies; files of weights are searched too."""
-    for name in ("hf", "open_clip", "onnx", "torch_export", "bundle"):
-        files = [path for path in (place / name).rglob("*") if path.is_file()]
-        assert len(files) > 3
-        for path in files:
-            data = path.read_bytes()
-            assert ELSEWHERE.encode() not in data and str(place.parent).encode() not in data, path
-            if path.suffix == ".json" and "tokenizer" not in path.name:
-                assert not re.search(r'"(/|~|[A-Z]:)[^"]*"', data.decode()), path
+    files = [path for path in faces.folder(name).rglob("*") if path.is_file()]
+    assert len(files) > 3
+    for path in files:
+        data = path.read_bytes()
+        assert ELSEWHERE.encode() not in data and str(place.parent).encode() not in data, path
+        if path.suffix == ".json" and "tokenizer" not in path.name:
+            assert not re.search(r'"(/|~|[A-Z]:)[^"]*"', data.decode()), path
 
 
 @pytest.mark.parametrize(
