@@ -119,7 +119,7 @@ class Interface(nn.Module):
     def encode_image(self, images: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
         """uint8 [n, channels, height, width] as `transform` gives them; or paths, pictures of Pillow, and arrays uint8
         [height, width, channels]. batch: how many at a time, 0: all at once. Of none the result has no rows."""
-        if parts := _parts(images, batch):
+        if parts := _parts(images, batch, 4):
             return torch.cat([self.encode_image(part, normalize) for part in parts])
         x = self.pixels(images)
         return self._encode("image", x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device), normalize)
@@ -145,14 +145,14 @@ class Interface(nn.Module):
     ) -> Float[Tensor, "n d"]:
         """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths, `Sound`s and
         arrays [samples] at that rate. batch: as of `encode_image`."""
-        if keep is None and (parts := _parts(waves, batch)):
+        if keep is None and (parts := _parts(waves, batch, 2)):
             return torch.cat([self.encode_audio(part, normalize) for part in parts])
         return self._encode("audio", *self.waves(waves, keep), normalize)
 
     @torch.no_grad()
     def encode_text(self, texts: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
         """Strings, or ids as `tokenize` gives them; one string is one text. batch: as of `encode_image`."""
-        if parts := _parts(texts, batch):
+        if parts := _parts(texts, batch, 2):
             return torch.cat([self.encode_text(part, normalize) for part in parts])
         self._tower("text")
         ids = check_ids(texts, self.known_ids) if isinstance(texts, Tensor) else self.tokenize(texts)
@@ -389,10 +389,11 @@ def shape_px(how: config.Pixels) -> tuple[int, int, int]:
     return how.channels, how.height_px, how.width_px
 
 
-def _parts(given: Any, batch: int) -> list[Any]:
-    """Several inputs in parts of so many; empty where they are one part, or one input."""
+def _parts(given: Any, batch: int, axes: int) -> list[Any]:
+    """Several inputs in parts of so many; empty where they are one part, or no batch of so many axes."""
     require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
-    several = isinstance(given, Tensor | list | tuple) and not isinstance(given, Sound)
+    several = isinstance(given, list | tuple) and not isinstance(given, Sound)
+    several = several or (isinstance(given, Tensor) and given.ndim == axes)
     if not batch or not several or len(given) <= batch:
         return []
     return [given[start : start + batch] for start in range(0, len(given), batch)]

@@ -55,8 +55,8 @@ class OpenClip(nn.Module):
         self.visual = Way(self._embed_pixels, (pixels.height_px, pixels.width_px))
         self.text = Way(self._embed_ids, None)
 
-    def _embed_pixels(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
-        """Pixels in -1..1."""
+    def _embed_pixels(self, pixels: Tensor) -> Float[Tensor, "n d"]:
+        """Pixels [n, 3, height, width] in -1..1."""
         pixels = check_scaled(pixels, self.pixels, 3)
         if self.grey:
             pixels = (pixels * pixels.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
