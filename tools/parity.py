@@ -38,7 +38,7 @@ from mmfm.towers.vit import VisionTransformer
 from mmfm.trunk import Segment, UnifiedTransformer
 
 SECONDS = (1.0, 0.6)  # of the two clips
-SAME, INVARIANT = 1e-5, 1e-4  # parts of the size, or of 1 where that is larger
+SAME, INVARIANT = 1e-5, 1e-4  # parts of the size
 
 
 class Given(NamedTuple):
@@ -148,7 +148,7 @@ def compare(ours: Ours, peer: Peer, given: Given) -> dict[str, Any]:
         length = int(given.keep[1].sum())
         (alone,) = real(ours(Given(given.x[1:, :length], given.keep[1:, :length])))
         row["padded"] = difference(mine[1], alone)
-        row["invariant"] = row["padded"] <= INVARIANT * max(1, size)
+        row["invariant"] = row["padded"] <= INVARIANT * size
     return {**row, "width": mine[0].shape[1], "seconds": round(taken, 4)}
 
 
@@ -186,7 +186,7 @@ def rows(case: Case) -> Iterator[dict[str, Any]]:
 
 def holds(row: Mapping[str, Any]) -> bool:
     """Whether both say the same, but for the order of their sums."""
-    return row["difference"] <= SAME * max(1, row["size"])
+    return row["difference"] <= SAME * row["size"]
 
 
 def main() -> None:
