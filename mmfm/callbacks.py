@@ -117,7 +117,7 @@ def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
 class Agree(AfterStep):
     """What ranks must decide alike, by one small sum over them: to stop, to save, and what could not be read.
 
-    They meet every LOG_EVERY_STEPS steps and wherever a checkpoint falls due; a rank alone meets itself every step.
+    They meet after every step: who asks for an end may wait for one step, and not for ten.
     `save` holds for the step just done. `stop` is the signal that ends the run, and stays.
     """
 
@@ -134,11 +134,9 @@ class Agree(AfterStep):
         self.signals.install()
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
-        ranks, step = module.objectives.ranks, trainer.global_step
+        step = trainer.global_step
         due = step % self.run.save_every_steps == 0 or step == self.run.optim.steps
-        self.save = False
-        if ranks.size == 1 or due or step % LOG_EVERY_STEPS == 0:
-            self._meet(module, due)
+        self._meet(module, due)
         if module.failure is not None:
             self.save = False  # the last checkpoint is from before
         trainer.should_stop = trainer.should_stop or self.stop is not None or module.failure is not None

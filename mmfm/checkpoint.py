@@ -13,10 +13,10 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,14 +25,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mmfm.config import Conformer, Model, Run, TextTower, Tower, UserError, Vit, Words, require
-from mmfm.distributed import first_process
 from mmfm.folders import sync_folder
 from mmfm.inputs.text import Tokenizer, parse_reader, parse_tokenizer
 from mmfm.interface import Interface
+from mmfm.launch import first_process
 from mmfm.model import build
 from mmfm.strict import from_json, to_json
 
 Tree = Any
+Found = TypeVar("Found")
 MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
     "model.safetensors",
     "train.safetensors",
@@ -217,10 +218,19 @@ def _compare(path: Path, size: int, checksum: int, written: int, written_checksu
 
 def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
     """The newest checkpoint that verifies. Newer ones that do not are named on the screen."""
+    return _newest(run_folder, read_verified)
+
+
+def newest_step(run_folder: Path) -> int:
+    """Its step alone: for one of several ranks, who then tells the others."""
+    return _newest(run_folder, verify)[0]
+
+
+def _newest(run_folder: Path, read: Callable[[Path], Found]) -> tuple[int, Found]:
     problems = []
     for step in reversed(steps_of(run_folder)):
         try:
-            found = step, read_verified(folder_of(run_folder, step))
+            found = step, read(folder_of(run_folder, step))
         except UserError as why:
             problems.append(str(why))
             continue

@@ -3,6 +3,7 @@
 What a field's docstring says is its line in `mmfm COMMAND --help`.
 """
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -14,6 +15,7 @@ from mmfm.config import Run, require
 from mmfm.data.commands import DATA
 from mmfm.data.splits import is_remote, shards_of
 from mmfm.evals.judges.command import Judges
+from mmfm.launch import first_process, launched
 from mmfm.making.asked import Asked
 
 
@@ -33,20 +35,27 @@ class Train:
     run: Annotated[Run, tyro.conf.arg(name="")]
 
     def __call__(self) -> None:
-        found = check(self.run, opener_for(self.run))
+        launch = launched()
+        found = self._look() if launch is None or self.check else []  # else when the ranks have met
         if self.check:
-            show(self.run, found)
+            if first_process():
+                show(self.run, found)
             return
-        if finished(self.run) and not self.force:
+        if launch is None and finished(self.run) and not self.force:
             print(f"{self.run.folder} is trained already and kept; --force trains it again")
             return
         from mmfm.train import train
 
-        folder = train(self.run, resume=self.resume, force=self.force)
-        from mmfm.distributed import first_process
-
+        folder = train(self.run, resume=self.resume, force=self.force, look=self._look)
         if first_process():  # with several ranks each is a process that comes by here
             print(folder)
+
+    def _look(self) -> list[Found]:
+        if self.run.accelerator == "gpu":
+            from mmfm.meeting import device_of_rank
+
+            device_of_rank(self.run.accelerator)
+        return check(self.run, opener_for(self.run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +127,11 @@ class Evaluate:
     """Processes that share the work, each with a GPU of its own where there are some; 0: one, or a launcher's."""
 
     def __call__(self) -> None:
-        from mmfm.distributed import assembled
+        from mmfm.distributed import agree
         from mmfm.evals.making import Asking
         from mmfm.evals.run import evaluate_run
         from mmfm.evals.suite_run import evaluate_suite
+        from mmfm.meeting import assembled
 
         self._require()
         others = ("run", "suite", "ranks", *MAKING)
@@ -134,7 +144,9 @@ class Evaluate:
         judges = tuple(name for word in self.judges for name in word.split(",") if name)
         if not self.suite:
             chosen["asking"] = Asking(judges=judges, tasks=self.tasks, most=self.make, options=options)
-        with assembled(self.ranks, ["eval", *words_of(self)]) as ranks:
+        words = words_of(self)
+        with assembled(self.ranks, [sys.executable, "-m", "mmfm", "eval", *words]) as ranks:
+            agree(ranks, {"what is asked": words}, "give all ranks the same words")
             if self.suite:
                 evaluate_suite(self.run, self.suite, **chosen, ranks=ranks)
             else:
@@ -270,6 +282,8 @@ class Encode:
     """Samples that are encoded at once."""
     step: int = 0
     """Which checkpoint of the run; 0: the last."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1; auto: as the run says, which may have been trained on another machine."""
 
     def __call__(self) -> None:
         import torch
@@ -277,11 +291,11 @@ class Encode:
         from mmfm.checkpoint import load_model
         from mmfm.data.encode import coders_of, encode
         from mmfm.data.example import decode_of
-        from mmfm.distributed import device_of_rank
+        from mmfm.devices import device_of_each
         from mmfm.machine import cores
 
         model = load_model(Path(self.run), self.step or None)
-        device = device_of_rank(model.run.accelerator)
+        device = device_of_each(self.device, model.run.accelerator)
         model.to(device)
         torch.set_num_threads(min(model.run.threads, cores()))
         coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)

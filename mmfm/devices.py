@@ -3,7 +3,7 @@
 import torch
 
 from mmfm.config import UserError, require
-from mmfm.distributed import device_of_rank
+from mmfm.meeting import device_of_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

@@ -1,16 +1,15 @@
-"""How ranks are joined: the only file that talks to torch.distributed.
+"""How ranks are joined. This file and `mmfm.meeting` are the only ones that talk to torch.distributed.
 
 Losses take a `Ranks`. Alone it is the identity, so the single-process test is the whole truth. Joined, every rank
 enters every collective whatever it holds, an empty share included. What is no tensor travels as bytes, which
 `together` also uses to tell all ranks what went wrong on one of them.
 """
 
-import contextlib
 import json
-import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -19,12 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmfm.config import UserError, require
-from mmfm.process import STARTED, end_ranks, fallen, follow, lead, start_ranks
+from mmfm.config import UserError
+from mmfm.launch import fallen
 
-HERE = "127.0.0.1"
-FOREVER = timedelta(days=7)  # one rank may work while the others wait; one that ended is noticed at once
 LOOK_S = 0.2
+LOST = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl")  # in what torch raises of another's end
+FOREVER = timedelta(days=7)  # one rank may work while the others wait; one that ended is noticed at once
+AGAIN, SHOWN = "start the command again", 80
 Result = TypeVar("Result")
 
 
@@ -80,14 +80,25 @@ class Gathered(torch.autograd.Function):
         return total[dist.get_rank(ctx.group)], None
 
 
+def nothing() -> None:
+    """Nothing is asked of who waits."""
+
+
 class Joined:
     """Ranks of a process group. It should not be the group of DDP: its all-reduces run at the same time as ours.
 
-    `children`: the ranks that this process started, to say of one that ended how it did.
+    `children`: the ranks that this process started, to say of one that ended how it did. `heard` raises what is asked
+    of this process while it waits for the others. `remedy`: what to do where one of them ended.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, children: Sequence[subprocess.Popen] = ()) -> None:
-        self.group, self.children = group, children
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        children: Sequence[subprocess.Popen] = (),
+        heard: Callable[[], None] = nothing,
+        remedy: str = AGAIN,
+    ) -> None:
+        self.group, self.children, self.heard, self.remedy = group, children, heard, remedy
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -103,7 +114,10 @@ class Joined:
         return out
 
     def collect(self, data: bytes) -> list[bytes]:
-        return attend(lambda: self._collect(data), self.rank, self.children)
+        return self.attend(lambda: self._collect(data))
+
+    def attend(self, call: Callable[[], Result]) -> Result:
+        return attend(call, self.rank, self.children, self.heard, self.remedy)
 
     def _collect(self, data: bytes) -> list[bytes]:
         mine = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
@@ -119,10 +133,19 @@ class Joined:
         return [int(part) for part in parts]
 
 
-def attend(call: Callable[[], Result], rank: int, children: Sequence[subprocess.Popen] = ()) -> Result:
-    """What `call` gives, a collective that may block for long: Ctrl-C is heard meanwhile, and a child that ended.
+def attend(
+    call: Callable[[], Result],
+    rank: int,
+    children: Sequence[subprocess.Popen] = (),
+    heard: Callable[[], None] = nothing,
+    remedy: str = AGAIN,
+    limit_s: float = float("inf"),
+) -> Result:
+    """What `call` gives, a collective that may block for long: Ctrl-C is heard meanwhile, what `heard` raises, and a
+    child that ended.
 
-    Where the others are gone the first rank raises ChildProcessError, and the rest raise Said.
+    Where the others are gone the first rank raises ChildProcessError, and the rest raise Said. TimeoutError: `call` did
+    not return in time.
     """
     found: list[Result] = []
     faults: list[Exception] = []
@@ -133,20 +156,35 @@ def attend(call: Callable[[], Result], rank: int, children: Sequence[subprocess.
         except Exception as why:
             faults.append(why)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread, began = threading.Thread(target=run, daemon=True), time.monotonic()
     thread.start()
     while thread.is_alive():  # a join without an end would hold Ctrl-C back until the others answer
         thread.join(LOOK_S)
+        if thread.is_alive():
+            heard()
         if thread.is_alive() and (told := fallen(children, 0.0)):
-            raise ChildProcessError(told)
+            raise ChildProcessError(f"{told}; {remedy}")
+        if thread.is_alive() and time.monotonic() - began > limit_s:
+            raise TimeoutError
     if faults and not isinstance(faults[0], RuntimeError):  # which torch's DistBackendError and its kin are
         raise faults[0]
-    if faults and rank:
-        raise Said("the first rank ended") from faults[0]
     if faults:
-        ended = fallen(children) or "a rank ended early; what it said stands above"
-        raise ChildProcessError(ended) from faults[0]
+        raise parted(rank, children, remedy) from faults[0]
     return found[0]
+
+
+def parted(rank: int, children: Sequence[subprocess.Popen], remedy: str) -> Exception:
+    """What is raised where another rank is gone: the first one tells of it, the rest leave in silence."""
+    if rank:
+        return Said("another rank ended")
+    return ChildProcessError(f"{fallen(children) or 'a rank ended early; what it said stands above'}; {remedy}")
+
+
+def lost(why: BaseException) -> bool:
+    """Whether this is how torch tells that another rank is gone."""
+    if isinstance(why, dist.DistError):
+        return True
+    return isinstance(why, RuntimeError) and any(word in str(why).lower() for word in LOST)
 
 
 def together(ranks: Ranks, work: Callable[[], bytes]) -> list[bytes]:
@@ -181,99 +219,54 @@ def each(ranks: Ranks, make: Callable[[], Result]) -> Result:
     return made[0]
 
 
+def from_first(ranks: Ranks, make: Callable[[], Any]) -> Any:
+    """What `make` gives on the first rank, as JSON keeps it, on all of them: what must be decided once."""
+    return json.loads(together(ranks, lambda: b"" if ranks.rank else json.dumps(make()).encode())[0])
+
+
+def agree(ranks: Ranks, facts: Mapping[str, Any], remedy: str) -> None:
+    """Raises UserError, on the first rank, that names the first of `facts` which another rank knows otherwise, and
+    Said on the others."""
+    mine = json.loads(json.dumps(facts))
+    parts = [json.loads(part) for part in together(ranks, lambda: json.dumps(mine).encode())]
+    for rank, part in enumerate(parts):
+        if (found := difference(parts[0], part)) is not None:
+            where, first, there = found
+            told = f"{where} is {_short(first)} on the first rank and {_short(there)} on rank {rank}; {remedy}"
+            raise Said(told) if ranks.rank else UserError(told)
+
+
+def difference(one: Any, other: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """The name of the first value that differs between two trees of JSON, and both values; None where none does."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = (name for name in (*one, *other) if one.get(name) != other.get(name))
+        name = next(names, None)
+        return None if name is None else difference(one.get(name), other.get(name), f"{where}.{name}".strip("."))
+    return None if one == other else (where, one, other)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _told(why: Exception, rank: int) -> bytes:
     kind = "user" if isinstance(why, UserError) else "machine" if isinstance(why, OSError) else "fault"
-    message = str(why) if kind == "user" else f"rank {rank}: {type(why).__name__}: {why}"
+    message = f"rank {rank}: {why}" if kind == "user" else f"rank {rank}: {type(why).__name__}: {why}"
     return json.dumps({"kind": kind, "message": message}).encode()
-
-
-@contextlib.contextmanager
-def assembled(count: int, command: Sequence[str]) -> Iterator[Ranks]:
-    """The ranks of this command: those of a launcher (torchrun) where RANK and WORLD_SIZE speak of one, else `count`
-    processes of this machine, of which the others are started with the words of `command`; 0: one.
-
-    They die with the first, and the first waits for them. Over gloo, also where models are on GPUs: what is exchanged
-    is on the CPU. UserError: `count` is not what was launched.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-    require(count >= 0, f"--ranks {count} must not be negative")
-    require(world == 1 or count in (0, world), f"--ranks {count}, but {world} were launched; leave --ranks out")
-    if max(world, count) <= 1:
-        yield Alone()
-        return
-    children: list[subprocess.Popen] = []
-    try:
-        yield _meet(world, count, command, children)
-        attend(leave, dist.get_rank(), children)
-    except (Said, UserError, KeyboardInterrupt) as why:
-        end_ranks(children, kill=True)
-        if world > 1 and os.environ["RANK"] != "0":  # the first finds the same mistake, and hears of Ctrl-C too
-            raise SystemExit(1) from why
-        raise
-    except BaseException:
-        end_ranks(children, kill=True)
-        raise
-    end_ranks(children)
-
-
-def _meet(world: int, count: int, command: Sequence[str], children: list[subprocess.Popen]) -> Joined:
-    """Joins the ranks of a launcher, or those that the first one has started; or starts some, adds them to `children`,
-    and joins those."""
-    if world > 1:
-        follow()
-        rank = int(os.environ["RANK"])
-        if STARTED in os.environ:  # by one who listens on a port of the system's choice
-            _join(rank, world, _store(world, int(os.environ["MASTER_PORT"]), False))
-        else:
-            attend(lambda: dist.init_process_group("gloo", timeout=FOREVER), rank)
-        return Joined()
-    lead()
-    store = _store(count, 0, True)
-    children += start_ranks(command, count, HERE, store.port)
-    _join(0, count, store, children)
-    return Joined(None, children)
-
-
-def _store(world: int, port: int, listens: bool) -> Any:
-    """Where ranks of this machine find each other. Port 0: any that is free."""
-    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        HERE, port, world, is_master=listens, wait_for_workers=False, timeout=FOREVER
-    )
-
-
-def _join(rank: int, world: int, store: Any, children: Sequence[subprocess.Popen] = ()) -> None:
-    attend(
-        lambda: dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=FOREVER),
-        rank,
-        children,
-    )
-
-
-def device_of_rank(accelerator: str) -> torch.device:
-    """A GPU of its own for each rank of a machine; else the CPU. UserError: there are fewer GPUs than ranks."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    require(place < gpus, f"rank {place} of this machine has no GPU of its own: there are {gpus}; lower --ranks")
-    return torch.device("cuda", place)
 
 
 def joined_if_many(backend: str | None = None) -> Ranks:
     """The ranks of this run, over a process group of their own. `backend`: "gloo" to collect bytes."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        group = dist.new_group(backend=backend)
+        group = dist.new_group(backend=backend, timeout=FOREVER if backend == "gloo" else None)
         assert isinstance(group, dist.ProcessGroup)
         return Joined(group)
     return Alone()
 
 
-def leave() -> None:
-    """Close all groups, when every rank has done its last collective."""
+def leave(group: dist.ProcessGroup | None = None) -> None:
+    """Close all groups, when every rank of this one has done its last collective."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group)
         dist.destroy_process_group()
-
-
-def first_process() -> bool:
-    """Whether this is the process that people started, and not one that Lightning started beside it."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -18,8 +19,10 @@ from mmfm import checkpoint as checkpoints
 from mmfm.batch import Batch
 from mmfm.config import Run, UserError
 from mmfm.data.stream import TrainStream
-from mmfm.distributed import joined_if_many
+from mmfm.distributed import Ranks, joined_if_many
 from mmfm.inputs.text import Tokenizer
+from mmfm.launch import HERE
+from mmfm.machine import cores
 from mmfm.model import UnifiedModel
 from mmfm.objectives import Objectives
 from mmfm.optim import adamw, hold_text, learning, rate_factor
@@ -47,6 +50,7 @@ class JointModule(L.LightningModule):
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
 
     def setup(self, stage: str) -> None:
+        torch.set_num_threads(min(self.run.threads, cores()))  # Lightning has just given each rank all cores
         self.objectives.ranks = joined_if_many()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -136,6 +140,44 @@ class StreamData(L.LightningDataModule):
             )
         stream.consumed = self.start = state_dict["consumed"]
         stream.health.load(state_dict["health"])
+
+
+class Met(ClusterEnvironment):
+    """The ranks as they have met already: Lightning starts none and joins none. To each of them its own device is the
+    only one of its machine."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return HERE
+
+    @property
+    def main_port(self) -> int:
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.ranks.size
+
+    def global_rank(self) -> int:
+        return self.ranks.rank
+
+    def set_world_size(self, size: int) -> None: ...
+    def set_global_rank(self, rank: int) -> None: ...
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return 0
 
 
 class FolderCheckpoints(CheckpointIO):

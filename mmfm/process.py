@@ -11,11 +11,10 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from mmfm.config import UserError, require
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again
 ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0  # `timeout` and schedulers signal a process, then its group: one request that arrives twice
-PARENT = "MMFM_PARENT"
-STARTED = "MMFM_STARTED"  # only in the environment of what `start_ranks` starts: PARENT stays in that of who led
+PARENT = "MMFM_PARENT"  # whose end is that of the ranks that it started
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 RANK_ENDS_S = 10.0
 
@@ -61,6 +59,13 @@ class Signals:
             signal.raise_signal(number)
         self.asked.add(signal.Signals(number))
 
+    def obey(self) -> None:
+        """Raises what was asked, for where nothing is lost by it: before the first step."""
+        if signal.SIGINT in self.asked:
+            raise KeyboardInterrupt
+        if self.asked:
+            raise Stopped("stopped before the first step, as asked; the same command starts again")
+
     def __exit__(self, *_: object) -> None:
         for name, handler in self._before.items():
             signal.signal(name, handler)
@@ -74,65 +79,6 @@ def die_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def follow() -> None:
-    """For a rank that something else started, a first process or a launcher: an orphan would go on training beside
-    the run that was started in its place."""
-    if "LOCAL_RANK" in os.environ:
-        parent = os.environ.get(PARENT)
-        die_with_parent(None if os.environ["LOCAL_RANK"] == "0" or parent is None else int(parent))
-
-
-@contextlib.contextmanager
-def lead() -> Iterator[None]:
-    """For the first process, while it starts other ranks: they are told whose they are; who comes later is not."""
-    os.environ[PARENT] = str(os.getpid())
-    try:
-        yield
-    finally:
-        os.environ.pop(PARENT, None)
-
-
-def start_ranks(command: Sequence[str], count: int, address: str, port: int) -> list[subprocess.Popen]:
-    """Ranks 1 ... count-1 on this machine: `mmfm` with the words of `command`, told what torch.distributed asks for.
-
-    In process groups of their own, so that Ctrl-C reaches the first alone, whose end is theirs.
-    """
-    base = os.environ | {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    words = [sys.executable, "-m", "mmfm", *command]
-    return [
-        subprocess.Popen(
-            words,
-            env=base | {STARTED: "1", PARENT: str(os.getpid()), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            process_group=0,
-        )
-        for rank in range(1, count)
-    ]
-
-
-def fallen(children: Sequence[subprocess.Popen], wait_s: float = RANK_ENDS_S) -> str:
-    """How a rank that was started here has ended, if one did not end well; where several, one that was killed."""
-    ended: dict[int, int] = {}
-    for rank, child in enumerate(children, 1):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            ended[rank] = child.wait(wait_s / len(children)) if wait_s else child.poll() or 0
-    rank, status = min(ended.items(), key=lambda item: (item[1] >= 0, item[1] == 0), default=(0, 0))
-    if status < 0:
-        return f"rank {rank} was killed by {signal.Signals(-status).name}; start the command again"
-    return f"rank {rank} ended with status {status}; what it said, if anything, stands above" if status else ""
-
-
-def end_ranks(children: Sequence[subprocess.Popen], kill: bool = False) -> None:
-    """Waits until they are gone; those that do not go are made to."""
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if not kill:
-                child.wait(RANK_ENDS_S)
-        child.kill()
-        child.wait()
 
 
 def loader_worker(_: int) -> None:

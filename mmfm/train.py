@@ -6,9 +6,10 @@ runs/NAME/run.json  metrics.jsonl  skipped.jsonl  tensorboard/  checkpoints/step
 import contextlib
 import json
 import logging
-import subprocess
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
@@ -22,6 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from mmfm.adapt import adopt, begin, check_augment, prepare
 from mmfm.callbacks import LOG_EVERY_STEPS, METRICS, Agree, Bar, Journal, Saves, Scores, console
 from mmfm.checkpoint import (
+    MANIFEST,
     clear,
     folder_of,
     newest_whole,
@@ -37,61 +39,123 @@ from mmfm.checkpoint import (
 from mmfm.codecs.fingerprint import fingerprint
 from mmfm.config import Run, UserError, require
 from mmfm.data.stream import StoppedWaiting
-from mmfm.distributed import first_process, leave
+from mmfm.distributed import Alone, Ranks, agree, difference, each, from_first, nothing
 from mmfm.grammar import parse_writing
 from mmfm.inputs.text import Tokenizer, load_tokenizer
-from mmfm.machine import cores
+from mmfm.launch import STARTED, Launch, again, first_process, launched
+from mmfm.machine import RESUME, cores
+from mmfm.meeting import assembled, device_of_rank
 from mmfm.model import UnifiedModel, build
-from mmfm.module import FolderCheckpoints, JointModule, StreamData
-from mmfm.process import Signals, Stopped, follow, lead, locked
+from mmfm.module import FolderCheckpoints, JointModule, Met, StreamData
+from mmfm.process import TRY_AGAIN, Signals, Stopped, locked
 from mmfm.strict import from_json, to_json
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 RESULTS = (METRICS, "results*.json", "results*.json.partial", "report.html")
-RANK_ENDS_S = 10
+ALONE, CPU = Alone(), torch.device("cpu")
 
 
-def train(run: Run, *, resume: bool = False, force: bool = False) -> Path:
+def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable[[], object] = nothing) -> Path:
     """Train and return the run's folder. A finished run is kept as it is; `resume` continues, `force` starts anew.
 
+    All ranks train the same, or none does: those of a launcher, or `run.devices` that are started here. look: what each
+    rank of a launcher asks of the run before it begins, as others may have done for one that is started here.
     Raises UserError for mistakes, Stopped when the machine asked it to end, KeyboardInterrupt when a person did.
     """
-    follow()
     refuse_unsafe()
     refuse_foreign(run.folder)
-    first = first_process()
-    with locked(run.folder) if first else contextlib.nullcontext(), Signals() as signals:
-        start = _start(run, resume, force)
-        if start is not None and start >= run.optim.steps:
-            console.print(f"{run.folder} is trained to step {start}; kept (--force trains it anew)", soft_wrap=True)
+    launch = launched()
+    run = of_launch(run, launch)
+    gpus = run.accelerator != "cpu" and torch.cuda.is_available()
+    how = {"option": "--devices", "remedy": RESUME, "gpus": gpus, "own": True}
+    with Signals() as signals, contextlib.ExitStack() as held:
+
+        def begun() -> int | None:
+            held.enter_context(locked(run.folder))  # one lock for all ranks: that of the first
+            return _start(run, resume, force)
+
+        own = [begun()] if launch is None else []  # before others are started
+        if own and _finished(run, own[0]):
             return run.folder
-        _fit(run, start, signals)
+        with assembled(run.devices, again(), heard=signals.obey, **how) as ranks:
+            each(ranks, nothing if launch is None or STARTED in os.environ else look)
+            start = from_first(ranks, lambda: own.pop() if own else begun())
+            ending = None if _finished(run, start) else _fit(run, start, signals, ranks)
+    if ending is not None and ranks.rank == 0:  # what all ranks know is said by the first, when all have left
+        raise ending
+    if ending is not None:
+        raise SystemExit(status_of(ending))
     return run.folder
 
 
-def _fit(run: Run, start: int | None, signals: Signals) -> None:
+def _finished(run: Run, start: int | None) -> bool:
+    """Whether nothing is left to be trained, which the first rank says."""
+    finished = start is not None and start >= run.optim.steps
+    if finished and first_process():
+        told = f"{run.folder} is trained to step {start}; kept (--force trains it anew)"
+        console.print(told, soft_wrap=True)
+    return finished
+
+
+def of_launch(run: Run, launch: Launch | None) -> Run:
+    """The run on as many ranks as were launched, which devices=1 leaves open."""
+    if launch is None or launch.size == run.devices:
+        return run
+    told = f"devices={run.devices}, but {launch.by} started {launch.size} ranks"
+    require(run.devices == 1, f"{told}; give --devices {launch.size}, or start that many")
+    if launch.rank == 0:
+        console.print(f"one run on the {launch.size} ranks that {launch.by} started", soft_wrap=True, highlight=False)
+    return replace(run, devices=launch.size)
+
+
+def status_of(ending: BaseException) -> int:
+    """The exit status of a rank that leaves the words to the first."""
+    return 130 if isinstance(ending, KeyboardInterrupt) else TRY_AGAIN if isinstance(ending, Stopped) else 2
+
+
+def _fit(run: Run, start: int | None, signals: Signals, ranks: Ranks) -> BaseException | None:
+    """Trains from this step on. Gives what ended it on all ranks, where that was not the last step."""
     _quiet()
     torch.set_num_threads(min(run.threads, cores()))
+    run, module, data, files, device = each(ranks, lambda: _parts(run, start))
+    agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
+    each(ranks, nothing if ranks.rank else lambda: _make_way(run, start))
+    journal, agreed = Journal(run), Agree(run, data, signals)
+    callbacks = [journal, agreed, Scores(run, data.tokenizer, agreed), Saves(run, files, agreed), Bar(run, journal)]
+    trainer = _trainer(run, start, callbacks, files, ranks, device)
+    path = None if start is None else str(folder_of(run.folder, start))
+    data.open().asked = lambda: bool(signals.asked)
+    try:
+        trainer.fit(module, data, ckpt_path=path, weights_only=True)
+    except StoppedWaiting as why:
+        if SIGINT in signals.asked:
+            raise KeyboardInterrupt from why
+        raise
+    return _ending(run, trainer, module, agreed)
+
+
+def _parts(run: Run, start: int | None) -> tuple[Run, JointModule, StreamData, FolderCheckpoints, torch.device]:
+    """All that a rank trains with, before anything is written: what is wrong with it is said first."""
+    device = device_of_rank(run.accelerator)
     torch.manual_seed(run.seed)
     run, tokenizer, model = _model(run, start)
-    module = JointModule(run, model)
-    data, files = StreamData(run, tokenizer, fingerprints(run, model)), FolderCheckpoints(run, tokenizer)
-    data.open().asked = lambda: bool(signals.asked)  # what is wrong with the data is said before anything is written
-    if first_process():
-        _make_way(run, start)
-    journal, agree = Journal(run), Agree(run, data, signals)
-    callbacks = [journal, agree, Scores(run, tokenizer, agree), Saves(run, files, agree), Bar(run, journal)]
-    trainer = _trainer(run, start, callbacks, files)
-    path = None if start is None else str(folder_of(run.folder, start))
-    with _together(trainer), lead() if first_process() else contextlib.nullcontext():
-        try:
-            trainer.fit(module, data, ckpt_path=path, weights_only=True)
-        except StoppedWaiting as why:
-            if SIGINT in signals.asked:
-                raise KeyboardInterrupt from why
-            raise
-    if trainer.is_global_zero:  # what all ranks know is said by the first; the others end in peace
-        _tell(run, trainer, module, agree)
+    data = StreamData(run, tokenizer, fingerprints(run, model))
+    data.open()
+    return run, JointModule(run, model), data, FolderCheckpoints(run, tokenizer), device
+
+
+def _facts(run: Run, start: int | None, data: StreamData, device: torch.device) -> dict[str, Any]:
+    """What all ranks must know alike before the first step."""
+    where = None if start is None else folder_of(run.folder, start) / MANIFEST
+    return {
+        "the configuration": json.loads(to_json(run)),
+        "the step to go on from": start,
+        "the checkpoint": None if where is None else f"{zlib.crc32(where.read_bytes()):08x}",
+        "the data": data.open().fingerprint(),
+        "the tokenizer": f"{zlib.crc32(data.tokenizer.to_json().encode()):08x}",
+        "the kind of device": device.type,
+        "the version of lightning": L.__version__,
+    }
 
 
 def fingerprints(run: Run, model: UnifiedModel) -> dict[str, str]:
@@ -117,37 +181,14 @@ def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
     return run, tokenizer, build(run.model, tokenizer.size, run.contrast, run.data.augment)
 
 
-@contextlib.contextmanager
-def _together(trainer: L.Trainer) -> Iterator[None]:
-    """Ranks leave together: the first, whose end is the end of all, waits for the others. Where one of them ended
-    early, it has said why, and the first only knows that a connection was closed."""
-    try:
-        yield
-    except RuntimeError as why:
-        for rank, child in enumerate(children := _children(trainer), 1):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if status := child.wait(RANK_ENDS_S / len(children)):
-                    told = f"rank {rank} ended with status {status}; what it said stands above"
-                    raise ChildProcessError(f"{told}; --resume continues from the last checkpoint") from why
-        raise
-    leave()
-    for child in _children(trainer):
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then it ends with this process
-            child.wait(RANK_ENDS_S)
-
-
-def _children(trainer: L.Trainer) -> list[subprocess.Popen]:
-    """The ranks that the first one has started."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
-def _tell(run: Run, trainer: L.Trainer, module: JointModule, agree: Agree) -> None:
+def _ending(run: Run, trainer: L.Trainer, module: JointModule, agreed: Agree) -> BaseException | None:
     if module.failure is not None:
-        raise module.failure
-    if agree.stop == SIGINT:
-        raise KeyboardInterrupt
-    if agree.stop is not None and trainer.global_step < run.optim.steps:
-        raise Stopped(f"stopped at step {trainer.global_step}, as asked, and saved; --resume continues")
+        return module.failure
+    if agreed.stop == SIGINT:
+        return KeyboardInterrupt()
+    if agreed.stop is not None and trainer.global_step < run.optim.steps:
+        return Stopped(f"stopped at step {trainer.global_step}, as asked, and saved; --resume continues")
+    return None
 
 
 def _start(run: Run, resume: bool, force: bool) -> int | None:
@@ -238,7 +279,8 @@ def _same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
         new["model"]["tokenizer"] = old["model"]["tokenizer"]
     for name in old:
         if name not in FREE and old[name] != new[name]:
-            at = _first_difference(old[name], new[name], name)
+            where, was, now_is = difference(old[name], new[name], name) or (name, None, None)
+            at = f"{where} was {json.dumps(was)} and is {json.dumps(now_is)} now"
             longer = f"--resume --optim.steps N --optim.extends {' '.join(map(str, schedules))}"
             why = f" (the rate's schedule ends there; {longer} goes on beyond it)" * at.startswith(
                 ("optim.steps", "optim.extends")
@@ -256,13 +298,6 @@ def _is_tokenizer(spec: str, known: str) -> bool:
         return False
 
 
-def _first_difference(old: Any, new: Any, where: str) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in old if old[key] != new.get(key))
-        return _first_difference(old[key], new.get(key), f"{where}.{key}")
-    return f"{where} was {json.dumps(old)} and is {json.dumps(new)} now"
-
-
 def _quiet() -> None:
     """Lightning's tips and hardware banner; what matters is raised or logged by us."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
@@ -278,15 +313,21 @@ def _quiet() -> None:
     )  # it is: StreamData keeps its place
 
 
-def _trainer(run: Run, start: int | None, callbacks: Sequence[L.Callback], files: FolderCheckpoints) -> L.Trainer:
-    cpu = run.accelerator == "cpu" or not torch.cuda.is_available()
+def _trainer(
+    run: Run,
+    start: int | None,
+    callbacks: Sequence[L.Callback],
+    files: FolderCheckpoints,
+    ranks: Ranks = ALONE,
+    device: torch.device = CPU,
+) -> L.Trainer:
     # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
     # its buckets anew after the first step: then three or more ranks resume to other bits.
-    ddp = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo" if cpu else "nccl")
+    ddp = DDPStrategy(find_unused_parameters=True)
     return L.Trainer(
-        accelerator="cpu" if cpu else "gpu",
-        devices=run.devices,
-        strategy=ddp if run.devices > 1 else "auto",
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.type == "cpu" else [device.index],
+        strategy=ddp if ranks.size > 1 else "auto",
         precision=PRECISION[run.optim.precision],
         max_steps=run.optim.steps,
         max_epochs=1,
@@ -300,6 +341,6 @@ def _trainer(run: Run, start: int | None, callbacks: Sequence[L.Callback], files
         ),
         default_root_dir=run.folder,
         callbacks=list(callbacks),
-        plugins=[files],
+        plugins=[files, Met(ranks)],
         use_distributed_sampler=False,
     )

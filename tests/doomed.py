@@ -4,7 +4,7 @@
 
 lives the lives of FOLDER/lives.json one after the other, each as `mmfm train` in a process group of its own, and writes
 their exit statuses. A life kills itself, so that it always does so at the same place. One process imports everything
-and is forked for each life; ranks after the first are started by Lightning, as in every run.
+and is forked for each life; ranks after the first are started by it, as in every run.
 """
 
 import io
@@ -112,7 +112,7 @@ def said(folder: Path, number: int) -> str:
 
 def plain_environment() -> dict[str, str]:
     """Without what a test process has been told of ranks."""
-    ranks = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MMFM_PARENT")
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MMFM_PARENT", "MMFM_STARTED")
     return {name: value for name, value in os.environ.items() if name not in ranks} | {"OMP_NUM_THREADS": "1"}
 
 

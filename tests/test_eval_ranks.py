@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,19 @@ from ranks import Threads, on_ranks
 from test_evals import SMALL, picture, saved_run, shard
 from torch import Tensor, nn
 
-from mmfm.__main__ import parse
-from mmfm.checkpoint import load_model
+from mmfm.__main__ import main, parse
+from mmfm.checkpoint import load_model, newest_step, steps_of
 from mmfm.commands import Evaluate, words_of
 from mmfm.config import UserError
 from mmfm.data.sample import Sample
-from mmfm.distributed import Alone, Said, attend, device_of_rank, each, together
+from mmfm.distributed import Alone, Said, attend, each, together
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
-from mmfm.evals.run import How, evaluate, scores_during_training
+from mmfm.evals.run import How, evaluate, load_shared, scores_during_training
 from mmfm.evals.share import packed, shared, unpacked
 from mmfm.evals.split import TEXTS_AT_ONCE, at_rest, encode_texts, read_split
+from mmfm.meeting import assembled, device_of_rank
+from mmfm.strict import to_json
 
 HOW = How(bootstrap=Bootstrap(resamples=20), batch=3, max_tokens=4)
 WORDS = ("one", "two", "three", "four")
@@ -234,9 +237,41 @@ def test_scores_during_training_are_the_same_on_all_numbers_of_ranks(tmp_path: P
     assert alone and on_ranks(3, score) == [alone, {}, {}]
 
 
+def test_the_first_rank_chooses_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was just written may be seen by the first alone: it is looked for once, and read by all."""
+    made, read = saved_run(tmp_path, "x"), list[int | None]()
+    listed = [steps_of(made.folder)[-1]]
+    monkeypatch.setattr("mmfm.evals.run.newest_step", lambda folder: listed.pop())
+    newest = listed[0]
+
+    def load(folder: Path, step: int | None, device: Any) -> Any:
+        read.append(step)
+        return load_model(folder, step, device)
+
+    monkeypatch.setattr("mmfm.evals.run.load_model", load)
+    found = on_ranks(3, lambda ranks: load_shared(made.folder, None, "auto", "cpu", ranks))
+    assert not [one for one in found if isinstance(one, Exception)]
+    assert read == [newest] * 3 and newest_step(made.folder) == newest
+
+
+def test_a_run_of_a_gpu_is_evaluated_elsewhere_when_it_is_said(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """No evaluation falls back to the processor in silence; the remedy that is told works."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    spec = mixture(tmp_path / "val")
+    made = saved_run(tmp_path, spec)
+    place = made.folder / "run.json"
+    place.write_text(to_json(replace(made, accelerator="gpu")))
+    words = ["eval", str(made.folder), "--data", spec, "--bootstrap", "20", "--max-tokens", "1", "--limit", "4"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "torch finds no GPU here; give --accelerator cpu" in told
+    assert main([*words, "--device", "cpu"]) == 0 and (made.folder / "results.json").is_file()
+
+
 TWO = """
 from mmfm.config import UserError
-from mmfm.distributed import Said, assembled, together
+from mmfm.distributed import Said, together
+from mmfm.meeting import assembled
 with assembled(0, []) as ranks:
     assert ranks.collect(b"a" * ranks.rank) == [b"", b"a"]
     assert together(ranks, lambda: b"%d" % ranks.rank) == [b"0", b"1"]
@@ -316,9 +351,7 @@ def test_the_words_of_a_command_make_it_again() -> None:
 
 def test_ranks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """A launcher's ranks are what they are; fewer than none cannot be."""
-    from mmfm.distributed import assembled
-
-    environment = {"RANK": "0", "WORLD_SIZE": "4"}
+    environment = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -334,8 +367,10 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     """By its number on the machine; where there are too few that is a mistake, and a run for CPUs takes none."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    told = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     assert device_of_rank("auto") == torch.device("cuda", 1) and device_of_rank("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="rank 2 of this machine has no GPU of its own: there are 2; lower --ranks"):
+    with pytest.raises(UserError, match="rank 2 of this machine has no GPU of its own: there are 2; start fewer ranks"):
         device_of_rank("gpu")

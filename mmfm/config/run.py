@@ -152,8 +152,8 @@ class Run(Checked):
     keep_checkpoints: int = 2  # the newest
     keep_every_steps: int = 0  # and for ever those at multiples of this; 0: none
     threads: int = 1  # of torch, per rank
-    devices: int = 1
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1  # ranks that share each batch, started here; under torchrun or srun those that were launched
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # "auto": GPUs where there are some
 
     def __post_init__(self) -> None:
         positive(self, "save_every_steps", "keep_checkpoints", "threads", "devices")

@@ -18,6 +18,7 @@ from mmfm.doctor.pace import pace_and_memory
 from mmfm.doctor.sweep import Swept, lengths, presence, sweep
 from mmfm.doctor.tars import Set, but_for, look, sets_of
 from mmfm.inputs.text import Tokenizer
+from mmfm.meeting import device_of_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def _start(run: Run) -> tuple[Prepared | None, Section]:
     try:
         prepared = prepare(run)
         check(run, open_source) if remote else check(run)
+        device_of_rank(run.accelerator)
         told = f"mmfm train would begin: {run.optim.steps:,} steps of {plural(run.data.batch, 'sample')}"
         findings.append(finding("OK", "begins", told))
     except (UserError, OSError) as why:

@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from mmfm.checkpoint import load_model
+from mmfm.checkpoint import MANIFEST, load_model, newest_step, steps_of
 from mmfm.config import Run, Source, Store, Text, require
 from mmfm.data.example import Decode, decode_of
 from mmfm.data.sample import why_no_text
 from mmfm.data.sources import check_there, open_shards
 from mmfm.data.splits import asked_and_more, named
 from mmfm.devices import device_of_each
-from mmfm.distributed import Alone, Ranks, each
+from mmfm.distributed import Alone, Ranks, each, from_first
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.examples import show
 from mmfm.evals.filling import Filling, fill_split
@@ -50,6 +50,7 @@ from mmfm.evals.zeroshot import (
     given_templates,
     read_lines,
 )
+from mmfm.interface import Interface
 from mmfm.machine import cores
 
 BOOTSTRAP, NOTHING = Bootstrap(), Asking()
@@ -304,24 +305,28 @@ def evaluate_run(
     """
     folder = Path(run_folder)
     console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
-    run = read_run(folder)
-    splits = splits_to_score(run, data)
-    how = how_of(
-        run,
-        classes=Path(classes) if classes else None,
-        templates=given_templates([templates] if isinstance(templates, str) else templates),
-        batch=batch,
-        max_tokens=max_tokens,
-        bootstrap=bootstrap,
-        limit=limit,
-        asking=asking,
-    )
-    if how.classes is not None:
-        read_lines(how.classes, "class")  # so that a mistake is told before the work
-    each(ranks, lambda: check_there([*splits.values()], how.store))
-    results = check_place(Path(out) if out else folder / "results.json")
+
+    def asked_for() -> tuple[Run, dict[str, str], How, Path]:
+        run = read_run(folder)
+        splits = splits_to_score(run, data)
+        how = how_of(
+            run,
+            classes=Path(classes) if classes else None,
+            templates=given_templates([templates] if isinstance(templates, str) else templates),
+            batch=batch,
+            max_tokens=max_tokens,
+            bootstrap=bootstrap,
+            limit=limit,
+            asking=asking,
+        )
+        if how.classes is not None:
+            read_lines(how.classes, "class")  # so that a mistake is told before the work
+        check_there([*splits.values()], how.store)
+        return run, splits, how, check_place(Path(out) if out else folder / "results.json")
+
+    run, splits, how, results = each(ranks, asked_for)
     torch.set_num_threads(min(run.threads, cores()))
-    model = each(ranks, lambda: load_model(folder, step, device_of_each(device, run.accelerator)))
+    model = load_shared(folder, step, device, run.accelerator, ranks)
     origin, scores = origin_of(model.checkpoint), dict[str, Scores]()
     with kept(scores, results, console):
         for name, spec in splits.items():
@@ -330,6 +335,15 @@ def evaluate_run(
             if ranks.rank == 0 and len(scores) < len(splits):
                 write(scores, results, origin, partial=True)
     return [] if ranks.rank else finish(scores, splits, results, console, origin)
+
+
+def load_shared(folder: Path, step: int | None, device: str, accelerator: str, ranks: Ranks) -> Interface:
+    """The run's model on each rank's device: of the checkpoint that the first rank finds to be the newest whole one,
+    where `step` names none. The others must be able to read that one."""
+    mine = each(ranks, lambda: device_of_each(device, accelerator))
+    if ranks.size > 1 and step is None and not (folder / MANIFEST).is_file():
+        step = from_first(ranks, lambda: newest_step(folder) if steps_of(folder) else None)
+    return each(ranks, lambda: load_model(folder, step, mine))
 
 
 def progress(name: str, console: Console) -> Watch:

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mmfm.checkpoint import load_model
-from mmfm.config import UserError, require
-from mmfm.devices import device_of_each
+from mmfm.config import Run, UserError, require
 from mmfm.distributed import Alone, Ranks, each
 from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out, rule_of
 from mmfm.evals.collection import Opened, open_data
@@ -20,7 +18,7 @@ from mmfm.evals.labels import check_labels
 from mmfm.evals.places import check_place, read_run
 from mmfm.evals.provenance import origin_of
 from mmfm.evals.results import Scores, finish, kept, row_of, write
-from mmfm.evals.run import How, how_of, progress
+from mmfm.evals.run import How, how_of, load_shared, progress
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
 from mmfm.evals.suite import (
@@ -65,12 +63,16 @@ def evaluate_suite(
     """
     folder = Path(run_folder)
     console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
-    run, suite = read_run(folder), read_suite(suite_file)
-    place = root_of(suite, root)
-    how = how_of(run, batch=batch, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
-    results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
+
+    def asked() -> tuple[Run, Suite, Path, How, Path]:
+        run, suite = read_run(folder), read_suite(suite_file)
+        how = how_of(run, batch=batch, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
+        results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
+        return run, suite, root_of(suite, root), how, results
+
+    run, suite, place, how, results = each(ranks, asked)
     torch.set_num_threads(min(run.threads, cores()))
-    model = each(ranks, lambda: load_model(folder, step, device_of_each(device, run.accelerator)))
+    model = load_shared(folder, step, device, run.accelerator, ranks)
     origin, scores = origin_of(model.checkpoint, suite), dict[str, Scores]()
 
     def keep(name: str, score: Scores) -> None:
