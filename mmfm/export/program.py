@@ -13,7 +13,7 @@ from mmfm.config import UserError
 from mmfm.export.graphs import Arrays, Graph, free_sizes
 
 SUFFIX = ".pt2"
-NOT_ONE = re.compile(r"expression Ne\((s\d+, [01]|[01], s\d+)\) on")
+NOT_ONE = re.compile(r"expression Ne\((.+, [01]|[01], .+)\) on")
 
 
 def trace(graph: Graph) -> ExportedProgram:
