@@ -56,7 +56,7 @@ WORDS = {
 }  # tyro's and Python's words, and ours
 
 # Packages that only some need, and the extra of pyproject.toml that brings each.
-EXTRAS = dict.fromkeys(("timm", "open_clip", "transformers", "torchvision"), "encoders")
+EXTRAS: dict[str, str] = dict.fromkeys(("timm", "open_clip", "transformers", "torchvision"), "encoders")
 EXTRAS |= {"gguf": "weights", "datasets": "data", "s3fs": "remote", "google": "remote"}
 EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 

@@ -83,7 +83,7 @@ class HfSound(HfEncoder):
         self.lengths: Lengths | None = next((getattr(trunk, name) for name in methods if hasattr(trunk, name)), None)
         rule = architecture(blueprint).get("lengths")  # of a blueprint that was made before, the method is taken
         if rule is not None:
-            self.lengths = Counted(*map(int, rule))
+            self.lengths = Counted(stride=int(rule[0]), more=int(rule[1]))
 
     def features(
         self, waves: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]

@@ -242,7 +242,9 @@ def pixels_of(preprocess: dict[str, Any], shape: dict[str, Any], tower: Tower) -
         std=tuple(float(value) for value in preprocess["std"]),
     )
     known = {field.name for field in fields(PreprocessCfg)}
-    told = {name: value for name, value in preprocess.items() if name in known} | {"size": (height, width)}
+    told: dict[str, Any] = {name: value for name, value in preprocess.items() if name in known} | {
+        "size": (height, width)
+    }
     theirs = cast(Any, image_transform_v2(PreprocessCfg(**told), is_train=False))
     return settled(tower.source, variants(pixels), theirs, "open_clip")
 

@@ -95,7 +95,9 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
         require(modality in self.core.towers, f"this model has no {modality} tower; it reads {has or 'no sources'}")
         rows = torch.arange(len(x), device=x.device)
         if modality == "image":
-            x = check_pixels(x, self.config.parsed().model.image.pixels)
+            tower = self.config.parsed().model.image
+            assert tower is not None  # it is one of the towers
+            x = check_pixels(x, tower.pixels)
             return Items(x=x, keep=torch.ones(len(x), 1, dtype=torch.bool, device=x.device), rows=rows)
         if modality == "audio":
             x, keep = check_waves(x, keep)
