@@ -62,7 +62,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `mmfm train` hands to the trainer, which is a stand-in here."""
     calls: list[Any] = []
 
-    def train(run: Run, *, resume: bool, force: bool) -> Path:
+    def train(run: Run, *, resume: bool, force: bool, look: Any = None) -> Path:
         calls.append((run, resume, force))
         return run.folder
 

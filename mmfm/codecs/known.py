@@ -33,6 +33,7 @@ from mmfm.config import KnownCodec, Pixels, Sound, Tower, UserError, require
 from mmfm.encoders import plain
 from mmfm.encoders.face import Weights
 from mmfm.encoders.hf_inputs import pixels_of
+from mmfm.encoders.pictures import FITTING
 from mmfm.encoders.source import Source, fetching, parse, require_safetensors
 from mmfm.vocabulary import Form
 
@@ -276,7 +277,7 @@ def _pixels(found: Any, whole: str, source: Source, codec: KnownCodec) -> Pixels
     require(min(height, width) > 0, f"{codec.source} codes pictures of any size; say KnownCodec.height_px and width_px")
     for size in (height, width):
         require(size % shrink == 0, f"KnownCodec: a side of {size} px is no multiple of the {shrink} px of a code")
-    return pixels_of(source.name, found, whole, Tower(source=codec.source, height_px=height, width_px=width))
+    return pixels_of(source.name, found, whole, Tower(source=codec.source, height_px=height, width_px=width), FITTING)
 
 
 def _weights(made: type[PreTrainedModel], found: PreTrainedConfig, source: Source, codec: KnownCodec) -> Weights:

@@ -23,7 +23,7 @@ from transformers.models.auto import feature_extraction_auto, image_processing_a
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from mmfm.config import Pixels, Sound, Tower, UserError, require
-from mmfm.encoders.pictures import Process, probes, settled, variants
+from mmfm.encoders.pictures import SHAPES, Process, Shapes, probes, settled, variants
 from mmfm.encoders.source import fetching, present, read_json
 from mmfm.inputs.image import MODES
 
@@ -34,7 +34,7 @@ EXTRACTORS: Mapping[str, Any] = vars(feature_extraction_auto)["FEATURE_EXTRACTOR
 PROCESSORS: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
 
 
-def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower) -> Pixels:
+def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower, shapes: Shapes = SHAPES) -> Pixels:
     """What the image processor beside the weights does; where there truly is none, its class's at the model's size.
 
     config: of the part that reads pictures. kind: the whole model's type, which names the class. Which of our ways of
@@ -47,7 +47,7 @@ def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower) -> P
     def theirs(picture: Image.Image) -> Tensor:
         return torch.as_tensor(found(images=picture, return_tensors="pt")["pixel_values"])[0].float()
 
-    pixels = settled(tower.source, _ways(found, theirs, channels, tower.source), theirs, type(found).__name__)
+    pixels = settled(tower.source, _ways(found, theirs, channels, tower.source), theirs, type(found).__name__, shapes)
     return replace(pixels, height_px=tower.height_px or pixels.height_px, width_px=tower.width_px or pixels.width_px)
 
 

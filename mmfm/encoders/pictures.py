@@ -6,7 +6,7 @@ ways that could be meant the nearest is taken, and none that is further off than
 
 import io
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +25,16 @@ CHOICES = {"fit": ("shortest", "stretch"), "interpolation": ("bicubic", "bilinea
 CHOICES |= {"odd": ("even", "down"), "resizer": ("torch", "pillow")}
 # Of the probes: height and width, of the tower's size, and some columns more, to leave an odd number at the sides.
 SHAPES = ((1.31, 1.74, 0), (1.9, 1.05, 0), (0.43, 0.61, 0), (0.43, 0.61, 1), (0.43, 0.61, 2), (0.43, 0.61, 3))
+Shapes = Sequence[tuple[float, float, int]]
+FITTING: Shapes = ((1.0, 1.0, 0),)  # for a codec: a run chooses how pictures come to its size, and only levels count
 Process = Callable[[Image.Image], Tensor]  # a picture to normalised pixels [channels, height, width]
 
 
-def probes(height_px: int, width_px: int, channels: int = 3) -> list[Image.Image]:
+def probes(height_px: int, width_px: int, channels: int = 3, shapes: Shapes = SHAPES) -> list[Image.Image]:
     """Ramps with edges and noise up to white and black: larger and smaller than is wanted, lying and standing."""
     draw = np.random.default_rng(0)
     made = []
-    for down, across, more in SHAPES:
+    for down, across, more in shapes:
         rows, columns = (max(8, round(scale * side)) for scale, side in ((down, height_px), (across, width_px)))
         columns += more
         ramp = np.linspace(0, 160, rows)[:, None, None] + np.linspace(0, 60, columns)[None, :, None]
@@ -69,13 +71,13 @@ def apart(pixels: Pixels, wanted_of: Iterable[tuple[bytes, Tensor]]) -> float:
     return most if most == most else float("inf")
 
 
-def settled(source: str, ways: Iterable[Pixels], theirs: Process, library: str) -> Pixels:
+def settled(source: str, ways: Iterable[Pixels], theirs: Process, library: str, shapes: Shapes = SHAPES) -> Pixels:
     """The way that is nearest to the library's own. UserError where none is within `MOST`."""
     known = list(dict.fromkeys(ways))
     if known[0].channels not in MODES:
         told = f"{source} reads pictures of {known[0].channels} channels; only grey and RGB pictures are read here"
         raise UserError(f"{told}; give an encoder of 1 or 3 channels")
-    pictures = probes(known[0].height_px, known[0].width_px, known[0].channels)
+    pictures = probes(known[0].height_px, known[0].width_px, known[0].channels, shapes)
     try:
         wanted = [(stored(picture), theirs(picture)) for picture in pictures]
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as why:
