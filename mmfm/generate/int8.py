@@ -1,6 +1,7 @@
 """Linear maps in 8 bits, for writing on a processor: a step reads every weight once, and that is what it waits for.
 
 Weights have a scale for each output, inputs one for each call (dynamic quantisation, as in torch's `quantize_dynamic`).
+Inputs have 7 bits, also as there: without VNNI a processor adds two products in 16 bits, which 8 by 8 bits overflow.
 """
 
 import copy
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from mmfm.config import require
 from mmfm.model import UnifiedModel
+
+
+REDUCED = True  # inputs in 7 bits, whatever the processor: the same numbers on all, and right ones
 
 
 class Int8Linear(nn.Module):
@@ -48,7 +52,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any out"]:
         if self.packed is None:
             self.packed = _pack(self.weight, self.scale, self.bias)
-        return torch.ops.quantized.linear_dynamic.default(x, self.packed)
+        return torch.ops.quantized.linear_dynamic.default(x, self.packed, REDUCED)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None, "parts": {}}
