@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mmfm.config import require
 from mmfm.model import UnifiedModel
 
-
 REDUCED = True  # inputs in 7 bits, whatever the processor: the same numbers on all, and right ones
 
 
