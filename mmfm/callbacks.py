@@ -273,15 +273,17 @@ class Bar(AfterStep):
         self.first, self.began = trainer.global_step, self.clock()
         self.progress.reset(self.task, completed=trainer.global_step)
         if trainer.is_global_zero:
-            for line in self._opening(pl_module):
+            for line in self._opening(pl_module, trainer.world_size):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
         if console.is_terminal and trainer.is_global_zero:
             self.progress.start()
 
-    def _opening(self, module: JointModule) -> Iterator[str]:
+    def _opening(self, module: JointModule, ranks: int) -> Iterator[str]:
         steps, batch = self.run.optim.steps, self.run.data.batch
         where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {batch} samples"
-        yield f"training {self.run.name}: {where}, into {self.run.folder}"
+        each = f", on each of {ranks} ranks" if ranks > 1 else ""
+        how = f"in {self.run.optim.precision} on {module.device}{each}"
+        yield f"training {self.run.name}: {where}, into {self.run.folder}, {how}"
         if self.run.optim.rates:
             yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)
 

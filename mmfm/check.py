@@ -33,7 +33,10 @@ def read_run(path: str | Path) -> Run:
     if (file / "run.json").is_file():
         run, folder = read_run(file / "run.json"), file if file.name not in ("", "..") else file.resolve()
         return replace(run, out=str(folder.parent), name=folder.name)
-    require(file.is_file(), f"no configuration at {path}; give a Python file with config() -> Run, or a saved run.json")
+    require(
+        file.is_file(),
+        f"no configuration at {path}; give a Python file with config() -> Run, or a saved run.json or its folder",
+    )
     if file.suffix == ".json":
         return from_json(file.read_text(encoding="utf-8"), str(file))
     require(file.suffix == ".py", f"{path} is no configuration: it should end in .py or .json")
@@ -143,6 +146,7 @@ def check(run: Run, opener: Opener = open_here) -> list[Found]:
         _check_towers(run.model, objective)
     _check_tokenizer(run.model.tokenizer)
     check_window(run)
+    check_place(run.folder)
     found = [look(source, run.data, opener) for source in run.data.train]
     for objective in wanted:
         _check_samples(found, objective)
@@ -194,6 +198,17 @@ def _check_codecs(run: Run) -> None:
 def _check_tokenizer(spec: str) -> None:
     holds = spec == "bytes" or Path(spec).is_file()
     require(holds, f'model.tokenizer: there is no file {spec!r}; give a tokenizer.json, or "bytes"')
+
+
+def check_place(folder: Path) -> None:
+    """Raises UserError where no run may be written: on or below a file, and into a checkpoint, which it would spoil."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    require(file is None, f"{folder} can be no folder: {file} is a file; choose another --out or --name")
+    told = f"{folder} is a checkpoint, and training into it would spoil it"
+    require(
+        not (folder / "manifest.json").is_file(),
+        f"{told}; give its run {folder.parent.parent}, or its {folder / 'run.json'} and another --out or --name",
+    )
 
 
 def _check_samples(found: list[Found], objective: Objective) -> None:

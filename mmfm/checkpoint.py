@@ -334,6 +334,14 @@ def refuse_foreign(where: str | Path) -> None:
     require(not path.is_file(), f"{path} is a file, and files such as .ckpt can execute; give the folder of a run")
 
 
+def _asked(run_folder: Path, step: int) -> Path:
+    """The folder of this step's checkpoint, or a UserError that names the steps that there are."""
+    kept = steps_of(run_folder)
+    told = f"it has those of {', '.join(map(str, kept))}" if kept else "it has none: train it first"
+    require(step in kept, f"{run_folder} has no checkpoint of step {step}; {told}")
+    return folder_of(run_folder, step)
+
+
 def load_model(run: str | Path, step: int | None = None, device: str | torch.device = "cpu") -> Interface:
     """The model of a run's folder, or of one checkpoint's, in evaluation mode."""
     folder = Path(run)
@@ -349,7 +357,7 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
         if step is None:
             step, files = newest_whole(folder)
         else:
-            files = read_verified(folder_of(folder, step))
+            files = read_verified(_asked(folder, step))
         where = folder_of(folder, step)
     cfg = from_json(_text(files, RUN, where), str(where / RUN))
     tokenizer = read_tokenizer(files, cfg.model, where)

@@ -153,6 +153,10 @@ class Evaluate:
                 evaluate_run(self.run, **chosen, ranks=ranks)
 
     def _require(self) -> None:
+        for name, zero in ZERO.items():
+            value = getattr(self, name)
+            told = f"--{name.replace('_', '-')} {value} must not be negative; 0: {zero}"
+            require(value >= 0, told)
         names = ("data", "classes", "templates", *MAKING)
         own = [f"--{name}" for name in names if getattr(self, name) not in ((), "", 0, 1)]
         require(not self.suite or not own, f"{' and '.join(own)} and a suite do not go together: it declares its own")
@@ -160,6 +164,7 @@ class Evaluate:
 
 
 MAKING = ("judges", "tasks", "make", "rerank", "guidance")
+ZERO = {"batch": "as the run says", "limit": "all", "bootstrap": "as the run says", "step": "the last checkpoint"}
 
 
 @dataclass(frozen=True, kw_only=True)

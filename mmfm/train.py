@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from mmfm.adapt import adopt, begin, check_augment, prepare
 from mmfm.callbacks import LOG_EVERY_STEPS, METRICS, Agree, Bar, Journal, Saves, Scores, console
+from mmfm.check import check_place
 from mmfm.checkpoint import (
     MANIFEST,
     clear,
@@ -64,6 +65,7 @@ def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable
     """
     refuse_unsafe()
     refuse_foreign(run.folder)
+    check_place(run.folder)
     launch = launched()
     run = of_launch(run, launch)
     gpus = run.accelerator != "cpu" and torch.cuda.is_available()

@@ -147,9 +147,17 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "text to a file": ("generate RUN >text --out a.txt", "a text is printed; leave --out away, or add > a.txt behind"),
     "likeliest twice": (
         "generate RUN >image --beams 2 --n 2 --out a.png",
-        "--n 2 would write one picture 2 times; set --temperature",
+        "--n 2 would write one picture 2 times; set --temperature, and leave out --beams",
     ),
     "broken chain": ("generate RUN image>>text --image {folder}/image.tar", "has an empty link"),
+    "on a file": ("train {config} --out {folder}/image.tar --check", "/image.tar is a file; choose another --out or"),
+    "into a checkpoint": (
+        "train {config} --out {folder}/done/checkpoints --name step-00000001",
+        "is a checkpoint, and training into it would spoil it; give its run {folder}/done, or its ",
+    ),
+    "less than all": ("eval RUN --limit -4", "--limit -4 must not be negative; 0: all"),
+    "less than the run says": ("eval RUN --bootstrap -1", "--bootstrap -1 must not be negative; 0: as the run says"),
+    "less than the last": ("eval RUN --step -1", "--step -1 must not be negative; 0: the last checkpoint"),
     "cold": ("generate RUN >text --temperature -1", "--temperature -1.0 must not be negative"),
 }
 
@@ -157,6 +165,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("line", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line(line: str, words: str, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 2, nothing on stdout, and one line on stderr: the value, the rule, the remedy."""
+    (checkpoint := config.parent / "done" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
     assert main([word.format(config=config, folder=config.parent) for word in line.split(" ")]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("mmfm: ") and error.count("\n") == 1 and error.endswith("\n")

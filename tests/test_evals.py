@@ -503,6 +503,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path) -> None:
         r"nowhere.txt: No such file or directory; give a text file with one class a line": {"classes": "nowhere.txt"},
         r"empty.txt is empty; give a text file with one class a line": {"classes": tmp_path / "empty.txt"},
         r"bad.txt: the template 'no place' has no \{\}": {"templates": str(tmp_path / "bad.txt")},
+        r"the template 'a dog' has no \{\} .*, and there is no file of that name; add": {"templates": ("a dog",)},
         r"there is no 'nothing'": {"data": ["nothing"]},
         r"limit=-1 must be greater than 0": {"limit": -1},
         r"--out .* is a folder; give the name of a file in it": {"out": tmp_path},

@@ -158,13 +158,14 @@ def test_what_stands_there_is_not_lost(run, tmp_path):
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter.txt").write_text("years")
-    with pytest.raises(UserError, match=r"thesis exists; name another folder, or --force replaces it"):
-        export(run, "torch_export", foreign)
-    with pytest.raises(UserError, match=r"thesis holds no export.json, so it is no export and is not replaced"):
-        export(run, "torch_export", foreign, force=True)
+    for force in (False, True):  # a remedy that would be refused is not offered
+        with pytest.raises(UserError, match=r"thesis holds no export.json, so it is no export and is not replaced"):
+            export(run, "torch_export", foreign, force=force)
     with pytest.raises(UserError, match=r"--modality video: this model has no such tower; it has image, audio, text"):
         export(run, "onnx", tmp_path / "new", modalities=("video",))
     (foreign / "export.json").write_text("{}")
+    with pytest.raises(UserError, match=r"thesis exists; name another folder, or --force replaces it"):
+        export(run, "torch_export", foreign)
     with pytest.raises(UserError, match="--to vhs is not known"):
         export(run, "vhs", foreign, force=True)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["chapter.txt", "export.json", "thesis"]

@@ -415,7 +415,7 @@ def test_the_command_tells_what_it_did(tmp_path, capsys):
         ),
         (["source", "out", "--modality", "smell"], r"--modality"),
         (["clip", "out"], r"clip can be image or text; say --modality image\|text"),
-        (["source", "source"], r"source exists; give another folder"),
+        (["source", "source"], r"source is no bundle, and is not replaced; give another folder"),
         (["source", "source", "--force"], r"source is no bundle, and is not replaced"),
         (["open_clip:ViT-B-32", "out", "--modality", "image"], r"write open_clip:ViT-B-32/TAG with a TAG of"),
     ],

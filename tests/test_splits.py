@@ -65,6 +65,13 @@ def test_a_name_is_no_part_of_a_place() -> None:
         named("/0.tar")
 
 
+@pytest.mark.parametrize("spec", ["data/test+", "+data/test", "+"])
+def test_a_plus_has_shards_on_both_sides(spec: str) -> None:
+    """Else a gallery that was asked for would be left out in silence."""
+    with pytest.raises(UserError, match=r"has no shards on one side of its \+; give SHARDS\+MORE, or SHARDS alone"):
+        asked_and_more(spec)
+
+
 def test_a_folder_beside_is_not_scored(tmp_path: Path) -> None:
     """What the configuration names is, under its own name, beside folders that are called val and test; in training
     too; and the doctor looks at the same."""

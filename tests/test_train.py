@@ -21,6 +21,7 @@ from toys import toy_config
 import mmfm
 from mmfm import adapt, callbacks, checkpoint, train
 from mmfm.__main__ import main
+from mmfm.check import read_run
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, UserError, Write
 from mmfm.model import build
 from mmfm.strict import from_json
@@ -174,7 +175,8 @@ def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, ca
     half = replace(run, optim=optim, save_every_steps=2)
     train.train(half)
     said = capsys.readouterr().err
-    assert "training toy: 4 steps of 16 samples, into " in said and "step 1/4  the first took " in said
+    assert re.search(r"training toy: 4 steps of 16 samples, into \S+/toy, in fp32 on cpu\n", said)
+    assert "step 1/4  the first took " in said
     assert "training toy: trunk.*: " in said and "parameters at 0.5 x the rate (trunk)" in said
     assert re.search(r"step 4/4  .*image-text \d.*>text \d", said)
     shutil.rmtree(run.folder / "checkpoints/step-00000004")
@@ -203,6 +205,18 @@ def test_no_loss_is_cut_at_80_columns(run, monkeypatch):
     screen.print(bar.progress.get_renderable())
     shown = screen.export_text()
     assert shown.split()[-18:] == losses.split() and "3/20" in shown
+
+
+def test_a_checkpoint_is_no_place_for_a_run(run):
+    """A checkpoint's folder stands for its configuration; trained into, it would be lost."""
+    run = replace(run, save_every_steps=1, optim=replace(run.optim, steps=1, warmup_steps=0))
+    train.train(run)
+    there = checkpoint.folder_of(run.folder, 1)
+    with pytest.raises(UserError, match=r"step-00000001 is a checkpoint, and training into it would spoil it; give"):
+        train.train(read_run(there), force=True)
+    checkpoint.verify(there)
+    with pytest.raises(UserError, match=r"toy has no checkpoint of step 5; it has those of 1$"):
+        checkpoint.load_model(run.folder, 5)
 
 
 def test_a_finished_run_is_lengthened_by_a_schedule_of_its_own(run):

@@ -151,10 +151,9 @@ def _use(bundle: Bundle) -> str:
 
 def check_free(folder: Path, force: bool) -> None:
     """A UserError where something is that must not be replaced."""
-    require(force or not folder.exists(), f"{folder} exists; give another folder, or --force to replace it")
-    require(
-        not folder.exists() or is_bundle(folder), f"{folder} is no bundle, and is not replaced; give another folder"
-    )
+    if folder.exists():
+        require(is_bundle(folder), f"{folder} is no bundle, and is not replaced; give another folder")
+        require(force, f"{folder} exists; give another folder, or --force to replace it")
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

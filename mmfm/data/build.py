@@ -97,7 +97,7 @@ def build(
     out = Path(out)
     within = isinstance(source, str | Path) and out.resolve().is_relative_to(Path(source).expanduser().resolve())
     require(not within, f"{out} lies in {source}, which is read; choose a folder outside of it")
-    if progress and isinstance(source, str | Path):
+    if progress and isinstance(source, str | Path) and Path(source).exists():
         print(f"reading the names in {source}", file=sys.stderr, flush=True)
     rows = _open(source, columns, classes)
     wanted = {"format": FORMAT, "samples_per_shard": samples_per_shard, "prefix": prefix, "check": check}

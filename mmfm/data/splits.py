@@ -22,11 +22,17 @@ def is_remote(spec: str) -> bool:
 
 
 def asked_and_more(spec: str) -> tuple[str, str]:
-    """ "A+B" as A and B; a path that exists as it is has no B, whatever its name, and of a URL B is one too."""
+    """ "A+B" as A and B; a path that exists as it is has no B, whatever its name, and of a URL B is one too.
+
+    Errors:
+        UserError: nothing stands before or after the +.
+    """
     if is_remote(spec):
         asking, more = [*re.split(r"\+(?=[A-Za-z][A-Za-z0-9.-]*://)", spec, maxsplit=1), ""][:2]
     else:
-        asking, _, more = (spec, "", "") if Path(spec).exists() else spec.partition("+")
+        asking, sign, more = (spec, "", "") if Path(spec).exists() else spec.partition("+")
+        told = f"{spec!r} has no shards on one side of its +; give SHARDS+MORE, or SHARDS alone"
+        require(not sign or bool(asking and more), told)
     return asking, more
 
 

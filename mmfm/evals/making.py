@@ -186,7 +186,10 @@ def make_all(
     if not isinstance(model, Maker):
         raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --make out")
     tasks = asking.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
-    require(bool(tasks), f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges out")
+    require(
+        bool(tasks),
+        f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges and --make out",
+    )
     for task in tasks:
         told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
         require(target_of(task) != "text", told)

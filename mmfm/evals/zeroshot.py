@@ -77,6 +77,9 @@ def _lines(where: str, text: str | None, what: str) -> tuple[str, ...]:
 
 def given_templates(items: Sequence[str]) -> tuple[str, ...]:
     """Each item is a template, or without {} the path of a file with one template a line."""
+    for item in items:
+        told = f"the template {item!r} has no {{}} for the class's name, and there is no file of that name"
+        require("{}" in item or Path(item).exists(), f"{told}; add {{}}, or give a text file with one template a line")
     return _templates([(item, (item,) if "{}" in item else read_lines(Path(item), "template")) for item in items])
 
 

@@ -29,9 +29,9 @@ def refuse(out: Path, force: bool) -> None:
     require(out.name not in ("", ".", ".."), f"{out} cannot be replaced; name a folder to be made")
     if not out.exists():
         return
-    require(force, f"{out} exists; name another folder, or --force replaces it")
     ours = out.is_dir() and ((out / ABOUT).is_file() or not any(out.iterdir()))
     require(ours, f"{out} holds no {ABOUT}, so it is no export and is not replaced; name another folder")
+    require(force, f"{out} exists; name another folder, or --force replaces it")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -145,8 +145,11 @@ def write(vit: Vit, tower: nn.Module, folder: Path) -> dict[str, Any]:
 
 def timm_arguments(vit: Vit) -> tuple[str, dict[str, Any]]:
     """The model of timm that is nearest, and all that is told it beside."""
-    require(vit.stem == "patch", "timm's ViT has a stem of patches; this one's is convolutional")
-    require(vit.eps in BASES, f"timm's ViT has norms of epsilon {', '.join(map(str, BASES))}, not {vit.eps:g}")
+    require(vit.stem == "patch", f"timm's ViT has a stem of patches; this one's is {vit.stem}: take --to onnx")
+    require(
+        vit.eps in BASES,
+        f"timm's ViT has norms of epsilon {', '.join(map(str, BASES))}, not {vit.eps:g}: take --to onnx",
+    )
     return BASES[vit.eps], {
         "img_size": [vit.height_px, vit.width_px],
         "patch_size": vit.patch_px,

@@ -85,6 +85,7 @@ class Asked:
         drawn = auto if heat == "auto" else heat > 0
         drawn = drawn or any(link.target != "text" for link in links[:-1])
         told = f"--n {self.n} would write one {NAMES[str(links[-1].target)]} {self.n} times; set --temperature"
+        told += ", and leave out --beams" * (beams > 1)
         require(self.n == 1 or drawn, told)
         check_out(self.out, self.task, str(links[-1].target), self.n)
         there = [name for name in names_of(self.out, self.n) if Path(name).exists()] if self.out else []

@@ -74,6 +74,8 @@ def _check(task: Task, chosen: Mapping[str, Any]) -> None:
     beams, rerank = chosen.get("beams", 1), chosen.get("rerank", 1)
     told = f"beams={beams} look for the likeliest and rerank={rerank} chooses among draws; give one of them"
     require(beams == 1 or rerank == 1, told)
+    told = f"rerank compares what is made with its sources, and {task} has none; leave it out"
+    require(rerank == 1 or bool(task.sources), told)
     draws = chosen.get("temperature", float(not text)) > 0
     require(
         rerank == 1 or draws,

@@ -207,7 +207,6 @@ class Maker:
         met = {name for item in self.run.contrast for name in item.pair}
         told = "rerank compares what is made with its sources, and this model was trained without Contrast of"
         lacking = sorted({name, *task.sources} - met)
-        require(bool(task.sources), f"rerank compares what is made with its sources, and {task} has none; leave it out")
         require(not lacking, f"{told} {' and '.join(lacking)}; leave it out")
         found = {key: value for key, value in source_embeddings(self.core, task, batch).items() if key in met}
         require(bool(found), f"rerank: {task} names each source several times; leave it out")
