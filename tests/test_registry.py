@@ -18,7 +18,7 @@ LOWER = (
     "wer", "cer", "median_rank", "bits_per_byte", "bits_per_byte_bound", "bits_per_byte_with_length", "hallucinated",
     "bits_per_code_bound", "spectral_distance", "bits_per_pixel", "bits_per_second", "truncated", "frechet", "kid",
 )  # fmt: skip
-NEITHER = ("code_entropy_bits", "read real")
+NEITHER = ("code_entropy_bits", "held_out", "read real")
 
 
 def test_directions_are_those_of_the_definitions() -> None:
