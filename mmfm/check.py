@@ -21,7 +21,7 @@ from mmfm.data.splits import asked_and_more, shards_of, splits_of
 from mmfm.grammar import parse_writing
 from mmfm.inputs import BadSample
 from mmfm.inputs.limits import check_window
-from mmfm.strict import from_json, to_json
+from mmfm.strict import from_file, to_json
 
 Made = TypeVar("Made")
 
@@ -38,7 +38,7 @@ def read_run(path: str | Path) -> Run:
         f"no configuration at {path}; give a Python file with config() -> Run, or a saved run.json or its folder",
     )
     if file.suffix == ".json":
-        return from_json(file.read_text(encoding="utf-8"), str(file))
+        return from_file(file)
     require(file.suffix == ".py", f"{path} is no configuration: it should end in .py or .json")
     return executed(file, "config", Run, "mmfm.config.Run")
 
@@ -52,6 +52,10 @@ def executed(file: Path, function: str, kind: type[Made], called: str) -> Made:
         made = make()
     except UserError:
         raise
+    except SystemExit as why:  # a script that ends the program, such as a command of its own
+        raise UserError(
+            f"{file} exits ({why.code}) before it gives a {kind.__name__}; {function}() should return it"
+        ) from why
     except Exception as why:  # whatever the user's code raises
         raise UserError(f"{file} fails with {type(why).__name__}: {why}; --debug shows where") from why
     if not isinstance(made, kind):
@@ -223,7 +227,7 @@ def _check_samples(found: list[Found], objective: Objective) -> None:
 def finished(run: Run) -> bool:
     """Whether the run's folder holds just this run, trained to its last step, with that checkpoint whole."""
     saved = run.folder / "run.json"
-    same = saved.is_file() and _told(saved.read_text(encoding="utf-8")) == _told(to_json(run))
+    same = saved.is_file() and _told(saved.read_text(encoding="utf-8", errors="replace")) == _told(to_json(run))
     last = {path.name.removeprefix("step-"): path for path in run.folder.glob("checkpoints/step-*")}
     return same and any(name.isdecimal() and int(name) >= run.optim.steps and _whole(last[name]) for name in last)
 

@@ -11,11 +11,13 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mmfm.config import Run, UserError, require
 
 Kind = TypeVar("Kind")
+RESTORE = "restore it from the run's checkpoint folder"
 
 
 def to_json(run: Run) -> str:
@@ -25,7 +27,16 @@ def to_json(run: Run) -> str:
 
 def from_json(text: str, where: str = "run.json") -> Run:
     """The run that `to_json` wrote, or did in an earlier version. An unknown key or a wrong type is an error."""
-    return parse(Run, text, where, "restore it from the run's checkpoint folder", older=True)
+    return parse(Run, text, where, RESTORE, older=True)
+
+
+def from_file(path: Path) -> Run:
+    """The run of a saved run.json. Raises UserError as `from_json` does, and for what is no text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as why:
+        raise UserError(f"{path} is not UTF-8 at byte {why.start}; {RESTORE}") from None
+    return from_json(text, str(path))
 
 
 def write(value: Any) -> str:

@@ -106,6 +106,14 @@ def test_what_is_not_there_is_named(model, folder, tmp_path):
         mmfm.native(eyes, "text")
     with pytest.raises(UserError, match=r"holds image, audio, text, trunk; name one: native\("):
         mmfm.native(str(folder))
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "run.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"a run is no bundle: .*; of a run mmfm.save_bundle\(mmfm.load\(RUN\), FOLDER\)"
+    ):
+        mmfm.native(tmp_path / "a run")
+    with pytest.raises(UserError, match=r"no bundle: .*; make one first: mmfm import timm:resnet18 FOLDER"):
+        mmfm.native("timm:resnet18")
     with pytest.raises(UserError, match=r"none is no bundle: it has no bundle.json"):
         fresh(toy_config(image=replace(toy_config().image, weights=str(tmp_path / "none"))))
 

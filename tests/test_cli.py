@@ -177,6 +177,7 @@ def test_a_mistake_is_one_line(line: str, words: str, config: Path, capsys: pyte
     ("code", "words"),
     [
         ("def config(:\n", "fails with SyntaxError: invalid syntax"),
+        ("import sys\nsys.exit(3)\n", "broken.py exits (3) before it gives a Run; config() should return it"),
         ("x = 1\n", "has no function config(); it should define config() -> Run"),
         ("def config():\n    return 7\n", "config() returned int, but should return mmfm.config.Run"),
         ("def config():\n    return Run()\n", "fails with NameError: name 'Run' is not defined"),
@@ -192,6 +193,16 @@ def test_a_broken_config_file(code: str, words: str, tmp_path: Path, capsys: pyt
     assert words in error and error.count("\n") == 1
     assert main(["train", str(path), "--debug"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["train RUN", "train RUN/run.json", "eval RUN", "report RUN", "doctor RUN"])
+def test_a_damaged_run_json_is_named(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads it: what is no text is no fault of the program."""
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe")
+    assert main(words.replace("RUN", str(tmp_path)).split(" ")) == 2
+    error = capsys.readouterr().err
+    assert "run.json is not UTF-8 at byte 0; restore it from the run's checkpoint folder" in error
+    assert error.count("\n") == 1
 
 
 def test_options_change_values_and_nothing_else(config: Path, trained: list[Any]) -> None:

@@ -182,7 +182,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "minutes": (lambda: Run(name="a", save_every_minutes=-1.0), "Run.save_every_minutes=-1.0 must not be negative"),
     "workers": (lambda: Data(workers=-1), "Data.workers=-1 must not be negative"),
-    "pair": (lambda: Contrast(pair=("image", "image")), "must name two modalities"),
+    "pair": (lambda: Contrast(pair=("image", "image")), "must name two different modalities"),
     "pair names": (lambda: Contrast(pair=("image", "smell")), "names 'smell'"),
     "weight": (lambda: Write(task=">text", weight=-1.0), "Write.weight=-1.0 must not be negative"),
     "warm-up": (lambda: Optim(steps=100), "Optim.warmup_steps=100 must be below steps=100"),

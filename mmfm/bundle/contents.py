@@ -9,6 +9,7 @@ and the trunk. The vocabulary is for writing; `tokenizer.text.json` is the text 
 """
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -85,7 +86,13 @@ def is_bundle(folder: str | Path) -> bool:
 
 def read_bundle(folder: Path) -> Bundle:
     """bundle.json, verified. Raises UserError where the folder is none, or its files do not add up."""
-    require(is_bundle(folder), f"{folder} is no bundle: it has no {BUNDLE}; give a folder of `mmfm import`")
+    told = f"{folder} is no bundle: it has no {BUNDLE}"
+    remedy = "give a folder of `mmfm import`"
+    if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
+        remedy = "of a run mmfm.save_bundle(mmfm.load(RUN), FOLDER) makes one, and Run.start begins with all of it"
+    elif not folder.exists() and re.match(r"(timm|open_clip|hf|torchaudio|wheel):", str(folder)):
+        remedy = f"make one first: mmfm import {folder} FOLDER"
+    require(is_bundle(folder), f"{told}; {remedy}")
     data = read_part(folder, BUNDLE, read_manifest(folder))
     try:
         # What an older one does not say is as by default; whether that is what it was, its fixture tells.

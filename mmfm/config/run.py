@@ -21,7 +21,7 @@ class Contrast(Checked):
     def __post_init__(self) -> None:
         for name in self.pair:
             require(name in MODALITIES, f"Contrast.pair names {name!r}; modalities are {', '.join(MODALITIES)}")
-        require(self.pair[0] != self.pair[1], f"Contrast.pair={self.pair} must name two modalities")
+        require(self.pair[0] != self.pair[1], f"Contrast.pair={self.pair} must name two different modalities")
         require(self.weight >= 0, f"Contrast.weight={self.weight} must not be negative")
 
     @property

@@ -20,7 +20,7 @@ from mmfm.evals.metrics import STATISTICS
 from mmfm.evals.page.record import RESULTS, Row, parsed, read_rows, result_files
 from mmfm.evals.provenance import AGAIN, doubt
 from mmfm.evals.resampling import Statistic
-from mmfm.strict import from_json
+from mmfm.strict import from_file
 
 CLOSE = 1e-9
 Tree = dict[str, Any]
@@ -97,7 +97,7 @@ def _read(folder: Path) -> Contender:
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
     files = result_files(folder)
     require(bool(files), f"{folder} holds no {RESULTS}; score it first: mmfm eval {folder}")
-    run = from_json(path.read_text(encoding="utf-8"), str(path))
+    run = from_file(path)
     one = Contender(name=run.name, folder=folder, run=run, rows={}, splits={}, kept={})
     for file in files:
         suite = file.name.removeprefix("results").removesuffix(".json").removeprefix(".")

@@ -10,13 +10,13 @@ from typing import Any
 from mmfm.checkpoint import replace_file
 from mmfm.config import Run, UserError, require
 from mmfm.data.splits import named_splits, splits_of
-from mmfm.strict import from_json
+from mmfm.strict import from_file
 
 
 def read_run(folder: Path) -> Run:
     path = folder / "run.json"
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
-    return from_json(path.read_text(encoding="utf-8"), str(path))
+    return from_file(path)
 
 
 def splits_to_score(run: Run, data: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from mmfm.config import Run, UserError, require
 from mmfm.evals.provenance import doubt
-from mmfm.strict import from_json
+from mmfm.strict import from_file
 
 Value = TypeVar("Value")
 RESULTS, BESIDE = "results.json", (".details.json", ".samples.json")
@@ -159,7 +159,7 @@ def read_record(folder: Path) -> Record:
     doubts = [found for name, rows in every.items() if (found := doubt(folder, name, map(vars, rows)))]
     return Record(
         folder=folder,
-        run=from_json(path.read_text(encoding="utf-8"), str(path)),
+        run=from_file(path),
         log=parsed(folder / "metrics.jsonl", read_log),
         rows=every.get(RESULTS),
         doubts=tuple(found.told for found in doubts),
