@@ -87,7 +87,7 @@ def of_hf(modality: Any = "image", **config: Any) -> Blueprint:
 
 REFUSED: dict[str, Blueprint] = {
     "timm: a repository": of_timm(name="hf-hub:nobody/evil"),
-    "timm: a folder": of_timm(name="local-dir:/tmp/evil"),
+    "timm: a folder": of_timm(name="local-dir:/nowhere/evil"),
     "timm: an unknown name": of_timm(name="no_such_model"),
     "timm: no name": of_timm(name=None),
     "timm: weights": of_timm(kwargs={"checkpoint_path": "evil.pth"}),
@@ -97,21 +97,21 @@ REFUSED: dict[str, Blueprint] = {
     "timm: a repository of weights": of_timm(pretrained_cfg={"hf_hub_id": "nobody/evil", "source": "hf-hub"}),
     "timm: a file": of_timm(pretrained_cfg={"file": "/etc/passwd"}),
     "timm: a word of its own": of_timm(custom_load=True),
-    "timm: a path as an argument": of_timm(kwargs={"act_layer": "/tmp/x"}),
+    "timm: a path as an argument": of_timm(kwargs={"act_layer": "/nowhere/x"}),
     "timm: an argument that is none": of_timm(kwargs={"nonsense": 3}),
     "timm: a list": Blueprint(library="timm", modality="image", architecture="[]", width=1, pixels=IMAGE),
     "timm: no JSON": Blueprint(library="timm", modality="image", architecture="{", width=1, pixels=IMAGE),
     "open_clip: timm's repository": of_open_clip(timm_model_name="hf-hub:nobody/evil"),
-    "open_clip: timm's folder": of_open_clip(timm_model_name="local-dir:/tmp/evil"),
+    "open_clip: timm's folder": of_open_clip(timm_model_name="local-dir:/nowhere/evil"),
     "open_clip: transformers' repository": of_open_clip("text", hf_model_name="nobody/evil"),
-    "open_clip: transformers' folder": of_open_clip("text", hf_model_name="/tmp/evil", hf_model_pretrained=False),
-    "open_clip: a word of its own": of_open_clip(pretrained_image_path="/tmp/evil"),
+    "open_clip: transformers' folder": of_open_clip("text", hf_model_name="/nowhere/evil", hf_model_pretrained=False),
+    "open_clip: a word of its own": of_open_clip(pretrained_image_path="/nowhere/evil"),
     "open_clip: deep": of_open_clip(act_kwargs={"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": 1}}}}}}}}}),
     "hf: a kind of its own": of_hf(model_type="evil", auto_map={"AutoModel": "nobody/evil--x.X"}),
     "hf: no kind": of_hf(auto_map={"AutoConfig": "x.X"}),
     "hf: timm's repository": of_hf(model_type="timm_wrapper", architecture="hf-hub:nobody/evil"),
     "hf: quantised": of_hf(**VIT, quantization_config={"quant_method": "bitsandbytes"}),
-    "hf: a path as an activation": of_hf(**VIT | {"hidden_act": "/tmp/x"}),
+    "hf: a path as an activation": of_hf(**VIT | {"hidden_act": "/nowhere/x"}),
     "hf: a wrong type": of_hf(**VIT | {"hidden_size": "many"}),
     "torchaudio: another factory": Blueprint(
         library="torchaudio", modality="audio", architecture='{"model": "os", "params": {}}', width=1, sound=Sound()
@@ -253,7 +253,7 @@ def test_hostile_folders_of_open_clip(weights: Any, tmp_path: Path, watched: lis
         with pytest.raises(UserError, match="to which no folder may lead") as caught:
             resolve(tower, "text")
         told(caught)
-    for name in ("hf-hub:nobody/evil", "local-dir:/tmp/evil"):
+    for name in ("hf-hub:nobody/evil", "local-dir:/nowhere/evil"):
         model = said["model_cfg"] | {"vision_cfg": {"timm_model_name": name, "timm_model_pretrained": True}}
         path.write_text(json.dumps(said | {"model_cfg": model}))
         with pytest.raises(UserError) as caught:
