@@ -28,6 +28,7 @@ def cases(heavy: bool) -> Iterator[Case]:
 def check_row(found: parity.Tried, case: Case) -> None:
     """The tokens are the library's, and the table says so, and says rightly whether padding changes them."""
     row, committed = parity.compare(found.ours, found.peer, found.given), COMMITTED[case.name, found.way]
+    row["preprocessing"] = found.prepared
     assert parity.holds(row), row
     assert parity.holds(committed) and committed["width"] == row["width"]
     assert (committed["library"], committed["modality"]) == (case.library, case.modality)

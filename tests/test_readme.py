@@ -34,18 +34,20 @@ def test_the_table_of_encoders_is_generated() -> None:
 
 
 def test_planted_rows_stand_in_the_summary() -> None:
-    """Differences are of the largest number; what has no native row has a dash; what sees its padding is named."""
+    """Differences are of the largest number; what was not measured has a dash; what sees its padding is named."""
     plain = {"library": "a", "modality": "text", "way": "wrapped", "size": 4.0, "padded": 0.0, "invariant": True}
+    plain["preprocessing"] = None
     rows = [
         {**plain, "model": "x", "difference": 4e-6},
         {**plain, "model": "y", "difference": 0.0, "padded": 0.5, "invariant": False},
         {**plain, "model": "y", "difference": 8e-6, "way": "native"},
-        {**plain, "model": "z", "difference": 3e-7, "library": "b", "size": 0.1},
+        {**plain, "model": "z", "difference": 3e-7, "library": "b", "size": 0.1, "preprocessing": 0.25},
+        {**plain, "model": "w", "difference": 0.0, "library": "b", "preprocessing": 1.5},
     ]
     table = TOOL["parity_summary"]({"rows": rows, "hardware": {"cpu": "c"}, "date": "2026-01-01"})
-    assert "| a | 2 | 1e-06 | 1 | 2e-06 | y |" in table
-    assert "| b | 1 | 3e-07 | 0 | - | none |" in table
-    assert table.endswith("3 encoders. Measured on c, 2026-01-01.")
+    assert "| a | - | 2 | 1e-06 | 1 | 2e-06 | y |" in table
+    assert "| b | 1.5 | 2 | 3e-06 | 0 | - | none |" in table
+    assert table.endswith("4 encoders. Measured on c, 2026-01-01.")
 
 
 def test_the_quickstarts_experiment_is_generated() -> None:

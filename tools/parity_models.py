@@ -19,6 +19,7 @@ import torchaudio
 import transformers as hf
 from open_clip.model import CustomTextCLIP
 from safetensors.torch import save_file
+from timm import data as timm_data
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ class Peer:
     weights: Mapping[str, Tensor]
     run: Callable[[Tensor, Tensor], Tensor]
     given: tuple[Tensor, Tensor] | None = None
+    prepare: Callable[[Any], Any] | None = None  # a picture, or a clip, as the library's own processor makes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +89,16 @@ def timm_case(name: str, **kwargs: Any) -> Case:
             last = out.shape[-1] == model.num_features and out.shape[1] != model.num_features
             return out.flatten(1, 2) if last else out.flatten(2).mT
 
-        return Peer(source=str(folder), weights=model.state_dict(), run=run)
+        return Peer(source=str(folder), weights=model.state_dict(), run=run, prepare=timm_transform(folder))
 
     return Case(name=name, library="timm", modality="image", make=make)
+
+
+def timm_transform(folder: Path | str) -> Callable[[Any], Any]:
+    """timm's own, of a folder that it wrote or of one of its names."""
+    name = f"local-dir:{folder}" if isinstance(folder, Path) else folder
+    data = timm_data.resolve_model_data_config(timm.create_model(name, pretrained=False))
+    return timm_data.create_transform(**data, is_training=False)
 
 
 def open_clip_case(name: str, modality: Modality, cfg: Mapping[str, Any]) -> Case:
@@ -113,7 +122,8 @@ def open_clip_case(name: str, modality: Modality, cfg: Mapping[str, Any]) -> Cas
             pooled_first = modality == "image" and getattr(tower, "attn_pool", None) is not None
             return caught[0] if after is None or pooled_first else after(caught[0])
 
-        return Peer(source=str(folder), weights=model.state_dict(), run=run)
+        *_, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        return Peer(source=str(folder), weights=model.state_dict(), run=run, prepare=transform)
 
     return Case(name=name, library="open_clip", modality=modality, make=make)
 
@@ -146,9 +156,27 @@ def hf_case(
             write_tokenizer(folder, filled)
         part = hf_part(model, modality)
         run = {"image": hf_image, "text": hf_text, "audio": hf_sound}[modality]
-        return Peer(source=str(folder), weights=part.state_dict(), run=run(part, made))
+        return Peer(
+            source=str(folder), weights=part.state_dict(), run=run(part, made), prepare=hf_prepare(modality, folder)
+        )
 
     return Case(name=name, library="hf", modality=modality, make=make, **more)
+
+
+def hf_prepare(modality: Modality, folder: Path) -> Callable[[Any], Tensor] | None:
+    """transformers' own processor, read from the folder and called with nothing but one picture or clip."""
+    if modality == "image":
+        images = hf.AutoImageProcessor.from_pretrained(folder)
+        return lambda picture: torch.as_tensor(images(images=picture, return_tensors="pt")["pixel_values"])[0]
+    if modality == "audio":
+        sounds = hf.AutoFeatureExtractor.from_pretrained(folder)
+        return lambda wave: heard_by(sounds, wave)
+    return None
+
+
+def heard_by(extractor: Any, wave: Tensor) -> Tensor:
+    given = extractor(wave.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return next(given[name] for name in ("input_features", "input_values") if name in given)[0]
 
 
 def hf_part(model: Any, modality: str) -> Any:
@@ -239,6 +267,6 @@ def torchaudio_case(name: str, **params: Any) -> Case:
             sound=Sound(rate_hz=16_000),
         )
         run = lambda waves, keep: model(waves * keep, keep.sum(1))[0]  # noqa: E731
-        return Peer(source=made, weights=model.state_dict(), run=run)
+        return Peer(source=made, weights=model.state_dict(), run=run, prepare=lambda wave: wave)
 
     return Case(name=name, library="torchaudio", modality="audio", make=make)

@@ -35,9 +35,11 @@ PARITY_TEXT = """# Encoders of other libraries, there and here
 
 Written by tools/readme.py from tools/parity.json, which `{command}` wrote; what the columns are is said in
 tools/parity.py, and every row is a test (tests/test_parity_table.py, those of wheels in tests/slow/). Wrapped: the
-library's own module behind our interface. Native: its weights in our own modules. Difference: the largest between two
-numbers of their tokens and ours; size: the largest of these numbers. Padded: the largest difference between a shorter
-item beside a longer one and the same item alone; images are never padded.
+library's own module behind our interface. Native: its weights in our own modules. Preprocessing: the largest difference
+between what the library's own processor makes of pictures that are not square, or of clips, and what we make of them,
+in parts of 255, of the colours or of the largest number of the sounds' features; texts have none. Difference: the
+largest between two numbers of their tokens and ours; size: the largest of these numbers. Padded: the largest difference
+between a shorter item beside a longer one and the same item alone; images are never padded.
 
 {table}
 
@@ -115,10 +117,11 @@ def any_table(results: str) -> str:
 
 def parity_summary(report: Mapping[str, Any]) -> str:
     """A line for each library: how many encoders, how far ours are from it, and which of them see their padding."""
-    head = ["library", "wrapped", "largest difference", "native", "largest difference", "see their padding"]
+    head = ["library", "preprocessing", "wrapped", "largest difference", "native", "largest difference"]
+    head.append("see their padding")
     lines = [head, ["---"] * len(head)]
     for library in dict.fromkeys(row["library"] for row in report["rows"]):
-        cells = [library]
+        cells = [library, unprepared([row for row in report["rows"] if row["library"] == library])]
         for way in ("wrapped", "native"):
             found = [row for row in report["rows"] if (row["library"], row["way"]) == (library, way)]
             cells += [str(len(found)), worst(found)]
@@ -130,19 +133,26 @@ def parity_summary(report: Mapping[str, Any]) -> str:
 
 
 def worst(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The largest difference, as a part of the largest number in the tokens (of 1, if that is smaller)."""
-    return f"{max(row['difference'] / max(1, row['size']) for row in rows):.2g}" if rows else "-"
+    """The largest difference, as a part of the largest number in the tokens."""
+    return f"{max(row['difference'] / row['size'] for row in rows):.2g}" if rows else "-"
+
+
+def unprepared(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The largest difference of preprocessing, in parts of 255; a dash where none was measured."""
+    found = [row["preprocessing"] for row in rows if row["preprocessing"] is not None]
+    return f"{max(found):.2g}" if found else "-"
 
 
 def parity_page() -> str:
     """tools/PARITY.md: every row of tools/parity.json."""
     report = json.loads(PARITY.read_text("utf-8"))
-    head = ["model", "library", "modality", "way", "difference", "size", "padded", "width", "seconds"]
+    head = ["model", "library", "modality", "way", "preprocessing", "difference", "size", "padded", "width"]
+    head.append("seconds")
     lines = [head, ["---"] * len(head)]
     for row in report["rows"]:
         padded = "-" if row["padded"] is None else f"{row['padded']:.2g}{'' if row['invariant'] else ', sees padding'}"
         figures = [f"{row['difference']:.2g}", f"{row['size']:.3g}", padded, str(row["width"]), f"{row['seconds']:.2g}"]
-        lines.append([row["model"], row["library"], row["modality"], row["way"], *figures])
+        lines.append([row["model"], row["library"], row["modality"], row["way"], unprepared([row]), *figures])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return PARITY_TEXT.format(**{**report, "table": table, "versions": versions, "cpu": cpu(report["hardware"])})
