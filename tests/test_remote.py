@@ -581,7 +581,7 @@ def test_a_url_that_holds_credentials_opens_a_set(
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("{}/none", r"run `mmfm data index` on the shards, and upload"),
+        ("{}/none", r"run `mmfm data index FOLDER` where the shards are, and upload"),
         ("{}/set/y.tar", r"y\.tar is not in shards\.json of its folder"),
         ("{0}/set,{0}/set/x-0.tar", r"x-0\.tar is named twice"),
         ("{}/evil", "no list of shards"),

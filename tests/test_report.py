@@ -172,7 +172,7 @@ def test_tiles_show_the_results_with_interval_and_chance(tmp_path: Path) -> None
     assert [lane.all("span")[0].text for lane in lanes] == ["test", "test-unseen", "val"]
     assert lanes[1].one("span", "value").text == "50.0\N{NO-BREAK SPACE}%"
     assert "81.2\N{NO-BREAK SPACE}% of the images named right" in page.one("p", "summary").text
-    assert "37.5\N{NO-BREAK SPACE}% of the spoken words written wrong" in page.one("p", "summary").text
+    assert "37.5\N{NO-BREAK SPACE}% of the words of the sounds' texts written wrong" in page.one("p", "summary").text
 
 
 def test_value_interval_and_chance_are_drawn_in_their_places(tmp_path: Path) -> None:
