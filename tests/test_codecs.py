@@ -19,8 +19,8 @@ from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, Run, Us
 from mmfm.grammar import parse
 from mmfm.layers import initialise
 from mmfm.model import build
-from mmfm.optim import unasked
 from mmfm.objectives import Objectives
+from mmfm.optim import unasked
 from mmfm.tasks import read
 from mmfm.vocabulary import Form
 
