@@ -54,6 +54,9 @@ def perform(language: str, code: str, where: Path) -> str:
     ours = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(where / "cache"), "OMP_NUM_THREADS": "1"}
     env = os.environ | ours | {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
     for words in lines(language, code):
+        if words[-2:-1] == [">"]:  # the one thing of the shell that a line uses
+            (where / words[-1]).write_bytes(subprocess.check_output(words[:-2], cwd=where, env=env))
+            continue
         done = subprocess.run(words, cwd=where, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-1_000:]}\n{done.stderr[-3_000:]}"
         said += done.stdout
