@@ -1,5 +1,6 @@
 """A text tower of open_clip behind transformers' face: CLIP's vocabulary is large, and so this is not quick."""
 
+import pytest
 import torch
 from exported import adopt, full_run
 from toy_encoders import open_clip_folder
@@ -30,4 +31,6 @@ def test_a_text_tower_of_open_clip_reads_as_ever(tmp_path):
     with torch.no_grad():
         ids = reading(texts, truncation=True, padding=True, return_tensors="pt")
         found = face.get_text_features(**ids).pooler_output
-    torch.testing.assert_close(found, made.model.encode_text(texts), rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="only the beginning of a long text is read"):
+        expected = made.model.encode_text(texts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
