@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from mmfm.batch import Batch, Items
 from mmfm.config import Contrast, Data, Model, Optim, Run, TextTower, Trunk, Vit
 from mmfm.layouts import Foreign, convert
+from mmfm.machine import cores
 from mmfm.model import build
 from mmfm.module import JointModule
 from mmfm.towers.vit import normalise
@@ -270,7 +271,7 @@ def hardware() -> dict[str, Any]:
     wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": torch.multiprocessing.cpu_count(),
+        "cores": cores(),
         "isa": wanted,
     }
 
