@@ -277,10 +277,12 @@ def test_weights_that_lack_something(tmp_path: Path) -> None:
     save_file({name: value for name, value in whole.items() if "pooler" not in name}, file, metadata={"format": "pt"})
     resolve(Tower(source=str(tmp_path)), "image")
     save_file({name: value for name, value in whole.items() if "layer.1" not in name}, file, metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"its file of weights lacks .* \(16 in all\), without which its tokens are noise"
-    ):
+    told = (
+        r"its weights lack .* \(16 in all\), which its config\.json asks for; .* set the tower's weights to 'random'$"
+    )
+    with pytest.raises(UserError, match=told):
         resolve(Tower(source=str(tmp_path)), "image")
+    assert resolve(Tower(source=str(tmp_path), weights="random"), "image").weights is None  # the remedy
 
 
 def test_what_has_no_window_cannot_be_cut(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from mmfm.encoders import plain
 from mmfm.encoders.face import Weights
 from mmfm.encoders.hf_inputs import pixels_of
 from mmfm.encoders.pictures import FITTING
-from mmfm.encoders.source import Source, fetching, parse, require_safetensors
+from mmfm.encoders.source import Source, fetching, parse, require_complete, require_safetensors
 from mmfm.vocabulary import Form
 
 CLASSES: dict[str, dict[str, type[PreTrainedModel]]] = {
@@ -293,12 +293,7 @@ def _weights(made: type[PreTrainedModel], found: PreTrainedConfig, source: Sourc
             key_mapping={r"^(model\.)?vqmodel\.": ""},
         )
         model, said = loaded
-    lacking = sorted(said["missing_keys"])
-    require(
-        not lacking,
-        f"{codec.source}: its file of weights lacks {', '.join(lacking[:3])} ({len(lacking)} in all), without which "
-        "its codes are noise; fetch it again",
-    )
+    require_complete(said["missing_keys"], codec.source)
     return {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
 
 

@@ -22,7 +22,7 @@ from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, fit_keep, flat, prefixed
 from mmfm.encoders.hf_inputs import extract, extractor_of, pixels_of, rebuild, sound_of
 from mmfm.encoders.sentencepiece import siglip_words
-from mmfm.encoders.source import Source, fetching, present, require_safetensors
+from mmfm.encoders.source import Source, fetching, present, require_complete, require_safetensors
 from mmfm.encoders.words import require_room, words_of_hf
 
 PARTS = {
@@ -339,8 +339,5 @@ def _whole(model: nn.Module, trunk: nn.Module, missing: set[str], made: Blueprin
     names = {id(value): key for key, value in trunk.named_parameters()}
     lacking = {names.get(id(value)) for key, value in model.named_parameters() if key in missing} - {None}
     lacking -= {key.removeprefix("trunk.") for key in architecture(made)["unread"]}
-    require(
-        not lacking,
-        f"{name}: its file of weights lacks {', '.join(sorted(map(str, lacking))[:3])} ({len(lacking)} in all), "
-        "without which its tokens are noise; fetch it again, or set the tower's weights to 'random'",
-    )
+    remedy = "give a source that holds them, or set the tower's weights to 'random'"
+    require_complete([str(key) for key in lacking], name, remedy)

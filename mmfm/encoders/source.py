@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as why:
         raise UserError(f"{path} cannot be read as JSON ({why}); fetch or write it again") from None
-    require(isinstance(tree, dict), f"{path} should hold a JSON object; fetch or write it again")
+    require(isinstance(tree, dict), f"{path} should hold a JSON object; give another source, or write it again")
     return tree
 
 
@@ -103,6 +103,14 @@ def require_safetensors(folder: Path) -> None:
         f"folder {str(folder)!r} has no *.safetensors: no weights are in it; "
         "add them, or set the tower's weights to 'random'"
     )
+
+
+def require_complete(lacking: Collection[str], source: str, remedy: str = "give a source that holds them") -> None:
+    """What the weights of a whole file lack, as where it is of another model than the configuration beside it, its
+    library fills with random numbers; none of these may pass for trained ones."""
+    names = ", ".join(sorted(lacking)[:3])
+    told = f"{source}: its weights lack {names} ({len(lacking)} in all), which its config.json asks for"
+    require(not lacking, f"{told}; they would be random numbers; {remedy}")
 
 
 def _require_own_files(folder: Path, index: Path) -> None:
