@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
-from mmfm.checkpoint import folder_of
+from mmfm.checkpoint import folder_of, replace_file
 from mmfm.config import Run, UserError
 from mmfm.data.splits import named
 from mmfm.data.stream import StoppedWaiting
@@ -89,6 +90,34 @@ def seconds_so_far(run: Run) -> float:
     path = run.folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+
+
+def cut(path: Path, key: str, end: int) -> None:
+    """Leaves out of a file of JSON lines those from `end` on, by their number `key`, as they will be written again, and
+    a last one that was cut short. What else cannot be read is set aside beside the file, and that is said."""
+    if not path.exists():
+        return
+    *lines, last = path.read_bytes().split(b"\n")
+    lines += [] if _number(last, key) is None else [last]
+    numbers = [(line, _number(line, key)) for line in lines if line.strip()]
+    damaged = [line for line, number in numbers if number is None]
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in damaged)
+        told = f"{path}: {len(damaged)} of its lines cannot be read, and are set aside in {aside.name}"
+        console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
+    kept = [line for line, number in numbers if number is not None and number < end]
+    replace_file(path, b"".join(line + b"\n" for line in kept))
+
+
+def _number(line: bytes, key: str) -> int | None:
+    """None where the line is no JSON object with a whole number of this name."""
+    try:
+        value = json.loads(line)[key]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return value if type(value) is int else None
 
 
 def finite(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from mmfm.adapt import adopt, begin, check_augment, prepare
-from mmfm.callbacks import LOG_EVERY_STEPS, METRICS, Agree, Bar, Journal, Saves, Scores, console
+from mmfm.callbacks import LOG_EVERY_STEPS, METRICS, Agree, Bar, Journal, Saves, Scores, console, cut
 from mmfm.check import check_place
 from mmfm.checkpoint import (
     MANIFEST,
@@ -219,23 +219,16 @@ def _make_way(run: Run, start: int | None) -> None:
     if start is None:
         clear(folder)
         _remove(folder / "tensorboard")
-        for path in (path for name in (*RESULTS, "skipped*.jsonl") for path in folder.glob(name)):
+        for path in (path for name in (*RESULTS, "skipped*.jsonl", "*.jsonl.damaged") for path in folder.glob(name)):
             path.unlink(missing_ok=True)
     else:
         for step in steps_of(folder):
             if step > start:  # damaged: were it kept, pruning would count it
                 set_aside(folder_of(folder, step))
-        _cut(folder / METRICS, lambda line: line["step"] <= start)
+        cut(folder / METRICS, "step", start + 1)
         for path in folder.glob("skipped*.jsonl"):
-            _cut(path, lambda line: line["position"] < start * run.data.batch)
+            cut(path, "position", start * run.data.batch)
     replace_file(folder / "run.json", to_json(run).encode())
-
-
-def _cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Leave out the lines that will be written again, and a last one that was cut short."""
-    if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        replace_file(path, "".join(f"{line}\n" for line in lines if keep(json.loads(line))).encode())
 
 
 def _remove(folder: Path) -> None:

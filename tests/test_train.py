@@ -188,6 +188,26 @@ def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, ca
     assert before > 0 and len(seconds) == 2 and seconds[1] > seconds[0] == 1e6
 
 
+def test_a_damaged_line_of_the_journal_does_not_stop_a_resume(run, capsys):
+    """Nor one of skipped.jsonl: it is set aside, which is said; the others stay, and a last one that was cut short is
+    written again. A run that starts anew leaves nothing of it."""
+    run = replace(run, save_every_steps=10)
+    train.train(run)
+    shutil.rmtree(run.folder / "checkpoints/step-00000020")
+    journal, odd = run.folder / "metrics.jsonl", [b'{"step": 3, "lo', b"\xff\x00", b"[1]", b'{"step": "4"}']
+    first, last = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*odd, first, b"", last, b'{"step": 5']))
+    (run.folder / "skipped.jsonl").write_bytes(b'{"posi\n{"position": 159}\n{"position": 160}\n')
+    train.train(run, resume=True)
+    assert [line["step"] for line in lines(run)] == [10, 20] and journal.read_bytes().startswith(first + b"\n")
+    assert (run.folder / "metrics.jsonl.damaged").read_bytes().splitlines() == odd
+    assert (run.folder / "skipped.jsonl").read_text() == '{"position": 159}\n'
+    told = "metrics.jsonl: 4 of its lines cannot be read, and are set aside in metrics.jsonl.damaged"
+    assert told in capsys.readouterr().err
+    train.train(run, force=True)
+    assert not list(run.folder.glob("*.damaged"))
+
+
 def test_a_line_of_the_journal_is_strict_whatever_the_numbers():
     """What is not finite is named and left out; what is finite stays."""
     odd = {"step": 7, "loss": math.nan, "lr": 1e-3, "grad_norm": math.inf}
