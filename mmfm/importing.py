@@ -27,7 +27,7 @@ from mmfm.bundle.save import check_free, sha256, write_whole
 from mmfm.checkpoint import refuse_unsafe
 from mmfm.config import MODALITIES, Blueprint, Data, Tower, Trunk, UserError, Words, require
 from mmfm.encoders import Encoder, Resolved, build, from_hf, plain, resolve
-from mmfm.encoders.source import Source, fetching, parse, require_safetensors
+from mmfm.encoders.source import Source, fetching, parse, require_complete, require_safetensors
 from mmfm.encoders.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
 from mmfm.encoders.words import words_of_hf
 from mmfm.inputs.text import load_tokenizer, parse_reader, parse_tokenizer
@@ -416,8 +416,7 @@ def _causal_lm(source: str) -> CausalLm:
         loaded: Any = AutoModelForCausalLM.from_pretrained(found.name, config=config, trust_remote_code=False, **how)
         model, said = loaded
         tokenizer = AutoTokenizer.from_pretrained(found.name, trust_remote_code=False)
-    lacking = sorted(said["missing_keys"])
-    require(not lacking, f"{source}: its file of weights lacks {lacking[:1]}, which would be noise; fetch it again")
+    require_complete(said["missing_keys"], source)
     _, text = words_of_hf(tokenizer, from_hf.context_of(model.config))
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     return CausalLm(config=plain.described(model.config), weights=weights, tokenizer=text)

@@ -25,7 +25,7 @@ from mmfm.launch import HERE
 from mmfm.machine import cores
 from mmfm.model import UnifiedModel
 from mmfm.objectives import Objectives
-from mmfm.optim import adamw, hold_text, learning, rate_factor
+from mmfm.optim import optimizer_of, rate_factor, set_learning
 
 PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
@@ -40,11 +40,7 @@ class JointModule(L.LightningModule):
     def __init__(self, run: Run, model: UnifiedModel) -> None:
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
-        self.learning = learning(model, run)
-        for name in self.learning.held:
-            hold_text(model.get_parameter(name), model.vocabulary)
-        model.lock([name for name, factor in self.learning.factor.items() if factor == 0])
-        self.factors = {f"model.{name}": factor for name, factor in self.learning.factor.items()}
+        self.learning = set_learning(model, run)
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
@@ -63,12 +59,24 @@ class JointModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optim = self.run.optim
-        optimizer = adamw(self.objectives, optim, self.factors, [f"model.{name}" for name in self.learning.held])
+        optimizer = optimizer_of(self.objectives, optim, self.learning)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: rate_factor(step, optim),
         )
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the state of an optimiser that had other groups: which parameters a pattern of `optim.rates` takes in
+        is not the same in all versions of mmfm."""
+        there, here = (
+            [len(group["params"]) for group in state["param_groups"]]
+            for state in (checkpoint["optimizer_states"][0], self.configure_optimizers()["optimizer"].state_dict())
+        )
+        told = f"{self.run.folder}: optim.rates once made groups of {there} parameters, and make {here} now"
+        remedy = f"begin a new run with its weights: --start {self.run.folder} --name NEW"
+        if there != here:
+            raise UserError(f"{told}, so that its optimiser's state fits none of them; {remedy}")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

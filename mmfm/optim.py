@@ -135,6 +135,21 @@ def adamw(
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
+def set_learning(model: UnifiedModel, run: Run) -> Learning:
+    """`learning`, by which the model is locked where it says so, and its rows of text are held."""
+    found = learning(model, run)
+    for name in found.held:
+        hold_text(model.get_parameter(name), model.vocabulary)
+    model.lock([name for name, factor in found.factor.items() if factor == 0])
+    return found
+
+
+def optimizer_of(module: nn.Module, optim: Optim, found: Learning) -> torch.optim.AdamW:
+    """That of a training: `module` holds the model that `found` is of as its `model`."""
+    factor = {f"model.{name}": value for name, value in found.factor.items()}
+    return adamw(module, optim, factor, [f"model.{name}" for name in found.held])
+
+
 def rate_factor(step: int, optim: Optim) -> float:
     """Of the peak rate. Each schedule that follows another one rises from its floor to the peak, and falls again."""
     ends = (*optim.extends, optim.steps)

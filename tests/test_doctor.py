@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from toys import toy_config, toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import Contrast, Data, Eval, Run, Source, Store, Text, Write
+from mmfm.config import Contrast, Data, Eval, Rate, Run, Source, Store, Text, Write
 from mmfm.data import index, remote
 from mmfm.data.names import expand
 from mmfm.data.shards import Shards
@@ -36,6 +36,7 @@ from mmfm.evals.split import spread
 from mmfm.inputs.text import load_tokenizer
 from mmfm.model import build
 from mmfm.objectives import Objectives
+from mmfm.optim import optimizer_of, set_learning
 from mmfm.strict import to_json as run_to_json
 
 NAMES = ("zero", "one", "two", "three")
@@ -522,6 +523,27 @@ def test_activations_grow_with_the_batch_and_not_with_how_often_they_are_asked(p
     found = speed.measure(run, tokenizer, 10**12).memory
     size = sum(p.numel() * p.element_size() for p in objectives.parameters())
     assert (found.parameters, found.gradients, found.moments) == (size, size, 2 * size)
+
+
+def test_the_step_that_is_tried_is_that_of_training(put, sets, run, monkeypatch):
+    """Its optimiser has the groups and rates of `optim.rates`; what is locked has no gradient and no moments."""
+    put(sets)
+    tokenizer, seen = load_tokenizer("bytes"), []
+    rates = (Rate(of="towers.*", lr=0.0), Rate(of="trunk.*", lr=0.5))
+    run = replace(run, optim=replace(run.optim, rates=rates))
+
+    def groups(optimizer: torch.optim.Optimizer) -> list[tuple[float, float, list[int]]]:
+        return [(g["lr"], g["weight_decay"], [p.numel() for p in g["params"]]) for g in optimizer.param_groups]
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *rest: (seen.append(groups(self)), step(self, *rest)))
+    found = speed.measure(run, tokenizer, 10**12).memory
+    model = build(run.model, tokenizer.size, run.contrast, run.data.augment)
+    rate = run.optim.lr
+    wanted = groups(optimizer_of(Objectives(model, run), run.optim, set_learning(model, run)))
+    assert seen and all(one == wanted for one in seen) and {one[0] for one in wanted} == {rate, 0.5 * rate}
+    locked = sum(p.numel() * p.element_size() for p in model.towers.parameters())
+    assert locked and found.gradients == found.parameters - locked and found.moments == 2 * found.gradients
 
 
 def test_a_batch_without_room_is_not_tried_but_reckoned(put, sets, run):

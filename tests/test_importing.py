@@ -13,6 +13,7 @@ import torch
 import torchaudio
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from torch import Tensor, nn
 from toy_encoders import BLOCKS, LAYERED, PICTURE, WORDS, hf_folder, moved, open_clip_folder, timm_folder, wordpieces
@@ -20,9 +21,11 @@ from toys import toy_batch, toy_config
 
 import mmfm
 from mmfm import bundle, importing
+from mmfm import optim as optimising
 from mmfm.__main__ import main
 from mmfm.adapt import begin, parameters_of, prepare
 from mmfm.bundle.encoder import BundledEncoder
+from mmfm.checkpoint import save
 from mmfm.config import Conformer, Contrast, Model, Optim, Rate, Run, TextTower, Tower, Trunk, UserError, Vit, Write
 from mmfm.inputs.text import load_tokenizer
 from mmfm.interface import Interface
@@ -248,6 +251,10 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
         mmfm.load_encoder("image", tmp_path / "out")
     with pytest.raises(UserError, match="holds trunk, vocabulary alone, and no model; start one from it"):
         mmfm.from_pretrained(tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"Run\.start='\S+' holds trunk and vocabulary alone, and no model; leave start"
+    ):
+        bundle.check_start(Run(name="x", start=str(tmp_path / "out")))
     with pytest.raises(UserError, match=r"Model.tokenizer='bytes' is not the one that .*; set it to .*tokenizer.json"):
         bundle.start(core, toy_config(trunk=trunk))
 
@@ -288,6 +295,50 @@ def test_a_language_model_that_is_locked_stays_what_it_was(tied, tmp_path):
     assert lines[3].startswith("of embedding.weight the rows of text are locked")
     whole = replace(run, optim=replace(optim, rates=(*rates, Rate(of="embedding.*", lr=1.0))))
     assert JointModule(whole, build(model, tokenizer.size, run.contrast)).learning.factor["embedding.weight"] == 1
+
+
+def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeypatch):
+    """A run of a version in which `trunk.*` did not take in a language model's tables: its state fits no group now, and
+    a new run begins with its weights."""
+    language(tmp_path / "lm")
+    importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+    model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
+    optim = Optim(steps=9, rates=(Rate(of="trunk.*", lr=0.1),), warmup_steps=1)
+    run = Run(name="x", out=str(tmp_path), model=model, contrast=(Contrast(pair=("image", "text")),), optim=optim)
+    run = replace(run, write=(Write(task="image>text"),))
+    tokenizer = load_tokenizer(model.tokenizer)
+
+    def module() -> JointModule:
+        return JointModule(run, build(model, tokenizer.size, run.contrast))
+
+    with monkeypatch.context() as before:
+        before.setattr(optimising, "ALSO", {})
+        old = module()
+        state = {"optimizer_states": [old.configure_optimizers()["optimizer"].state_dict()]}
+        old.on_load_checkpoint(state)  # fits that version
+    with pytest.raises(
+        UserError, match=r"optim\.rates once made groups of .* begin a new run .*: --start \S+/x --name NEW"
+    ):
+        module().on_load_checkpoint(state)
+    weights = dict(old.objectives.model.state_dict())
+    save(run.folder, 4, run, tokenizer, weights, {})
+    fresh = build(model, tokenizer.size, run.contrast)
+    (line,) = bundle.start_whole(fresh, replace(run, name="y", start=str(run.folder)), tokenizer)
+    assert "starts from" in line and all(torch.equal(value, weights[key]) for key, value in fresh.state_dict().items())
+
+
+def test_a_language_model_without_all_its_weights_is_refused(tmp_path):
+    """A layer that its config.json has and its weights do not would be random, however whole the file is."""
+    language(tmp_path / "lm")
+    file = tmp_path / "lm/model.safetensors"
+    some = {name: value for name, value in load_file(file).items() if "layers.0.mlp" not in name}
+    save_file(some, file, metadata={"format": "pt"})
+    told = (
+        r"lm: its weights lack model\.layers\.0\.mlp\.\S+, .* its config\.json asks for; .*; give a source that holds"
+    )
+    with pytest.raises(UserError, match=told):
+        importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("make", [vit, bert])

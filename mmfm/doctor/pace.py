@@ -27,7 +27,7 @@ def pace_and_memory(run: Run, tokenizer: Tokenizer) -> tuple[Section, Section | 
     try:
         found = measure(run, tokenizer, round(ROOM * room) - wanted)
     except (UserError, OSError) as why:
-        told = f"not measured, as the stream stops: {why}"
+        told = f"not measured, as training would stop: {why}"
         return Section(name="Speed", findings=(finding("ERROR", "stream_stops", told),)), None
     return speed(found, run, cores()), memory(found.memory, run, available_bytes(), shared_bytes())
 

@@ -22,7 +22,7 @@ from mmfm.inputs.text import Tokenizer
 from mmfm.machine import available_bytes, cores
 from mmfm.model import build
 from mmfm.objectives import Objectives
-from mmfm.optim import adamw
+from mmfm.optim import Learning, optimizer_of, set_learning
 
 BATCHES, SECONDS = 12, 12.0  # that are loaded, and that loading or stepping may take in all
 STEPS = 4
@@ -94,12 +94,14 @@ def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     batches, load_s, plan = load(run, tokenizer)
     torch.set_num_threads(min(run.threads, cores()))
     torch.manual_seed(run.seed)
-    objectives = Objectives(build(run.model, tokenizer.size, run.contrast, run.data.augment), run).train()
+    model = build(run.model, tokenizer.size, run.contrast, run.data.augment)
+    objectives, learning = Objectives(model, run), set_learning(model, run)
+    objectives.train()
     most = bearable(objectives, run, plan, room)
     tried = batches if most is None else [most]
     times = batches[0].size / tried[0].size
     kept = activations(objectives, run, tried[0])
-    step_s, busy = step_seconds(objectives, run, tried)
+    step_s, busy = step_seconds(objectives, run, tried, learning)
     learnt = sum(p.numel() * p.element_size() for p in objectives.parameters() if p.requires_grad)
     largest = max(bytes_of(batch) for batch in batches)
     memory = Memory(
@@ -167,9 +169,9 @@ def _timed(source: Iterator[Batch]) -> tuple[list[Batch], float]:
     return found, median(took[1:] or took)
 
 
-def step_seconds(objectives: Objectives, run: Run, batches: Sequence[Batch]) -> tuple[float, float]:
+def step_seconds(objectives: Objectives, run: Run, batches: Sequence[Batch], learning: Learning) -> tuple[float, float]:
     """Forward, backward and update on the batches in turn, the quickest of a few; and `Measured.busy`."""
-    optimizer, took, begun = adamw(objectives, run.optim), list[float](), time.perf_counter()
+    optimizer, took, begun = optimizer_of(objectives, run.optim, learning), list[float](), time.perf_counter()
     worked = time.process_time()
     for number in range(STEPS):
         start = time.perf_counter()
