@@ -17,7 +17,7 @@ from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, Text, 
 from mmfm.data.names import expand
 from mmfm.data.sample import text_of
 from mmfm.data.shards import Shards, check_holds
-from mmfm.data.splits import asked_and_more, shards_of, splits_of
+from mmfm.data.splits import asked_and_more, is_remote, shards_of, splits_of
 from mmfm.grammar import parse_writing
 from mmfm.inputs import BadSample
 from mmfm.inputs.limits import check_window
@@ -157,6 +157,7 @@ def check(run: Run, opener: Opener = open_here) -> list[Found]:
     splits_of(run)  # names of splits that are not clear are told here
     if run.data.val:
         _check_val(run, opener)
+    _check_splits(run, opener)
     require(
         bool(run.data.val) or not run.eval.every_steps,
         f"eval.every_steps={run.eval.every_steps} needs samples to score: set data.val, or every_steps to 0",
@@ -176,6 +177,15 @@ def _check_val(run: Run, opener: Opener) -> None:
     able = any(shards.held[name] for name in reads) or ("text" in reads and inside)
     told = f"data.val={run.data.val}: none of its {len(shards)} samples has what this run reads"
     require(able or not run.eval.every_steps, f"{told} ({', '.join(sorted(reads))}); name other shards, or none")
+
+
+def _check_splits(run: Run, opener: Opener) -> None:
+    """What is scored besides is there; it is not looked into."""
+    for spec in (part for item in run.eval.splits for part in asked_and_more(shards_of(item)) if part):
+        try:
+            opener(Source(shards=spec, provides=()), run.data) if is_remote(spec) else expand(spec)
+        except UserError as why:
+            raise UserError(f"eval.splits: {why}") from None
 
 
 def _check_towers(model: Model, objective: Objective) -> None:
@@ -202,6 +212,15 @@ def _check_codecs(run: Run) -> None:
 def _check_tokenizer(spec: str) -> None:
     holds = spec == "bytes" or Path(spec).is_file()
     require(holds, f'model.tokenizer: there is no file {spec!r}; give a tokenizer.json, or "bytes"')
+    told = f"model.tokenizer: {spec!r} is no tokenizer.json, which holds a model with a vocab"
+    require(spec == "bytes" or _has_vocab(Path(spec)), f'{told}; give one, or "bytes"')
+
+
+def _has_vocab(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def check_place(folder: Path) -> None:

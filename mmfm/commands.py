@@ -13,7 +13,7 @@ import tyro
 from mmfm.check import Found, Opener, check, finished, objectives, open_here, read_run
 from mmfm.config import Run, require
 from mmfm.data.commands import DATA
-from mmfm.data.splits import is_remote, shards_of
+from mmfm.data.splits import reads_remote
 from mmfm.evals.judges.command import Judges
 from mmfm.launch import first_process, launched
 from mmfm.making.asked import Asked
@@ -55,7 +55,13 @@ class Train:
             from mmfm.meeting import device_of_rank
 
             device_of_rank(self.run.accelerator)
-        return check(self.run, opener_for(self.run))
+        found = check(self.run, opener_for(self.run))
+        begun = any(self.run.folder.glob("checkpoints/step-*"))  # what goes on asks nothing of where it began
+        if self.run.start and (self.force or not begun):
+            from mmfm.bundle import check_start
+
+            check_start(self.run)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +342,7 @@ def words_of(command: Any) -> list[str]:
 
 def opener_for(run: Run) -> Opener:
     """What opens the run's sources: the standard library alone where all lie on this machine."""
-    if not any(is_remote(spec) for spec in (shards_of(run.data.val), *(source.shards for source in run.data.train))):
+    if not reads_remote(run):
         return open_here
     from mmfm.data.sources import open_source
 

@@ -12,7 +12,7 @@ from test_bundle import TOKENIZER, rewrite, trained
 from toys import toy_config
 
 import mmfm
-from mmfm import bundle
+from mmfm import bundle, checkpoint
 from mmfm.config import MODALITIES, Contrast, Model, UserError
 from mmfm.inputs.text import train_tokenizer
 from mmfm.model import UnifiedModel, build
@@ -126,6 +126,31 @@ def test_a_table_of_words_needs_its_tokenizer(folder, tmp_path, name):
     cfg = toy_config(**{name: mmfm.native(str(folder), name), "tokenizer": str(tmp_path / "tokenizer.json")})
     with pytest.raises(UserError, match=r"is not the one that .*toy was trained with; set it to 'bytes'"):
         fresh(cfg)
+
+
+def test_what_a_run_starts_from_is_looked_at_before_anything_is_built(model, folder, tmp_path):
+    """A run, its checkpoint and a whole bundle pass, one of the hub too; what is none, and one with another tokenizer
+    are refused by the field's name, and the remedy is right."""
+    checkpoint.save(tmp_path / "run", 1, model.run, model.tokenizer, model.core.state_dict(), {})
+    there = checkpoint.folder_of(tmp_path / "run", 1)
+    for start in (tmp_path / "run", there, folder, "some-owner/some-model"):
+        bundle.check_start(replace(model.run, start=str(start)))
+    letters = tmp_path / "letters.json"
+    letters.write_text(train_tokenizer(["abc"] * 9, 257).to_json())
+    for start in (tmp_path / "run", folder):
+        other = replace(model.run, start=str(start), model=replace(model.config, tokenizer=str(letters)))
+        with pytest.raises(
+            UserError, match=r"letters.json' is not the one that .* was trained with; set it to the token"
+        ):
+            bundle.check_start(other)
+    own = replace(model.config, tokenizer=str(there / "tokenizer.json"))
+    bundle.check_start(replace(model.run, start=str(tmp_path / "run"), model=own))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    told = {"empty": "no bundle and no checkpoint", "file": "no folder"}
+    for name, words in {**told, "gone": "is no folder"}.items():
+        with pytest.raises(UserError, match=rf"Run\.start='{tmp_path}/{name}' .*{words}"):
+            bundle.check_start(replace(model.run, start=str(tmp_path / name)))
 
 
 def test_a_damaged_start_is_refused(model, tmp_path):

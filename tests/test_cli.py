@@ -155,6 +155,20 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "train {config} --out {folder}/done/checkpoints --name step-00000001",
         "is a checkpoint, and training into it would spoil it; give its run {folder}/done, or its ",
     ),
+    "no start": (
+        "train {config} --check --start {folder}/gone",
+        "Run.start='{folder}/gone' is no folder; give that of",
+    ),
+    "a file to start from": (
+        "train {config} --check --start {config}",
+        "small.py' is no folder; give that of a run or",
+    ),
+    "no start in it": ("train {config} --start {folder}", "holds no bundle and no checkpoint of a run; train it, or"),
+    "no split": ("train {config} --check --eval.splits test={folder}/gone", "eval.splits: there is no '{folder}/gone'"),
+    "no tokenizer in it": (
+        "train {config} --check --model.tokenizer {config}",
+        "small.py' is no tokenizer.json, which",
+    ),
     "less than all": ("eval RUN --limit -4", "--limit -4 must not be negative; 0: all"),
     "less than the run says": ("eval RUN --bootstrap -1", "--bootstrap -1 must not be negative; 0: as the run says"),
     "less than the last": ("eval RUN --step -1", "--step -1 must not be negative; 0: the last checkpoint"),
@@ -379,6 +393,10 @@ RUN = Run(name="r", data=Data(train=(SOUND,)), write=(Write(task="audio>text"),)
         ),
         (replace(RUN, data=replace(RUN.data, val="nowhere")), "'nowhere'"),
         (replace(RUN, eval=Eval(every_steps=1)), "set data.val, or every_steps to 0"),
+        (replace(RUN, eval=Eval(splits=("audio.tar", "x=gone"))), "eval.splits: there is no 'gone'"),
+        (replace(RUN, eval=Eval(splits=("audio.tar+gone",))), "eval.splits: there is no 'gone'"),
+        (replace(RUN, model=Model(tokenizer="small.py")), "model.tokenizer: 'small.py' is no tokenizer.json"),
+        (replace(RUN, model=Model(tokenizer="audio.tar")), "model.tokenizer: 'audio.tar' is no tokenizer.json"),
     ],
 )
 def test_check_refuses(run: Run, words: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

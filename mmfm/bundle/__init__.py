@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmfm.inputs.text import Tokenizer
     from mmfm.model import UnifiedModel
 
-__all__ = ["READER", "resolve", "start", "start_whole"]
+__all__ = ["READER", "check_start", "resolve", "start", "start_whole"]
 
 
 def start(core: "UnifiedModel", cfg: Model) -> None:
@@ -31,6 +31,13 @@ def start_whole(core: "UnifiedModel", run: Run, tokenizer: "Tokenizer") -> tuple
     from mmfm.bundle.starting import start_whole
 
     return start_whole(core, run, tokenizer)
+
+
+def check_start(run: Run) -> None:
+    """Raises UserError where `run.start` is not here, is no whole model, or was trained with another tokenizer."""
+    from mmfm.bundle.starting import check_start
+
+    check_start(run)
 
 
 def resolve(tower: Tower, modality: str) -> "Resolved":

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mmfm import config
-from mmfm.bundle.contents import Bundle, Part, part_of, read_bundle
+from mmfm.bundle.contents import TOKENIZER, Bundle, Part, is_bundle, part_of, read_bundle
+from mmfm.bundle.hub import NAME
 from mmfm.bundle.load import from_pretrained, load_encoder, load_trunk
-from mmfm.checkpoint import check_shapes
+from mmfm.checkpoint import MANIFEST, check_shapes, folder_of, newest_step, steps_of
 from mmfm.config import TextTower, Tower, UserError, Vit, require
 from mmfm.encoders import Resolved
 from mmfm.inputs.text import Tokenizer, load_tokenizer
@@ -50,13 +51,41 @@ def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> 
                 _start_joint(core, name, folder)
 
 
+def check_start(run: config.Run) -> None:
+    """Raises UserError where `run.start` is not here, is no whole model, or was trained with another tokenizer; a model
+    of the hub is fetched only when training begins, and asked nothing before."""
+    folder = Path(run.start)
+    if not folder.exists() and not folder.parent.is_dir() and NAME.fullmatch(run.start):
+        return
+    told = f"Run.start={run.start!r}"
+    require(
+        folder.is_dir(), f"{told} is no folder; give that of a run or of a whole model's bundle, or leave start out"
+    )
+    where = folder
+    if is_bundle(folder):
+        bundle = read_bundle(folder)
+        alone = f"{told} holds {' and '.join(bundle.holds)} alone, and no model"
+        require(bundle.model is not None, f"{alone}; leave start out, and begin that part: native({str(folder)!r})")
+    elif not (folder / MANIFEST).is_file():
+        require(
+            bool(steps_of(folder)), f"{told} holds no bundle and no checkpoint of a run; train it, or leave start out"
+        )
+        where = folder_of(folder, newest_step(folder))
+    file = where / TOKENIZER
+    _require_same(run, load_tokenizer(file if file.is_file() else "bytes"), load_tokenizer(run.model.tokenizer))
+
+
+def _require_same(run: config.Run, theirs: Tokenizer, mine: Tokenizer) -> None:
+    told = f"model.tokenizer={run.model.tokenizer!r} is not the one that {run.start} was trained with"
+    require(theirs.to_json() == mine.to_json(), f"{told}; set it to the tokenizer.json there")
+
+
 def start_whole(core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Every parameter that the model of `run.start` has under the same name: towers, connectors, pools, heads, trunk,
     tables, scales, codecs. Of the tables the rows of each kind of token that both have. UserError where one has another
     shape, or the text another tokenizer; what one of them lacks is said."""
     other = from_pretrained(run.start)
-    told = f"model.tokenizer={run.model.tokenizer!r} is not the one that {run.start} was trained with"
-    require(other.tokenizer.to_json() == tokenizer.to_json(), f"{told}; set it to the tokenizer.json there")
+    _require_same(run, other.tokenizer, tokenizer)
     mine, its = core.state_dict(), dict(other.core.state_dict())
     for name in [name for name in TABLES if name in mine and name in its]:
         its[name] = _rows(mine[name], its[name], core.vocabulary, other.core.vocabulary)

@@ -21,6 +21,12 @@ def is_remote(spec: str) -> bool:
     return any(SCHEME.match(part) and not is_here(part) for part in parts_of(spec))
 
 
+def reads_remote(run: Run) -> bool:
+    """Whether any shards that the run names have a scheme."""
+    splits = [shards_of(item) for item in (run.data.val, *run.eval.splits)]
+    return any(map(is_remote, (*splits, *(source.shards for source in run.data.train))))
+
+
 def asked_and_more(spec: str) -> tuple[str, str]:
     """ "A+B" as A and B; a path that exists as it is has no B, whatever its name, and of a URL B is one too.
 

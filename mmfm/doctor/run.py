@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmfm.adapt import Prepared, native_only, prepare
+from mmfm.bundle import check_start
 from mmfm.check import check
 from mmfm.config import MODALITIES, Run, UserError
 from mmfm.data.remote import Store
 from mmfm.data.sources import open_source
-from mmfm.data.splits import is_remote, shards_of
+from mmfm.data.splits import reads_remote
 from mmfm.doctor.decode import decode, decoding
 from mmfm.doctor.duplicates import captions, exact, text_leaks
 from mmfm.doctor.findings import Diagnosis, Finding, Section, finding, plural
@@ -57,10 +58,11 @@ def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object
 def _start(run: Run) -> tuple[Prepared | None, Section]:
     """What `mmfm train` asks before it begins, and the run with its towers resolved."""
     findings, prepared = list[Finding](), None
-    remote = any(map(is_remote, (shards_of(run.data.val), *(source.shards for source in run.data.train))))
     try:
         prepared = prepare(run)
-        check(run, open_source) if remote else check(run)
+        check(run, open_source) if reads_remote(run) else check(run)
+        if run.start:
+            check_start(run)
         device_of_rank(run.accelerator)
         told = f"mmfm train would begin: {run.optim.steps:,} steps of {plural(run.data.batch, 'sample')}"
         findings.append(finding("OK", "begins", told))
