@@ -8,6 +8,7 @@ The chance level of a picture is that of plain grey, and of a sound that of nois
 beside 8 bits for every value of a pixel and 16 for every sample.
 """
 
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -31,6 +32,7 @@ from mmfm.data.encode import Coder, coders_of, decoded, padded
 from mmfm.data.example import Decode
 from mmfm.distributed import Alone, Ranks
 from mmfm.evals.metrics import Figure, Statistic, mean, ratio
+from mmfm.evals.parts import media_of
 from mmfm.evals.share import shared
 from mmfm.evals.split import Samples, Watch, batches, reads, spread
 from mmfm.inputs import BadSample
@@ -46,9 +48,11 @@ Values = dict[str, Float[np.ndarray, " n"]]
 
 
 class Coded(NamedTuple):
-    """What one batch gave, by item; `room`: pixels or seconds, `bad`: codes of those that cannot be decoded."""
+    """What one batch gave, by item; `room`: pixels or seconds, `bad`: codes of those that cannot be decoded.
+    `media`: a digest of what was coded, equal where one picture or sound is in several samples."""
 
     keys: list[str]
+    media: list[str]
     values: Values
     plain: Values  # of what the chance level is of
     codes: list[Int[np.ndarray, "_"]]
@@ -113,6 +117,7 @@ def code(
 ) -> Coded:
     """Items there and back."""
     keys: list[str] = []
+    media: list[str] = []
     items: list[Tensor] = []
     bad: list[str] = []
     for sample in (step for whole in samples for step in steps_of(whole)):
@@ -121,10 +126,12 @@ def code(
         except BadSample as why:
             bad.append(why.code)
         else:
-            keys += [] if item is None else [sample.key]
-            items += [] if item is None else [item]
+            if item is not None:
+                keys.append(sample.key)
+                media.append(media_of(sample, (modality,)))
+                items.append(item)
     if not items:
-        return Coded([], {}, {}, [], [], bad)
+        return Coded([], [], {}, {}, [], [], bad)
     x, keep = padded(items, device)
     ids, written = coder.codec.encode(x, keep)
     back, _ = coder.codec.decode(ids, written)
@@ -137,7 +144,7 @@ def code(
         plain = sound_values(_noise(x, keep), x, keep, coder.contract.rate_hz)
         room = [count / coder.contract.rate_hz for count in keep.sum(1).tolist()]
     codes = [row[real].cpu().numpy() for row, real in zip(ids, written, strict=True)]
-    return Coded(keys, values, plain, codes, room, bad)
+    return Coded(keys, media, values, plain, codes, room, bad)
 
 
 def picture_values(
@@ -187,9 +194,8 @@ def figures_of(modality: str, coder: Coder, found: Coded) -> tuple[list[Figure],
         if not there.all():
             lines.append(f"{task}: {(~there).sum()} of {len(there)} items are too short or silent for {metric}")
         if there.any():
-            names = tuple(np.array(found.keys, object)[there])
             chance = float(np.nanmean(found.plain[metric]))
-            figures.append(_figure(task, metric, mean(values[there]), chance, names))
+            figures.append(_figure(task, metric, mean(values[there]), chance, found, there))
     return [*figures, *_costs(task, coder, found), *_uses(task, coder.codec.form, found)], lines
 
 
@@ -201,7 +207,7 @@ def _costs(task: str, coder: Coder, found: Coded) -> list[Figure]:
     picture = isinstance(coder.contract, Pixels)
     raw = 8.0 * coder.contract.channels if isinstance(coder.contract, Pixels) else 16.0 * coder.contract.rate_hz
     metric = "bits_per_pixel" if picture else "bits_per_second"
-    return [_figure(task, metric, ratio(bits, np.array(found.room)), raw, tuple(found.keys))]
+    return [_figure(task, metric, ratio(bits, np.array(found.room)), raw, found)]
 
 
 def _uses(task: str, form: Form, found: Coded) -> list[Figure]:
@@ -211,14 +217,25 @@ def _uses(task: str, form: Form, found: Coded) -> list[Figure]:
         own = [codes[book :: len(form.sizes)] - start for codes in found.codes]
         counts = _counts(own, size)
         last = f"/{book}" if len(form.sizes) > 1 else ""
-        names = tuple(found.keys)
-        figures.append(_figure(task, f"codes_used{last}", _over(counts, _share), 1 / size, names))
-        figures.append(_figure(task, f"code_entropy_bits{last}", _over(counts, _entropy), 0.0, names))
+        figures.append(_figure(task, f"codes_used{last}", _over(counts, _share), 1 / size, found))
+        figures.append(_figure(task, f"code_entropy_bits{last}", _over(counts, _entropy), 0.0, found))
     return figures
 
 
-def _figure(task: str, metric: str, statistic: Statistic, chance: float, names: tuple[str, ...]) -> Figure:
-    return Figure(task=task, metric=metric, statistic=statistic, n=len(names), chance=chance, items=names)
+def _figure(
+    task: str,
+    metric: str,
+    statistic: Statistic,
+    chance: float,
+    found: Coded,
+    there: Bool[np.ndarray, " n"] | None = None,
+) -> Figure:
+    """Over all items, or those that are `there`."""
+    keep = np.ones(len(found.keys), bool) if there is None else there
+    names, media = (tuple(itertools.compress(every, keep)) for every in (found.keys, found.media))
+    clusters = media if len(set(media)) < len(media) else ()
+    told = {"n": len(names), "items": names, "clusters": clusters}
+    return Figure(task=task, metric=metric, statistic=statistic, chance=chance, **told)
 
 
 def _books(form: Form) -> Iterable[tuple[int, int]]:
@@ -276,6 +293,7 @@ def _joined(parts: Sequence[Coded]) -> Coded:
     names = list(some[0].values) if some else []
     return Coded(
         keys=_named([key for part in some for key in part.keys]),
+        media=[one for part in some for one in part.media],
         values={name: np.concatenate([part.values[name] for part in some]) for name in names},
         plain={name: np.concatenate([part.plain[name] for part in some]) for name in names},
         codes=[codes for part in some for codes in part.codes],

@@ -163,7 +163,7 @@ class Filling:
 
     def _of(self, split: Split, task: str, items: Sequence[Filled]) -> list[Figure]:
         """The bound in bits for a byte of text, or for a code; and the share of right ids of all that were masked."""
-        names, ids = split.names([item.row for item in items]), self.ids[task]
+        rows, ids = [item.row for item in items], self.ids[task]
         nats = np.array([item.nats for item in items])
         if parse(task).target == "text":
             metric, chance = "bits_per_byte_bound", 8.0
@@ -174,7 +174,8 @@ class Filling:
         right, asked = (np.array([getattr(item, name) for item in items]) for name in ("right", "asked"))
         lost = int((~np.isfinite(nats)).sum())
         why = f"{lost} of {len(nats)} surprises are not finite" if lost else ""
-        told = {"task": task, "n": len(items), "items": names, "unknown": why}
+        told = {"task": task, "n": len(items), "unknown": why}
+        told |= {"items": split.names(rows), "clusters": split.clusters(rows)}
         return [
             Figure(metric=metric, statistic=bound, chance=chance, **told),
             Figure(metric=f"filled@{PART:.0%}", statistic=ratio(right, asked), chance=1 / ids, **told),

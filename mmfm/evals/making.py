@@ -137,8 +137,8 @@ class Making:
     def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Figure:
         """The share of readings that are the name of some class."""
         values = np.array([compared(text) in self._names(task) for _, text in rows], float)
-        names = split.names([row for row, _ in rows])
-        return Figure(task=task, metric=f"{judge}/named", statistic=mean(values), n=len(rows), chance=0.0, items=names)
+        told = {"task": task, "metric": f"{judge}/named", "n": len(rows), "chance": 0.0}
+        return _of(split, [row for row, _ in rows], Figure(**told, statistic=mean(values)))
 
     def _read(
         self, split: Split, task: str, judge: str, kind: str, rows: Sequence[tuple[int, str]], errors: bool = False
@@ -146,10 +146,16 @@ class Making:
         """Right readings; of sounds also wrong words."""
         if not rows:
             return []
-        wanted, names = [compared(self.wanted[row] or "") for row, _ in rows], split.names([row for row, _ in rows])
-        heard = [compared(text) for _, text in rows]
-        figures = [replace(read_right(task, judge, wanted, heard, names), metric=f"{judge}/{kind}")]
-        return figures + ([word_errors(task, judge, wanted, heard, names)] if errors else [])
+        places, heard = [row for row, _ in rows], [compared(text) for _, text in rows]
+        wanted = [compared(self.wanted[row] or "") for row in places]
+        figures = [replace(read_right(task, judge, wanted, heard), metric=f"{judge}/{kind}")]
+        figures += [word_errors(task, judge, wanted, heard)] if errors else []
+        return [_of(split, places, figure) for figure in figures]
+
+
+def _of(split: Split, rows: Sequence[int], figure: Figure) -> Figure:
+    """With what its rows are called, and of which picture or sound each is."""
+    return replace(figure, items=split.names(rows), clusters=split.clusters(rows))
 
 
 def _of_judge(name: str, tried: HeldOut) -> Figure:
