@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
-from test_evals import numbers, saved_run
+from test_evals import numbers, saved_run, shard
 from test_report import Reader
 
 from mmfm.__main__ import main
@@ -25,6 +25,7 @@ from mmfm.evals.leaderboard import compare
 from mmfm.evals.metrics import Figure, mean, mean_per_class, median, ratio
 from mmfm.evals.page.leaderboard import unbroken
 from mmfm.evals.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
+from mmfm.evals.report import write_report
 from mmfm.evals.resampling import Bootstrap, resampled
 from mmfm.evals.run import Scores, evaluate_run, finish, row_of
 from mmfm.evals.samples import samples_of
@@ -311,7 +312,8 @@ def test_every_kind_of_figure_is_compared_as_it_is_scored(tmp_path: Path) -> Non
     assert (one.metric, one.outcome.test, one.only) == ("wer", "t", None)
     assert one.better == 1 and one.outcome.difference > 0.2
     assert sentences(shown)[1].startswith("test, audio>text WER: good is better than bad, ")
-    assert shown.notes == ["test: b mAP is no sum over items, and is not tested"]
+    (note,) = shown.notes
+    assert note.startswith("shown and not tested, as each is of all items at once") and note.endswith(": test, b mAP")
     assert set(read_contenders([bad, good])[0].kept) == {
         ("test", "audio>text", "wer"), ("test", "a", "median_rank"), ("test", "a", "mean_per_class"),
     }  # fmt: skip
@@ -477,3 +479,34 @@ def test_real_runs_are_compared_from_what_eval_writes(tmp_path: Path) -> None:
     shown = board(*folders)
     assert {"image->text", "audio->image", "image>text", ">text"} <= {one.task for one in shown.comparisons}
     assert all(one.outcome.p == 1.0 and one.outcome.difference == 0.0 for one in shown.comparisons)
+
+
+def test_a_split_of_one_sample_has_values_without_intervals(tmp_path: Path) -> None:
+    """One item says nothing of how others differ: no interval, no difference beyond chance, and a page all the same."""
+    val, folders = shard(tmp_path / "data" / "val" / "0.tar", {"k": {"image": 1, "audio": 2, "txt": "one"}}), []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made = saved_run(tmp_path / name, val)
+        rows = evaluate_run(made.folder, max_tokens=2, bootstrap=20, console=Console(file=io.StringIO()))
+        assert {(row["value"], row["n"]) for row in rows if row["metric"] in ("R@1", "acc@1")} == {(1.0, 1)}
+        assert all(row["low"] is None and row["high"] is None and row["value"] is not None for row in rows)
+        assert write_report(made.folder).stat().st_size
+        folders.append(made.folder)
+    shown = board(*folders)
+    assert shown.comparisons and all(one.adjusted == 1.0 and one.better is None for one in shown.comparisons)
+    assert any("too few items for any difference to be beyond chance" in line for line in shown.notes)
+    assert main(["compare", *map(str, folders), "--out", str(tmp_path / "c.html"), "--resamples", "50"]) == 0
+
+
+def test_the_use_of_codes_is_shown_and_said_not_to_be_tested(tmp_path: Path) -> None:
+    """Which codes occur is of all items together; the line names each such figure once."""
+
+    def share(index: np.ndarray) -> np.ndarray:
+        return (np.sort(index, axis=1)[:, 1:] != np.sort(index, axis=1)[:, :-1]).mean(1)
+
+    used = [
+        Figure(task="image codec", metric=f"codes_used/{book}", statistic=share, n=9, chance=0.1) for book in (0, 1)
+    ]
+    folders = [scored(tmp_path, name, {"test": [*used, accuracy(flips(9, 5))]}) for name in ("a", "b")]
+    (note,) = [line for line in board(*folders).notes if "not tested" in line]
+    assert note.count("codes used") == 2 and "test, image codec codes used" in note

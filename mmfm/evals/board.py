@@ -65,13 +65,18 @@ class Board:
 def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
     """Runs that `read_contenders` let pass, compared by pairs."""
     keys = sorted(dict.fromkeys(key for one in runs for key in one.rows), key=lambda key: headline_first(key[0]))
-    notes, found = differing(runs), []
+    notes, found, untested = differing(runs), [], []
     for key in keys:
         holders = [place for place, one in enumerate(runs) if key in one.kept]
         if is_headline(key[2]) and len(holders) > 1:
             found += _compared(key, runs, holders, bootstrap, notes)
         elif is_headline(key[2]) and sum(key in one.rows for one in runs) > 1:
-            notes.append(f"{key[0]}: {key[1]} {label(key[2])} is no sum over items, and is not tested")
+            untested.append(f"{key[0]}, {key[1]} {label(key[2])}")
+    if untested:
+        why = (
+            "shown and not tested, as each is of all items at once, so that results keep no number of every item for it"
+        )
+        notes.append(f"{why}: {'; '.join(untested)}")
     found, hopeless = corrected(found)
     notes += hopeless
     return Board(runs=list(runs), keys=keys, comparisons=found, notes=notes, bootstrap=bootstrap)
