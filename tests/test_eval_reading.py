@@ -20,7 +20,7 @@ from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.reading import Reader
 from mmfm.evals.run import How, evaluate, how_of, scores_during_training
 from mmfm.evals.split import at_rest, read_split
-from mmfm.inputs.text import load_tokenizer
+from mmfm.inputs.text import Tokenizer, load_tokenizer, train_tokenizer
 from mmfm.interface import Interface
 from mmfm.making.things import Text as MadeText
 from mmfm.model import build
@@ -95,13 +95,41 @@ def test_text_is_read_as_in_training(tmp_path: Path) -> None:
     spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
     with at_rest(model):
         split = read_split(model, spec, name="s", **how.reading)
-        assert split.texts == ("un", "two", "three", "heard") and split.plain == 1
+        assert split.texts == ("un", "two", "three", "heard") and (split.plain, split.chosen) == (1, 1)
         other = read_split(model, spec, name="s", **{**how.reading, "texts": (Text(field="txt"),)})
     assert other.texts == ("plain", None, "three", "heard")
     told = evaluate(model, spec, split="s", how=how).details["left_out"]
     assert any(
         line.startswith("1 of 4 samples have no text at a field that a source of the run names") for line in told
     )
+
+
+@pytest.mark.parametrize("letters", [BYTES, train_tokenizer(["one two three"] * 9, 260)], ids=["bytes", "merges"])
+def test_half_of_a_surrogate_pair_is_read_as_one_sign(letters: Tokenizer, tmp_path: Path) -> None:
+    """JSON can hold it and no UTF-8 can: every figure is there, and is that of a "?" in its place, but where the bytes
+    of the text are counted."""
+    model = interface("image>text", "text~", ">text")
+    model = Interface(build(SMALL, letters.size, ()), model.run, letters)
+    found = []
+    for name, sign in (("half", "\\ud83d"), ("sign", "?")):
+        samples = {f"{n}": {"image": n, "json": f'{{"caption": "one {sign} {n}"}}'} for n in range(3)}
+        found.append(rows_of(model, shard(tmp_path / name / "0.tar", samples)))
+    half, sign = found
+    assert half.keys() == sign.keys() and {"image->text", "image>text", "text~", ">text"} <= {task for task, _ in half}
+    for key, (value, n) in sign.items():
+        wanted = pytest.approx(value, rel=1e-4)
+        assert half[key] == (wanted, n) or ("bits_per_byte" in key[1] and 0 < half[key][0] < value), key
+
+
+def test_a_list_of_captions_is_told(tmp_path: Path) -> None:
+    """Of it the first is read, in plain evaluation; so it is said, and where a sample has one alone it is not."""
+    samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "b"][: 1 + (n < 2)]})} for n in range(3)}
+    sources = (Source(shards="x", provides=("image", "text"), texts=(Text(field="captions"),)),)
+    model = interface("image>text", train=sources, batch=4)
+    spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
+    told = evaluate(model, spec, split="s", how=how).details["left_out"]
+    (line,) = (line for line in told if "several texts" in line)
+    assert line.startswith("2 of 3 samples have several texts: the first of the likeliest field is read; a suite's Ret")
 
 
 def test_scores_in_training_follow_the_fields_too(tmp_path: Path) -> None:

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_evals import numbers, saved_run, shard
+from test_evals import SMALL, numbers, saved_run, shard
 
 from mmfm.check import check
 from mmfm.commands import opener_for
-from mmfm.config import Data, Eval, Run, Source, Store, UserError
+from mmfm.config import Data, Eval, Optim, Run, Source, Store, UserError, Write
 from mmfm.data import index
 from mmfm.data.names import expand
 from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
 from mmfm.doctor.tars import sets_of
+from mmfm.evals.board import board_of
+from mmfm.evals.contenders import read_contenders
+from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.run import evaluate_run
+from mmfm.train import train
 
 
 def quiet() -> Console:
@@ -173,6 +177,46 @@ def test_a_split_behind_a_url_scores_as_on_disk(tmp_path: Path, served: str) -> 
         found[name] += [{key: value for key, value in details.items() if key != "source"}]
     assert found["disk"] == found["url"]
     assert found["url"][-1]["templates"] == ["a {}"] and len(found["url"][-1]["classes"]) == 4
+
+
+def test_runs_are_compared_on_a_set_behind_a_url(tmp_path: Path, served: str) -> None:
+    """They pair by its samples, also with a run that was scored on the copy on disk, under one name."""
+    val, folders = listed(numbers(tmp_path / "data" / "val", ("one", "two", "three"))), []
+    for name, spec in (("a", f"{served}/val"), ("b", f"{served}/val"), ("c", val)):
+        (tmp_path / name).mkdir()
+        made = saved_run(tmp_path / name, val)
+        tree = json.loads((made.folder / "run.json").read_text())
+        tree["data"]["store"]["folder"] = str(tmp_path / "store")
+        (made.folder / "run.json").write_text(json.dumps(tree))
+        evaluate_run(made.folder, data=[spec], max_tokens=2, bootstrap=5, console=quiet())
+        folders.append(made.folder)
+    shown = board_of(read_contenders(folders), Bootstrap(resamples=50))
+    assert {one.split for one in shown.comparisons} == {"val"} and {one.outcome.n for one in shown.comparisons} >= {12}
+    assert {(one.first, one.second) for one in shown.comparisons} == {(0, 1), (0, 2), (1, 2)}
+    assert all(one.outcome.difference == 0 for one in shown.comparisons)
+
+
+def test_training_scores_a_set_behind_a_url_as_on_disk(tmp_path: Path, served: str) -> None:
+    """The same numbers at the same steps, of shards that are fetched while it trains."""
+    val = listed(numbers(tmp_path / "data" / "val", ("one", "two")))
+    found = {}
+    for name, spec in {"disk": val, "url": f"{served}/val"}.items():
+        data = Data(train=(Source(shards=val, provides=("text",)),), val=spec, batch=4, workers=0)
+        run = Run(
+            name=name,
+            out=str(tmp_path / "runs"),
+            model=SMALL,
+            data=replace(data, store=Store(folder=str(tmp_path / "store"))),
+            write=(Write(task=">text"),),
+            optim=Optim(steps=2, warmup_steps=1),
+            eval=Eval(every_steps=1, samples=8),
+            accelerator="cpu",
+        )
+        train(run, look=lambda run=run: check(run, opener_for(run)))
+        lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+        found[name] = [line for line in lines if any(key.startswith("score/val/") for key in line)]
+    assert [line["step"] for line in found["disk"]] == [1, 2] and found["disk"] == found["url"]
+    assert any((tmp_path / "store").rglob("*.tar*"))
 
 
 def test_check_looks_at_the_validation_set_behind_a_url(tmp_path: Path, served: str) -> None:

@@ -115,6 +115,11 @@ def _drawn(sample: Sample, texts: Collection[Text], draw: float) -> str | None:
     return None
 
 
+def texts_at(sample: Sample, field: str) -> list[str]:
+    """All texts that the sample has at a field, as `Text.field` names it. Raises BadSample."""
+    return _candidates(sample, {} if field == "txt" else meta_of(sample), field)
+
+
 def _candidates(sample: Sample, meta: dict[str, Any], field: str) -> list[str]:
     """The texts at a field such as "txt", "caption", "captions.fr" or "captions.*"; of a list, all that it has."""
     if field == "txt":

@@ -1,6 +1,7 @@
 """What a batch of a split gave, and how it travels from the rank that asked to the others."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class Known(NamedTuple):
     plain: bool = False  # its text is none that a source of the run would find
     several: tuple[str, ...] = ()  # modalities that it holds several items of
     media: str = ""  # equal where all pictures and sounds of the sample are; "": it has none
+    choices: int = 0  # texts at the fields of its source, of which one is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,9 @@ def mark_of(sample: Sample) -> str:
     return digest.hexdigest()
 
 
-def media_of(sample: Sample) -> str:
+def media_of(sample: Sample, kinds: Collection[str] = ("image", "audio")) -> str:
     """A digest of the sample's pictures and sounds, by which samples of one image with a caption each are told."""
-    media = sorted((name, data) for name, data in sample.parts.items() if kind_of(name) in ("image", "audio"))
+    media = sorted((name, data) for name, data in sample.parts.items() if kind_of(name) in kinds)
     digest = hashlib.blake2b(digest_size=MARK_BYTES)
     for name, data in media:
         digest.update(f"/{name}/{len(data)}/".encode("utf-8", "surrogateescape"))
@@ -109,7 +111,7 @@ def unpack(tree: dict[str, Any]) -> Part:
 
 
 def _known(
-    key: str, text: str | None, labels: list, mark: str, held: list, plain: bool, several: list, media: str
+    key: str, text: str | None, labels: list, mark: str, held: list, plain: bool, several: list, *rest: Any
 ) -> Known:
     cls, label = labels
-    return Known(key, text, (cls, label), mark, (*held,), plain, (*several,), media)
+    return Known(key, text, (cls, label), mark, (*held,), plain, (*several,), *rest)

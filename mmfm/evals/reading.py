@@ -14,7 +14,7 @@ import numpy as np
 from mmfm.config import MODALITIES, Model, Source, Text
 from mmfm.data.documents import joined
 from mmfm.data.example import Decode, Example, read_example
-from mmfm.data.sample import Sample, modalities, text_of
+from mmfm.data.sample import Sample, modalities, text_of, texts_at
 from mmfm.inputs import BadSample
 
 MOST_TRIES = 64  # samples that are looked at for each shot
@@ -70,6 +70,11 @@ class Reader:
             if text is not None and (answer is not None or not way.answers):
                 return Found(text, answer, way)
         return Found(text_of(sample), None, None)
+
+    def choices(self, sample: Sample) -> int:
+        """How many texts the fields of its source hold, of which `read` takes one. Raises BadSample."""
+        way = self.words(sample).way
+        return 0 if way is None else sum(len(texts_at(sample, text.field)) for text in way.texts)
 
     def behind_shots(self, example: Example, sample_of: Callable[[int], Sample], row: int, rows: int) -> Example:
         """The example behind others of the split that hold what it holds, always the same ones for a row: `shots` of

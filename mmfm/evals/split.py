@@ -106,6 +106,7 @@ class Split:
     held: tuple[tuple[str, ...], ...] = ()  # of each sample: the modalities of its files
     truncated: int = 0  # samples with a text of which only the beginning is read
     plain: int = 0  # samples whose text is none that a source of the run would find
+    chosen: int = 0  # samples with several texts, of which one is read
     several: Mapping[str, int] = field(default_factory=dict)  # samples that hold several items of a modality
     most_written: int = 0  # tokens after which writing stopped
     reader: Reader | None = None
@@ -303,7 +304,7 @@ class _Asker(NamedTuple):
         """What it says about these rows; of those that only widen the galleries, where they lie."""
         model, asking = self.model, part[0] < self.own
         samples = [self.shards[self.places[at]] for at in part]
-        examples, bad, plain = _read(self.reader, model.tokenizer, samples)
+        examples, bad, plain, choices = _read(self.reader, model.tokenizer, samples)
         batch = self._batch(examples)
         counts = counts_of(batch)
         held = {
@@ -312,7 +313,13 @@ class _Asker(NamedTuple):
         asked = {task: self._asked(task, part, examples, batch) if asking else [] for task in self.tasks}
         return Part(
             known=[
-                _known(sample, example, row in plain, tuple(name for name in counts if counts[name][row] > 1))
+                _known(
+                    sample,
+                    example,
+                    plain=row in plain,
+                    several=tuple(name for name in counts if counts[name][row] > 1),
+                    choices=choices.get(row, 0),
+                )
                 for row, (sample, example) in enumerate(zip(samples, examples, strict=True))
             ],
             vectors=_embed(model, batch),
@@ -377,31 +384,35 @@ def _cut(batch: Batch) -> set[int]:
     return set() if items is None or items.cut is None else set(items.rows[items.cut].tolist())
 
 
-def _read(reader: Reader, tokenizer: Any, samples: list[Sample]) -> tuple[list[Example], dict[int, str], set[int]]:
+def _read(
+    reader: Reader, tokenizer: Any, samples: list[Sample]
+) -> tuple[list[Example], dict[int, str], set[int], dict[int, int]]:
     """An example of each sample; one that cannot be used holds nothing, and its row and code are told; and the rows
-    whose text no source of the run would find."""
+    whose text no source of the run would find; and how many texts there were to choose from."""
     examples: list[Example] = []
     bad: dict[int, str] = {}
     plain = set[int]()
+    choices = dict[int, int]()
     for row, sample in enumerate(samples):
         try:
             example, odd = reader.read(sample)
             require_short(example, tokenizer, sample.where)
             examples.append(example)
             plain |= {row} if odd else set()
+            choices[row] = reader.choices(sample)
         except BadSample as why:
             bad[row] = why.code
             examples.append(Example(key=sample.key))
-    return examples, bad, plain
+    return examples, bad, plain, choices
 
 
-def _known(sample: Sample, example: Example, plain: bool, several: tuple[str, ...]) -> Known:
+def _known(sample: Sample, example: Example, *, plain: bool, several: tuple[str, ...], choices: int) -> Known:
     mark = sample.parts.get("cls")
     whole = mark is None or mark.strip().isdigit()
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
     labels = (None if mark is None else int(mark), label_of(sample))
     held = tuple(sorted(modalities(sample.parts)))
-    return Known(example.key, example.text, labels, mark_of(sample), held, plain, several, media_of(sample))
+    return Known(example.key, example.text, labels, mark_of(sample), held, plain, several, media_of(sample), choices)
 
 
 def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:
@@ -485,6 +496,7 @@ def _joined(
         held=tuple(one.held for one in known),
         media=tuple(one.media for one in known),
         plain=sum(one.plain for one in known[:own]),
+        chosen=sum(one.choices > 1 for one in known[:own]),
         several=Counter(name for one in known[:own] for name in one.several),
         digest=hashlib.blake2b(json.dumps([own, *(one.mark for one in known)]).encode(), digest_size=16).hexdigest(),
     )

@@ -13,6 +13,9 @@ def told_of_texts(split: Split) -> Iterator[str]:
     if split.plain:
         told = "no text at a field that a source of the run names, so that their .txt or caption is their text"
         yield f"{split.plain} of {total} samples have {told}"
+    if split.chosen:
+        told = "the first of the likeliest field is read; a suite's Retrieve and Caption take all that a field holds"
+        yield f"{split.chosen} of {total} samples have several texts: {told}"
     for name, count in split.several.items():
         yield f"{count} of {total} samples hold several items of {name}: the last one is embedded, as in training"
     for task, items in split.written.items():
