@@ -227,6 +227,12 @@ MISTYPED = {
     "Model(text=Trunk())": "should be one of TextTower, Tower, None",
     "Model(image=3)": "Model.image=3 should be one of Vit, Tower, None",
     "Trunk(rope_stretch=None)": "Trunk.rope_stretch=None should be a tuple",
+    'KNN(train=ClassFolders(), test="pets")': "KNN.test='pets' should be one of Tars, ClassFolders, Table",
+    "Classify(data=ClassFolders(path=3))": "ClassFolders.path=3 should be a text",
+    'Suite(name="a", tasks=Retrieve(data=Coco(annotations="a", media="b")))': "Suite.tasks=Retrieve(",
+    'Suite(name="a", tasks=("b",))': "Suite.tasks[0]='b' should be one of",
+    'Decoding(max_tokens="8")': "Decoding.max_tokens='8' should be a whole number, not a str",
+    "Decoding(temperature=None)": "Decoding.temperature=None should be a number",
 }
 
 
@@ -234,6 +240,8 @@ def test_types_are_checked_as_strictly_in_python() -> None:
     """Each is refused when it is built, by a line that names the field; it would train and never open again."""
     code = f"""
 import json
+from mmfm.evals.suite import *
+from mmfm.generate.decoding import Decoding
 from mmfm.config import *
 def told(text):
     try:

@@ -36,6 +36,7 @@ from mmfm.interface import Sound
 from mmfm.model import build
 from mmfm.strict import to_json
 
+pytestmark = pytest.mark.xdist_group("edges")  # one process for all: what they export is exported once
 DIM = 8
 ELSEWHERE = "/elsewhere/private"
 RATE = 16_000

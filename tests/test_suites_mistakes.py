@@ -223,33 +223,3 @@ def test_a_file_too_large(
     pair(tmp_path)
     monkeypatch.setattr(collection, "MAX_PART", 10)
     assert "bytes, over 10; cut it" in said(run, suite_file(tmp_path / "mine.py", FOLDERS), tmp_path, capsys)
-
-
-MISTYPED = {
-    'KNN(train=ClassFolders(), test="pets")': "KNN.test='pets' should be one of Tars, ClassFolders, Table",
-    "Classify(data=ClassFolders(path=3))": "ClassFolders.path=3 should be a text",
-    'Suite(name="a", tasks=Retrieve(data=Coco(annotations="a", media="b")))': "Suite.tasks=Retrieve(",
-    'Suite(name="a", tasks=("b",))': "Suite.tasks[0]='b' should be one of",
-    'Decoding(max_tokens="8")': "Decoding.max_tokens='8' should be a whole number, not a str",
-    "Decoding(temperature=None)": "Decoding.temperature=None should be a number",
-}
-
-
-def test_types_of_a_suite_are_checked_when_it_is_built() -> None:
-    """In a process of its own, as the tests' own check of annotations would refuse these values first."""
-    code = f"""
-import json
-from mmfm.config import UserError
-from mmfm.evals.suite import *
-from mmfm.generate.decoding import Decoding
-def told(text):
-    try:
-        return f"built {{eval(text)}}"
-    except UserError as why:
-        return str(why)
-print(json.dumps([told(text) for text in {list(MISTYPED)!r}]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for (text, words), told in zip(MISTYPED.items(), json.loads(done.stdout), strict=True):
-        assert words in told and not told.startswith("built"), (text, told)
