@@ -108,7 +108,7 @@ def siglip(pieces: Pieces, lower: bool = True) -> tokenizers.Tokenizer:
         normalizers.Strip(),
     ]
     steps += [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
-    steps += [normalizers.Replace(Regex(" +"), " ")]
+    steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Strip()]  # a character may have become a space
     made.normalizer = normalizers.Sequence(steps)
     made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=False)
     made.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
