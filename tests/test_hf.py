@@ -214,6 +214,49 @@ def test_a_model_without_a_tower_has_a_processor_without_it(tmp_path, without, p
             assert encode().pooler_output.norm().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_what_no_one_knows_is_refused(made, face, pictures, waves):
+    """By the model, its features, and each processor: one line with the name and what is known instead."""
+    ids, pixels = torch.tensor([[3, 40]]), torch.zeros(1, 3, 8, 16, dtype=torch.uint8)
+    processor, images, sounds = (
+        auto.from_pretrained(made.folder) for auto in (AutoProcessor, AutoImageProcessor, AutoFeatureExtractor)
+    )
+    model = "this model, which takes"
+    for call, given, words in (
+        (face, {"pixels": pixels}, f"pixels=Tensor is unknown to {model} input_ids, pixel_values, input_features, at"),
+        (face, {"input_ids": ids, "labels": ids}, f"labels=Tensor is unknown to {model}"),
+        (face, {"input_ids": ids, "output_hidden_states": True}, "output_hidden_states=True is not possible"),
+        (face, {"input_ids": ids, "return_dict": False}, "return_dict=False is not possible"),
+        (face, {}, "nothing was given; give input_ids, pixel_values or input_features"),
+        (face.get_text_features, {"input_ids": ids, "mask": ids}, f"mask=Tensor is unknown to {model} input_ids, a"),
+        (face.get_image_features, {"pixel_values": pixels, "size": 3}, f"size=int is unknown to {model} pixel_values;"),
+        (face.get_audio_features, {"input_features": torch.zeros(1, 500), "attention_mask": ids}, "attention_mask="),
+        (images, {"images": pictures, "size": 8}, "size=int is unknown to this image processor, which takes images"),
+        (images, {"images": pictures, "do_normalize": True}, "do_normalize=True is not possible with this image"),
+        (images, {"images": pictures, "return_tensors": "tf"}, "return_tensors=tf is unknown; give pt"),
+        (sounds, {"raw_speech": waves, "rate": 8_000}, "rate=int is unknown to this feature extractor, which takes"),
+        (
+            sounds,
+            {"raw_speech": waves, "padding": "max_length"},
+            "padding=max_length is not possible .*True or longest",
+        ),
+        (processor, {"images": pictures, "paddding": True}, "paddding=bool is unknown to this processor, which takes"),
+        (processor, {"images": pictures, "images_kwargs": {"size": 8}}, "size=int is unknown to this image processor"),
+        (processor, {"text": "a", "videos": [1]}, "this model's processor takes audio, images, text; leave videos out"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            call(**given)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_clients_say_that_is_so_anyway_is_taken(made, face, pictures, waves):
+    processor = AutoProcessor.from_pretrained(made.folder)
+    how = {"do_resize": True, "do_rescale": False, "sampling_rate": 16_000, "padding": True, "return_tensors": "pt"}
+    inputs = processor(images=pictures[:3], audio=waves, text=["a", "b", "cd"], **how)
+    found = face(**inputs, token_type_ids=inputs["input_ids"] * 0, return_dict=True, output_attentions=False)
+    torch.testing.assert_close(found.image_embeds, made.model.encode_image(pictures[:3]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.text_embeds, made.model.encode_text(["a", "b", "cd"]), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("change", ["lacks", "renamed", "shape"])
 def test_weights_of_another_model_are_an_error_not_a_warning(made, tmp_path, change):
     """transformers itself would go on with fresh weights."""

@@ -180,9 +180,15 @@ def test_a_cache_is_read_under_each_of_its_names(writer):
         ({"kept_keys": cache}, "kept_keys=DynamicCache is a cache under a name that it does not know"),
         ({"past_states": [1]}, "past_states=list is a cache"),
         ({"cache": cache, "past_key_values": cache}, "are one thing"),
-        ({"token_weights": ids}, "token_weights=Tensor is unknown to this model; leave it out"),
-        ({"output_attentions": True}, "output_attentions=bool is unknown"),
-        ({"return_dict": False}, "return_dict=bool is unknown"),
+        (
+            {"token_weights": ids},
+            r"token_weights=Tensor is unknown to this model, which takes input_ids, .*; leave it out",
+        ),
+        (
+            {"output_attentions": True},
+            "output_attentions=True is not possible with this model, which does as with output_attentions=False",
+        ),
+        ({"return_dict": False}, "return_dict=False is not possible"),
     ):
         with pytest.raises(UserError, match=words):
             writer(input_ids=ids, **given)

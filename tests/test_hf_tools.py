@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal import CLIPScore
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from mmfm import hf
 from mmfm.evals.run import evaluate_run
@@ -150,6 +150,28 @@ def test_lora_of_the_two_towers_learns_by_their_own_loss(made, pictures):
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_the_trainer_learns_by_the_models_own_loss(made, pictures, tmp_path):
+    """transformers' Trainer, whose batches are in two parts: what it adds to them is taken, and the loss falls."""
+    tokenizer = AutoTokenizer.from_pretrained(made.folder)
+
+    def collate(rows: list[int]) -> dict[str, object]:
+        tokens = tokenizer([NAMES[i] for i in rows], padding=True, return_tensors="pt")
+        pixels = torch.stack([made.model.transform(pictures[i]) for i in rows])
+        return {**tokens, "pixel_values": pixels, "return_loss": True}
+
+    how = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        learning_rate=1e-2, report_to=[], save_strategy="no", logging_steps=1, use_cpu=True, disable_tqdm=True, seed=0,
+        remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=AutoModel.from_pretrained(made.folder), args=how, train_dataset=[0, 1, 2, 3], data_collator=collate
+    )
+    trainer.train()
+    losses = [item["loss"] for item in trainer.state.log_history if "loss" in item]
     assert losses[-1] < losses[0] - 0.05
 
 

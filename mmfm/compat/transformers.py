@@ -4,7 +4,7 @@
 "past_key_values" up to 5.23 and "cache" after. Where a model takes the wrong name all that it has read is lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,11 +14,15 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.auto import feature_extraction_auto, image_processing_auto
+from transformers.processing_utils import AudioKwargs, ImagesKwargs, ProcessingKwargs, TextKwargs
 from transformers.utils.generic import ModelOutput
 
 __all__ = [
     "CACHE",
     "CACHE_NAMES",
+    "EXTRACTORS",
+    "PROCESSORS",
     "BaseImageProcessor",
     "BaseModelOutputWithPooling",
     "BatchFeature",
@@ -26,11 +30,19 @@ __all__ = [
     "ModelOutput",
     "SequenceFeatureExtractor",
     "cache_of",
+    "extractor_class",
+    "image_processor_class",
     "looks_like_a_cache",
+    "processor_keywords",
     "transformers_version",
 ]
 
 CACHE_NAMES = ("cache", "past_key_values")
+KEYWORDS = {"text": TextKwargs, "images": ImagesKwargs, "audio": AudioKwargs}
+EXTRACTORS: Mapping[str, Any] = vars(feature_extraction_auto)["FEATURE_EXTRACTOR_MAPPING_NAMES"]
+PROCESSORS: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
+extractor_class = feature_extraction_auto.feature_extractor_class_from_name
+image_processor_class = image_processing_auto.get_image_processor_class_from_name
 CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(CausalLMOutputWithPast)})
 
 
@@ -42,6 +54,13 @@ def cache_of(output: Mapping[str, Any]) -> Any:
 def looks_like_a_cache(name: str, value: object) -> bool:
     """Whether an argument that no one knows holds what was read before: by its kind, or by its name."""
     return isinstance(value, Cache) or (value is not None and any(part in name for part in ("cache", "past", "mems")))
+
+
+def processor_keywords(inputs: Iterable[str]) -> set[str]:
+    """What a call of a processor takes beside these inputs, of "text", "images" and "audio", flat and by part."""
+    parts = {f"{name}_kwargs" for name in KEYWORDS}
+    flat = {"common_kwargs", *ProcessingKwargs.__annotations__} - {"videos_kwargs", *parts}
+    return flat.union(*({f"{name}_kwargs", *KEYWORDS[name].__annotations__} for name in inputs))
 
 
 def transformers_version() -> str:

@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedConfig,
     ViTImageProcessor,
 )
-from transformers.models.auto import feature_extraction_auto, image_processing_auto
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from mmfm.compat.transformers import EXTRACTORS, PROCESSORS, extractor_class, image_processor_class
 from mmfm.config import Pixels, Sound, Tower, UserError, require
 from mmfm.encoders.pictures import SHAPES, Process, Shapes, probes, settled, variants
 from mmfm.encoders.source import fetching, present, read_json
@@ -30,8 +30,6 @@ from mmfm.inputs.image import MODES
 KALDI_FRAME_SECONDS = 0.01
 BICUBIC = 3  # of Pillow's filters
 LEVIT = 224 / 256  # of the sides that a processor keeps without saying it
-EXTRACTORS: Mapping[str, Any] = vars(feature_extraction_auto)["FEATURE_EXTRACTOR_MAPPING_NAMES"]
-PROCESSORS: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
 
 
 def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower, shapes: Shapes = SHAPES) -> Pixels:
@@ -121,7 +119,7 @@ def _default_processor(kind: str, size: tuple[int, int], source: str) -> Any:
     """Of the class that transformers names for this kind of model, else ViT's, at the model's own size; it is said."""
     names = PROCESSORS.get(kind, {})
     name = names.get("torchvision") or names.get("pil") if isinstance(names, Mapping) else names
-    made: Any = None if name is None else image_processing_auto.get_image_processor_class_from_name(name)
+    made: Any = None if name is None else image_processor_class(name)
     made = made or ViTImageProcessor
     height, width = size
     own, kept = _plain(made().size), dict(zip(("height", "width"), size, strict=True))
@@ -170,7 +168,7 @@ def default_extractor(config: PreTrainedConfig, kind: str) -> FeatureExtractionM
         raise UserError(
             f"transformers names no feature extractor for {kind}; add preprocessor_config.json to the folder"
         )
-    cls: Any = feature_extraction_auto.feature_extractor_class_from_name(made)
+    cls: Any = extractor_class(made)
     given: dict[str, Any] = {}
     if (bins := getattr(config, "num_mel_bins", None)) and "feature_size" in inspect.signature(cls).parameters:
         given["feature_size"] = bins
@@ -208,7 +206,7 @@ def rebuild(sound: Sound) -> FeatureExtractionMixin:
         kind in EXTRACTORS.values(),
         f"feature extractor {kind!r} is not one of transformers' own; only those are made again",
     )
-    cls: Any = feature_extraction_auto.feature_extractor_class_from_name(kind)
+    cls: Any = extractor_class(kind)
     return cls.from_dict(said)
 
 

@@ -4,7 +4,7 @@ A sentence is [sources | begin, t1, t2, ..]. Sources are pictures and sounds: `g
 each of their tokens before the text, so that masks, positions, beams and caches count them like any other token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,17 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationMixin
 
-from mmfm.compat.transformers import CACHE, CausalLMOutputWithPast, looks_like_a_cache
+from mmfm.compat.transformers import CACHE, CausalLMOutputWithPast
 from mmfm.config import require
+from mmfm.hf.arguments import check_arguments
 from mmfm.hf.model import MMFMPreTrainedModel
 from mmfm.layers import LayerCache
 
 NEW_TOKENS = 64  # where nothing is said; not in a file, where it would overrule the max_length of a client
 SOURCES = {"image": "pixel_values", "audio": "input_features"}
-# What clients send to every model and what changes no number of this one.
-HARMLESS = {"cache_position", "is_first_iteration", "token_type_ids"}
-# What clients may send, and its one value that this model can honour.
-ABSENT = {"output_attentions": False, "output_hidden_states": False, "output_router_logits": False, "return_dict": True}
 
 
 class Sources(NamedTuple):
@@ -85,7 +82,7 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         are one thing, under the new and the old name. num_items_in_batch: of the Trainer, labels in all of the batch's
         parts; the loss is a sum over that. UserError: an argument that this model does not know.
         """
-        check_arguments(kwargs)
+        check_arguments(kwargs, self.forward)
         require(cache is None or past_key_values is None, "cache and past_key_values are one thing; give one of them")
         cache = past_key_values if cache is None else cache
         require((input_ids is None) != (inputs_embeds is None), "give either input_ids or inputs_embeds")
@@ -184,15 +181,6 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
             return found[:, size[1] :]
         found.sequences = found.sequences[:, size[1] :]
         return found
-
-
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """UserError for what a client gives and this model would drop: above all what was read before, by a new name."""
-    for name, value in given.items():
-        kept = value is None or name in HARMLESS or (name in ABSENT and value is ABSENT[name])
-        what = "a cache under a name that it does not know" if looks_like_a_cache(name, value) else "unknown"
-        told = "it takes cache or past_key_values" if what != "unknown" else "leave it out"
-        require(kept, f"{name}={type(value).__name__} is {what} to this model; {told}")
 
 
 def sees(

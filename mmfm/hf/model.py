@@ -15,6 +15,7 @@ from mmfm.checkpoint import words_of
 from mmfm.compat.transformers import BaseModelOutputWithPooling, ModelOutput
 from mmfm.config import Words, require
 from mmfm.grammar import Task
+from mmfm.hf.arguments import check_arguments
 from mmfm.hf.config import MMFMConfig
 from mmfm.hf.stub import Foreign
 from mmfm.inputs.given import check_ids, check_pixels, check_waves
@@ -134,16 +135,19 @@ class MMFMModel(MMFMPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """`pooler_output` [n, dim]: the texts' unit embeddings. Marks among the ids do not count."""
+        check_arguments(kwargs, self.get_text_features)
         return self._features("text", input_ids, attention_mask)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """`pooler_output` [n, dim]; `pixel_values` uint8 [n, channels, height, width], as the processor gives them."""
+        check_arguments(kwargs, self.get_image_features)
         return self._features("image", pixel_values, None)
 
     def get_audio_features(
         self, input_features: Tensor, input_features_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """`pooler_output` [n, dim]; `input_features`: waveforms [n, samples] at the model's rate."""
+        check_arguments(kwargs, self.get_audio_features)
         return self._features("audio", input_features, input_features_mask)
 
     def forward(
@@ -159,12 +163,14 @@ class MMFMModel(MMFMPreTrainedModel):
     ) -> MMFMOutput:
         """Whatever is given is embedded, and compared where there is a text. `return_loss`: row i of each belong
         together; the sum over the pairs that the model was trained on, each with its own loss and weight."""
+        check_arguments({**kwargs, "return_dict": return_dict}, self.forward)
         given = {
             "image": (pixel_values, None),
             "audio": (input_features, input_features_mask),
             "text": (input_ids, attention_mask),
         }
         found = {name: self.embed(name, x, keep) for name, (x, keep) in given.items() if x is not None}
+        require(bool(found), "nothing was given; give input_ids, pixel_values or input_features")
         image, audio, text = (found.get(name) for name in ("image", "audio", "text"))
         per_image = None if image is None or text is None else self.similarity("image", "text", image, text)
         per_audio = None if audio is None or text is None else self.similarity("audio", "text", audio, text)

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, ProcessorMixin
 
-from mmfm.compat.transformers import BaseImageProcessor, BatchFeature, SequenceFeatureExtractor
-from mmfm.config import Pixels
+from mmfm.compat.transformers import (
+    BaseImageProcessor,
+    BatchFeature,
+    SequenceFeatureExtractor,
+    processor_keywords,
+)
+from mmfm.config import Pixels, require
 from mmfm.data.example import shape_of
+from mmfm.hf.arguments import PICTURES, SOUNDS, check_arguments, check_kind
 from mmfm.hf.stub import Foreign, auto_map
 from mmfm.inputs.given import clip_given, padded, picture_given
 from mmfm.inputs.image import load_picture
@@ -19,6 +25,7 @@ from mmfm.strict import parse
 
 PROCESSOR = {"processor_class": "MMFMProcessor", "auto_map": auto_map(AutoProcessor="MMFMProcessor")}
 PARTS = {"image_processor": "image", "feature_extractor": "audio"}
+INPUTS = {"images": "image_processor", "audio": "feature_extractor"}
 
 
 class MMFMImageProcessor(Foreign, BaseImageProcessor):
@@ -31,11 +38,13 @@ class MMFMImageProcessor(Foreign, BaseImageProcessor):
         super().__init__(**kwargs)
         self.pixels, self.exact_decode = dict(pixels or {}), exact_decode
 
-    def __call__(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, return_tensors=return_tensors)
+    def __call__(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.preprocess(images, return_tensors, **kwargs)
 
-    def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+    def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One picture or many: of Pillow, or uint8 [height, width, channels] (numpy), or uint8 [c, h, w] (torch)."""
+        check_arguments(kwargs, self.preprocess, "this image processor", PICTURES)
+        check_kind(return_tensors)
         shape = shape_of(self.contract)
         given = [_picture(image) for image in _flat(images)]
         size = [shape[name] for name in ("channels", "height_px", "width_px")]
@@ -80,6 +89,8 @@ class MMFMFeatureExtractor(Foreign, SequenceFeatureExtractor):
         self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: Any = None, **kwargs: Any
     ) -> BatchFeature:
         """One clip or many, mono: arrays at `sampling_rate`, or {"array": .., "sampling_rate": ..}. Resampled here."""
+        check_arguments(kwargs, self.__call__, "this feature extractor", SOUNDS)
+        check_kind(return_tensors)
         given = raw_speech if _many(raw_speech) else [raw_speech]
         clips = [self._wave(clip, sampling_rate) for clip in given]
         x, keep = padded(clips)
@@ -105,6 +116,19 @@ class MMFMProcessor(Foreign, ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, feature_extractor: Any = None) -> None:
         super().__init__(image_processor, tokenizer, feature_extractor)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> Any:
+        """As transformers', but what this model does not read, and a name that no part knows, is an error."""
+        has = {"text", *(name for name, part in INPUTS.items() if hasattr(self, part))}
+        for name, given in {"images": images, "videos": videos, "audio": audio}.items():
+            told = f"this model's processor takes {', '.join(sorted(has))}; leave {name} out"
+            require(given is None or name in has, told)
+        unknown = {name: value for name, value in kwargs.items() if name not in processor_keywords(has)}
+        reads = (*sorted(has), "return_tensors", *(f"{name}_kwargs" for name in sorted(has)))
+        check_arguments(unknown, reads, "this processor", {})
+        return super().__call__(images, text, videos, audio, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
