@@ -330,3 +330,31 @@ def test_one_seen_row_needs_no_mask():
         keep = torch.arange(4)[None] < length
         model.trunk([Segment(Tokens(torch.randn(1, 4, 16, dtype=torch.float64), keep))], cache)
         assert (model.trunk.next(1, cache)[1] is None) == none
+
+
+@pytest.mark.parametrize("how", [Decoding(), Decoding(beams=2), Decoding(temperature=1.0, top_p=0.9)])
+@pytest.mark.parametrize("task", ["image>text", "text>image"])
+def test_scores_that_are_no_numbers_write_nothing(task, how):
+    """One weight, and one bias of a norm's output, that is nan: one line that names it; never ids out of nothing."""
+    model = any_model()
+    with torch.no_grad():
+        model.trunk.blocks[1].mlp.down.weight[0, 0] = torch.nan
+    words = r"token are no numbers.* the weights trunk\.blocks\.1\.mlp\.down\.weight are not: give another"
+    for call in (write, lambda *given: list(stream(*given))):
+        with pytest.raises(UserError, match=words) as caught:
+            call(model, parse(task), toy_batch(), how)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_precision_that_is_too_narrow_is_named():
+    """Numbers that fp16 cannot hold: the same model writes in single precision."""
+    model = any_model().float()
+    with torch.no_grad():
+        model.trunk.norm.weight.fill_(6e4)
+    write(model, parse(">text"), toy_batch(), Decoding(max_tokens=2))
+    with pytest.raises(UserError, match="in half precision: give dtype float32"):
+        write(model.half(), parse(">text"), toy_batch(), Decoding(max_tokens=2))
+    with torch.no_grad():
+        model.float().trunk.norm.weight.fill_(3e38)
+    with pytest.raises(UserError, match=r"or inf\): give another of the run's checkpoints"):
+        write(model, parse(">text"), toy_batch(), Decoding(max_tokens=2))

@@ -114,6 +114,14 @@ def test_the_schedule_is_a_cosine(monkeypatch):
     assert [row[1] for row in left] == [1, 0, 0, 0]
 
 
+def test_scores_that_are_no_numbers_fill_nothing():
+    model, batch, (ids, hidden) = filler(), toy_batch(SIZE), given(FORMS["one book"])
+    with torch.no_grad():
+        model.trunk.blocks[0].attn.qkv.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"the weights trunk\.blocks\.0\.attn\.qkv\.weight are not: give another"):
+        fill(model, parse("text>image~"), batch, ids, hidden, Decoding(rounds=2))
+
+
 def test_what_cannot_be_filled_is_refused():
     model, batch, (ids, hidden) = filler(), toy_batch(SIZE), given(FORMS["one book"])
     with pytest.raises(UserError, match="filling in has no beams, draws or stop strings"):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
-from mmfm.config import require
+from mmfm.config import UserError, require
 from mmfm.generate.decoding import Decoding
 from mmfm.generate.int8 import Int8Linear
 from mmfm.generate.step import stepper
@@ -63,17 +63,32 @@ class Pen:
         return self.guided(self.at(step)(self.step(x, self.cache)))
 
     def guided(self, scores: Float[Tensor, "pn v"]) -> Float[Tensor, "n v"]:
-        """The weighted sum of the passes, in fp32 at least."""
+        """The weighted sum of the passes, in fp32 at least. UserError where one is no number: no id follows from it."""
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        if len(self.weights) == 1:
-            return scores
-        return torch.einsum("p,pnv->nv", scores.new_tensor(self.weights), scores.unflatten(0, (len(self.weights), -1)))
+        if len(self.weights) > 1:
+            each = scores.unflatten(0, (len(self.weights), -1))
+            scores = torch.einsum("p,pnv->nv", scores.new_tensor(self.weights), each)
+        if not bool(scores.isfinite().all()):
+            raise no_numbers(self.model, self.target)
+        return scores
 
     def select(self, rows: Int[Tensor, " m"]) -> None:
         """Only these rows go on, in this order, perhaps several times."""
         passes = torch.arange(len(self.weights), device=rows.device)
         size = 0 if self.cache.seen is None else len(self.cache.seen) // len(self.weights)
         self.cache.select((passes[:, None] * size + rows).flatten())
+
+
+def no_numbers(model: UnifiedModel, target: str) -> UserError:
+    """What is wrong where scores are not finite: the weights, or a precision that is too narrow for them."""
+    half = model.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(model.device.type)
+    bad = torch.isnan if half else lambda value: ~value.isfinite()  # a weight may be infinite only since it was cast
+    broken = next((name for name, value in model.named_parameters() if bool(bad(value).any())), "")
+    told = f"the scores of the next {target} token are no numbers (nan or inf)"
+    other = "give another of the run's checkpoints, RUN/checkpoints/step-N"
+    if broken:
+        return UserError(f"{told}, since the weights {broken} are not: {other}")
+    return UserError(f"{told} in half precision: give dtype float32" if half else f"{told}: {other}, or other input")
 
 
 @dataclass(frozen=True, kw_only=True)
