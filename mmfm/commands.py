@@ -182,7 +182,9 @@ class Generate(Asked):
     """
 
     def __call__(self) -> None:
-        self.check()
+        from mmfm.bundle.contents import written_by
+
+        self.check(written_by(Path(self.run)))
         import mmfm
         from mmfm.making.command import produce
 

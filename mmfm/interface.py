@@ -5,7 +5,6 @@ drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
 import warnings
-from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from mmfm.batch import Batch, Items
 from mmfm.config import UserError, require
 from mmfm.data.example import shape_of
 from mmfm.generate import Decoding, Finish, write
-from mmfm.grammar import Task, parse_chain, parse_writing
+from mmfm.grammar import Task, parse_writing
 from mmfm.inputs.audio import load_audio
 from mmfm.inputs.given import (
     check_ids,
@@ -36,8 +35,10 @@ from mmfm.inputs.given import (
 )
 from mmfm.inputs.image import load_picture
 from mmfm.inputs.text import Tokenizer
+from mmfm.making.choices import check_names
 from mmfm.making.given import check_hiding, given_of, has_own
 from mmfm.making.hiding import Hide
+from mmfm.making.known import links_of, trained
 from mmfm.making.maker import Coded, Maker, Tick, of_rows
 from mmfm.making.things import Clip, Made, Picture, Sound, Text, able_to_write, batch_of, kind_of, thing_of
 from mmfm.model import LOG_SCALES, UnifiedModel
@@ -46,12 +47,6 @@ from mmfm.tasks import read
 AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
 
 __all__ = ["Coded", "Interface", "Made", "Picture", "Sound"]
-
-
-def known_tasks(run: config.Run) -> set[Task]:
-    """What a run trains: what it names, and that without sources where the target at times saw none (`Write.drop`)."""
-    named = {parse_writing(item.task): item for item in run.write}
-    return {*named, *(Task((), task.target, task.fill) for task, item in named.items() if item.drop)}
 
 
 def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
@@ -212,6 +207,7 @@ class Interface(nn.Module):
         batch: how many are made at a time, 0: all at once, which takes as much more memory. The things are the same.
         tick: called with how many codes of a picture or sound are made, and of how many at the most.
         """
+        check_names(options)
         require(n > 0, f"n={n} must be above 0")
         require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
         if 0 < batch < n:
@@ -233,6 +229,7 @@ class Interface(nn.Module):
     def stream(self, task: str, *, seed: int = 0, **given: Any) -> Generator[str, None, Finish]:
         """A text as it is written, piece by piece; takes what `generate` takes, but for `hide`. What the generator
         returns is "length" where the text was cut at `max_tokens`, else "stop"."""
+        check_names({name: value for name, value in given.items() if name not in (*config.MODALITIES, "hide")})
         *before, last = self._links(task)
         require(last.target == "text" and not last.fill, f"{task} writes no text from left to right; use generate")
         require(given.get("hide") is None, f"{task} fills nothing in; leave hide out")
@@ -322,36 +319,11 @@ class Interface(nn.Module):
         return Maker(self.core, self.run, self.tokenizer)
 
     def _task(self, text: str) -> Task:
-        return self._trained(parse_writing(text))
-
-    def _trained(self, task: Task) -> Task:
-        if task not in known_tasks(self.run):
-            told = f"this model was not trained on {str(task)!r}; it writes {', '.join(self.tasks) or 'nothing'}"
-            around = self._way(task)
-            raise UserError(told + (f"; the chain {around!r} leads there" if around else ""))
-        return task
+        return trained(parse_writing(text), self.run.write)
 
     def _links(self, text: str) -> list[Task]:
         """The tasks of a chain, each of which the model was trained on."""
-        return [self._trained(task) for task in parse_chain(text)]
-
-    def _way(self, task: Task) -> str:
-        """The shortest chain of trained tasks that leads where this one does; empty if there is none."""
-        steps = [parse_writing(text) for text in self.tasks]
-        steps = [step for step in steps if len(step.sources) == 1 and not step.fill]
-        waiting = deque([[str(source)] for source in task.sources if len(task.sources) == 1 and not task.fill])
-        seen = set(task.sources)
-        while waiting:
-            way = waiting.popleft()
-            for step in steps:
-                if step.sources[0] != way[-1] or step.target is None:
-                    continue
-                if step.target == task.target and len(way) > 1:
-                    return ">".join([*way, step.target])
-                if step.target not in seen:
-                    seen.add(step.target)
-                    waiting.append([*way, step.target])
-        return ""
+        return links_of(text, self.run.write)
 
     def _tower(self, modality: str):
         tower = getattr(self.config, modality)

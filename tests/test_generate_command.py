@@ -8,6 +8,7 @@ import soundfile
 import torch
 from PIL import Image
 from test_making import STEP, TOKENIZER, codec_run, pixels, toy_interface
+from toys import toy_run
 
 import mmfm
 from mmfm.__main__ import main
@@ -153,6 +154,24 @@ def test_a_mistake_of_the_model_is_one_line(capsys: pytest.CaptureFixture[str]):
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 2 and list(Path().iterdir()) == []
     assert "guidance of text>audio needs" in said.err and "not trained on 'image>audio'" in said.err
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "bundle"])
+def test_what_a_run_cannot_make_is_said_before_where_to_write_it(kind, tmp_path, capsys, monkeypatch):
+    """Of a model that only writes text, from its folder alone: nothing is loaded."""
+    made = toy_interface(toy_run(name="r", out=str(tmp_path)))
+    folder = Path("r")
+    folder.mkdir()
+    (folder / "run.json").write_text(to_json(made.run))
+    if kind == "checkpoint":
+        folder = save(folder, 1, made.run, TOKENIZER, made.core.state_dict(), {})
+    elif kind == "bundle":
+        folder = mmfm.save_bundle(made, "b")
+    monkeypatch.setattr(mmfm, "load", None)
+    for more in ([], ["--text", "seven"], ["--out", "no.wav"]):
+        assert main(["generate", str(folder), "text>image", *more]) == 2
+        told = "this model was not trained on 'text>image'; it writes image>text, audio>text, >text\n"
+        assert capsys.readouterr().err.endswith(told)
 
 
 def test_a_chain_on_the_command_line(model: Interface):

@@ -12,7 +12,8 @@ from toys import PAIRS, toy_config, toy_run
 from mmfm.config import UserError, Write
 from mmfm.data.example import Example, collate
 from mmfm.inputs.text import load_tokenizer
-from mmfm.interface import Interface, known_tasks
+from mmfm.interface import Interface
+from mmfm.making.known import known_tasks
 from mmfm.model import build
 
 TOKENIZER = load_tokenizer("bytes")
@@ -145,5 +146,5 @@ def test_what_was_dropped_is_a_task_too() -> None:
     run = toy_run(
         write=(Write(task="text>image", drop=0.1), Write(task="text>audio"), Write(task="text>image~", drop=0.5))
     )
-    found = {str(task) for task in known_tasks(run)}
+    found = {str(task) for task in known_tasks(run.write)}
     assert found == {"text>image", ">image", "text>audio", "text>image~", "image~"}

@@ -288,6 +288,8 @@ MISTAKES = {
     "greedy draws": ("image>text", {"image": "{files}/a.png", "rerank": 2}, "written greedily; give temperature=1"),
     "beams and draws": ("text>image", {"text": "x", "beams": 2, "rerank": 2}, "give one of them"),
     "greedy nucleus": ("image>text", {"image": "{files}/a.png", "top_p": 0.5}, "top_p=0.5 is for draws"),
+    "no thing to read": ("image>text", {"img": "{files}/a.png"}, "no option 'img'; try image$"),
+    "no such option": ("image>text", {"picture": 1}, "no option 'picture'; use image, audio, text, hide, seed, max_"),
     "no option": ("text>image", {"text": "x", "temprature": 1.0}, "no option 'temprature'; try temperature"),
     "nothing hidden": (
         "image~",
@@ -315,6 +317,12 @@ def test_what_cannot_be_made_says_why(model, files, task, given, words):
     with pytest.raises(UserError, match=words) as caught:
         model.generate(task, **named)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stream_takes_no_other_names_either(model, picture):
+    for given, words in (({"img": picture}, "no option 'img'; try image"), ({"n": 2}, "no option 'n'; use image")):
+        with pytest.raises(UserError, match=words):
+            list(model.stream("image>text", **given))
 
 
 def test_a_prompt_beyond_the_context_is_refused(picture):

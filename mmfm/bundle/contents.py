@@ -31,7 +31,7 @@ from mmfm.config import (
     positive,
     require,
 )
-from mmfm.strict import parse
+from mmfm.strict import from_file, parse
 
 BUNDLE, FILES, FIXTURE = "bundle.json", "files.json", "fixture.safetensors"
 TOKENIZER, READER = "tokenizer.json", "tokenizer.text.json"
@@ -99,6 +99,13 @@ def read_bundle(folder: Path) -> Bundle:
         return parse(Bundle, data.decode("utf-8"), str(folder / BUNDLE), AGAIN, older=True)
     except UnicodeDecodeError as why:
         raise UserError(f"{folder / BUNDLE} is not UTF-8 at byte {why.start}; {AGAIN}") from None
+
+
+def written_by(folder: Path) -> tuple[Write, ...] | None:
+    """What the model in a folder of a run, checkpoint or bundle was trained to write; None where nothing says it."""
+    if is_bundle(folder):
+        return read_bundle(folder).write
+    return from_file(folder / "run.json").write if (folder / "run.json").is_file() else None
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:

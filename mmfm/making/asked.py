@@ -1,13 +1,15 @@
 """What `mmfm generate` can be asked, checked before torch is imported. What a field's docstring says is its help."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from mmfm.config import MODALITIES, require
+from mmfm.config import MODALITIES, Write, require
 from mmfm.grammar import Task, parse_chain
+from mmfm.making.known import links_of
 
 SUFFIX = {"image": ".png", "audio": ".wav"}
 NAMES = {"text": "text", "image": "picture", "audio": "sound"}
@@ -72,9 +74,9 @@ class Asked:
         how = [field for field in fields(self) if field.name not in PLACES]
         return held | {f.name: value for f in how if (value := getattr(self, f.name)) != f.default}
 
-    def check(self) -> None:
-        """UserError for what is wrong whatever the model."""
-        links = parse_chain(self.task)
+    def check(self, writes: Sequence[Write] | None = None) -> None:
+        """UserError for what is wrong. writes: what the model was trained to write; None: that is not known yet."""
+        links = parse_chain(self.task) if writes is None else links_of(self.task, writes)
         _check_given(self, links[0])
         heat, beams = self.temperature, self.beams
         require(self.max_tokens >= 0, f"--max-tokens {self.max_tokens} must not be negative; 0: as usual")

@@ -5,10 +5,10 @@ link: those before are made as if nothing were chosen.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmfm.config import Run, UserError, require
+from mmfm.config import MODALITIES, Run, UserError, require
 from mmfm.generate import Decoding, check_guidance
 from mmfm.grammar import Task, parse_writing
 from mmfm.making.things import WORDS
@@ -38,10 +38,7 @@ def decoding(task: Task, run: Run, turn_seconds: float, books: int, options: Map
     UserError: an option that there is not, one that means nothing for this task, or two that do not go together.
     """
     chosen = {name: value for name, value in options.items() if value is not None}
-    for name in chosen:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
-            raise UserError(f"there is no option {name!r}; {'try ' + near[0] if near else 'use ' + ', '.join(OPTIONS)}")
+    check_names(chosen)
     _check(task, chosen)
     drawing = task.target != "text"
     default = {"temperature": float(drawing and chosen.get("beams", 1) == 1)}
@@ -56,6 +53,15 @@ def decoding(task: Task, run: Run, turn_seconds: float, books: int, options: Map
     how = Decoding(**{**default, **chosen, **draws})
     check_guidance(how, task, drop_of(task, run))
     return how
+
+
+def check_names(options: Iterable[str]) -> None:
+    """UserError for a name that is no option, told before what it meant is missed."""
+    names = (*MODALITIES, "hide", "seed", *OPTIONS)
+    for name in options:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise UserError(f"there is no option {name!r}; {'try ' + near[0] if near else 'use ' + ', '.join(names)}")
 
 
 def _check(task: Task, chosen: Mapping[str, Any]) -> None:
