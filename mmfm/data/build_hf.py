@@ -14,6 +14,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from mmfm.compat.datasets import fingerprint
 from mmfm.config import UserError, require
 from mmfm.data.build_rows import Columns, Row, Rows, key_of, row_number
 from mmfm.data.build_tables import choose, from_records, row_of, told_captions, told_columns
@@ -80,7 +81,7 @@ def from_dataset(given: Any, columns: Columns, folder: Path = Path()) -> Dataset
     several = kind is not None and not isinstance(kind, datasets.Value | datasets.ClassLabel | dict)
     left = (f"not taken: the column {name!r}" for name in others)
     said = (told_columns(chosen), *told_captions(chosen, several), *left)
-    told = f"{given._fingerprint} {features} {chosen}{' of several captions' if several else ''}"
+    told = f"{fingerprint(given)} {features} {chosen}{' of several captions' if several else ''}"
     return DatasetRows(dataset=raw.remove_columns(others), columns=chosen, folder=folder, print=told, said=said)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
+from mmfm.compat.torch import to_buffer
 from mmfm.config import Blueprint, UserError, require
 
 Weights = dict[str, Tensor]
@@ -45,10 +46,7 @@ class Encoder(nn.Module):
         self.blueprint, self.trunk = blueprint, trunk
         for name in architecture(blueprint).get("unread", ()):
             owner, _, leaf = name.rpartition(".")
-            module = self.get_submodule(owner)
-            parameter = module._parameters.pop(leaf)
-            assert parameter is not None
-            module.register_buffer(leaf, parameter.detach())
+            to_buffer(self.get_submodule(owner), leaf)
 
     @property
     def width(self) -> int:

@@ -14,22 +14,25 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 from jaxtyping import Bool, Float, Int
-from open_clip.model import (
-    CLIPTextCfg,
-    CLIPVisionCfg,
-    _build_text_tower,
-    _build_vision_tower,
-    convert_to_custom_text_state_dict,
-    get_model_preprocess_cfg,
-)
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
+from mmfm.compat.open_clip import (
+    CLIPTextCfg,
+    CLIPVisionCfg,
+    ModifiedResNet,
+    PreprocessCfg,
+    TimmModel,
+    build_text_tower,
+    build_vision_tower,
+    convert_to_custom_text_state_dict,
+    embedded,
+    get_model_preprocess_cfg,
+    image_transform_v2,
+    merge_preprocess_dict,
+)
 from mmfm.config import Blueprint, Pixels, Tower, UserError, require
 from mmfm.encoders import clip_words, from_hf, from_timm, plain
 from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, flat, prefixed
@@ -69,7 +72,7 @@ class OpenClipText(Encoder):
         if trunk.cls_emb is not None:
             more = self.blueprint.words.context - ids.shape[1]
             ids, keep = F.pad(ids, (0, more), value=self.blueprint.words.pad), F.pad(keep, (0, more))
-        x, mask = trunk._embeds(ids)
+        x, mask = embedded(trunk, ids)
         if mask is not None and mask.ndim == 2:  # of the whole context; beside a class token open_clip has cut it
             mask = mask[: x.shape[1], : x.shape[1]]
         tokens = trunk.ln_final(trunk.transformer(x, attn_mask=mask))
@@ -120,11 +123,11 @@ def build(blueprint: Blueprint) -> Encoder:
     shape = plain.require_keys(_unhubbed(architecture(blueprint)), plain.OPEN_CLIP, where)
     cfg = plain.open_clip_tower(shape["tower"], blueprint.modality, where)
     if blueprint.modality == "image":
-        trunk = _build_vision_tower(shape["embed_dim"], _vision(cfg), shape["quick_gelu"])
+        trunk = build_vision_tower(shape["embed_dim"], _vision(cfg), shape["quick_gelu"])
         if shape.get("resized") and isinstance(trunk, TimmModel):
             trunk.set_input_size(tuple(cfg["image_size"]))
         return OpenClipImages(blueprint, trunk)
-    text = _build_text_tower(shape["embed_dim"], CLIPTextCfg(**cfg), shape["quick_gelu"])
+    text = build_text_tower(shape["embed_dim"], CLIPTextCfg(**cfg), shape["quick_gelu"])
     return OpenClipText(blueprint, cast(nn.Module, text))
 
 
@@ -181,7 +184,7 @@ def _resized(half: Weights, shape: dict[str, Any], size: list[int]) -> Weights:
     """The positions of another size of picture. open_clip itself leaves a table of as many places as it is."""
     cfg = shape["tower"]
     if cfg.get("timm_model_name"):
-        trunk: Any = _build_vision_tower(shape["embed_dim"], _vision(cfg), shape["quick_gelu"])
+        trunk: Any = build_vision_tower(shape["embed_dim"], _vision(cfg), shape["quick_gelu"])
         trunk.load_state_dict(half)
         trunk.set_input_size(tuple(size))
         return trunk.state_dict()

@@ -12,12 +12,10 @@ from typing import Any, cast
 import timm
 from huggingface_hub import constants
 from jaxtyping import Float
-from timm.data.config import resolve_model_data_config
-from timm.data.transforms_factory import create_transform
-from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from mmfm.batch import Tokens
+from mmfm.compat.timm import create_transform, load_model_config_from_hf, resolve_model_data_config
 from mmfm.config import Blueprint, Pixels, Tower, require
 from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, all_real, architecture, finish, flat, prefixed

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchaudio.pipelines import Wav2Vec2Bundle
 
 from mmfm.batch import Tokens
+from mmfm.compat.torchaudio import described, file_of
 from mmfm.config import Blueprint, Sound, Tower, require
 from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, architecture, finish, prefixed
@@ -58,13 +59,12 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
         source.name in bundles, f"torchaudio has no encoder {source.name!r}; there are {', '.join(sorted(bundles))}"
     )
     bundle = bundles[source.name]
-    shape = {"model": bundle._model_type, "params": bundle._params, "normalize": bundle._normalize_waveform}
-    sound = Sound(rate_hz=round(bundle.sample_rate))
-    draft = Blueprint(library="torchaudio", modality="audio", architecture=json.dumps(shape), width=1, sound=sound)
+    shape, sound = json.dumps(described(bundle)), Sound(rate_hz=round(bundle.sample_rate))
+    draft = Blueprint(library="torchaudio", modality="audio", architecture=shape, width=1, sound=sound)
     weights = None
     if tower.weights == "pretrained":
         cache = f"{torch.hub.get_dir()}/checkpoints"
-        with fetching(tower.source, f"the file {bundle._path.rpartition('/')[2]}", cache):
+        with fetching(tower.source, f"the file {file_of(bundle)}", cache):
             model: Any = bundle.get_model()
         weights = prefixed(getattr(model, "model", model).state_dict())
     return finish(draft, build, weights)

@@ -152,7 +152,7 @@ def timm_arguments(kwargs: Any, where: str) -> dict[str, Any]:
 
 def open_clip_tower(cfg: Mapping[str, Any], modality: str, where: str) -> dict[str, Any]:
     """vision_cfg or text_cfg, of the fields that open_clip's class has; nothing in it is of a hub or a folder."""
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from mmfm.compat.open_clip import CLIPTextCfg, CLIPVisionCfg
 
     cls = CLIPVisionCfg if modality == "image" else CLIPTextCfg
     known = {one.name for one in dataclasses.fields(cls)}

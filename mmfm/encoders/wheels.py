@@ -130,7 +130,8 @@ def efficientnet(package: str) -> Weights:
     The file is an old pickle of tensors; torch's reader for weights alone, which timm calls, executes nothing of it.
     """
     import timm
-    from timm.models import load_state_dict
+
+    from mmfm.compat.timm import load_state_dict
 
     theirs = load_state_dict(str(file(package, "models/*.pth")), use_ema=False, device="cpu", weights_only=True)
     ours = timm.create_model(EFFICIENTNETS[package], pretrained=False).state_dict()

@@ -6,12 +6,10 @@
 
 from typing import Any
 
-import clip_benchmark.cli
-import clip_benchmark.metrics.zeroshot_classification as zeroshot
-import clip_benchmark.models
 import torch
 from torch import Tensor
 
+from mmfm.compat.clip_benchmark import choose_accuracy, main, register_loader
 from mmfm.export import open_clip
 from mmfm.export.opening import open_model
 
@@ -33,13 +31,11 @@ def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> li
 def register() -> None:
     """From now on --model_type mmfm is known to it, and folders of ours to open_clip."""
     open_clip.register()
-    clip_benchmark.models.TYPE2FUNC[NAME] = load
-    if NAME not in clip_benchmark.models.MODEL_TYPES:
-        clip_benchmark.models.MODEL_TYPES.append(NAME)
-    zeroshot.accuracy = accuracy
+    register_loader(NAME, load)
+    choose_accuracy(accuracy)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     register()
-    clip_benchmark.cli.main()
+    main()

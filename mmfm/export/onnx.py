@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from onnxscript import ir
 from torch.export import ExportedProgram
 
+from mmfm.compat.onnxscript import set_integer
 from mmfm.config import UserError
 from mmfm.export.graphs import Arrays, Graph
 
@@ -49,7 +49,7 @@ def name(model, graph: Graph) -> None:
     for node in inner:
         node.metadata_props.clear()  # paths of this machine
         if node.op_type == "Reshape" and not _copies(node.inputs[1]):  # a length of 0 is a length, not "as it was"
-            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
+            set_integer(node, "allowzero", 1)
         for value in node.outputs:
             if value.name in taken:
                 value.name = f"inner_{value.name}"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.fx.experimental._config as symbols
 from torch.export import Dim, ExportedProgram
 
+from mmfm.compat.torch import asserts_scalar, traced_sizes_are_free
 from mmfm.config import UserError
 from mmfm.export.graphs import Arrays, Graph, free_sizes
 
@@ -19,13 +19,8 @@ NOT_ONE = re.compile(r"expression Ne\((.+, [01]|[01], .+)\) on")
 def trace(graph: Graph) -> ExportedProgram:
     """UserError where the module decides by values, or holds a size fast that should be free."""
     try:
-        # Oblivious: that the traced batch is not 1 may not become a condition. Deferred: what can only be known about
-        # a length when it is there is asserted then.
-        with (
-            warnings.catch_warnings(),
-            torch.no_grad(),
-            symbols.patch(backed_size_oblivious=True),  # pyright: ignore[reportAttributeAccessIssue]
-        ):
+        # Deferred: what can only be known about a length when it is there is asserted then.
+        with warnings.catch_warnings(), torch.no_grad(), traced_sizes_are_free():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 graph.module.eval(),
@@ -50,7 +45,7 @@ def _cleaned(program: ExportedProgram) -> ExportedProgram:
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         node.meta.pop("stack_trace", None)
-        if node.target is torch.ops.aten._assert_scalar.default and NOT_ONE.search(str(node.args[1])):
+        if asserts_scalar(node) and NOT_ONE.search(str(node.args[1])):
             graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmfm.compat.torch import quantised_rows
 from mmfm.config import require
 from mmfm.model import UnifiedModel
 
@@ -60,9 +61,7 @@ class Int8Linear(nn.Module):
 def _pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     with warnings.catch_warnings():  # torch deprecates the type of the tensor that its kernel is packed from
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
-        zeros = torch.zeros(len(weight), dtype=torch.int64)
-        make = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
-        whole = make(weight, scale.double(), zeros, 0)
+        whole = quantised_rows(weight, scale)
     return torch.ops.quantized.linear_prepack(whole, bias)
 
 

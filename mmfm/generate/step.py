@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmfm.compat.torch import hooked
 from mmfm.generate.int8 import Int8Linear
 from mmfm.layers import ACTIVATIONS, Attention, Block, Swiglu
 from mmfm.trunk import Cache, UnifiedTransformer
@@ -84,12 +85,8 @@ def _known(block: Any) -> bool:
         and type(block.attn) is Attention
         and block.attn.relative is None
         and type(block.mlp) is Swiglu
-        and not any(_hooked(part) for part in (block, block.attn, block.mlp))
+        and not any(hooked(part) for part in (block, block.attn, block.mlp))
     )
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _layer(block: Any) -> Layer:
@@ -108,7 +105,7 @@ def _layer(block: Any) -> Layer:
 
 def _linear(module: nn.Module) -> Map:
     """The map alone where the module is no more than that: adapters and hooks are called as they are."""
-    if _hooked(module):
+    if hooked(module):
         return module
     if type(module) is Int8Linear:
         return module.forward
@@ -120,7 +117,7 @@ def _linear(module: nn.Module) -> Map:
 
 def _norm(module: nn.Module) -> Map:
     """x w / sqrt(mean x^2 + eps), by a length and a hypotenuse."""
-    if type(module) is not nn.RMSNorm or module.eps is None or _hooked(module):
+    if type(module) is not nn.RMSNorm or module.eps is None or hooked(module):
         return module
     size = module.normalized_shape[0]
     weight, least = module.weight * size**0.5, module.weight.new_tensor((size * module.eps) ** 0.5)

@@ -8,15 +8,18 @@ from typing import Any, cast
 
 import timm
 import torch
-from open_clip.timm_model import TimmModel
-from timm.layers.attention import Attention
-from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
-from timm.layers.patch_embed import PatchEmbed
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from mmfm.compat.open_clip import TimmModel
+from mmfm.compat.timm import (
+    Attention,
+    Block,
+    LayerScale,
+    Mlp,
+    PatchEmbed,
+    VisionTransformer,
+    VisionTransformerDistilled,
+)
 from mmfm.config import Pixels, Vit
 from mmfm.layouts.layout import Foreign, Layout, Part, Weights, allow
 from mmfm.layouts.settings import CLIP_NAMES, OPEN_CLIP_NAMES, activation_of, hf_config, open_clip_style, pair

@@ -76,7 +76,7 @@ def weights() -> Path:
 
 @functools.cache
 def _encoder(path: Path) -> VoiceEncoder:
-    from timm.models import load_state_dict
+    from mmfm.compat.timm import load_state_dict
 
     read = load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)["model_state"]
     encoder = VoiceEncoder()

@@ -1,0 +1,37 @@
+"""torch: what its exporter, its modules and its quantised kernels keep to themselves."""
+
+from contextlib import AbstractContextManager
+
+import torch
+import torch.fx.experimental._config as symbols
+from torch import Tensor, nn
+from torch.fx import Node
+
+
+def traced_sizes_are_free() -> AbstractContextManager[None]:
+    """While `torch.export` works: that a size of the example is not 1 does not become a condition."""
+    return symbols.patch(backed_size_oblivious=True)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def asserts_scalar(node: Node) -> bool:
+    """Whether it checks a condition on sizes; its second argument says which in words."""
+    return node.target is torch.ops.aten._assert_scalar.default
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling it does more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def to_buffer(module: nn.Module, name: str) -> None:
+    """A parameter of its own as a buffer, under its name."""
+    parameter = module._parameters.pop(name)
+    assert parameter is not None
+    module.register_buffer(name, parameter.detach())
+
+
+def quantised_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    """int8 [out, width] with a scale for each row, as the tensor that torch's int8 kernels are packed from."""
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    make = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
+    return make(weight, scale.double(), zeros, 0)
