@@ -16,10 +16,12 @@ from toys import toy_config
 import mmfm
 from mmfm import train
 from mmfm.adapt import begin, prepare
-from mmfm.batch import Batch
+from mmfm.batch import Batch, Ids
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, Tower, UserError, Write
 from mmfm.data.example import Example, collate
-from mmfm.grammar import Task
+from mmfm.generate import Decoding, fill
+from mmfm.grammar import Task, parse
+from mmfm.inputs.augment import DRAWS
 from mmfm.model import build
 from mmfm.module import JointModule
 from mmfm.tasks import read
@@ -221,6 +223,36 @@ def test_kept_tokens_are_the_same_and_are_made_once(run, tmp_path):
             next((tmp_path / "image").rglob("*.safetensors")).write_bytes(b"cut")
     assert sorted(asked) == ["audio", "image", "image", "text"]
     assert len(list((tmp_path / "audio").rglob("*.safetensors"))) == 6
+
+
+@pytest.mark.parametrize("task", ["image>text~", "audio>text~", "image,audio>text~"])
+def test_filling_in_behind_kept_tokens_is_as_without(run, tmp_path, task):
+    """Training's loss and its gradients, and the ids that are filled in: made and kept, read back, and never kept."""
+    locked = replace(run, write=(Write(task=task),), optim=replace(run.optim, rates=(Rate(of="towers.*", lr=0.0),)))
+    parts = {n: replace(getattr(run.model, n), keep_tokens=str(tmp_path / n)) for n in ("image", "audio")}
+    prepared, plain = prepared_model(locked)
+    _, keeping = prepared_model(replace(locked, model=replace(locked.model, **parts)))
+    batch, draw, asked = a_batch(run, prepared.tokenizer), torch.Generator().manual_seed(1), []
+    drawn = {n: replace(x, draws=torch.rand(6, DRAWS, generator=draw)) for n, x in batch.items.items()}
+    batch = replace(batch, items=drawn)
+    given = Ids(torch.arange(24).view(6, 4) % 9, torch.ones(6, 4, dtype=torch.bool))
+    hidden = torch.arange(4).expand(6, 4) >= torch.arange(6)[:, None] % 3
+    found = []
+    for model in (plain, keeping, keeping):
+        JointModule(replace(prepared.run, write=locked.write, optim=locked.optim), model)
+        model.eval()
+        hooks = [tower.encoder.register_forward_hook(lambda *_: asked.append(1)) for tower in model.towers.values()]
+        reading = read(model, parse(task), batch)
+        loss = torch.nn.functional.cross_entropy(model.logits(reading.states), reading.labels)
+        grad = torch.autograd.grad(loss, model.trunk.blocks[0].attn.qkv.weight)[0]
+        rows, ids = fill(model, parse(task), batch, given, hidden, Decoding(rounds=3))
+        found.append((loss.detach(), grad, torch.tensor(rows), ids))
+        for hook in hooks:
+            hook.remove()
+    reads = task.count(",") + 1
+    assert len(asked) == 3 * reads and (found[0][3] != given.ids).any()  # twice without, once to be kept
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_of_what_learns_are_not_kept(run, tmp_path):
