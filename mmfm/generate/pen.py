@@ -68,7 +68,7 @@ class Pen:
         if len(self.weights) > 1:
             each = scores.unflatten(0, (len(self.weights), -1))
             scores = torch.einsum("p,pnv->nv", scores.new_tensor(self.weights), each)
-        if not bool(scores.isfinite().all()):
+        if not bool(scores.sum().isfinite()) and not bool(scores.isfinite().all()):  # a sum is many times as fast
             raise no_numbers(self.model, self.target)
         return scores
 
