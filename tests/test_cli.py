@@ -187,6 +187,15 @@ def test_a_mistake_is_one_line(line: str, words: str, config: Path, capsys: pyte
     assert words.format(config=config, folder=config.parent) in error
 
 
+def test_what_goes_on_asks_nothing_of_where_it_began(config: Path, trained: list[Any]) -> None:
+    """Its weights are those of its checkpoint, and the run that it started from may be gone; not so with --force."""
+    line = ["train", str(config), "--start", str(config.parent / "gone")]
+    assert main(line) == 2 and not trained
+    (config.parent / "runs" / "small" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    assert main([*line, "--resume"]) == 0 and len(trained) == 1
+    assert main([*line, "--force"]) == 2 and len(trained) == 1
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -176,6 +176,14 @@ def test_a_cut_tar_is_named_and_the_rest_looked_at(put, sets, run, tmp_path):
     assert [row[:3] for row in table.rows if row[0] == "test"] == [("test", 1, 8)]
 
 
+@pytest.mark.parametrize("changes", [{"start": "gone"}, {"eval": Eval(splits=("gone",))}], ids=["start", "splits"])
+def test_what_is_not_there_would_be_refused(put, sets, run, tmp_path, changes):
+    """As `mmfm train` does, by the field's name."""
+    put(sets)
+    found = examine(replace(run, **changes), "toy.py", QUICK)
+    assert found.status == 2 and re.search(r"(Run\.start=|eval\.splits: .*)'gone'", told(found, "refused").message)
+
+
 def test_a_stale_index_is_named(put, sets, run, samples, tmp_path):
     """A tar of the same size with other keys; then one whose list is older than it."""
     put(sets)

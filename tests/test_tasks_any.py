@@ -19,6 +19,7 @@ from mmfm.objectives import Objectives
 from mmfm.tasks import read
 from mmfm.trunk import Segment
 
+pytestmark = pytest.mark.xdist_group("by heart")  # one process for all: what they ask has learned once
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
 AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, levels=(3, 3), width=16, depth=1)
 STEP = 640  # samples of one audio code
