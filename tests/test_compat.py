@@ -34,6 +34,7 @@ from mmfm.compat.transformers import (
     extractor_class,
     image_processor_class,
     looks_like_a_cache,
+    output_lengths,
     processor_keywords,
 )
 from mmfm.hf.causal import MMFMForCausalLM
@@ -167,6 +168,26 @@ def test_torch_traces_with_free_sizes():
     assert any("3*" in words for words in said), said
 
 
+def test_torchs_modules_keep_their_parts_in_one_table():
+    """If it fails: see nn.Module.__setattr__ for where a part is kept."""
+    whole = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    part = of_torch.parted(whole)
+    assert part["a"] is whole["a"]
+    part["a"] = nn.Identity()
+    del part["b"]
+    assert [type(x) for x in whole.values()] == [nn.Linear, nn.Linear] and list(part) == ["a"]
+
+
+def test_a_loaders_processes_can_be_stopped():
+    """If it fails: see the iterators in torch/utils/data/dataloader.py for what ends their processes."""
+    batches = iter(torch.utils.data.DataLoader([1, 2], num_workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    of_torch.stop_workers(batches)
+    assert not worker.is_alive()
+    of_torch.stop_workers(iter(torch.utils.data.DataLoader([1])))
+
+
 def test_torchs_modules_keep_parameters_and_hooks_where_we_look():
     """If it fails: see nn.Module.register_parameter and register_forward_hook for where they put things now."""
     module = nn.Linear(2, 2)
@@ -233,6 +254,15 @@ def test_transformers_lists_its_processors_by_kind_of_model():
     assert extractor_class(EXTRACTORS["wav2vec2"]) is transformers.Wav2Vec2FeatureExtractor
     assert "ViTImageProcessor" in PROCESSORS["vit"].values()
     assert issubclass(image_processor_class("ViTImageProcessor"), transformers.ViTImageProcessor)
+
+
+def test_transformers_says_how_many_states_it_makes():
+    """If it fails: see Wav2Vec2PreTrainedModel and its kin for what computes the length after their convolutions."""
+    shape = {"conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2}
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**shape, **small))
+    made = model.feature_extractor(torch.zeros(1, 400)).shape[-1]
+    assert int(output_lengths(model)(torch.tensor(400))) == made and output_lengths(nn.Linear(1, 1)) is None
 
 
 def test_a_processor_takes_what_transformers_says():

@@ -1,11 +1,15 @@
 """torch: what its exporter, its modules and its quantised kernels keep to themselves."""
 
+import copy
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 import torch.fx.experimental._config as symbols
 from torch import Tensor, nn
 from torch.fx import Node
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def traced_sizes_are_free() -> AbstractContextManager[None]:
@@ -21,6 +25,20 @@ def asserts_scalar(node: Node) -> bool:
 def hooked(module: nn.Module) -> bool:
     """Whether calling it does more than its `forward`."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def parted(module: Kind) -> Kind:
+    """A copy that shares all parts and weights, and whose parts can be exchanged without touching the first."""
+    part = copy.copy(module)
+    part.__dict__["_modules"] = dict(module._modules)
+    return part
+
+
+def stop_workers(batches: object) -> None:
+    """The processes of a DataLoader's iterator end, if it has any."""
+    stop = getattr(batches, "_shutdown_workers", None)
+    if stop is not None:
+        stop()
 
 
 def to_buffer(module: nn.Module, name: str) -> None:

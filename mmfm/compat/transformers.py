@@ -4,7 +4,7 @@
 "past_key_values" up to 5.23 and "cache" after. Where a model takes the wrong name all that it has read is lost.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "extractor_class",
     "image_processor_class",
     "looks_like_a_cache",
+    "output_lengths",
     "processor_keywords",
     "transformers_version",
 ]
@@ -54,6 +55,12 @@ def cache_of(output: Mapping[str, Any]) -> Any:
 def looks_like_a_cache(name: str, value: object) -> bool:
     """Whether an argument that no one knows holds what was read before: by its kind, or by its name."""
     return isinstance(value, Cache) or (value is not None and any(part in name for part in ("cache", "past", "mems")))
+
+
+def output_lengths(model: object) -> Callable[..., Any] | None:
+    """A sound model's function from how many inputs to how many states it makes of them; None where it has none."""
+    names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
+    return next((getattr(model, name) for name in names if hasattr(model, name)), None)
 
 
 def processor_keywords(inputs: Iterable[str]) -> set[str]:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmfm import config, machine
 from mmfm.batch import Batch
+from mmfm.compat.torch import stop_workers
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.codes import require_own
@@ -381,16 +382,11 @@ def _next(
             if not str(why).startswith("DataLoader timed out") or late:
                 return _gave_up(batches, str(why), late)
             if since is not None and clock() - since >= ASKED_S:
-                _forget(batches)
+                stop_workers(batches)
                 raise StoppedWaiting(f"stopped, as asked, while no batch came for {clock() - began:.0f} s") from None
 
 
 def _gave_up(batches: Iterator[Any], why: str, late: bool) -> OSError:
-    _forget(batches)  # else torch raises the same again wherever another child ends
+    stop_workers(batches)  # else torch raises the same again wherever another child ends
     told = f"no batch came for {STUCK_S / 60:.0f} minutes: a disk or server hangs; see that it answers"
     return ChildProcessError(f"{told}, and {machine.RESUME}" if late else machine.worker_died(why))
-
-
-def _forget(batches: Iterator[Any]) -> None:
-    if (forget := getattr(batches, "_shutdown_workers", None)) is not None:
-        forget()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from mmfm.batch import Tokens
+from mmfm.compat.transformers import output_lengths
 from mmfm.config import Blueprint, Sound, Tower, UserError, Words, require
 from mmfm.encoders import plain
 from mmfm.encoders.face import Encoder, Resolved, Weights, all_real, architecture, finish, fit_keep, flat, prefixed
@@ -79,8 +80,7 @@ class HfSound(HfEncoder):
         assert blueprint.sound is not None
         self.extractor = rebuild(blueprint.sound)
         self.masked = bool(getattr(self.extractor, "return_attention_mask", False))
-        methods = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
-        self.lengths: Lengths | None = next((getattr(trunk, name) for name in methods if hasattr(trunk, name)), None)
+        self.lengths: Lengths | None = output_lengths(trunk)
         rule = architecture(blueprint).get("lengths")  # of a blueprint that was made before, the method is taken
         if rule is not None:
             self.lengths = Counted(stride=int(rule[0]), more=int(rule[1]))

@@ -4,7 +4,6 @@ What goes in and comes out are plain tensors with names; batch and length are fr
 anywhere: it is what differs between two examples of different batch and length.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.batch import Items, Tokens
+from mmfm.compat.torch import parted
 from mmfm.encoders import Encoder
 from mmfm.model import UnifiedModel
 from mmfm.towers.imported import ImportedTower
@@ -98,8 +98,7 @@ def encoder_of(core: UnifiedModel) -> Encoder:
 
 def only(core: UnifiedModel, modality: str) -> UnifiedModel:
     """The same model with nothing in it that this modality's embedding does not need; it shares the weights."""
-    part = copy.copy(core)
-    part.__dict__["_modules"] = dict(core._modules)
+    part = parted(core)
     part.towers = nn.ModuleDict({modality: core.towers[modality]})
     if modality in core.heads:
         part.connectors = nn.ModuleDict({modality: core.connectors[modality]})
