@@ -5,6 +5,7 @@ The fixtures make small files of real formats: they are functions, so that a tes
 
 import io
 import random
+import signal
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a background job of a shell, and so in what tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
