@@ -25,6 +25,7 @@ from mmfm.distributed import AGAIN, FOREVER, Alone, Joined, Ranks, Said, agree, 
 from mmfm.launch import RANK_ENDS_S, Launch, end_ranks, fallen, follow, launched, start_ranks
 
 MEET_S = 600.0  # programs may be read from a slow disk by many at once
+READ_S = timedelta(seconds=10)  # that the first rank stays for one that is to read why both end
 GPUS = "cpu:gloo,cuda:nccl"
 BROKEN_S = timedelta(hours=1)  # of a collective among GPUs; a dead one is not noticed by the others
 
@@ -160,6 +161,11 @@ def _counted(place: Launch, store: Any, devices: str) -> Any:
     store.set(f"mmfm/told/{place.rank}", mine)
     for rank in range(place.size) if place.rank == 0 else (0,):
         there = store.get(f"mmfm/told/{rank}").decode()
+        if place.rank:
+            store.set(f"mmfm/read/{place.rank}", "")
+        elif there != mine:  # the store goes with the first rank: the other one reads before that
+            with contextlib.suppress(RuntimeError):
+                store.wait([f"mmfm/read/{rank}"], READ_S)
         told = f"rank {rank} knows of {there}, and rank {place.rank} of {mine}"
         require(there == mine, f"{told}; start all of them with one command")
     return store

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,22 @@ def test_ranks_that_differ_train_nothing(started, name, said):
     assert status == 2 and said in told and other in (1, 2), found[name]
     assert silence == "" or silence.startswith("mmfm: rank 0 knows of 2 ranks on the CPU, and rank 1 of 3")
     assert not (folder / "runs" / name).exists()
+
+
+def test_the_first_rank_stays_until_the_other_has_read_why():
+    """The store is the first rank's: were it gone while the other reads, torch would tell of a broken connection."""
+    store, (first, second) = HashStore(), (Launch("toy", rank, size, 0, "", 0) for rank, size in ((0, 2), (1, 3)))
+
+    def read_when_the_first_ends() -> bool:
+        with pytest.raises(UserError, match="rank 1 knows of 3 ranks on the CPU, and rank 0 of 2"):
+            meeting._counted(first, store, "the CPU")
+        return store.check(["mmfm/read/1"])
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(read_when_the_first_ends)
+        with pytest.raises(UserError, match="rank 0 knows of 2 ranks on the CPU, and rank 1 of 3"):
+            meeting._counted(second, store, "the CPU")
+        assert ended.result()
 
 
 def test_the_first_rank_chooses_the_checkpoint(started):
