@@ -30,6 +30,8 @@ from mmfm.compat.transformers import (
     CACHE_NAMES,
     EXTRACTORS,
     PROCESSORS,
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
     cache_of,
     extractor_class,
     image_processor_class,
@@ -271,3 +273,9 @@ def test_a_processor_takes_what_transformers_says():
     assert {"padding", "truncation", "sampling_rate", "return_tensors", "text_kwargs", "audio_kwargs"} <= names
     assert not names & {"do_resize", "paddding"}
     assert "do_resize" in processor_keywords({"images"})
+
+
+def test_whispers_normalizers_are_where_they_were():
+    """If it fails: look for `EnglishTextNormalizer` in transformers' Whisper, or take openai-whisper's own."""
+    assert BasicTextNormalizer()("Hello, [noise] World!").split() == ["hello", "world"]
+    assert EnglishTextNormalizer({"colour": "color"})("It's twenty-five colour dollars") == "it is 25 color dollars"

@@ -15,6 +15,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.auto import feature_extraction_auto, image_processing_auto
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.processing_utils import AudioKwargs, ImagesKwargs, ProcessingKwargs, TextKwargs
 from transformers.utils.generic import ModelOutput
 
@@ -25,8 +26,10 @@ __all__ = [
     "PROCESSORS",
     "BaseImageProcessor",
     "BaseModelOutputWithPooling",
+    "BasicTextNormalizer",
     "BatchFeature",
     "CausalLMOutputWithPast",
+    "EnglishTextNormalizer",
     "ModelOutput",
     "SequenceFeatureExtractor",
     "cache_of",

@@ -34,7 +34,7 @@ def normalizer(name: str, spellings: Path | None = None) -> Normalizer:
     require(name in SPELLINGS, f"spelling={name!r}: there are {', '.join(SPELLINGS)}")
     if name in OURS:
         return OURS[name]
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+    from mmfm.compat.transformers import BasicTextNormalizer, EnglishTextNormalizer
 
     rule = BasicTextNormalizer() if name == "whisper_basic" else EnglishTextNormalizer(_table(spellings))
     return lambda text: verbatim(rule(text))
