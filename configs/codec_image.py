@@ -31,5 +31,4 @@ def config() -> Run:
         ),
         reconstruct=(Reconstruct(modality="image"),),
         optim=Optim(steps=1_000, lr=2e-3, warmup_steps=50, weight_decay=0.0),
-        threads=2,
     )

@@ -77,5 +77,4 @@ def config() -> Run:
         write=(Write(task="image>text"), Write(task="audio>text"), Write(task=">text", weight=0.1)),
         optim=Optim(steps=1_200, lr=2e-3, warmup_steps=100),
         eval=Eval(every_steps=300, splits=(f"{NUMBERS}/test", f"{NUMBERS}/test-unseen+{NUMBERS}/test")),
-        threads=2,
     )
