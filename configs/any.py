@@ -12,8 +12,8 @@ Cost: a quarter of an hour on two CPU cores, codecs included. How good: experime
 from dataclasses import replace
 from pathlib import Path
 
-from mmfm.check import read_run
 from mmfm.config import AudioCodec, Contrast, Eval, ImageCodec, Optim, Run, TextTower, Trunk, Write
+from mmfm.config.load import read_run
 
 HERE = Path(__file__).parent
 WIDTH = 128

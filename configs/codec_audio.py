@@ -9,8 +9,8 @@ Cost: minutes on two CPU cores. How good: experiments/006-any-to-any.
 from dataclasses import replace
 from pathlib import Path
 
-from mmfm.check import read_run
 from mmfm.config import AudioCodec, Mel, Reconstruct, Run, Source
+from mmfm.config.load import read_run
 
 NUMBERS = "data/numbers"
 CODEC = AudioCodec(mel=Mel(window_ms=32.0, hop_ms=12.5), stack=3, books=2, levels=(8, 8, 8), width=192, depth=2)

@@ -9,21 +9,7 @@
 No sample has both a picture and a voice, and no voice of Catalan is heard. Scores: experiments/005-speech/README.md.
 """
 
-from mmfm.config import (
-    Augment,
-    Contrast,
-    Data,
-    Eval,
-    Model,
-    Optim,
-    Rate,
-    Run,
-    Source,
-    Text,
-    TextTower,
-    Tower,
-    Trunk,
-)
+from mmfm.config import Augment, Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Text, TextTower, Tower, Trunk
 
 SPEECH, STAMPS = "data/stamps-speech", "data/stamps"
 KEPT = "runs/tokens"

@@ -10,7 +10,6 @@ Cost, scores and what the mixture does to each part: experiments/003-stamps/READ
 
 from pathlib import Path
 
-from mmfm.check import read_run
 from mmfm.config import (
     Conformer,
     Contrast,
@@ -27,6 +26,7 @@ from mmfm.config import (
     Vit,
     Write,
 )
+from mmfm.config.load import read_run
 
 QUICKSTART = Path(__file__).with_name("quickstart.py")
 NUMBERS, STAMPS = "data/numbers", "data/stamps"

@@ -17,9 +17,9 @@ def load(run: str | Path, step: int | None = None, *, device: str = "auto", dtyp
     A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
     computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said.
     """
-    from mmfm.bundle import is_bundle
-    from mmfm.checkpoint import load_model
-    from mmfm.devices import device_of, dtype_of
+    from mmfm.inference.bundle import is_bundle
+    from mmfm.inference.load import load_model
+    from mmfm.runtime.devices import device_of, dtype_of
 
     if step is None and is_bundle(run):
         return from_pretrained(run, device=device, dtype=dtype)
@@ -32,8 +32,8 @@ def load_encoder(modality: str, where: str | Path, *, check: bool = True, device
 
     Only what it needs is read. `check`: it must give what it gave when it was written. device, dtype: as of `load`.
     """
-    from mmfm.bundle.load import load_encoder
-    from mmfm.devices import device_of, dtype_of
+    from mmfm.inference.bundle.load import load_encoder
+    from mmfm.runtime.devices import device_of, dtype_of
 
     place, kind = device_of(device), dtype_of(dtype)
     return load_encoder(modality, where, check=check).to(place, kind)
@@ -41,8 +41,8 @@ def load_encoder(modality: str, where: str | Path, *, check: bool = True, device
 
 def from_pretrained(where: str | Path, *, check: bool = True, device: str = "auto", dtype=None):
     """The whole model of a bundle, from its folder or from "owner/name" on the hub, as `load` gives that of a run."""
-    from mmfm.bundle.load import from_pretrained
-    from mmfm.devices import device_of, dtype_of
+    from mmfm.inference.bundle.load import from_pretrained
+    from mmfm.runtime.devices import device_of, dtype_of
 
     place, kind = device_of(device), dtype_of(dtype)
     return from_pretrained(where, check=check).to(place, kind)
@@ -50,20 +50,20 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str = "aut
 
 def save_bundle(run, folder: str | Path, modalities: tuple[str, ...] | None = None, *, force: bool = False):
     """A run's folder or model, or only these of its modalities, as a folder that other people can load and trust."""
-    from mmfm.bundle.save import save_bundle
+    from mmfm.export.bundle import save_bundle
 
     return save_bundle(run, folder, modalities, force=force)
 
 
 def push_to_hub(run, repo_id: str, modalities: tuple[str, ...] | None = None, *, private: bool = False) -> str:
     """A bundle of a run's folder or model, or a bundle's folder, to "owner/name" on the hub; returns its address."""
-    from mmfm.bundle.publish import push_to_hub
+    from mmfm.export.publish import push_to_hub
 
     return push_to_hub(run, repo_id, modalities, private=private)
 
 
 def native(folder: str | Path, part: str = ""):
     """A bundle's tower or trunk, as a configuration that starts from its weights: Model(image=native("bundles/a"))."""
-    from mmfm.bundle.contents import native
+    from mmfm.inference.bundle.contents import native
 
     return native(folder, part)

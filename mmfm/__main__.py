@@ -16,9 +16,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import mmfm
-from mmfm import machine
 from mmfm.config import Run, UserError, one_line, require
-from mmfm.process import TRY_AGAIN, Stopped
+from mmfm.runtime import machine
+from mmfm.runtime.process import TRY_AGAIN, Stopped
 
 HELP = """\
 usage: mmfm COMMAND ...
@@ -87,7 +87,7 @@ def run(words: list[str]) -> None:
 
 def command(words: list[str]) -> Any:
     """The command that the words ask for, ready to be called."""
-    from mmfm.commands import COMMANDS, Train
+    from mmfm.cli import COMMANDS, Train
 
     name, *rest = words
     require(name in COMMANDS, f"there is no command {name!r}; there are {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
@@ -96,7 +96,7 @@ def command(words: list[str]) -> Any:
         return nested(kind, rest, f"mmfm {name}")
     if kind is not Train:
         return parse(kind, rest, f"mmfm {name}")
-    from mmfm.check import read_run
+    from mmfm.config.load import read_run
 
     if rest and rest[0] in ("-h", "--help"):
         return parse(Train, rest, "mmfm train CONFIG", Train(run=Run(name="NAME")))

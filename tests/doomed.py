@@ -72,7 +72,7 @@ def toy(folder: Path, **changes: Any) -> Path:
     from toys import toy_config
 
     from mmfm.config import Augment, Contrast, Data, Optim, Run, Source, Write
-    from mmfm.strict import to_json
+    from mmfm.config.serialization import to_json
 
     toy_shards(folder)
     sources = tuple(
@@ -235,8 +235,9 @@ def together(entries: Sequence[Entry]) -> dict[int, tuple[list[str], list[float]
 
 def one_life(folder: Path, number: int, life: Life) -> int:
     """`mmfm train`, with a diary and a fate."""
-    from mmfm import checkpoint, train
     from mmfm.__main__ import main
+    from mmfm.models import checkpoint
+    from mmfm.training import fit
 
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     pages = os.open(folder / "diary.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -246,7 +247,7 @@ def one_life(folder: Path, number: int, life: Life) -> int:
         if life.step and moment == life.moment and last["step"] >= life.step:
             strike(life, rank)
 
-    class Diary(train.Journal):
+    class Diary(fit.Journal):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             last["step"] = trainer.global_step
             losses = [float(value).hex() for value in outputs["losses"].values()]
@@ -255,7 +256,7 @@ def one_life(folder: Path, number: int, life: Life) -> int:
             super().on_train_batch_end(trainer, module, outputs, batch, index)
             fate("step")
 
-    class Saves(train.Saves):
+    class Saves(fit.Saves):
         def after_step(self, trainer: Any, module: Any, losses: Mapping[str, Any]) -> None:
             super().after_step(trainer, module, losses)
             if self.agree.save:
@@ -270,7 +271,7 @@ def one_life(folder: Path, number: int, life: Life) -> int:
             fate("saving")
 
     PATCHES[life.patch](life)
-    train.Journal, train.Saves, checkpoint.write_file = Diary, Saves, write
+    fit.Journal, fit.Saves, checkpoint.write_file = Diary, Saves, write
     resume = ["--resume"] * (folder / "runs" / life.name / "run.json").exists()
     shape = ["--name", life.name, "--devices", str(life.devices), "--data.workers", str(life.workers)]
     return main(["train", str(folder / "toy.json"), *resume, *shape])
@@ -298,7 +299,7 @@ def strike(life: Life, rank: int) -> None:
 
 
 def patch_nan(life: Life) -> None:
-    from mmfm.objectives import Objectives
+    from mmfm.objectives.joint import Objectives
 
     total = Objectives.total
     if int(os.environ.get("LOCAL_RANK", "0")) == life.devices - 1:
@@ -306,7 +307,7 @@ def patch_nan(life: Life) -> None:
 
 
 def patch_estimate(life: Life) -> None:
-    from mmfm.module import JointModule
+    from mmfm.training.module import JointModule
 
     configure = JointModule.configure_optimizers
 
@@ -325,7 +326,7 @@ def main(folder: Path) -> None:
     if "DOOMED_LIFE" in os.environ:  # a rank after the first
         number = int(os.environ["DOOMED_LIFE"])
         sys.exit(one_life(folder, number, lives[number]))
-    import mmfm.train  # noqa: F401  once for all lives
+    import mmfm.training.fit  # noqa: F401  once for all lives
 
     statuses = []
     for number, life in enumerate(lives):

@@ -1,4 +1,5 @@
-"""A small trained-looking run on disk, as `mmfm.load` gives it, and the folder that `mmfm.hf.write` makes of it."""
+"""A small run on disk, as if trained, as `mmfm.load` gives it, and the folder that `mmfm.export.hf.write` makes of
+it."""
 
 import dataclasses
 from pathlib import Path
@@ -8,14 +9,14 @@ import torch
 from toys import PAIRS, toy_config, toy_run
 
 import mmfm
-from mmfm import hf
-from mmfm.adapt import begin, prepare
-from mmfm.checkpoint import save
 from mmfm.config import Run, Vit, Write
-from mmfm.inputs.text import Tokenizer, load_tokenizer
-from mmfm.interface import Interface
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.config.serialization import to_json
+from mmfm.export import hf
+from mmfm.inference.interface import Interface
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
+from mmfm.training.initialize import begin, prepare
 
 TASKS = (">text", "image>text", "audio>text", "image,audio>text")
 IMAGE = Vit(height_px=8, width_px=16, patch_px=4, channels=3, width=16, depth=1, heads=2)

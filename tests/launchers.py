@@ -80,26 +80,28 @@ def work(folder: Path, rank: dict[str, Any]) -> int:
 
 def no_disk() -> None:
     """Another disk lies where the run's checkpoints are."""
-    from mmfm import checkpoint, train
+    from mmfm.models import checkpoint
+    from mmfm.training import fit
 
     def missing(where: Path) -> dict[str, bytes]:
         return checkpoint.read_verified(where.parent / "elsewhere")
 
-    train.read_verified = missing
+    fit.read_verified = missing
 
 
 def late_disk() -> None:
     """The newest checkpoint is not seen in the folder's listing yet."""
-    from mmfm import checkpoint, train
+    from mmfm.models import checkpoint
+    from mmfm.training import fit
 
     steps_of = checkpoint.steps_of
-    checkpoint.steps_of = train.steps_of = lambda folder: steps_of(folder)[:-1]
+    checkpoint.steps_of = fit.steps_of = lambda folder: steps_of(folder)[:-1]
 
 
 def other_code() -> None:
-    from mmfm import meeting
+    from mmfm.runtime import rendezvous
 
-    meeting.code = lambda folder: "another"
+    rendezvous.code = lambda folder: "another"
 
 
 ODD: dict[str, Callable[[], None]] = {
@@ -115,7 +117,7 @@ def main(folder: Path) -> None:
     if "STARTED_AS" in os.environ:  # by a rank that started others
         number, at = map(int, os.environ["STARTED_AS"].split())
         sys.exit(work(folder, starts[number][at]))
-    import mmfm.train  # noqa: F401  once for all ranks
+    import mmfm.training.fit  # noqa: F401  once for all ranks
 
     statuses: list[list[int]] = []
     for number, ranks in enumerate(starts):

@@ -10,11 +10,11 @@ import transformers
 from torch import Tensor, nn
 
 from mmfm.config import Conformer, TextTower, Trunk, Vit
-from mmfm.layouts import Converted, Foreign, Part, convert
-from mmfm.towers.conformer import AudioConformer
-from mmfm.towers.text import TextTransformer
-from mmfm.towers.vit import VisionTransformer
-from mmfm.trunk import UnifiedTransformer
+from mmfm.models.conformer import AudioConformer
+from mmfm.models.mappings import Converted, Foreign, Part, convert
+from mmfm.models.text_transformer import TextTransformer
+from mmfm.models.transformer import UnifiedTransformer
+from mmfm.models.vit import VisionTransformer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PICTURE = {"image_size": 32, "patch_size": 8}

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.batch import Batch
-from mmfm.inputs.text import load_tokenizer
+from mmfm.data.batch import Batch
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 TELEPHONE = config.Mel(rate_hz=8_000, high_hz=3_800.0, bins=16)
 SMALL = config.Model(

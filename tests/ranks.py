@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmfm.distributed import Alone
+from mmfm.runtime.distributed import Alone
 
 Result = TypeVar("Result")
 

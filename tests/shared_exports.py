@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm import checkpoint
 from mmfm.config import Contrast, Model, Run, Vit
-from mmfm.inputs.text import Tokenizer, train_tokenizer
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.config.serialization import to_json
+from mmfm.models import checkpoint
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import Tokenizer, train_tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 210), "grey": (128, 128, 128)}
 NAMES = (*COLOURS, "black", "white")

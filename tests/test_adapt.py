@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 from toys import toy_config
 
 import mmfm
-from mmfm import train
-from mmfm.adapt import begin, prepare
-from mmfm.batch import Batch, Ids
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, Tower, UserError, Write
-from mmfm.data.example import Example, collate
-from mmfm.generate import Decoding, fill
-from mmfm.grammar import Task, parse
-from mmfm.inputs.augment import DRAWS
-from mmfm.model import build
-from mmfm.module import JointModule
-from mmfm.tasks import read
-from mmfm.towers.imported import ImportedTower
+from mmfm.config.task import Task, parse
+from mmfm.data.augment import DRAWS
+from mmfm.data.batch import Batch, Ids
+from mmfm.data.decode import Example, collate
+from mmfm.generation import Decoding, fill
+from mmfm.models.imported import ImportedTower
+from mmfm.models.model import build
+from mmfm.objectives.task_pass import read
+from mmfm.training import fit
+from mmfm.training.initialize import begin, prepare
+from mmfm.training.module import JointModule
 
 WORDS = ("zero", "one", "two", "three")
 TONES_HZ = (300, 700, 1_500, 3_000)
@@ -267,7 +267,7 @@ def test_a_run_needs_its_sources_once(run, sources, tmp_path):
     copies = {name: shutil.copytree(path, tmp_path / "copy" / name) for name, path in sources.items()}
     towers = {name: Tower(source=str(path)) for name, path in copies.items()}
     mine = replace(run, model=replace(run.model, **towers), optim=replace(run.optim, steps=4))
-    folder = train.train(mine)
+    folder = fit.train(mine)
     saved = json.loads((folder / "run.json").read_text())
     assert saved["model"]["text"]["blueprint"]["words"]["end"] == [3]
     shutil.rmtree(tmp_path / "copy")
@@ -276,7 +276,7 @@ def test_a_run_needs_its_sources_once(run, sources, tmp_path):
         assert torch.equal(model.encode_text(texts), again.encode_text(texts))
     whole = load_file(folder / "checkpoints/step-00000004/model.safetensors")
     shutil.rmtree(folder / "checkpoints/step-00000004")
-    train.train(mine, resume=True)
+    fit.train(mine, resume=True)
     for name, value in load_file(folder / "checkpoints/step-00000004/model.safetensors").items():
         assert torch.equal(value, whole[name]), name
 
@@ -310,7 +310,7 @@ def test_augmentation_that_a_tower_cannot_take_is_refused(run, tmp_path, augment
 
 def test_a_tokenizer_that_is_not_the_towers_is_refused(run, sources):
     """run.json names the tokenizer by its hash."""
-    from mmfm.inputs.text import parse_reader
+    from mmfm.preprocessing.tokenizer import parse_reader
 
     words = prepare(run).run.model.text.words
     with pytest.raises(UserError, match="is not the tokenizer of this tower"):
@@ -333,7 +333,7 @@ def test_a_loaded_run_keeps_tokens_too(run, tmp_path):
     """Scoring reads what training kept: opened again, the locked towers' encoders are not asked."""
     locked = replace(run, optim=replace(run.optim, steps=1, warmup_steps=0, rates=(Rate(of="towers.*", lr=0.0),)))
     text = replace(run.model.text, keep_tokens=str(tmp_path / "kept"))
-    folder = train.train(replace(locked, model=replace(run.model, text=text), save_every_steps=1))
+    folder = fit.train(replace(locked, model=replace(run.model, text=text), save_every_steps=1))
     model, asked = mmfm.load(folder), []
     model.core.towers["text"].encoder.register_forward_hook(lambda *_: asked.append(1))
     model.encode_text(list(WORDS))

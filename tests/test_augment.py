@@ -4,9 +4,9 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 
-from mmfm.batch import Tokens
 from mmfm.config import Augment
-from mmfm.inputs.augment import DRAWS, augment_frames, augment_images, hide_tokens
+from mmfm.data.augment import DRAWS, augment_frames, augment_images, hide_tokens
+from mmfm.data.batch import Tokens
 
 EVERYTHING = Augment(
     **{"rotate_deg": 15.0, "scale": 0.2, "shear": 0.1, "shift": 0.1, "elastic": 0.05, "contrast": 0.3, "cutout": 0.5},

@@ -20,7 +20,7 @@ import measure  # noqa: E402
 from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
 from peer_open_clip import tokenizer_json  # noqa: E402
 
-from mmfm.inputs.text import load_tokenizer  # noqa: E402
+from mmfm.preprocessing.tokenizer import load_tokenizer  # noqa: E402
 
 BATCH, SHARDS, OF_SHARD = 4, 2, 4
 

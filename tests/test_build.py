@@ -20,12 +20,13 @@ import webdataset
 
 from mmfm.__main__ import main
 from mmfm.config import UserError
-from mmfm.data import build as building
-from mmfm.data import build_read, index
-from mmfm.data.build import build
-from mmfm.data.build_rows import Columns, key_of
+from mmfm.data import index
 from mmfm.data.shards import Shards
 from mmfm.data.writer import Item
+from mmfm.datasets import build as building
+from mmfm.datasets import build_check
+from mmfm.datasets.build import build
+from mmfm.datasets.build_rows import Columns, key_of
 
 ROWS = 7
 
@@ -286,7 +287,7 @@ def test_a_table_that_names_no_plain_files(tmp_path: Path, monkeypatch: pytest.M
     """A pipe, which would wait for ever, and a folder count as missing; a file too big for an index has its code."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "large.png").write_bytes(b"x" * 100)
-    monkeypatch.setattr(build_read, "MAX_PART", 99)
+    monkeypatch.setattr(build_check, "MAX_PART", 99)
     names = ("pipe.png", ".", "large.png", "pipe.png/x", "/dev/null")
     rows = [{"image": name, "text": "x"} for name in names] + [{"image": "", "text": "y"}]
     out = run(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", allow_missing=True)
@@ -427,8 +428,8 @@ def test_mistakes_in_what_is_asked(table: Path, files: Path, tmp_path: Path, mon
     for source, options, words in wrong:
         with pytest.raises(UserError, match=words):
             run(source, tmp_path / "out", **options)
-    monkeypatch.delitem(sys.modules, "mmfm.data.build_hf", raising=False)
-    monkeypatch.delattr("mmfm.data.build_hf", raising=False)
+    monkeypatch.delitem(sys.modules, "mmfm.datasets.build_hf", raising=False)
+    monkeypatch.delattr("mmfm.datasets.build_hf", raising=False)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         UserError, match=r"the package datasets is not installed; install it with: pip install 'mmfm\[data\]'"

@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from mmfm.config import Text, UserError
-from mmfm.data.build import build
-from mmfm.data.build_rows import Columns
 from mmfm.data.sample import Sample, text_of
 from mmfm.data.shards import Shards
+from mmfm.datasets.build import build
+from mmfm.datasets.build_rows import Columns
 
 
 def built(source: Any, out: Path, **options: Any) -> dict[str, dict[str, bytes]]:

@@ -15,13 +15,14 @@ from torch import nn
 from toys import PAIRS, toy_config, toy_run
 
 import mmfm
-from mmfm import checkpoint, encoders, strict
-from mmfm.bundle import contents, fixture
-from mmfm.bundle import save as saving
-from mmfm.config import MODALITIES, Blueprint, Pixels, Sound, Tower, UserError
-from mmfm.inputs.text import load_tokenizer, train_tokenizer
-from mmfm.interface import Interface
-from mmfm.model import build
+from mmfm import pretrained
+from mmfm.config import MODALITIES, Blueprint, Pixels, Sound, Tower, UserError, serialization
+from mmfm.export import bundle as saving
+from mmfm.inference.bundle import contents, golden
+from mmfm.inference.interface import Interface
+from mmfm.models import checkpoint
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
 
@@ -326,7 +327,7 @@ def test_a_bundle_names_no_other_folder(copy):
     changed(copy, model=model | {"image": model["image"] | {"weights": "elsewhere"}})
     with pytest.raises(UserError, match=r"a bundle names no other folder, and this one names 'elsewhere'"):
         mmfm.load_encoder("image", copy)
-    tower = strict.write(Tower(source="timm:x", keep_tokens="/elsewhere"))
+    tower = serialization.write(Tower(source="timm:x", keep_tokens="/elsewhere"))
     changed(copy, model=model | {"image": json.loads(tower)})
     with pytest.raises(UserError, match=r"a bundle names no other folder, and this one names '/elsewhere'"):
         mmfm.load_encoder("audio", copy)
@@ -338,7 +339,7 @@ def test_a_blueprint_names_no_file(shape):
     pixels = Pixels(channels=3)
     blueprint = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=8, pixels=pixels)
     with pytest.raises(UserError, match=r"names, and no file or address|which timm does not have"):
-        encoders.build(blueprint)
+        pretrained.build(blueprint)
 
 
 def test_weights_of_another_configuration_are_refused(copy):
@@ -429,10 +430,8 @@ def test_an_interrupted_writing_leaves_nothing(model, copy, monkeypatch, failing
 
 def test_a_bundle_that_differs_is_not_written(model, tmp_path, monkeypatch):
     """It is opened before it gets its name: one that gives other numbers than its source never appears."""
-    make = fixture.make
-    monkeypatch.setattr(
-        fixture, "make", lambda encoder: {k: v + (k == "text.tokens") for k, v in make(encoder).items()}
-    )
+    make = golden.make
+    monkeypatch.setattr(golden, "make", lambda encoder: {k: v + (k == "text.tokens") for k, v in make(encoder).items()})
     with pytest.raises(UserError, match=r"text.tokens differs by"):
         mmfm.save_bundle(model, tmp_path / "a")
     assert not list(tmp_path.iterdir())

@@ -12,11 +12,12 @@ from test_bundle import TOKENIZER, rewrite, trained
 from toys import toy_config
 
 import mmfm
-from mmfm import bundle, checkpoint
 from mmfm.config import MODALITIES, Contrast, Model, UserError
-from mmfm.inputs.text import train_tokenizer
-from mmfm.model import UnifiedModel, build
-from mmfm.towers.vit import resize_positions
+from mmfm.inference import bundle
+from mmfm.models import checkpoint
+from mmfm.models.model import UnifiedModel, build
+from mmfm.models.vit import resize_positions
+from mmfm.preprocessing.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from mmfm.evals.captioning import (
-    caption_figures,
-    ciders,
-    grams,
-    longest_common,
-    matches,
-    rouge_l,
-    words_of,
-)
+from mmfm.evals.captioning import caption_figures, ciders, grams, longest_common, matches, rouge_l, words_of
 from mmfm.evals.metrics import Bootstrap
 
 VOCABULARY = ("a", "man", "dog", "on", "the", "red", "big", "bus", "runs", "two")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm import checkpoint
 from mmfm.config import UserError
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
+from mmfm.models import checkpoint
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
 

@@ -19,10 +19,11 @@ import pytest
 
 import mmfm
 from mmfm.__main__ import main, names, sentence
-from mmfm.check import check, read_run
-from mmfm.commands import Train
+from mmfm.cli import Train
 from mmfm.config import Contrast, Data, Eval, Model, Run, Source, Text, UserError, Write
-from mmfm.strict import to_json
+from mmfm.config.load import read_run
+from mmfm.config.serialization import to_json
+from mmfm.training.preflight import check
 
 CONFIG = """
 from mmfm.config import Contrast, Data, Model, Run, Source, Write
@@ -66,7 +67,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((run, resume, force))
         return run.folder
 
-    monkeypatch.setitem(sys.modules, "mmfm.train", SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "mmfm.training.fit", SimpleNamespace(train=train))
     return calls
 
 
@@ -304,7 +305,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Callable[.
     def train(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setitem(sys.modules, "mmfm.train", SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "mmfm.training.fit", SimpleNamespace(train=train))
     return train
 
 

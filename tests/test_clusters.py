@@ -8,12 +8,12 @@ import pytest
 from test_codec_metrics import PICTURES, Cells
 from test_leaderboard import a_split
 
-from mmfm.data.encode import Coder
-from mmfm.data.example import Decode
+from mmfm.data.decode import Decode
 from mmfm.data.shards import Shards
+from mmfm.datasets.encode import Coder
 from mmfm.evals.codec import Coded, figures_of, score_codecs
-from mmfm.evals.filling import Filled, Filling
-from mmfm.evals.making import Making, Own, Product
+from mmfm.evals.generation import Making, Own, Product
+from mmfm.evals.masked_prediction import Filled, Filling
 from mmfm.evals.metrics import Bootstrap, Figure
 
 PICTURE_COUNT, CAPTIONS, TRUTH, TRIALS = 30, 5, 0.4, 100

@@ -11,15 +11,14 @@ import pytest
 import torch
 from toys import toy_run
 
-from mmfm import checkpoint
 from mmfm.__main__ import main
-from mmfm.batch import Ids
-from mmfm.codecs import make_codec
 from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, TextTower, Trunk
-from mmfm.data.encode import Coder, coders_of
-from mmfm.data.example import Decode
+from mmfm.data.batch import Ids
+from mmfm.data.decode import Decode
 from mmfm.data.shards import Shards
+from mmfm.data.vocabulary import Form
 from mmfm.data.writer import Item, write_shard
+from mmfm.datasets.encode import Coder, coders_of
 from mmfm.evals.codec import (
     BEST_DB,
     Coding,
@@ -33,9 +32,10 @@ from mmfm.evals.codec import (
 )
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.run import scores_during_training
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.vocabulary import Form
+from mmfm.models import checkpoint
+from mmfm.models.codecs import make_codec
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 RATE = 16_000
 PICTURES = ImageCodec(height_px=16, width_px=16, channels=1, patch_px=8, levels=(4, 4), width=8, depth=1)
@@ -209,7 +209,7 @@ def test_batches_change_nothing(spoken: Shards) -> None:
 
 def test_parts_travel(spoken: Shards) -> None:
     """What a rank found comes back from JSON and tensors as it was."""
-    from mmfm.evals.share import packed, unpacked
+    from mmfm.evals.sharding import packed, unpacked
 
     coder = speech_coder()["audio"]
     part = code([spoken[place] for place in range(len(spoken))], "audio", coder, Decode())
@@ -262,7 +262,7 @@ def test_a_run_that_reads_keeps_its_scores(planted: Shards, tmp_path: Path) -> N
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
-    from mmfm.interface import Interface
+    from mmfm.inference.interface import Interface
 
     model = Interface(build(run.model, tokenizer.size, ()), run, tokenizer)
     assert scored_codecs(model) == {}

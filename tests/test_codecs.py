@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from toys import TEXT_IDS, toy_batch, toy_config, toy_run
 
-from mmfm.adapt import trained_codec
-from mmfm.check import check
-from mmfm.codecs import AudioAutoencoder, Codec, ImageAutoencoder, Trainable
-from mmfm.codecs.audio import _error
-from mmfm.codecs.fsq import Quantiser
 from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, Run, UserError, Write
-from mmfm.grammar import parse
-from mmfm.layers import initialise
-from mmfm.model import build
-from mmfm.objectives import Objectives
-from mmfm.optim import unasked
-from mmfm.tasks import read
-from mmfm.vocabulary import Form
+from mmfm.config.task import parse
+from mmfm.data.vocabulary import Form
+from mmfm.models.codecs import AudioAutoencoder, Codec, ImageAutoencoder, Trainable
+from mmfm.models.codecs.audio import _error
+from mmfm.models.codecs.fsq import Quantiser
+from mmfm.models.layers import initialise
+from mmfm.models.model import build
+from mmfm.objectives.joint import Objectives
+from mmfm.objectives.task_pass import read
+from mmfm.training.initialize import trained_codec
+from mmfm.training.optimizer import unasked
+from mmfm.training.preflight import check
 
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(4, 3), width=16, depth=1)
 AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(3, 4), width=24, depth=1)

@@ -11,12 +11,19 @@ import torchaudio.functional as AF
 import transformers as hf
 from torch import Tensor, nn
 
-from mmfm.codecs import known
-from mmfm.codecs.discriminator import Pictures, Sounds
-from mmfm.codecs.fingerprint import fingerprint
-from mmfm.codecs.losses import balance, judged_apart, judged_real, perceptual_distance, spectra, spectral_distance
-from mmfm.codecs.vocoder import GriffinLim
 from mmfm.config import KnownCodec, Mel, UserError
+from mmfm.models.codecs import known
+from mmfm.models.codecs.discriminator import Pictures, Sounds
+from mmfm.models.codecs.fingerprint import fingerprint
+from mmfm.models.codecs.losses import (
+    balance,
+    judged_apart,
+    judged_real,
+    perceptual_distance,
+    spectra,
+    spectral_distance,
+)
+from mmfm.models.codecs.vocoder import GriffinLim
 
 CONVS = {"num_filters": 4, "upsampling_ratios": [5, 2], "codebook_size": 16}
 PICTURE = {"embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}

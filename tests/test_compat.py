@@ -17,7 +17,6 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mmfm.codecs.exact import Exact
 from mmfm.compat import clip_benchmark as of_clip_benchmark
 from mmfm.compat import open_clip as of_open_clip
 from mmfm.compat import timm as of_timm
@@ -39,9 +38,10 @@ from mmfm.compat.transformers import (
     output_lengths,
     processor_keywords,
 )
-from mmfm.hf.causal import MMFMForCausalLM
-from mmfm.hf.model import MMFMPreTrainedModel
-from mmfm.hf.processing import MMFMProcessor
+from mmfm.export.hf.causal import MMFMForCausalLM
+from mmfm.export.hf.model import MMFMPreTrainedModel
+from mmfm.export.hf.processing import MMFMProcessor
+from mmfm.models.codecs.full_precision import Exact
 
 
 def test_generate_hands_the_cache_over_by_the_name_that_we_take():
@@ -57,7 +57,7 @@ def test_generate_hands_the_cache_over_by_the_name_that_we_take():
 
 
 def test_a_cache_has_the_methods_that_our_attention_calls():
-    """If it fails: see how `CachedLayer` and `_columns` of mmfm/hf/causal.py extend one and count its columns."""
+    """If it fails: see how `CachedLayer` and `_columns` of export/hf/causal.py extend one and count its columns."""
     for name in ("update", "get_seq_length", "get_mask_sizes", "reorder_cache"):
         assert callable(getattr(Cache, name)), name
 
@@ -107,7 +107,7 @@ def test_timm_registers_and_leaves_the_module_as_it_was():
 
 def test_timms_classes_are_those_that_its_models_are_made_of():
     """If it fails: print the kinds of a model's parts, and take those names in mmfm/compat/timm.py; what another kind
-    computes must be read off anew in mmfm/layouts/image.py."""
+    computes must be read off anew in mmfm/models/mappings/image.py."""
     made = timm.create_model("test_vit", pretrained=False, init_values=1e-5)
     block = made.blocks[0]
     parts = (made, block, block.attn, block.mlp, block.ls1, made.patch_embed)

@@ -10,7 +10,6 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from mmfm.check import read_run
 from mmfm.config import (
     Augment,
     Checked,
@@ -32,7 +31,8 @@ from mmfm.config import (
     Vit,
     Write,
 )
-from mmfm.strict import from_json, to_json
+from mmfm.config.load import read_run
+from mmfm.config.serialization import from_json, to_json
 
 ROOT = Path(__file__).parent.parent
 FULL = Run(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mmfm.config import UserError
-from mmfm.data import corpus
-from mmfm.data.corpus_read import COPYRIGHT, LONGEST, SHORTEST, TEXT, Chapter, decompressed, passages
 from mmfm.data.shards import Shards
-from mmfm.inputs.text import load_tokenizer
+from mmfm.datasets import corpus
+from mmfm.datasets.corpus_read import COPYRIGHT, LONGEST, SHORTEST, TEXT, Chapter, decompressed, passages
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 WINDOW = 200  # bytes: so few that compress(1) would still write codes of 9 bits
 

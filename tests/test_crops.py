@@ -12,11 +12,11 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
-import mmfm.inputs.audio as sounds
-from mmfm.inputs import BadSample
-from mmfm.inputs.audio import decode_audio, resample
-from mmfm.inputs.augment import CROP_DRAWS, DRAWS, MIRROR_DRAW
-from mmfm.inputs.image import MAX_SCANS, decode_image, picture, random_box, resize
+import mmfm.preprocessing.audio as sounds
+from mmfm.data.augment import CROP_DRAWS, DRAWS, MIRROR_DRAW
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.audio import decode_audio, resample
+from mmfm.preprocessing.image import MAX_SCANS, decode_image, picture, random_box, resize
 
 RANDOM = np.random.default_rng(0)
 

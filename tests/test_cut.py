@@ -6,11 +6,11 @@ import pytest
 import torch
 from toys import TEXT_IDS, toy_batch, toy_config
 
-from mmfm.batch import Ids, Items
 from mmfm.config import AudioCodec, Mel, UserError
-from mmfm.cut import halves, with_halves
-from mmfm.grammar import parse
-from mmfm.model import UnifiedModel, build
+from mmfm.config.task import parse
+from mmfm.data.batch import Ids, Items
+from mmfm.models.model import UnifiedModel, build
+from mmfm.objectives.continuation import halves, with_halves
 
 AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(3, 4), width=24, depth=1)
 

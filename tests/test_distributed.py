@@ -16,11 +16,11 @@ from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toys import PAIRS, WRITES, pick, random_batch, toy_config, toy_model, toy_run
 
-from mmfm.batch import NO_TEXT, Batch, Items
 from mmfm.config import Contrast, ImageCodec, Reconstruct, Run, Write
-from mmfm.distributed import Alone, Joined, Ranks, joined_if_many
-from mmfm.model import UnifiedModel
-from mmfm.objectives import Objectives, identity
+from mmfm.data.batch import NO_TEXT, Batch, Items
+from mmfm.models.model import UnifiedModel
+from mmfm.objectives.joint import Objectives, identity
+from mmfm.runtime.distributed import Alone, Joined, Ranks, joined_if_many
 
 SIZE = 16
 CODEC = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
@@ -172,7 +172,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.set_forkserver_preload(["mmfm.objectives", "torch.distributed"])
+    mp.set_forkserver_preload(["mmfm.objectives.joint", "torch.distributed"])
     mp.start_processes(one_rank, args=(port, out), nprocs=4, start_method="forkserver")
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(4)]
 

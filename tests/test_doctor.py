@@ -20,24 +20,24 @@ from toys import toy_config, toy_run
 
 from mmfm.__main__ import main
 from mmfm.config import Contrast, Data, Eval, Rate, Run, Source, Store, Text, Write
-from mmfm.data import index, remote
-from mmfm.data.names import expand
+from mmfm.config.serialization import to_json as run_to_json
+from mmfm.data import index, remote_cache
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
-from mmfm.doctor import duplicates, near, pace, speed, tars, terminal
+from mmfm.doctor import duplicates, near_duplicates, pace, shard_integrity, speed, terminal
 from mmfm.doctor import run as run_of_doctor
 from mmfm.doctor.decode import Decoded, at_least, lost
 from mmfm.doctor.findings import Diagnosis, Distribution, Finding, Section, clean, distribution, finding, to_json
 from mmfm.doctor.page import render
 from mmfm.doctor.run import Extent, examine
 from mmfm.doctor.run import duplicates as duplicates_of
-from mmfm.doctor.sweep import Swept, sweep
+from mmfm.doctor.scan import Swept, sweep
 from mmfm.evals.split import spread
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.objectives import Objectives
-from mmfm.optim import optimizer_of, set_learning
-from mmfm.strict import to_json as run_to_json
+from mmfm.models.model import build
+from mmfm.objectives.joint import Objectives
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.training.optimizer import optimizer_of, set_learning
 
 NAMES = ("zero", "one", "two", "three")
 QUICK = Extent(quick=True)
@@ -121,7 +121,7 @@ def codes(diagnosis: Diagnosis, *levels: str) -> set[str]:
 
 def twins(run: Run) -> list[Finding]:
     """What the section on duplicates says."""
-    known, _ = tars.look(tars.sets_of(run), remote.Store(Store()), sums=False, fetch=False)
+    known, _ = shard_integrity.look(shard_integrity.sets_of(run), remote_cache.Store(Store()), sums=False, fetch=False)
     return list(duplicates_of(known, [sweep(one, run) for one in known]).findings)
 
 
@@ -205,7 +205,7 @@ def test_bytes_that_changed_after_indexing_are_found_by_their_sum(put, sets, run
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    _, section = tars.look(tars.sets_of(run), remote.Store(Store()), sums=True, fetch=False)
+    _, section = shard_integrity.look(shard_integrity.sets_of(run), remote_cache.Store(Store()), sums=True, fetch=False)
     assert picked(list(section.findings), "shard_changed").examples == (str(path),)
     assert "shard_changed" not in codes(examine(run, "toy.py", QUICK), "ERROR")
 
@@ -425,7 +425,7 @@ def test_candidates_are_all_pairs_that_are_near():
         flipped = draw.choice(64, i % 10, replace=False)
         b[i] = a[i] ^ np.uint64(sum(1 << int(bit) for bit in flipped))
     expected = set(zip(*(x.tolist() for x in np.nonzero(np.bitwise_count(a[:, None] ^ b[None]) <= 7)), strict=True))
-    found = [pair for i, j in near.candidates(a, b) for pair in zip(i.tolist(), j.tolist(), strict=True)]
+    found = [pair for i, j in near_duplicates.candidates(a, b) for pair in zip(i.tolist(), j.tolist(), strict=True)]
     assert sorted(found) == sorted(expected) and len(expected) >= 80
 
 
@@ -585,10 +585,10 @@ def test_remote_shards_are_looked_at_by_their_lists(put, sets, run, monkeypatch)
     """What their lists say is counted; a scheme that is refused is an error, and no traceback."""
     put(sets)
     entries = [index.Entry(place="https://h/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 6})]
-    monkeypatch.setattr(tars, "expand_remote", lambda spec, store: entries)
+    monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: entries)
     source = Source(shards="https://h/", provides=("image", "text"))
-    (one,) = tars.sets_of(replace(run, data=replace(run.data, train=(source,), val=""), eval=Eval()))
-    _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=False)
+    (one,) = shard_integrity.sets_of(replace(run, data=replace(run.data, train=(source,), val=""), eval=Eval()))
+    _, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=False)
     listed = picked(list(section.findings), "not_looked_at")
     assert listed.level == "WARNING" and not any(item.level == "OK" for item in section.findings)
     assert "1 remote shard with 7 samples (image 7, text 6)" in listed.message and "--fetch" in listed.message
@@ -608,22 +608,22 @@ def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples,
     stale = index.index_path(path).read_text()
     put({"val/image.tar": {**sets["val/image.tar"], **samples("image", 90, 1)}})
     entry = index.entry(url, index.load(path, path.stat().st_size))
-    monkeypatch.setattr(tars, "expand_remote", lambda spec, store: [entry])
-    monkeypatch.setattr(remote.Store, "local", lambda self, url, size, crc32: path)
-    monkeypatch.setattr(remote.Store, "text", lambda self, url, limit: index.index_path(path).read_text())
-    (*_, one) = tars.sets_of(replace(run, data=replace(run.data, val=url), eval=Eval()))
-    known, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
+    monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: [entry])
+    monkeypatch.setattr(remote_cache.Store, "local", lambda self, url, size, crc32: path)
+    monkeypatch.setattr(remote_cache.Store, "text", lambda self, url, limit: index.index_path(path).read_text())
+    (*_, one) = shard_integrity.sets_of(replace(run, data=replace(run.data, val=url), eval=Eval()))
+    known, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=True)
     assert [item.code for item in section.findings] == ["whole"] and len(known[0]) == 9
-    assert tars.where(known[0].tars[0], 8) == f"{url}: image-90"
-    monkeypatch.setattr(remote.Store, "text", lambda self, url, limit: stale)
-    _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
+    assert shard_integrity.where(known[0].tars[0], 8) == f"{url}: image-90"
+    monkeypatch.setattr(remote_cache.Store, "text", lambda self, url, limit: stale)
+    _, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=True)
     assert picked(list(section.findings), "index_stale").examples == (url,)
 
     def broken(self, url, size, crc32):
-        raise remote.FetchError("h does not answer")
+        raise remote_cache.FetchError("h does not answer")
 
-    monkeypatch.setattr(remote.Store, "local", broken)
-    _, section = tars.look([one], remote.Store(Store()), sums=True, fetch=True)
+    monkeypatch.setattr(remote_cache.Store, "local", broken)
+    _, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=True)
     assert "h does not answer" in picked(list(section.findings), "remote_refused").message
 
 
@@ -631,7 +631,7 @@ def test_what_is_not_looked_at_is_not_called_sound(put, sets, run, monkeypatch):
     """A split behind a URL beside sets that are here: what is said of all says that it is not of this one."""
     put(sets)
     entries = [index.Entry(place="https://h/v/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 7})]
-    monkeypatch.setattr(tars, "expand_remote", lambda spec, store: entries)
+    monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: entries)
     listed = lambda source, data: Shards([entries[0]] if "://" in source.shards else expand(source.shards))  # noqa: E731
     monkeypatch.setattr(run_of_doctor, "open_source", listed)
     found = examine(replace(run, data=replace(run.data, val="https://h/v")), "toy.py", QUICK)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from toys import pick, toy_batch, toy_model
 
-from mmfm.batch import Batch
 from mmfm.config import Augment
-from mmfm.grammar import parse
-from mmfm.inputs.augment import DRAWS
-from mmfm.layers import Dropout, Noise, mix, number_dropouts, shown
-from mmfm.tasks import read
+from mmfm.config.task import parse
+from mmfm.data.augment import DRAWS
+from mmfm.data.batch import Batch
+from mmfm.models.layers import Dropout, Noise, number_dropouts
+from mmfm.models.token_dropout import shown
+from mmfm.objectives.task_pass import read
+from mmfm.runtime.randomness import mix
 
 
 def drawn(batch: Batch, seed: int = 0) -> Batch:

@@ -23,18 +23,17 @@ from torch import Tensor
 from toys import toy_config
 
 import mmfm
-from mmfm import hf
-from mmfm.bundle.places import unpinned, unplaced
-from mmfm.bundle.save import save_bundle
-from mmfm.checkpoint import save
-from mmfm.commands import Generate
+from mmfm.cli import Generate
 from mmfm.config import AudioCodec, KnownCodec, UserError, Write
-from mmfm.export import onnx, program
+from mmfm.config.serialization import to_json
+from mmfm.export import hf, onnx, program
+from mmfm.export.bundle import save_bundle
 from mmfm.export.command import export
 from mmfm.export.open_clip import register
-from mmfm.interface import Sound
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.export.without_paths import unpinned, unplaced
+from mmfm.inference.interface import Sound
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
 
 pytestmark = pytest.mark.xdist_group("edges")  # one process for all: what they export is exported once
 DIM = 8

@@ -16,23 +16,23 @@ import webdataset
 from torch import Tensor
 from toys import toy_config, toy_run
 
-from mmfm import checkpoint
 from mmfm.__main__ import main
-from mmfm.codecs import make_codec
-from mmfm.codecs.fingerprint import fingerprint
 from mmfm.config import AudioCodec, Augment, Data, ImageCodec, Mel, Source, UserError, Write
 from mmfm.data.codes import MANIFEST, codecs_said, packed, require_own, stored_codes
-from mmfm.data.encode import Coder, coders_of, decoded, encode, padded
-from mmfm.data.example import Decode
+from mmfm.data.decode import Decode
+from mmfm.data.remote_servers import Absent
 from mmfm.data.sample import Sample
-from mmfm.data.servers import Absent
 from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
+from mmfm.data.vocabulary import Form
 from mmfm.data.writer import Item, write_shard
-from mmfm.inputs import BadSample
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.vocabulary import Form
+from mmfm.datasets.encode import Coder, coders_of, decoded, encode, padded
+from mmfm.models import checkpoint
+from mmfm.models.codecs import make_codec
+from mmfm.models.codecs.fingerprint import fingerprint
+from mmfm.models.model import build
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 PICTURES = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(8, 5), width=8, depth=1)
 SPEECH = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(4, 3), width=8, depth=1)

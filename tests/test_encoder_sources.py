@@ -18,12 +18,12 @@ from torch import nn
 from toy_encoders import BLOCKS, CONVS, PICTURE, WORDS, hf_folder, open_clip_folder, timm_folder, wordpieces
 
 from mmfm.config import Tower, UserError
-from mmfm.encoders import build, layers, resolve
-from mmfm.encoders.clip_words import clip_bpe
-from mmfm.encoders.face import fit_keep
-from mmfm.encoders.source import parse
-from mmfm.encoders.words import words_of_hf
-from mmfm.inputs.text import Reader, parse_reader
+from mmfm.preprocessing.tokenizer import Reader, parse_reader
+from mmfm.pretrained import build, layer_groups, resolve
+from mmfm.pretrained.clip_tokenizer import clip_bpe
+from mmfm.pretrained.encoder import fit_keep
+from mmfm.pretrained.source import parse
+from mmfm.pretrained.tokenizer_spec import words_of_hf
 
 SENTENCES = (
     "",
@@ -316,7 +316,7 @@ def test_layers_of_a_vit(tmp_path: Path) -> None:
     """Embedding, each block, final norm: every parameter once, in order."""
     timm_folder(tmp_path, "test_vit")
     encoder = build(resolve(Tower(source=str(tmp_path), weights="random"), "image").blueprint)
-    groups = layers(encoder)
+    groups = layer_groups(encoder)
     assert [name for group in groups for name in group] == [name for name, _ in encoder.named_parameters()]
     blocks = [{name.split(".")[2] for name in group if ".blocks." in name} for group in groups]
     assert blocks == [set(), {"0"}, {"1"}, {"2"}, {"3"}, {"4"}, {"5"}, set()]
@@ -326,7 +326,7 @@ def test_layers_of_a_vit(tmp_path: Path) -> None:
 def test_layers_of_a_text_model_and_of_stages(tmp_path: Path) -> None:
     hf_folder(tmp_path / "b", hf.BertConfig(max_position_embeddings=40, **BLOCKS, **WORDS), wordpieces())
     encoder = build(resolve(Tower(source=str(tmp_path / "b")), "text").blueprint)
-    groups = layers(encoder)
+    groups = layer_groups(encoder)
     assert [sorted({name.split(".")[1] for name in group}) for group in groups] == [
         ["embeddings"],
         ["encoder"],
@@ -338,7 +338,7 @@ def test_layers_of_a_text_model_and_of_stages(tmp_path: Path) -> None:
     blocks = {
         re.search(r"stages\.\d+\.blocks\.\d+", name)[0] for name, _ in stages.named_parameters() if "blocks" in name
     }
-    assert len([group for group in layers(stages) if any("blocks" in name for name in group)]) == len(blocks)
+    assert len([group for group in layer_groups(stages) if any("blocks" in name for name in group)]) == len(blocks)
 
 
 def test_fit_keep() -> None:

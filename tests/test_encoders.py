@@ -24,9 +24,9 @@ from toy_encoders import (
 )
 
 from mmfm.config import Blueprint, Tower, UserError
-from mmfm.encoders import Encoder, build, resolve
-from mmfm.encoders.padding import padding_gap
-from mmfm.strict import parse, write
+from mmfm.config.serialization import parse, write
+from mmfm.pretrained import Encoder, build, resolve
+from mmfm.pretrained.padding import padding_gap
 
 CLIP = {"text_config": BLOCKS | WORDS, "vision_config": PICTURE}
 DINO = {name: value for name, value in PICTURE.items() if name != "intermediate_size"}

@@ -24,18 +24,19 @@ from test_evals import SMALL, picture, saved_run, shard
 from torch import Tensor, nn
 
 from mmfm.__main__ import main, parse
-from mmfm.checkpoint import load_model, newest_step, steps_of
-from mmfm.commands import Evaluate, words_of
+from mmfm.cli import Evaluate, words_of
 from mmfm.config import UserError
+from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
-from mmfm.distributed import Alone, Said, attend, each, together
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
 from mmfm.evals.run import How, evaluate, load_shared, scores_during_training
-from mmfm.evals.share import packed, shared, unpacked
+from mmfm.evals.sharding import packed, shared, unpacked
 from mmfm.evals.split import TEXTS_AT_ONCE, at_rest, encode_texts, read_split
-from mmfm.meeting import assembled, device_of_rank
-from mmfm.strict import to_json
+from mmfm.inference.load import load_model
+from mmfm.models.checkpoint import newest_step, steps_of
+from mmfm.runtime.distributed import Alone, Said, attend, each, together
+from mmfm.runtime.rendezvous import assembled, device_of_rank
 
 HOW = How(bootstrap=Bootstrap(resamples=20), batch=3, max_tokens=4)
 WORDS = ("one", "two", "three", "four")

@@ -11,19 +11,19 @@ import pytest
 import torch
 from test_evals import NAMED, PETS, QUICK, SMALL, Planted, found, pets, picture, shard, sound
 
-from mmfm.batch import Batch
 from mmfm.config import Data, Eval, Run, Source, Text, Write
-from mmfm.data.example import Decode, collate
+from mmfm.data.batch import Batch
+from mmfm.data.decode import Decode, collate
 from mmfm.data.sample import Sample
 from mmfm.evals.judges.contract import compared
 from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.reading import Reader
 from mmfm.evals.run import How, evaluate, how_of, scores_during_training
 from mmfm.evals.split import at_rest, read_split
-from mmfm.inputs.text import Tokenizer, load_tokenizer, train_tokenizer
-from mmfm.interface import Interface
-from mmfm.making.things import Text as MadeText
-from mmfm.model import build
+from mmfm.inference.interface import Interface
+from mmfm.inference.processing import Text as MadeText
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 BYTES = load_tokenizer("bytes")
 

@@ -21,23 +21,23 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.batch import Batch
-from mmfm.checkpoint import save
 from mmfm.config import UserError
-from mmfm.data.example import Decode, read_example
-from mmfm.data.names import expand
+from mmfm.config.serialization import to_json
+from mmfm.data.batch import Batch
+from mmfm.data.decode import Decode, read_example
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.splits import named_splits
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.places import write_json
+from mmfm.evals.paths import write_json
 from mmfm.evals.run import How, evaluate, evaluate_run, scores_during_training
 from mmfm.evals.split import asked_and_more, at_rest, encode_texts, spread
 from mmfm.evals.table import print_split
-from mmfm.evals.zeroshot import class_vectors
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.evals.zero_shot import class_vectors
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 TELEPHONE = config.Mel(rate_hz=8_000, high_hz=3_800.0, bins=16)
 SMALL = config.Model(

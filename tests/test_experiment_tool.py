@@ -12,12 +12,12 @@ import torch
 from test_evals import SMALL
 
 from mmfm import config
-from mmfm.check import read_run
-from mmfm.checkpoint import save
+from mmfm.config.load import read_run
+from mmfm.config.serialization import to_json
 from mmfm.evals.provenance import origin_of
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
@@ -52,7 +52,9 @@ def arm(folder: Path, steps: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     made = config.Run(name="x", model=SMALL, optim=config.Optim(steps=steps, warmup_steps=1))
     (folder / "run.json").write_text(to_json(made))
-    code = f"from mmfm.check import read_run\n\n\ndef config():\n    return read_run({str(folder / 'run.json')!r})\n"
+    code = (
+        f"from mmfm.config.load import read_run\n\n\ndef config():\n    return read_run({str(folder / 'run.json')!r})\n"
+    )
     (folder / "one.py").write_text(code)
     return folder / "one.py"
 

@@ -7,7 +7,7 @@ from shared_exports import pictures
 
 from mmfm.config import Pixels, UserError, Words
 from mmfm.export.clip import HEADS, write_clip
-from mmfm.layouts import Converted, Foreign, convert
+from mmfm.models.mappings import Converted, Foreign, convert
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

@@ -12,14 +12,14 @@ from safetensors import safe_open
 from shared_exports import NAMES, TEMPLATES, classification, pictures, retrieval, saved, square, words
 from toys import PAIRS, toy_config
 
-from mmfm import checkpoint
 from mmfm.__main__ import main
 from mmfm.config import UserError, Words
-from mmfm.evals.zeroshot import class_vectors
+from mmfm.evals.zero_shot import class_vectors
 from mmfm.export import clip_benchmark as ours
 from mmfm.export.command import export
-from mmfm.export.words import PAD, write_tokenizer
-from mmfm.inputs.text import Reader, Tokenizer
+from mmfm.export.tokenizer import PAD, write_tokenizer
+from mmfm.models import checkpoint
+from mmfm.preprocessing.tokenizer import Reader, Tokenizer
 
 TEXTS = ["a red picture", "something blue", f"{PAD} is text"]
 LONG = "grey" * 150

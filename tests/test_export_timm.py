@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from shared_exports import pictures, saved, square
 
-from mmfm import checkpoint
 from mmfm.config import UserError, Vit
 from mmfm.export import timm as ours
 from mmfm.export.command import export
-from mmfm.towers.vit import VisionTransformer, normalise
+from mmfm.models import checkpoint
+from mmfm.models.vit import VisionTransformer, normalise
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from toys import padded, toy_batch, toy_config, toy_model
 
-from mmfm.batch import Batch, Ids, Items
 from mmfm.config import Data, ImageCodec, Optim, Run, Source, Trunk, Write
-from mmfm.data.example import Decode
-from mmfm.evals.filling import (
+from mmfm.config.task import parse
+from mmfm.data.batch import Batch, Ids, Items
+from mmfm.data.decode import Decode
+from mmfm.evals.masked_prediction import (
     PART,
     Filling,
     counts,
@@ -28,10 +29,9 @@ from mmfm.evals.filling import (
     masked,
 )
 from mmfm.evals.split import at_rest, read_split
-from mmfm.grammar import parse
-from mmfm.inputs.text import load_tokenizer
-from mmfm.interface import Interface
-from mmfm.model import UnifiedModel, build
+from mmfm.inference.interface import Interface
+from mmfm.models.model import UnifiedModel, build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 ALONE = parse("text~")
 CODEC = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)

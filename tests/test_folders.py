@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mmfm import folders
 from mmfm.config import UserError
-from mmfm.data.folder import whole
+from mmfm.data.output_folder import whole
 from mmfm.export.folder import ABOUT, export_folder
-from mmfm.folders import whole_folder
+from mmfm.runtime import folders
+from mmfm.runtime.folders import whole_folder
 
 
 def names(folder: Path) -> dict[str, str]:

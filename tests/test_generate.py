@@ -4,17 +4,17 @@ import pytest
 import torch
 from toys import TEXT_IDS, pick, toy_batch, toy_model
 
-from mmfm.batch import Batch, Tokens
 from mmfm.config import Trunk, UserError
-from mmfm.generate import Decoding, stream, write
-from mmfm.generate.loop import steps
-from mmfm.generate.pen import read_sources
-from mmfm.generate.step import stepper
-from mmfm.grammar import parse
-from mmfm.model import UnifiedModel
-from mmfm.tasks import sources_of
-from mmfm.trunk import Segment
-from mmfm.vocabulary import Form
+from mmfm.config.task import parse
+from mmfm.data.batch import Batch, Tokens
+from mmfm.data.vocabulary import Form
+from mmfm.generation import Decoding, stream, write
+from mmfm.generation.decode_step import stepper
+from mmfm.generation.decoding_state import read_sources
+from mmfm.generation.generate import steps
+from mmfm.models.model import UnifiedModel
+from mmfm.models.transformer import Segment
+from mmfm.objectives.task_pass import sources_of
 
 BOOKS = Form((4, 3), length=6)  # of pictures: two books, three steps
 OPEN = Form((5, 2))  # of sounds, as long as they like

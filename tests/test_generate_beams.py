@@ -6,12 +6,12 @@ from peers import LANGUAGE, double, of_hf
 from torch import Tensor
 
 from mmfm.config import Model, Trunk
-from mmfm.generate import Decoding
-from mmfm.generate.beams import search
-from mmfm.generate.pen import Pen
-from mmfm.layouts import convert
-from mmfm.model import build
-from mmfm.vocabulary import MARKS
+from mmfm.data.vocabulary import MARKS
+from mmfm.generation import Decoding
+from mmfm.generation.beam_search import search
+from mmfm.generation.decoding_state import Pen
+from mmfm.models.mappings import convert
+from mmfm.models.model import build
 
 WORDS, PROMPT = 30, 4
 

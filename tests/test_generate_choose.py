@@ -11,9 +11,9 @@ from transformers import (
 )
 
 from mmfm.config import UserError
-from mmfm.generate import Decoding, check_guidance
-from mmfm.generate.choose import choose, drawn_seeds, likely, waits
-from mmfm.grammar import parse
+from mmfm.config.task import parse
+from mmfm.generation import Decoding, check_guidance
+from mmfm.generation.sampling import choose, drawn_seeds, likely, waits
 
 IDS = torch.arange(10, 60)
 

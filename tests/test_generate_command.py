@@ -12,11 +12,11 @@ from toys import toy_run
 
 import mmfm
 from mmfm.__main__ import main
-from mmfm.checkpoint import save
-from mmfm.interface import Interface, Sound
-from mmfm.making import files
-from mmfm.making.files import sheet
-from mmfm.strict import to_json
+from mmfm.config.serialization import to_json
+from mmfm.inference import media_files
+from mmfm.inference.interface import Interface, Sound
+from mmfm.inference.media_files import sheet
+from mmfm.models.checkpoint import save
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_failing_encoder_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
     def fail(thing: object) -> bytes:
         raise RuntimeError("no such mode")
 
-    monkeypatch.setattr(files, "encoded", fail)
+    monkeypatch.setattr(media_files, "encoded", fail)
     assert generate("text>image", "--text", "a", "--out", "p.png") == 1
     assert list(Path().iterdir()) == []
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from toys import pick, toy_batch, toy_model
 
-from mmfm.batch import Ids
 from mmfm.config import UserError
-from mmfm.generate import Decoding, fill
-from mmfm.generate import filling as module
-from mmfm.grammar import Task, parse
-from mmfm.tasks import sources_of
-from mmfm.vocabulary import Form
+from mmfm.config.task import Task, parse
+from mmfm.data.batch import Ids
+from mmfm.data.vocabulary import Form
+from mmfm.generation import Decoding, fill
+from mmfm.generation import masked_decoding as module
+from mmfm.objectives.task_pass import sources_of
 
 SIZE, TIME = 6, 8
 FORMS = {"one book": Form((7,), length=TIME), "two books": Form((4, 3), length=TIME)}

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from toys import pick, toy_batch, toy_model
 
-from mmfm.batch import Items
 from mmfm.config import UserError
-from mmfm.generate import Decoding, embed_items, int8, nearness, source_embeddings, write
-from mmfm.generate.int8 import Int8Linear
-from mmfm.generate.rerank import best
-from mmfm.grammar import parse
-from mmfm.layers import mix
+from mmfm.config.task import parse
+from mmfm.data.batch import Items
+from mmfm.generation import Decoding, embed_items, int8, nearness, source_embeddings, write
+from mmfm.generation.best_of import best
+from mmfm.generation.int8 import Int8Linear
+from mmfm.runtime.randomness import mix
 
 
 def test_the_best_of_each_row_s_draws():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmfm.generate import Words
-from mmfm.inputs.text import load_tokenizer, train_tokenizer
+from mmfm.generation import Words
+from mmfm.preprocessing.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = ["plain", "", "Käse für 5 € 🦊🦊 und 漢字", "a\ufffdb", "two\nlines\n\n", "e\u0301 🏳️‍🌈 end"]
 BYTES = load_tokenizer("bytes")

@@ -3,7 +3,7 @@
 import pytest
 
 from mmfm.config import UserError
-from mmfm.grammar import Task, parse, parse_chain, parse_writing
+from mmfm.config.task import Task, parse, parse_chain, parse_writing
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmfm.inputs.headers import HEAD, TAILS, Measure, jpeg_head, measure
+from mmfm.preprocessing.media_headers import HEAD, TAILS, Measure, jpeg_head, measure
 
 
 def of(data, extension):

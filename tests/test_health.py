@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmfm.config import UserError
-from mmfm.data.health import WINDOW, Bad, Health
-from mmfm.inputs import CODES
+from mmfm.data.bad_samples import WINDOW, Bad, Health
+from mmfm.preprocessing import CODES
 
 
 def bad(n: int, source: int = 0, code: str = "image_damaged") -> list[Bad]:

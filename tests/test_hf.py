@@ -14,12 +14,12 @@ from tokenizers import models, pre_tokenizers
 from toys import PAIRS
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
-from mmfm import hf
-from mmfm.batch import Batch, Items
 from mmfm.config import UserError
-from mmfm.inputs.audio import load_audio
-from mmfm.inputs.text import Tokenizer, load_tokenizer, train_tokenizer
-from mmfm.objectives import Objectives
+from mmfm.data.batch import Batch, Items
+from mmfm.export import hf
+from mmfm.objectives.joint import Objectives
+from mmfm.preprocessing.audio import load_audio
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = ["seven", "", "forty-two  and\nmore", "naïve ☃ 漢字", "<|end|> <|begin-text|>", " <|pad|>"]
 
@@ -276,7 +276,7 @@ def test_weights_of_another_model_are_an_error_not_a_warning(made, tmp_path, cha
 def test_a_folder_is_written_whole_or_not_at_all(made, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="exists already; give a new one"):
         hf.write(made.model, made.folder)
-    monkeypatch.setattr("mmfm.hf.folder.generation", lambda config: 1 / 0)
+    monkeypatch.setattr("mmfm.export.hf.folder.generation", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         hf.write(made.model, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,10 @@ from exported import Exported, export
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from mmfm import hf
 from mmfm.compat.transformers import CACHE, CACHE_NAMES, cache_of
 from mmfm.config import UserError
-from mmfm.data.example import Example, collate
+from mmfm.data.decode import Example, collate
+from mmfm.export import hf
 
 TEXTS = ["seven", "f", "forty-two and more"]
 

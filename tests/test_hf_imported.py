@@ -21,8 +21,8 @@ from toy_encoders import (
 )
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from mmfm import hf
 from mmfm.config import Tower, UserError
+from mmfm.export import hf
 
 TEXTS = ["the", "the cab. and a dog", "Bee [SEP] x", ""]
 

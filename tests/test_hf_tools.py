@@ -13,8 +13,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.multimodal import CLIPScore
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from mmfm import hf
 from mmfm.evals.run import evaluate_run
+from mmfm.export import hf
 
 NAMES = ["seven", "forty-two", "x", "a hundred and one"]
 # peft asks transformers for what that has renamed

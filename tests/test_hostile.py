@@ -17,17 +17,18 @@ from hostile import BLOCK, END, GOOD, PAYLOAD, header, indexed, listed, member, 
 from test_checkpoint import saved
 from toys import toy_run
 
-from mmfm import checkpoint, config
+from mmfm import config
 from mmfm.config import UserError
+from mmfm.config.serialization import from_json, to_json
 from mmfm.data.sample import Sample, text_of
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
-from mmfm.inputs import BadSample
-from mmfm.inputs.audio import decode_audio
-from mmfm.inputs.headers import measure
-from mmfm.inputs.image import decode_image, picture
-from mmfm.inputs.text import load_tokenizer
-from mmfm.strict import from_json, to_json
+from mmfm.models import checkpoint
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.image import decode_image, picture
+from mmfm.preprocessing.media_headers import measure
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 MOST_MB, MOST_SECONDS = 256, 20
 

@@ -17,10 +17,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from toy_encoders import BLOCKS, PICTURE, WORDS, hf_folder, open_clip_folder, timm_folder, wordpieces
 
-from mmfm import importing
-from mmfm.codecs import known
 from mmfm.config import Blueprint, KnownCodec, Pixels, Sound, Tower, UserError, Words
-from mmfm.encoders import build, resolve
+from mmfm.export import importer
+from mmfm.models.codecs import known
+from mmfm.pretrained import build, resolve
 
 VISION = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -177,8 +177,8 @@ def test_hostile_folders_of_transformers(name: str, tmp_path: Path, watched: lis
     hostile_hf(tmp_path / "f", **FOLDERS[name])
     for way in (
         lambda: resolve(Tower(source=str(tmp_path / "f")), "text"),
-        lambda: importing.modality_of(str(tmp_path / "f")),
-        lambda: importing.import_source(str(tmp_path / "f"), tmp_path / "out", modality="trunk"),
+        lambda: importer.modality_of(str(tmp_path / "f")),
+        lambda: importer.import_source(str(tmp_path / "f"), tmp_path / "out", modality="trunk"),
     ):
         with pytest.raises(UserError) as caught:
             way()

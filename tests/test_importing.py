@@ -20,18 +20,19 @@ from toy_encoders import BLOCKS, LAYERED, PICTURE, WORDS, hf_folder, moved, open
 from toys import toy_batch, toy_config
 
 import mmfm
-from mmfm import bundle, importing
-from mmfm import optim as optimising
 from mmfm.__main__ import main
-from mmfm.adapt import begin, parameters_of, prepare
-from mmfm.bundle.encoder import BundledEncoder
-from mmfm.checkpoint import save
 from mmfm.config import Conformer, Contrast, Model, Optim, Rate, Run, TextTower, Tower, Trunk, UserError, Vit, Write
-from mmfm.inputs.text import load_tokenizer
-from mmfm.interface import Interface
-from mmfm.model import build
-from mmfm.module import JointModule
-from mmfm.trunk import Segment
+from mmfm.export import importer
+from mmfm.inference import bundle
+from mmfm.inference.bundle.encoder import BundledEncoder
+from mmfm.inference.interface import Interface
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
+from mmfm.models.transformer import Segment
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.training import optimizer as optimising
+from mmfm.training.initialize import begin, parameters_of, prepare
+from mmfm.training.module import JointModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*SwigPy.*:DeprecationWarning")
 CLIP = {
@@ -168,7 +169,7 @@ SOURCES = [vit, dino, timm_vit, resnet, clip_image, clip_text, hf_clip_text, ber
 def test_the_bundle_gives_the_sources_numbers(make, tmp_path):
     """Loaded from its folder, against the library's own forward on inputs that the proof has not seen."""
     modality, part, both = make(tmp_path / "source")
-    proof = importing.import_source(str(tmp_path / "source"), tmp_path / "out", modality=modality)
+    proof = importer.import_source(str(tmp_path / "source"), tmp_path / "out", modality=modality)
     assert proof.part == part.__name__ and proof.holds and proof.difference <= 1e-4 * proof.scale
     encoder = mmfm.load_encoder(modality, tmp_path / "out")
     ours, theirs = both(encoder)
@@ -204,7 +205,7 @@ def test_torchaudio(tmp_path, monkeypatch):
             return native.state_dict()
 
     monkeypatch.setattr(torchaudio.pipelines, "TOY", Toy("toy.pth", params, 16_000, False, "Wav2Vec2"), raising=False)
-    proof = importing.import_source("torchaudio:TOY", tmp_path / "out")
+    proof = importer.import_source("torchaudio:TOY", tmp_path / "out")
     assert proof.holds and not proof.padding_invariant and proof.padding > 0.01
     assert "padded inputs are" in (tmp_path / "out/README.md").read_text()
     wave = noise(1, 6_000)
@@ -232,7 +233,7 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
     """Begun from the bundle, our model's logits over the text's rows are the language model's; where its output has a
     table of its own, ours has too."""
     native = language(tmp_path / "lm", tied)
-    proof = importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+    proof = importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
     assert (proof.modality, proof.part) == ("trunk", "Trunk") and proof.holds and proof.padding_invariant
     trunk = mmfm.native(str(tmp_path / "out"))
     assert 'trunk = mmfm.native("' in (tmp_path / "out/README.md").read_text()
@@ -264,7 +265,7 @@ def test_a_language_model_that_is_locked_stays_what_it_was(tied, tmp_path):
     """`trunk.*` at rate 0 names its tables too: after steps with decay its text rows are the language model's, and the
     new rows of marks, the connectors and heads have moved. What is locked is told, with its count."""
     language(tmp_path / "lm", tied)
-    importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+    importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
     model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
     rates = (Rate(of="trunk.*", lr=0.0), Rate(of="towers.*", lr=0.5))
     optim = Optim(steps=9, lr=1e-2, warmup_steps=1, weight_decay=0.5, rates=rates)
@@ -301,7 +302,7 @@ def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeyp
     """A run of a version in which `trunk.*` did not take in a language model's tables: its state fits no group now, and
     a new run begins with its weights."""
     language(tmp_path / "lm")
-    importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+    importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
     model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
     optim = Optim(steps=9, rates=(Rate(of="trunk.*", lr=0.1),), warmup_steps=1)
     run = Run(name="x", out=str(tmp_path), model=model, contrast=(Contrast(pair=("image", "text")),), optim=optim)
@@ -337,7 +338,7 @@ def test_a_language_model_without_all_its_weights_is_refused(tmp_path):
         r"lm: its weights lack model\.layers\.0\.mlp\.\S+, .* its config\.json asks for; .*; give a source that holds"
     )
     with pytest.raises(UserError, match=told):
-        importing.import_source(str(tmp_path / "lm"), tmp_path / "out")
+        importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -346,7 +347,7 @@ def test_a_language_model_without_all_its_weights_is_refused(tmp_path):
 def test_a_configuration_begins_from_it(make, tmp_path):
     """What `native` gives goes into a Run as any tower does; prepared and begun, it says what the bundle says."""
     modality, _, _ = make(tmp_path / "source")
-    importing.import_source(str(tmp_path / "source"), tmp_path / "out", modality=modality)
+    importer.import_source(str(tmp_path / "source"), tmp_path / "out", modality=modality)
     towers = {"image": None, "audio": None, "text": None} | {modality: mmfm.native(str(tmp_path / "out"))}
     prepared = prepare(Run(name="x", model=Model(**towers, trunk=toy_config().trunk)))
     torch.manual_seed(5)
@@ -365,7 +366,7 @@ def test_a_model_with_imported_towers_travels(tmp_path):
     towers = {"audio": None}
     for make in (vit, bert):
         modality, *_ = make(tmp_path / make.__name__)
-        importing.import_source(str(tmp_path / make.__name__), tmp_path / f"{modality}s", modality=modality)
+        importer.import_source(str(tmp_path / make.__name__), tmp_path / f"{modality}s", modality=modality)
         towers[modality] = mmfm.native(str(tmp_path / f"{modality}s"))
     run = Run(
         name="x",
@@ -398,7 +399,7 @@ def test_wrapped_and_native_are_one(tmp_path):
     """The same source either way: the same tokens of the same picture file; and it is asked for by name."""
     vit(tmp_path / "source")
     for layout in ("native", "wrapped"):
-        importing.import_source(str(tmp_path / "source"), tmp_path / layout, layout=layout)
+        importer.import_source(str(tmp_path / "source"), tmp_path / layout, layout=layout)
     ours, theirs = (mmfm.load_encoder("image", tmp_path / layout) for layout in ("native", "wrapped"))
     assert isinstance(ours.run.model.image, Vit) and isinstance(theirs.run.model.image, Tower)
     assert ours.preprocess == theirs.preprocess
@@ -410,27 +411,27 @@ def test_wrapped_and_native_are_one(tmp_path):
 def test_what_has_no_place_is_wrapped_or_refused(tmp_path):
     bert(tmp_path / "source")
     with pytest.raises(UserError, match=r"no layout for hf's bert; .*or say --layout wrapped"):
-        importing.import_source(str(tmp_path / "source"), tmp_path / "out", layout="native")
+        importer.import_source(str(tmp_path / "source"), tmp_path / "out", layout="native")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_difference_is_not_written(tmp_path, monkeypatch):
     """One number of the converted weights is wrong: nothing is left, and the bundle that was there is as it was."""
     vit(tmp_path / "source")
-    importing.import_source(str(tmp_path / "source"), tmp_path / "old")
+    importer.import_source(str(tmp_path / "source"), tmp_path / "old")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
-    whole = importing.convert
+    whole = importer.convert
 
     def wrong(*given):
         made = whole(*given)
         made.weights["norm.bias"][0] += 0.01
         return made
 
-    monkeypatch.setattr(importing, "convert", wrong)
+    monkeypatch.setattr(importer, "convert", wrong)
     for name in ("new", "old"):
         words = r"source as a Vit differs from its source by 0.01\d*, of numbers as large as [\d.]+, and is not written"
         with pytest.raises(UserError, match=words):
-            importing.import_source(str(tmp_path / "source"), tmp_path / name, force=True)
+            importer.import_source(str(tmp_path / "source"), tmp_path / name, force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "source"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
 
@@ -441,7 +442,7 @@ def test_a_second_time_is_refused_before_anything_is_loaded(tmp_path, monkeypatc
     source, out = str(tmp_path / "source"), str(tmp_path / "out")
     assert main(["import", source, out]) == 0
     assert main(["import", source, out, "--force"]) == 0
-    monkeypatch.setattr(importing, "resolve", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(importer, "resolve", lambda *_: pytest.fail("loaded"))
     assert main(["import", source, out]) == 2
 
 
@@ -485,9 +486,9 @@ def test_a_wrong_source_is_one_line(words, told, tmp_path, monkeypatch, capsys):
 
 def test_an_imported_bundle_is_no_source_again(tmp_path):
     vit(tmp_path / "source")
-    importing.import_source(str(tmp_path / "source"), tmp_path / "out")
+    importer.import_source(str(tmp_path / "source"), tmp_path / "out")
     with pytest.raises(UserError, match="is a bundle already; load it, or start from it"):
-        importing.import_source(str(tmp_path / "out"), tmp_path / "again")
+        importer.import_source(str(tmp_path / "out"), tmp_path / "again")
     with pytest.raises(UserError, match=r"holds a Vit, a part of our own; give image=mmfm.native\("):
         bundle.resolve(Tower(source=str(tmp_path / "out")), "image")
 
@@ -499,6 +500,6 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importing, "compare", interrupted)
+    monkeypatch.setattr(importer, "compare", interrupted)
     assert main(["import", str(tmp_path / "source"), str(tmp_path / "out")]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -9,8 +9,8 @@ import pytest
 
 from mmfm.config import Source, UserError
 from mmfm.data import index, shards
-from mmfm.data.names import expand
 from mmfm.data.sample import text_of
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards, check_holds
 
 

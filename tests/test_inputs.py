@@ -14,10 +14,10 @@ from scipy.signal import resample_poly
 from torchvision.transforms import v2
 
 from mmfm.config import UserError
-from mmfm.inputs import BadSample
-from mmfm.inputs.audio import decode_audio, load_audio, resample
-from mmfm.inputs.image import decode_image, load_picture, resize
-from mmfm.inputs.text import load_tokenizer, parse_tokenizer, train_tokenizer
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.audio import decode_audio, load_audio, resample
+from mmfm.preprocessing.image import decode_image, load_picture, resize
+from mmfm.preprocessing.tokenizer import load_tokenizer, parse_tokenizer, train_tokenizer
 
 ODD = (
     "forty-two",

@@ -10,11 +10,11 @@ from PIL import Image
 from toys import PAIRS, toy_config, toy_run
 
 from mmfm.config import UserError, Write
-from mmfm.data.example import Example, collate
-from mmfm.inputs.text import load_tokenizer
-from mmfm.interface import Interface
-from mmfm.making.known import known_tasks
-from mmfm.model import build
+from mmfm.data.decode import Example, collate
+from mmfm.inference.interface import Interface
+from mmfm.inference.known_tasks import known_tasks
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
 

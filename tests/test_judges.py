@@ -15,16 +15,16 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from mmfm.config import UserError
-from mmfm.data.numbers_plan import name
 from mmfm.data.sample import Sample
-from mmfm.encoders import wheels
+from mmfm.datasets.numbers_plan import name
 from mmfm.evals.judges import digits
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.contract import NAMES, Judge, Trained, heard, joined, spelled
 from mmfm.evals.judges.figures import is_number, read_right, same_speaker, word_errors
 from mmfm.evals.judges.whisper import Whisper
 from mmfm.evals.metrics import Bootstrap
-from mmfm.inputs.image import resize
+from mmfm.preprocessing.image import resize
+from mmfm.pretrained import wheels
 
 WANTED = ["forty-two", "seven", "sixty", "ninety-nine"]
 

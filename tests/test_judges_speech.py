@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmfm.config import UserError
-from mmfm.data.numbers_plan import ACCENTS_TRAIN, TENS, UNITS, VARIANTS_TEST, VARIANTS_VAL, splits
 from mmfm.data.sample import Sample
+from mmfm.datasets.numbers_plan import ACCENTS_TRAIN, TENS, UNITS, VARIANTS_TEST, VARIANTS_VAL, splits
 from mmfm.evals.judges import make, speech_train
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.contract import Trained

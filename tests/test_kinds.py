@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmfm.data.build import build
-from mmfm.inputs import BadSample
-from mmfm.inputs.audio import decode_audio
-from mmfm.inputs.headers import measure
-from mmfm.inputs.image import decode_image
-from mmfm.inputs.kinds import kind_of, refusal
+from mmfm.datasets.build import build
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.file_formats import kind_of, refusal
+from mmfm.preprocessing.image import decode_image
+from mmfm.preprocessing.media_headers import measure
 
 
 def by_pillow(layout: str) -> bytes:

@@ -16,14 +16,15 @@ from ranks import on_ranks
 from torch.distributed import HashStore
 from toys import toy_run
 
-from mmfm import checkpoint, meeting, process
 from mmfm.__main__ import main
 from mmfm.config import Optim, UserError
-from mmfm.distributed import Said, agree, attend, difference, from_first
+from mmfm.config.serialization import from_json
 from mmfm.doctor.run import _start as examined
-from mmfm.launch import HERE, STARTED, Launch, first_process, launched
-from mmfm.strict import from_json
-from mmfm.train import of_launch, status_of
+from mmfm.models import checkpoint
+from mmfm.runtime import process, rendezvous
+from mmfm.runtime.distributed import Said, agree, attend, difference, from_first
+from mmfm.runtime.launch import HERE, STARTED, Launch, first_process, launched
+from mmfm.training.fit import of_launch, status_of
 
 pytestmark = pytest.mark.xdist_group("launch")  # one process for all: their ranks are started once
 
@@ -154,27 +155,27 @@ def test_who_waits_in_vain_says_so(monkeypatch):
     """The first of two ranks, and nobody comes."""
     for key, value in torchrun(0, 2, free_port()).items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(meeting, "MEET_S", 0.3)
+    monkeypatch.setattr(rendezvous, "MEET_S", 0.3)
     told = "rank 0 waited 0 s for all of the 2 ranks that torchrun told of; start that many"
-    with pytest.raises(UserError, match=told), meeting.assembled(0, []):
+    with pytest.raises(UserError, match=told), rendezvous.assembled(0, []):
         raise AssertionError
 
 
 def test_code_is_known_by_its_files(tmp_path):
     (tmp_path / "a.py").write_text("x = 1")
-    one = meeting.code(tmp_path)
+    one = rendezvous.code(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    assert meeting.code(tmp_path) == one
+    assert rendezvous.code(tmp_path) == one
     (tmp_path / "a.py").write_text("x = 2")
-    assert meeting.code(tmp_path) != one
+    assert rendezvous.code(tmp_path) != one
 
 
 def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch):
     """No run falls back to the processor in silence; "auto" takes what there is."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=r'accelerator is "gpu", and torch finds no GPU here; give --accelerator cpu'):
-        meeting.device_of_rank("gpu")
-    assert meeting.device_of_rank("auto").type == meeting.device_of_rank("cpu").type == "cpu"
+        rendezvous.device_of_rank("gpu")
+    assert rendezvous.device_of_rank("auto").type == rendezvous.device_of_rank("cpu").type == "cpu"
 
 
 def test_a_number_is_given_to_one_process_alone():
@@ -182,13 +183,13 @@ def test_a_number_is_given_to_one_process_alone():
     store = HashStore()
     place = Launch("torchrun", 1, 2, 1, HERE, 5)
     store.set("mmfm/told/0", "2 ranks on the CPU")
-    assert meeting._counted(place, store, "the CPU") is store
+    assert rendezvous._counted(place, store, "the CPU") is store
     with pytest.raises(UserError, match="two processes were told that they are rank 1; start all ranks with one"):
-        meeting._counted(place, store, "the CPU")
+        rendezvous._counted(place, store, "the CPU")
     store = HashStore()
     store.set("mmfm/told/0", "2 ranks on the CPU")
     with pytest.raises(UserError, match="rank 0 knows of 2 ranks on the CPU, and rank 1 of 2 ranks on GPUs"):
-        meeting._counted(place, store, "GPUs")
+        rendezvous._counted(place, store, "GPUs")
 
 
 def test_a_wrong_accelerator_is_refused_before_torch_would_train(tmp_path, monkeypatch, capsys):
@@ -290,13 +291,13 @@ def test_the_first_rank_stays_until_the_other_has_read_why():
 
     def read_when_the_first_ends() -> bool:
         with pytest.raises(UserError, match="rank 1 knows of 3 ranks on the CPU, and rank 0 of 2"):
-            meeting._counted(first, store, "the CPU")
+            rendezvous._counted(first, store, "the CPU")
         return store.check(["mmfm/read/1"])
 
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(read_when_the_first_ends)
         with pytest.raises(UserError, match="rank 0 knows of 2 ranks on the CPU, and rank 1 of 3"):
-            meeting._counted(second, store, "the CPU")
+            rendezvous._counted(second, store, "the CPU")
         assert ended.result()
 
 

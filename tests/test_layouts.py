@@ -30,10 +30,10 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmfm.config import Pixels, TextTower, UserError, Vit, Words
-from mmfm.layers import ACTIVATIONS
-from mmfm.layouts import Foreign, convert, find
-from mmfm.towers.text import TextTransformer
-from mmfm.towers.vit import VisionTransformer, normalise, resize_positions
+from mmfm.models.layers import ACTIVATIONS
+from mmfm.models.mappings import Foreign, convert, find
+from mmfm.models.text_transformer import TextTransformer
+from mmfm.models.vit import VisionTransformer, normalise, resize_positions
 
 Made = tuple[nn.Module, Foreign]
 TIMM: dict[str, Callable[[], Made]] = {

@@ -10,11 +10,11 @@ from peers import SPEECH, built, double, drawn, of_hf, ours, padded, shaken
 from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor
 
-from mmfm.batch import Tokens
 from mmfm.config import Conformer, Mel, Sound, UserError
-from mmfm.layouts import Foreign, convert
-from mmfm.towers.conformer import AudioConformer
-from mmfm.towers.mel import KaldiMel
+from mmfm.data.batch import Tokens
+from mmfm.models.conformer import AudioConformer
+from mmfm.models.mappings import Foreign, convert
+from mmfm.models.mel import KaldiMel
 
 LENGTHS, TIME = [9, 5, 7], 9
 SIZES = {"input_dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2, "depthwise_conv_kernel_size": 5}

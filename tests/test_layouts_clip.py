@@ -1,4 +1,4 @@
-"""To open_clip and back, and from what `mmfm.encoders` wraps: one tower in all its forms."""
+"""To open_clip and back, and from what `mmfm.pretrained` wraps: one tower in all its forms."""
 
 import json
 from dataclasses import replace
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, Dinov2Config
 
 from mmfm.config import Blueprint, Pixels, TextTower, Trunk, UserError, Vit, Words
-from mmfm.encoders import build
-from mmfm.layouts import Part, convert, foreign, to_open_clip
+from mmfm.models.mappings import Part, convert, foreign, to_open_clip
+from mmfm.pretrained import build
 
 IMAGE = Vit(
     height_px=32, width_px=16, patch_px=8, width=32, depth=2, heads=4, prefix=1, norm_pre=True, eps=1e-4, hidden=40,

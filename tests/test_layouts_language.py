@@ -11,12 +11,12 @@ from peers import LANGUAGE, built, double, ids_of, of_hf, ours, padded
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmfm.batch import Tokens
 from mmfm.config import Model, Trunk, UserError
-from mmfm.layouts import Converted, Foreign, convert, place_embeddings
-from mmfm.model import build
-from mmfm.trunk import Segment, UnifiedTransformer
-from mmfm.vocabulary import Vocabulary
+from mmfm.data.batch import Tokens
+from mmfm.data.vocabulary import Vocabulary
+from mmfm.models.mappings import Converted, Foreign, convert, place_embeddings
+from mmfm.models.model import build
+from mmfm.models.transformer import Segment, UnifiedTransformer
 
 STRETCH = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -18,19 +18,19 @@ from test_report import Reader
 
 from mmfm.__main__ import main
 from mmfm.config import Optim, Run, UserError
+from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
-from mmfm.evals.board import HOLM, board_of, letter, p_value, sentences
-from mmfm.evals.contenders import read_contenders
-from mmfm.evals.leaderboard import compare
 from mmfm.evals.metrics import Figure, mean, mean_per_class, median, ratio
-from mmfm.evals.page.leaderboard import unbroken
 from mmfm.evals.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
-from mmfm.evals.report import write_report
 from mmfm.evals.resampling import Bootstrap, resampled
 from mmfm.evals.run import Scores, evaluate_run, finish, row_of
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Split
-from mmfm.strict import to_json
+from mmfm.report.compare import compare
+from mmfm.report.compare_page import unbroken
+from mmfm.report.comparison import HOLM, board_of, letter, p_value, sentences
+from mmfm.report.report import write_report
+from mmfm.report.scored_runs import read_contenders
 
 FEW = Bootstrap(resamples=400)
 

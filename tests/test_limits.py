@@ -7,25 +7,25 @@ import pytest
 import torch
 from toys import PAIRS, toy_batch, toy_config, toy_model, toy_run
 
-from mmfm.batch import Ids
-from mmfm.check import check
 from mmfm.config import Contrast, Data, Run, Source, TextTower, Trunk, UserError, Words, Write
-from mmfm.data.example import Decode, Example, collate, require_short
-from mmfm.data.health import Health
-from mmfm.data.remote import Store
+from mmfm.config.task import parse
+from mmfm.data.bad_samples import Health
+from mmfm.data.batch import Ids
+from mmfm.data.decode import Decode, Example, collate, require_short
+from mmfm.data.remote_cache import Store
 from mmfm.data.stream import TrainStream
-from mmfm.doctor.sweep import lengths, presence, sweep
-from mmfm.doctor.tars import look, sets_of
+from mmfm.doctor.scan import lengths, presence, sweep
+from mmfm.doctor.shard_integrity import look, sets_of
 from mmfm.evals.split import read_split
-from mmfm.generate import Decoding, fill, write
-from mmfm.grammar import parse
-from mmfm.inputs import BadSample
-from mmfm.inputs.limits import Limits, check_window, limits_of
-from mmfm.inputs.text import Reader, Tokenizer, load_tokenizer
-from mmfm.interface import Interface, in_parts
-from mmfm.model import build
-from mmfm.tasks import read
-from mmfm.trunk import UnifiedTransformer
+from mmfm.generation import Decoding, fill, write
+from mmfm.inference.interface import Interface, in_parts
+from mmfm.models.model import build
+from mmfm.models.transformer import UnifiedTransformer
+from mmfm.objectives.task_pass import read
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.text_limits import Limits, check_window, limits_of
+from mmfm.preprocessing.tokenizer import Reader, Tokenizer, load_tokenizer
+from mmfm.training.preflight import check
 
 BYTES = load_tokenizer("bytes")
 LONG = "b" * 100_000
@@ -263,7 +263,7 @@ def test_many_long_texts_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -
     texts = ["a", "b" * 40, "cc", "d" * 39, ""]
     batch = collate([Example(key=text, text=text) for text in texts[:4]], BYTES)
     whole, nats = model.encode_text(texts), model.nats(">text", batch)
-    monkeypatch.setattr("mmfm.interface.AT_ONCE", 60)
+    monkeypatch.setattr("mmfm.inference.interface.AT_ONCE", 60)
     torch.testing.assert_close(model.encode_text(texts), whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.nats(">text", batch), nats, atol=1e-3, rtol=1e-4)
 
@@ -312,8 +312,8 @@ def test_doctor_finds_them(shard, long_text: str) -> None:
 
 def test_exports_read_as_much() -> None:
     """What transformers, open_clip and other runtimes are told of a text is the limit that the model keeps to."""
+    from mmfm.export.hf.tokenizer import hf_tokenizer, reading_tokenizer
     from mmfm.export.tensors import contract
-    from mmfm.hf.tokens import hf_tokenizer, reading_tokenizer
 
     run = run_of(5, contrast=PAIRS[:1])
     model = interface_of(run)

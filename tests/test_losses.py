@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmfm.losses import sigmoid_contrast, softmax_contrast, token_cross_entropy
+from mmfm.objectives.contrastive_loss import sigmoid_contrast, softmax_contrast
+from mmfm.objectives.cross_entropy import token_cross_entropy
 
 
 def vectors(n: int = 7, d: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

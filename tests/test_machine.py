@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmfm import machine
 from mmfm.__main__ import report
-from mmfm.batch import Batch, Ids, Items
-from mmfm.data import handover
 from mmfm.data import stream as data_stream
+from mmfm.data import worker_transfer
+from mmfm.data.batch import Batch, Ids, Items
 from mmfm.data.open_files import OpenFiles
 from mmfm.data.stream import Loaded
+from mmfm.runtime import machine
 
 HERE = Path(__file__).parent.parent
 
@@ -177,18 +177,21 @@ def test_a_batch_goes_through_the_pipe_where_shared_memory_is_full(monkeypatch):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    sent = handover.handed_over(loaded)
-    assert isinstance(sent, handover.Piped) and calls and not handover.tensors(sent)
-    back = handover.taken(sent)
+    sent = worker_transfer.handed_over(loaded)
+    assert isinstance(sent, worker_transfer.Piped) and calls and not worker_transfer.tensors(sent)
+    back = worker_transfer.taken(sent)
     assert type(back) is Loaded and back.batch.keys == ("a", "b") and back.reads == (2,)
-    for mine, its in zip(handover.tensors(loaded), handover.tensors(back), strict=True):
+    for mine, its in zip(worker_transfer.tensors(loaded), worker_transfer.tensors(back), strict=True):
         assert mine.dtype == its.dtype and torch.equal(mine, its)
-    assert not any(tensor.is_shared() for tensor in handover.tensors(back)) and len(handover.tensors(back)) == 7
+    assert (
+        not any(tensor.is_shared() for tensor in worker_transfer.tensors(back))
+        and len(worker_transfer.tensors(back)) == 7
+    )
 
 
 def test_a_batch_is_shared_where_there_is_room():
-    sent = handover.handed_over(a_batch())
-    assert isinstance(sent, Loaded) and all(tensor.is_shared() for tensor in handover.tensors(sent))
+    sent = worker_transfer.handed_over(a_batch())
+    assert isinstance(sent, Loaded) and all(tensor.is_shared() for tensor in worker_transfer.tensors(sent))
 
 
 # Waiting for a batch

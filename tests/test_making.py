@@ -10,15 +10,15 @@ from PIL import Image
 from toys import toy_config, toy_run
 
 from mmfm.config import AudioCodec, ImageCodec, Mel, Run, Trunk, UserError, Words, Write
-from mmfm.data.example import Example, collate
-from mmfm.generate.choose import drawn_seeds
-from mmfm.hf.config import config_of
-from mmfm.hf.folder import generation
-from mmfm.inputs.text import Reader, Tokenizer, load_tokenizer
-from mmfm.interface import Interface, Sound
-from mmfm.making.hiding import side_of
-from mmfm.making.things import batch_of
-from mmfm.model import build
+from mmfm.data.decode import Example, collate
+from mmfm.export.hf.config import config_of
+from mmfm.export.hf.folder import generation
+from mmfm.generation.sampling import drawn_seeds
+from mmfm.inference.infill import side_of
+from mmfm.inference.interface import Interface, Sound
+from mmfm.inference.processing import batch_of
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import Reader, Tokenizer, load_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
 TASKS = (

@@ -18,19 +18,19 @@ from test_making import TOKENIZER, codec_run, toy_interface
 from test_report import page_of
 from torch import Tensor
 
-from mmfm.checkpoint import save
 from mmfm.config import Data, UserError
+from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
-from mmfm.distributed import Alone
 from mmfm.evals.examples import SHOWN
+from mmfm.evals.generation import Asking, Making, Own, Product
 from mmfm.evals.judges import choose
 from mmfm.evals.judges.contract import HeldOut
-from mmfm.evals.making import Asking, Making, Own, Product
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.run import How, evaluate, evaluate_run
 from mmfm.evals.split import Split
-from mmfm.interface import Interface
-from mmfm.strict import to_json
+from mmfm.inference.interface import Interface
+from mmfm.models.checkpoint import save
+from mmfm.runtime.distributed import Alone
 
 WORDS = ("dark", "light")
 QUICK = {"bootstrap": Bootstrap(resamples=20), "batch": 3, "max_tokens": 2}

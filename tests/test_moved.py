@@ -9,8 +9,8 @@ import pytest
 
 from mmfm.config import Data, Model, Optim, Run, Source, TextTower, UserError, Write
 from mmfm.data.stream import TrainStream
-from mmfm.inputs.text import load_tokenizer
-from mmfm.train import _same_configuration
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.training.resume import _same_configuration
 
 
 def run_on(shards: str, **changes: object) -> Run:

@@ -21,11 +21,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mmfm.config import UserError
-from mmfm.data import numbers, numbers_plan
-from mmfm.data.espeak import Speaker, Utterance
-from mmfm.data.numbers_plan import PHRASES, PLAIN, SEEN, UNSEEN, name, plan
-from mmfm.data.speech import trim
-from mmfm.inputs.text import load_tokenizer
+from mmfm.datasets import numbers, numbers_plan
+from mmfm.datasets.espeak import Speaker, Utterance
+from mmfm.datasets.numbers_plan import PHRASES, PLAIN, SEEN, UNSEEN, name, plan
+from mmfm.datasets.speech import trim
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 SPLITS = ("train", "val", "test", "test-unseen")
 TINY = {"images_per_number": 3, "clips_per_number": 2, "eval_per_number": 1, "progress": False}

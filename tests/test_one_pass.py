@@ -4,9 +4,9 @@ import pytest
 import torch
 from toys import TEXT_IDS, padded, pick, toy_batch, toy_model
 
-from mmfm.batch import Batch, Items
-from mmfm.grammar import parse
-from mmfm.tasks import read
+from mmfm.config.task import parse
+from mmfm.data.batch import Batch, Items
+from mmfm.objectives.task_pass import read
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

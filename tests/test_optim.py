@@ -7,7 +7,8 @@ import torch
 from toys import toy_model
 
 from mmfm.config import Optim, UserError
-from mmfm.optim import adamw, parameter_groups, rate_factor, warm_cosine
+from mmfm.training.lr_schedule import rate_factor, warm_cosine
+from mmfm.training.optimizer import adamw, parameter_groups
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay():

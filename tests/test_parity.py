@@ -9,12 +9,12 @@ import torch
 import torchaudio
 from transformers import LlamaConfig, LlamaModel
 
-from mmfm.batch import Tokens
 from mmfm.config import Mel, Trunk, Vit
-from mmfm.inputs.audio import resample
-from mmfm.towers.conformer import LogMel
-from mmfm.towers.vit import VisionTransformer, normalise
-from mmfm.trunk import Segment, UnifiedTransformer
+from mmfm.data.batch import Tokens
+from mmfm.models.conformer import LogMel
+from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.models.vit import VisionTransformer, normalise
+from mmfm.preprocessing.audio import resample
 
 
 def shake(module: torch.nn.Module) -> None:

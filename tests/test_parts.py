@@ -12,14 +12,14 @@ import pytest
 from mmfm.__main__ import main
 from mmfm.config import Store, UserError
 from mmfm.data import index
-from mmfm.data.indexing import index_folder
-from mmfm.data.names import expand
-from mmfm.data.parts import How
-from mmfm.data.remote import Store as Fetched
+from mmfm.data.member_names import How
+from mmfm.data.remote_cache import Store as Fetched
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.splits import is_remote
-from mmfm.doctor.tars import Set, look
+from mmfm.datasets.indexing import index_folder
+from mmfm.doctor.shard_integrity import Set, look
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from PIL import Image
 from toy_encoders import BLOCKS, PICTURE, WORDS, hf_folder, open_clip_folder, timm_folder
 
 from mmfm.config import Pixels, Tower, UserError
-from mmfm.encoders import resolve
-from mmfm.encoders.pictures import MOST, apart, ours, stored
+from mmfm.pretrained import resolve
+from mmfm.pretrained.preprocessing_parity import MOST, apart, ours, stored
 
 SIZES = ((301, 200), (64, 333), (45, 91), (224, 224))  # height and width; none but the last is square
 

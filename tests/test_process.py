@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmfm.config import UserError
-from mmfm.process import ASKS, Signals, locked
+from mmfm.runtime.process import ASKS, Signals, locked
 
 HERE = Path(__file__).parent.parent
 
@@ -45,7 +45,7 @@ def test_one_request_may_arrive_twice_but_a_second_one_ends_at_once():
 
 def test_a_second_sigterm_ends_the_process():
     code = (
-        "import signal; from mmfm.process import Signals; times = iter([0.0, 2.0])\n"
+        "import signal; from mmfm.runtime.process import Signals; times = iter([0.0, 2.0])\n"
         "with Signals(clock=lambda: next(times)):\n"
         "    signal.raise_signal(signal.SIGTERM); print('lives', flush=True); signal.raise_signal(signal.SIGTERM)\n"
         "    print('should not')"
@@ -55,7 +55,7 @@ def test_a_second_sigterm_ends_the_process():
 
 
 LOCK = (
-    "import sys; from pathlib import Path; from mmfm.process import locked\n"
+    "import sys; from pathlib import Path; from mmfm.runtime.process import locked\n"
     "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
 )
 
@@ -98,7 +98,7 @@ def test_a_folder_made_for_the_lock_alone_goes_with_it(tmp_path):
 
 
 ORPHAN = (
-    "import os, signal, sys; from mmfm.process import die_with_parent\n"
+    "import os, signal, sys; from mmfm.runtime.process import die_with_parent\n"
     "if not os.fork(): die_with_parent({parent}); print('bound', flush=True); signal.pause()\n"
     "sys.stdin.readline()"
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mmfm.config import UserError
-from mmfm.data import folder as folders
-from mmfm.data.folder import Pace, ticker, whole
+from mmfm.data import output_folder as folders
+from mmfm.data.output_folder import Pace, ticker, whole
 
 
 def test_a_line_says_how_far_a_work_is() -> None:

@@ -8,16 +8,16 @@ import torch
 import transformers as hf
 from toy_encoders import BLOCKS, LAYERED, hf_folder, open_clip_folder
 
-from mmfm import importing
-from mmfm.batch import Items, Tokens
 from mmfm.config import Pixels, Tower, UserError
-from mmfm.encoders import build, resolve
-from mmfm.encoders.face import _alike, architecture
-from mmfm.encoders.from_hf import HfSound, measured
-from mmfm.encoders.padding import padding_gap
-from mmfm.layouts import Foreign, convert
-from mmfm.towers.imported import Kept
-from mmfm.towers.vit import VisionTransformer
+from mmfm.data.batch import Items, Tokens
+from mmfm.export import importer
+from mmfm.models.imported import Kept
+from mmfm.models.mappings import Foreign, convert
+from mmfm.models.vit import VisionTransformer
+from mmfm.pretrained import build, resolve
+from mmfm.pretrained.encoder import _alike, architecture
+from mmfm.pretrained.from_hf import HfSound, measured
+from mmfm.pretrained.padding import padding_gap
 
 SEAMLESS = {
     "hidden_size": 16, "speech_encoder_layers": 2, "speech_encoder_attention_heads": 2,
@@ -94,17 +94,17 @@ def test_a_trunk_is_compared_at_its_far_places(tmp_path: Path, monkeypatch: pyte
     from test_importing import language
 
     language(tmp_path / "source")
-    proof = importing.import_source(str(tmp_path / "source"), tmp_path / "out")
+    proof = importer.import_source(str(tmp_path / "source"), tmp_path / "out")
     assert proof.longest == proof.window > 64
-    whole = importing.Segment
+    whole = importer.Segment
 
     def forgetful(tokens: Tokens, **more: object) -> object:
         far = torch.arange(tokens.x.shape[1])[None, :, None] >= 60
         return whole(Tokens(tokens.x * ~far, tokens.keep), **more)
 
-    monkeypatch.setattr(importing, "Segment", forgetful)
+    monkeypatch.setattr(importer, "Segment", forgetful)
     with pytest.raises(UserError, match="differs from its source"):
-        importing.import_source(str(tmp_path / "source"), tmp_path / "wrong")
+        importer.import_source(str(tmp_path / "source"), tmp_path / "wrong")
 
 
 def test_a_padded_row_that_is_another_is_no_crash() -> None:
@@ -115,7 +115,7 @@ def test_a_padded_row_that_is_another_is_no_crash() -> None:
         return Tokens(torch.ones(len(given.x), given.x.shape[1], 2), torch.ones(given.x.shape, dtype=torch.bool))
 
     with pytest.raises(UserError, match="other tokens than alone"):
-        importing.compare("x", "audio", "Tower", "torch", items, run, run)
+        importer.compare("x", "audio", "Tower", "torch", items, run, run)
 
 
 @torch.no_grad()

@@ -8,12 +8,14 @@ from test_augment import correlations
 from toys import toy_batch, toy_model
 
 from mmfm.config import Augment, Run, UserError, Write
-from mmfm.generate.choose import drawn_seeds, waits
-from mmfm.grammar import parse
-from mmfm.inputs.augment import DRAWS
-from mmfm.layers import Dropout, Noise, mix, shown, uniform
-from mmfm.making.hiding import scattered
-from mmfm.tasks import _masked, _seeds
+from mmfm.config.task import parse
+from mmfm.data.augment import DRAWS
+from mmfm.generation.sampling import drawn_seeds, waits
+from mmfm.inference.infill import scattered
+from mmfm.models.layers import Dropout, Noise
+from mmfm.models.token_dropout import shown
+from mmfm.objectives.task_pass import _masked, _seeds
+from mmfm.runtime.randomness import mix, uniform
 
 ROWS, PLACES = 256, 1_200
 KEEP = torch.ones(ROWS, PLACES, dtype=torch.bool)

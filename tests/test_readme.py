@@ -12,7 +12,7 @@ import pytest
 
 from mmfm.__main__ import command
 from mmfm.config import Run
-from mmfm.interface import Interface
+from mmfm.inference.interface import Interface
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

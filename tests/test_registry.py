@@ -8,10 +8,10 @@ import pytest
 from test_leaderboard import FEW, board, scored
 
 from mmfm.evals.metrics import Figure, mean, ratio
-from mmfm.evals.page.overview import CLAUSES
-from mmfm.evals.page.scores import KEY_FIGURES
 from mmfm.evals.registry import GROUPS, METRICS, better, entry_of, group_of, is_headline, is_share, label, metric_of
 from mmfm.evals.run import row_of
+from mmfm.report.overview import CLAUSES
+from mmfm.report.scores import KEY_FIGURES
 
 ROOT = Path(__file__).parent.parent
 LOWER = (

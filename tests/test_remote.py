@@ -23,9 +23,9 @@ import pytest
 
 from mmfm import config
 from mmfm.config import UserError
-from mmfm.data import index, servers
+from mmfm.data import index, remote_servers
 from mmfm.data.index import Entry
-from mmfm.data.remote import FetchError, Store, expand_remote
+from mmfm.data.remote_cache import FetchError, Store, expand_remote
 from mmfm.data.shards import Shards
 from mmfm.data.splits import is_remote
 from mmfm.data.urls import SCHEMES, check_scheme, shown
@@ -230,15 +230,15 @@ def test_what_goes_on_failing_is_the_machines_fault(
 def test_a_trickle_is_as_good_as_nothing() -> None:
     """Every byte in time, and yet the shard would never be there: 1,000 bytes a second are asked for, and no more."""
     now = [0.0]
-    pace = servers.Pace(30.0, lambda: now[0])
+    pace = remote_servers.Pace(30.0, lambda: now[0])
     for _ in range(90):
         now[0] += 1.0
-        assert pace.took(bytes(servers.LEAST)) == bytes(servers.LEAST)
-    with pytest.raises(servers.Again, match="only 30 bytes came in 30 s"):
+        assert pace.took(bytes(remote_servers.LEAST)) == bytes(remote_servers.LEAST)
+    with pytest.raises(remote_servers.Again, match="only 30 bytes came in 30 s"):
         for _ in range(90):
             now[0] += 1.0
             pace.took(b"x")
-    late = servers.Pace(30.0, lambda: now[0])
+    late = remote_servers.Pace(30.0, lambda: now[0])
     now[0] += 99.0
     assert late.took(b"") == b"", "the end of all is no trickle"
 
@@ -658,7 +658,7 @@ def test_hugging_face(server: Server, make_store: Callable[..., Store], monkeypa
 def test_google(server: Server, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket's file is asked for with the machine's token."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-    monkeypatch.setattr(servers, "_google_token", lambda: lambda: "secret")
+    monkeypatch.setattr(remote_servers, "_google_token", lambda: lambda: "secret")
     server.files["/bucket/k/a.tar"] = BODY
     server.faults = ["stall", "500"]
     assert make_store().local("gs://bucket/k/a.tar", size=len(BODY), crc32=CRC).read_bytes() == BODY
@@ -737,6 +737,6 @@ def test_a_missing_package_is_named(
     """pip's line, instead of a traceback."""
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    servers._google_token.cache_clear()
+    remote_servers._google_token.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'mmfm\[remote\]'"):
         make_store().local(url)

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from mmfm.config import Contrast, Data, Optim, Run, Source, UserError, Write
-from mmfm.evals.page import charts, examples, heatmap, mistakes, record, scores
-from mmfm.evals.report import write_report
-from mmfm.strict import to_json
+from mmfm.config.serialization import to_json
+from mmfm.report import charts, examples, heatmap, mistakes, run_record, scores
+from mmfm.report.report import write_report
 
 VOID = {"hr", "img", "input", "meta"}
 
@@ -381,7 +381,7 @@ def test_a_resumed_run_counts_each_step_once_and_all_of_its_time() -> None:
         json.dumps({"step": 20, "seconds": 5.0, "loss": 20.0}),
         json.dumps({"step": 40, "seconds": 9.0, "loss": 40.0}),
     ]
-    log = record.read_log("\n".join(lines))
+    log = run_record.read_log("\n".join(lines))
     assert log.curves["loss"] == ((10, 1.0), (20, 20.0), (40, 40.0))
     assert (log.resumed, log.seconds, log.step) == (1, 39.0, 40)
 
@@ -389,7 +389,7 @@ def test_a_resumed_run_counts_each_step_once_and_all_of_its_time() -> None:
 def test_scores_that_come_late_do_not_look_like_a_restart() -> None:
     """A line of scores has no clock; one for a step that is past takes nothing away."""
     lines = [line(10, loss=1.0), line(20, loss=2.0), json.dumps({"step": 10, "score/val/image->text/acc@1": 0.5})]
-    log = record.read_log("\n".join(lines))
+    log = run_record.read_log("\n".join(lines))
     assert log.curves["loss"] == ((10, 1.0), (20, 2.0)) and log.resumed == 0
 
 
@@ -507,8 +507,8 @@ def test_classes_that_do_not_occur_have_no_row() -> None:
     assert 'x="9" y="1"' in figure
 
 
-def record_split(**changes: Any) -> record.Split:
-    (made,) = record._splits({"test": split(**changes)})
+def record_split(**changes: Any) -> run_record.Split:
+    (made,) = run_record._splits({"test": split(**changes)})
     return made
 
 
@@ -658,7 +658,7 @@ def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
 def test_the_report_needs_the_standard_library_alone(tmp_path: Path) -> None:
     """Written in a fresh interpreter that cannot see any installed package."""
     make(tmp_path, rows=ROWS, lines=[line(100, loss=1.0)], splits={"test": split()})
-    code = f"import pathlib, mmfm.evals.report as r; r.write_report(pathlib.Path({str(tmp_path)!r}))"
+    code = f"import pathlib, mmfm.report.report as r; r.write_report(pathlib.Path({str(tmp_path)!r}))"
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-S", "-c", code], cwd=root, check=True, timeout=60)
     assert (tmp_path / "report.html").is_file()

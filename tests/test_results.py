@@ -16,24 +16,24 @@ from rich.console import Console
 from test_evals import NAMED, PETS, QUICK, Planted, axis, numbers, pets, saved_run, shard
 from test_leaderboard import accuracy, board, flips, scored
 
-from mmfm import train
-from mmfm.checkpoint import folder_of, save
 from mmfm.config import Run, UserError
-from mmfm.evals.contenders import read_contenders
+from mmfm.config.serialization import to_json
 from mmfm.evals.metrics import Figure, mean, ratio
-from mmfm.evals.page.document import save_page
-from mmfm.evals.page.markup import tag
-from mmfm.evals.page.record import read_record
-from mmfm.evals.places import write_json
+from mmfm.evals.paths import write_json
 from mmfm.evals.provenance import digest_of, weights_of
-from mmfm.evals.report import write_report
 from mmfm.evals.results import Scores, finish, row_of
 from mmfm.evals.run import evaluate, evaluate_run
 from mmfm.evals.suite import KNN, Caption, ClassFolders, Classify, Coco, Retrieve, Suite
 from mmfm.evals.suite_run import suite_scores
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.models.checkpoint import folder_of, save
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.report.document import save_page
+from mmfm.report.markup import tag
+from mmfm.report.report import write_report
+from mmfm.report.run_record import read_record
+from mmfm.report.scored_runs import read_contenders
+from mmfm.training import fit
 
 QUIET = {"max_tokens": 2, "bootstrap": 10}
 
@@ -154,7 +154,7 @@ def test_training_anew_removes_all_results(tmp_path: Path) -> None:
     names += ["results.json.partial", "results.mine.details.json.partial", "report.html", "metrics.jsonl"]
     for name in (*names, "notes.txt"):
         (made.folder / name).write_text("old")
-    train._make_way(made, None)
+    fit._make_way(made, None)
     left = {path.name for path in made.folder.iterdir()}
     assert not left & set(names) and {"notes.txt", "run.json"} <= left
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmfm.config import UserError
-from mmfm.encoders.sentencepiece import read, siglip_words
-from mmfm.inputs.text import parse_reader
+from mmfm.preprocessing.tokenizer import parse_reader
+from mmfm.pretrained.sentencepiece import read, siglip_words
 
 PIECES = [
     ("<unk>", 0.0),

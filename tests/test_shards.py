@@ -13,12 +13,12 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmfm.config import UserError
-from mmfm.data.names import expand
 from mmfm.data.open_files import OpenFiles
 from mmfm.data.sample import Sample, meta_of, text_of
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.tar import members
-from mmfm.inputs import BadSample
+from mmfm.preprocessing import BadSample
 
 SMALL = {f"s{i:02d}": {"png": b"P" * (i * 100), "txt": f"text {i}".encode(), "json": b"{}"} for i in range(8)}
 

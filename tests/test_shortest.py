@@ -6,16 +6,16 @@ import pytest
 import torch
 from toys import PAIRS, toy_config
 
-from mmfm.batch import Batch, Ids
 from mmfm.config import AudioCodec, ImageCodec, Mel, Run, UserError, Write
-from mmfm.data.example import Example, collate
-from mmfm.generate import Decoding, fill
-from mmfm.grammar import parse
-from mmfm.inputs.augment import DRAWS
-from mmfm.inputs.text import load_tokenizer
-from mmfm.interface import Interface, Sound
-from mmfm.model import UnifiedModel, build
-from mmfm.objectives import Objectives
+from mmfm.config.task import parse
+from mmfm.data.augment import DRAWS
+from mmfm.data.batch import Batch, Ids
+from mmfm.data.decode import Example, collate
+from mmfm.generation import Decoding, fill
+from mmfm.inference.interface import Interface, Sound
+from mmfm.models.model import UnifiedModel, build
+from mmfm.objectives.joint import Objectives
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mmfm.check import check
 from mmfm.config import Data, Model, Optim, Run, Source, Store, TextTower, UserError, Write
 from mmfm.data import index
 from mmfm.data.sources import open_shards, open_source
 from mmfm.data.stream import TrainStream
-from mmfm.inputs.text import load_tokenizer
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.training.preflight import check
 
 
 class Quiet(SimpleHTTPRequestHandler):

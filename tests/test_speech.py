@@ -12,9 +12,9 @@ import soundfile
 from scipy.signal import resample_poly
 
 from mmfm.config import UserError
-from mmfm.data import espeak, numbers_plan, speech
-from mmfm.data.espeak import Speaker, Utterance
-from mmfm.data.speech import resample, speak, to_flac, trim
+from mmfm.datasets import espeak, numbers_plan, speech
+from mmfm.datasets.espeak import Speaker, Utterance
+from mmfm.datasets.speech import resample, speak, to_flac, trim
 
 WORDS = [
     Utterance(text=text, voice=voice) for text in ("seven", "ninety") for voice in ("en-us+f1", "en+m3", "en+klatt")

@@ -13,18 +13,18 @@ import pytest
 from rich.console import Console
 from test_evals import SMALL, numbers, saved_run, shard
 
-from mmfm.check import check
-from mmfm.commands import opener_for
+from mmfm.cli import opener_for
 from mmfm.config import Data, Eval, Optim, Run, Source, Store, UserError, Write
 from mmfm.data import index
-from mmfm.data.names import expand
+from mmfm.data.shard_specs import expand
 from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
-from mmfm.doctor.tars import sets_of
-from mmfm.evals.board import board_of
-from mmfm.evals.contenders import read_contenders
+from mmfm.doctor.shard_integrity import sets_of
 from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.run import evaluate_run
-from mmfm.train import train
+from mmfm.report.comparison import board_of
+from mmfm.report.scored_runs import read_contenders
+from mmfm.training.fit import train
+from mmfm.training.preflight import check
 
 
 def quiet() -> Console:
@@ -105,7 +105,7 @@ def test_a_run_names_more_splits(tmp_path: Path) -> None:
 
 
 def test_the_quickstart_names_its_splits() -> None:
-    from mmfm.check import read_run
+    from mmfm.config.load import read_run
 
     run = read_run(Path(__file__).parent.parent / "configs" / "quickstart.py")
     assert list(splits_of(run)) == ["val", "test", "test-unseen"]

@@ -16,9 +16,10 @@ import webdataset
 from PIL import Image
 
 from mmfm.config import UserError
-from mmfm.data import debian, index, stamps
-from mmfm.data.stamps_read import read_tree, split_of
-from mmfm.inputs.text import load_tokenizer
+from mmfm.data import index
+from mmfm.datasets import debian, stamps
+from mmfm.datasets.stamps_read import read_tree, split_of
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 OWL = "An owl.\nfr.utf8=Un hibou.\nca@valencia.utf8=Un mussol.\npt_BR.utf8=Uma coruja.\nde.utf8=\nnonsense\n"
 

@@ -13,19 +13,19 @@ import torch
 
 import mmfm.data.stream as data_stream
 from mmfm.__main__ import report
-from mmfm.batch import NO_TEXT, Batch
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
 from mmfm.data import index, order
 from mmfm.data import shards as shards_module
-from mmfm.data.example import Decode, Example, collate, decode_of, read_example, text_hash
-from mmfm.data.handover import tensors
-from mmfm.data.names import expand
+from mmfm.data.batch import NO_TEXT, Batch
+from mmfm.data.decode import Decode, Example, collate, decode_of, read_example, text_hash
 from mmfm.data.sample import Sample, label_of
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.stream import DRAWS, Cache, TrainStream
-from mmfm.inputs import BadSample
-from mmfm.inputs.audio import decode_audio
-from mmfm.inputs.text import load_tokenizer
+from mmfm.data.worker_transfer import tensors
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 MODEL = Model(

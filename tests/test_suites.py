@@ -11,8 +11,8 @@ from planted import SMALL, Planted, axis, picture, sound
 
 from mmfm import config
 from mmfm.__main__ import main
-from mmfm.checkpoint import save
 from mmfm.config import UserError
+from mmfm.config.serialization import to_json
 from mmfm.evals.collection import open_data
 from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.run import How, evaluate
@@ -33,10 +33,10 @@ from mmfm.evals.suite import (
 )
 from mmfm.evals.suite_run import suite_scores
 from mmfm.evals.tables import read_names, rows
-from mmfm.evals.zeroshot import read_lines
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.evals.zero_shot import read_lines
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 QUICK = How(bootstrap=Bootstrap(resamples=20), batch=3)
 ROOT = Path(__file__).parent.parent

@@ -25,12 +25,12 @@ from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import kept_apart, nearest_neighbours, probe_figures, regression
 from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.retrieval import Side, retrieve
-from mmfm.evals.spelling import normalizer
 from mmfm.evals.split import at_rest
 from mmfm.evals.suite import Transcribe, Transcripts
 from mmfm.evals.templates import imagenet_names, openai_imagenet, simple_imagenet
-from mmfm.evals.transcripts import transcription_figures
-from mmfm.evals.zeroshot import class_vectors
+from mmfm.evals.text_normalizers import normalizer
+from mmfm.evals.word_error_rate import transcription_figures
+from mmfm.evals.zero_shot import class_vectors
 
 
 def generator(seed: int) -> np.random.Generator:

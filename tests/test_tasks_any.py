@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from toys import TEXT_IDS, toy_batch, toy_config, toy_model
 
-from mmfm.batch import Batch, Ids, Items
 from mmfm.config import AudioCodec, ImageCodec, Mel, Run, TextTower, Trunk, Write
-from mmfm.cut import with_halves
-from mmfm.generate import Decoding, fill, write
-from mmfm.grammar import parse
-from mmfm.inputs.augment import DRAWS
-from mmfm.making.maker import holding, of_rows, without_last
-from mmfm.model import UnifiedModel, build
-from mmfm.objectives import Objectives
-from mmfm.tasks import read
-from mmfm.trunk import Segment
+from mmfm.config.task import parse
+from mmfm.data.augment import DRAWS
+from mmfm.data.batch import Batch, Ids, Items
+from mmfm.generation import Decoding, fill, write
+from mmfm.inference.pipeline import holding, of_rows, without_last
+from mmfm.models.model import UnifiedModel, build
+from mmfm.models.transformer import Segment
+from mmfm.objectives.continuation import with_halves
+from mmfm.objectives.joint import Objectives
+from mmfm.objectives.task_pass import read
 
 pytestmark = pytest.mark.xdist_group("by heart")  # one process for all: what they ask has learned once
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)

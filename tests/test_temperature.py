@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from toys import PAIRS, toy_model, toy_run
 
-from mmfm.losses import softmax_contrast
-from mmfm.module import JointModule
-from mmfm.objectives import Objectives
+from mmfm.objectives.contrastive_loss import softmax_contrast
+from mmfm.objectives.joint import Objectives
+from mmfm.training.module import JointModule
 
 
 def pairs(alike: bool) -> tuple[Tensor, Tensor]:

@@ -19,12 +19,13 @@ from rich.console import Console
 from toys import toy_config
 
 import mmfm
-from mmfm import adapt, callbacks, checkpoint, train
 from mmfm.__main__ import main
-from mmfm.check import read_run
 from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, UserError, Write
-from mmfm.model import build
-from mmfm.strict import from_json
+from mmfm.config.load import read_run
+from mmfm.config.serialization import from_json
+from mmfm.models import checkpoint
+from mmfm.models.model import build
+from mmfm.training import callbacks, fit, initialize
 
 NAMES = ("zero", "one", "two", "three")
 TONES_HZ = (300, 700, 1_500, 3_000)
@@ -86,7 +87,7 @@ def test_it_learns_what_was_planted(run):
     data, model = replace(run.data, augment=Augment()), replace(run.model, dropout=0.0)
     optim, evals = replace(run.optim, steps=120, lr=5e-3), replace(run.eval, every_steps=120)
     run = replace(run, data=data, model=model, optim=optim, eval=evals)
-    train.train(run)
+    fit.train(run)
     last = lines(run)[-1]
     chance = 0.25
     for score in ("image->text/acc@1", "audio->text/acc@1", "image->audio/R@1", "image>text/exact", "audio>text/exact"):
@@ -99,7 +100,7 @@ def test_it_learns_what_was_planted(run):
 def test_every_objective_is_logged_by_name(run):
     """metrics.jsonl holds each loss, their weighted sum, the rate, the gradient's norm and the speed."""
     run = replace(run, write=(Write(task="image>text", weight=0.5),))
-    train.train(run)
+    fit.train(run)
     first, last = lines(run)
     assert first["step"] == 10 and last["step"] == 20
     names = ("image-text", "audio-text", "image>text")
@@ -114,43 +115,43 @@ def test_resumed_is_uninterrupted(run):
     """Stopped at step 10 by a signal and resumed: weights at step 20 equal those of a run that never stopped, bit by
     bit, dropout and augmentation included."""
     whole = replace(run, name="whole")
-    train.train(whole)
+    fit.train(whole)
 
-    class Interrupt(train.Saves):
+    class Interrupt(fit.Saves):
         def after_step(self, trainer, *rest) -> None:
             super().after_step(trainer, *rest)
             if trainer.global_step == 9:
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "Saves", Interrupt)
-        train.train(run)
+        patch.setattr(fit, "Saves", Interrupt)
+        fit.train(run)
     assert checkpoint.steps_of(run.folder)[-1] < 20
     with pytest.raises(UserError, match=r"holds a run stopped at step .*add --resume to continue it or --force"):
-        train.train(run)
-    train.train(run, resume=True)
+        fit.train(run)
+    fit.train(run, resume=True)
     torch.testing.assert_close(weights(run, 20), weights(whole, 20), rtol=0, atol=0)
 
 
 def test_a_finished_run_is_kept(run, capfd):
     """A second start trains nothing and changes nothing; --force starts anew."""
-    train.train(run)
+    fit.train(run)
 
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
 
     before = times()
-    train.train(run)
+    fit.train(run)
     assert times() == before
-    train.train(run, force=True)
+    fit.train(run, force=True)
     assert len(lines(run)) == 2
 
 
 def test_a_resume_with_another_configuration_names_the_difference(run):
-    train.train(run)
+    fit.train(run)
     other = replace(run, optim=replace(run.optim, lr=1e-4))
     with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.003 and is 0.0001 now"):
-        train.train(other, resume=True)
+        fit.train(other, resume=True)
 
 
 def test_a_resume_on_other_data_is_refused(run, shards, tmp_path):
@@ -159,11 +160,11 @@ def test_a_resume_on_other_data_is_refused(run, shards, tmp_path):
         (tmp_path / name).write_bytes((shards / name).read_bytes())
     sources = tuple(replace(s, shards=str(tmp_path / Path(s.shards).name)) for s in run.data.train)
     run = replace(run, data=replace(run.data, train=sources), optim=replace(run.optim, steps=20))
-    train.train(run)
+    fit.train(run)
     checkpoint.shutil.rmtree(checkpoint.folder_of(run.folder, 20))
     (tmp_path / "image.tar").write_bytes((shards / "audio.tar").read_bytes())
     with pytest.raises(UserError, match=r"has no image, which its source provides|are not those it was trained on"):
-        train.train(run, resume=True)
+        fit.train(run, resume=True)
 
 
 def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, capsys):
@@ -173,7 +174,7 @@ def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, ca
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(ticks)))
     optim = replace(run.optim, steps=4, warmup_steps=1, rates=(Rate(of="trunk.*", lr=0.5),))
     half = replace(run, optim=optim, save_every_steps=2)
-    train.train(half)
+    fit.train(half)
     said = capsys.readouterr().err
     assert re.search(r"training toy: 4 steps of 16 samples, into \S+/toy, in fp32 on cpu\n", said)
     assert "step 1/4  the first took " in said
@@ -182,7 +183,7 @@ def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, ca
     shutil.rmtree(run.folder / "checkpoints/step-00000004")
     before = lines(half)[-1]["seconds"]
     (run.folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "seconds": 1e6}) + "\n")
-    train.train(half, resume=True)
+    fit.train(half, resume=True)
     assert "training toy: resumed from step 2 of 4" in capsys.readouterr().err
     seconds = [line["seconds"] for line in lines(half) if "seconds" in line]
     assert before > 0 and len(seconds) == 2 and seconds[1] > seconds[0] == 1e6
@@ -192,19 +193,19 @@ def test_a_damaged_line_of_the_journal_does_not_stop_a_resume(run, capsys):
     """Nor one of skipped.jsonl: it is set aside, which is said; the others stay, and a last one that was cut short is
     written again. A run that starts anew leaves nothing of it."""
     run = replace(run, save_every_steps=10)
-    train.train(run)
+    fit.train(run)
     shutil.rmtree(run.folder / "checkpoints/step-00000020")
     journal, odd = run.folder / "metrics.jsonl", [b'{"step": 3, "lo', b"\xff\x00", b"[1]", b'{"step": "4"}']
     first, last = journal.read_bytes().splitlines()
     journal.write_bytes(b"\n".join([*odd, first, b"", last, b'{"step": 5']))
     (run.folder / "skipped.jsonl").write_bytes(b'{"posi\n{"position": 159}\n{"position": 160}\n')
-    train.train(run, resume=True)
+    fit.train(run, resume=True)
     assert [line["step"] for line in lines(run)] == [10, 20] and journal.read_bytes().startswith(first + b"\n")
     assert (run.folder / "metrics.jsonl.damaged").read_bytes().splitlines() == odd
     assert (run.folder / "skipped.jsonl").read_text() == '{"position": 159}\n'
     told = "metrics.jsonl: 4 of its lines cannot be read, and are set aside in metrics.jsonl.damaged"
     assert told in capsys.readouterr().err
-    train.train(run, force=True)
+    fit.train(run, force=True)
     assert not list(run.folder.glob("*.damaged"))
 
 
@@ -230,10 +231,10 @@ def test_no_loss_is_cut_at_80_columns(run, monkeypatch):
 def test_a_checkpoint_is_no_place_for_a_run(run):
     """A checkpoint's folder stands for its configuration; trained into, it would be lost."""
     run = replace(run, save_every_steps=1, optim=replace(run.optim, steps=1, warmup_steps=0))
-    train.train(run)
+    fit.train(run)
     there = checkpoint.folder_of(run.folder, 1)
     with pytest.raises(UserError, match=r"step-00000001 is a checkpoint, and training into it would spoil it; give"):
-        train.train(read_run(there), force=True)
+        fit.train(read_run(there), force=True)
     checkpoint.verify(there)
     with pytest.raises(UserError, match=r"toy has no checkpoint of step 5; it has those of 1$"):
         checkpoint.load_model(run.folder, 5)
@@ -242,53 +243,53 @@ def test_a_checkpoint_is_no_place_for_a_run(run):
 def test_a_finished_run_is_lengthened_by_a_schedule_of_its_own(run):
     """To the bit the run that was asked for all its steps at once; the remedy of the refusal is the one that works."""
     run = replace(run, save_every_steps=3, optim=replace(run.optim, steps=3, warmup_steps=1))
-    train.train(run)
+    fit.train(run)
     longer = replace(run, optim=replace(run.optim, steps=6))
     with pytest.raises(UserError, match=r"--resume --optim.steps N --optim.extends 3 goes on beyond it"):
-        train.train(longer, resume=True)
+        fit.train(longer, resume=True)
     stated = replace(longer, optim=replace(longer.optim, extends=(3,)))
-    train.train(stated, resume=True)
+    fit.train(stated, resume=True)
     assert checkpoint.steps_of(run.folder) == [3, 6] and [line["step"] for line in lines(run)] == [3, 6]
     whole = replace(stated, name="whole")
-    train.train(whole)
+    fit.train(whole)
     assert all(torch.equal(value, weights(whole, 6)[name]) for name, value in weights(run, 6).items())
 
 
 def test_a_run_starts_from_another_with_all_that_it_learned(run, capsys):
     """Connectors, pools, heads and scales too; what is new begins anew and is named; the rest of the table stays."""
     run = replace(run, save_every_steps=2, optim=replace(run.optim, steps=2, warmup_steps=1))
-    train.train(run)
+    fit.train(run)
     before = weights(run, 2)
     pairs = (*run.contrast, Contrast(pair=("image", "audio")))
     warm = replace(run, name="warm", start=str(run.folder), contrast=pairs)
-    prepared = adapt.prepare(warm)
+    prepared = initialize.prepare(warm)
     model = build(prepared.run.model, prepared.tokenizer.size, warm.contrast)
-    first, second = adapt.begin(model, prepared)
+    first, second = initialize.begin(model, prepared)
     assert "starts from" in first and second.endswith("has none: biases.image-audio, log_scales.image-audio")
     for name, value in model.state_dict().items():
         assert name.endswith("image-audio") or torch.equal(value, before[name]), name
-    train.train(warm)
+    fit.train(warm)
     assert "training warm: starts from" in capsys.readouterr().err
     wide = replace(warm, model=replace(run.model, embed_dim=4))
     with pytest.raises(UserError, match=r"heads.image.weight has shape \(8, 16\) in .* and \(4, 16\) here; make that"):
-        adapt.begin(build(wide.model, prepared.tokenizer.size, warm.contrast), replace(prepared, run=wide))
+        initialize.begin(build(wide.model, prepared.tokenizer.size, warm.contrast), replace(prepared, run=wide))
 
 
 def test_gradients_that_are_not_finite_change_nothing_and_then_stop(run, monkeypatch):
     """With every loss nan the weights stay as they were, and after ten steps the run stops with the remedy."""
-    from mmfm.objectives import Objectives
+    from mmfm.objectives.joint import Objectives
 
     total = Objectives.total
     monkeypatch.setattr(Objectives, "total", lambda self, losses: total(self, losses) * float("nan"))
     with pytest.raises(UserError, match=r"not finite 10 steps in a row.*lower optim.lr"):
-        train.train(run)
+        fit.train(run)
 
 
 def test_the_seed_decides_everything(run):
     """Two runs of one seed end in the same weights; another seed does not."""
     runs = [replace(run, name=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     for one in runs:
-        train.train(one)
+        fit.train(one)
     a, b, c = (weights(one, 20)["embedding.weight"] for one in runs)
     assert torch.equal(a, b) and not torch.equal(a, c)
 
@@ -297,29 +298,29 @@ def test_bf16_follows_fp32(run):
     """The bf16 option trains: losses stay within a tenth of those in fp32 after twenty steps."""
     other = replace(run, name="bf16", optim=replace(run.optim, precision="bf16"))
     for one in (run, other):
-        train.train(one)
+        fit.train(one)
     assert lines(other)[-1]["loss"] == pytest.approx(lines(run)[-1]["loss"], rel=0.1)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(run, tmp_path):
     source = replace(run.data.train[0], shards=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere"):
-        train.train(replace(run, data=replace(run.data, train=(source,))))
+        fit.train(replace(run, data=replace(run.data, train=(source,))))
     assert not run.folder.exists()
 
 
 def test_wrong_data_with_force_removes_nothing(run, tmp_path):
     """What was trained is removed when the new run can start, and not before."""
-    train.train(run)
+    fit.train(run)
     source = replace(run.data.train[0], shards=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere"):
-        train.train(replace(run, data=replace(run.data, train=(source,))), force=True)
+        fit.train(replace(run, data=replace(run.data, train=(source,))), force=True)
     assert checkpoint.steps_of(run.folder) == [10, 20] and len(lines(run)) == 2
 
 
 def test_a_run_goes_on_in_the_folder_that_is_named(run, tmp_path, monkeypatch):
     """`mmfm train RUN --resume`, from another working folder and after RUN was moved: nothing is begun elsewhere."""
-    train.train(run)
+    fit.train(run)
     checkpoint.shutil.rmtree(checkpoint.folder_of(run.folder, 20))
     moved = run.folder.rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
@@ -332,22 +333,22 @@ def test_a_run_goes_on_in_the_folder_that_is_named(run, tmp_path, monkeypatch):
 def test_a_folder_in_use_is_refused_in_one_line(run, capfd):
     """A second start beside the first, even with --force, changes nothing and names the process that has the folder."""
     code = (
-        "import sys; from pathlib import Path; from mmfm.process import locked\n"
+        "import sys; from pathlib import Path; from mmfm.runtime.process import locked\n"
         "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match=rf"toy is being trained by process {holder.pid} on .* or use another"):
-            train.train(run, force=True)
+            fit.train(run, force=True)
         holder.kill()
-    train.train(run)
+    fit.train(run)
 
 
 def test_resume_needs_something_to_resume(run):
     """A name that was never trained is a mistake; a run that was killed before its first checkpoint begins again."""
     with pytest.raises(UserError, match="has no checkpoint to resume; leave --resume out"):
-        train.train(run, resume=True)
+        fit.train(run, resume=True)
     assert not run.folder.exists()
 
 
@@ -360,12 +361,12 @@ def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, wri
     path = write_shard(tmp_path / "image.tar", samples)
     sources = (replace(run.data.train[0], shards=str(path)), run.data.train[1])
     run = replace(run, data=replace(run.data, train=sources, most_bad=0.5), eval=Eval(every_steps=0))
-    train.train(run)
+    fit.train(run)
     whole = (run.folder / "skipped.jsonl").read_text()
     listed = [json.loads(line) for line in whole.splitlines()]
     assert {line["key"] for line in listed} == {"007", "033"}
     checkpoint.shutil.rmtree(checkpoint.folder_of(run.folder, 20))
-    train.train(run, resume=True)
+    fit.train(run, resume=True)
     assert (run.folder / "skipped.jsonl").read_text() == whole
     folder = checkpoint.folder_of(run.folder, 20)
     state = checkpoint.load_train(checkpoint.read_verified(folder), str(folder))["StreamData"]["health"]
@@ -382,7 +383,7 @@ def test_too_much_that_is_bad_stops_the_run(run, tmp_path, write_shard, encode_i
     with pytest.raises(
         UserError, match=r"1\d of the last \d+ samples of .* cannot be used .*, over data.most_bad=0.001"
     ):
-        train.train(replace(run, data=data, contrast=run.contrast[:1], write=run.write[:1]))
+        fit.train(replace(run, data=data, contrast=run.contrast[:1], write=run.write[:1]))
     assert 10 < len((run.folder / "skipped.jsonl").read_text().splitlines()) < 20
     assert not checkpoint.steps_of(run.folder)
 
@@ -391,8 +392,8 @@ def test_an_address_and_an_unsafe_environment_are_refused(run, monkeypatch, tmp_
     """A run is written to local folders, not to one called `s3:`; and not where torch is told to unpickle."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"is an address; give a local folder"):
-        train.train(replace(run, out="s3://bucket/runs"))
+        fit.train(replace(run, out="s3://bucket/runs"))
     monkeypatch.setenv(checkpoint.UNSAFE, "1")
     with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
-        train.train(run)
+        fit.train(run)
     assert not (tmp_path / "s3:").exists() and not run.folder.exists()

@@ -21,10 +21,12 @@ from doomed import Life
 from lightning.pytorch.callbacks import Checkpoint
 from toys import toy_run
 
-from mmfm import callbacks, checkpoint, module, process, train
 from mmfm.config import Eval, Optim, Run, UserError
-from mmfm.inputs.text import load_tokenizer
-from mmfm.strict import from_json
+from mmfm.config.serialization import from_json
+from mmfm.models import checkpoint
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.runtime import process
+from mmfm.training import callbacks, fit, module
 
 pytestmark = pytest.mark.xdist_group("traps")  # one process for all: their lives are lived once
 
@@ -158,10 +160,10 @@ def test_a_resume_rewrites_no_checkpoint(run):
     Steps accumulate nothing, and the checkpoint that was resumed from stays as it was."""
     stopped(run, at=3)
     before = {path: path.stat().st_mtime_ns for path in checkpoint.folder_of(run.folder, 4).iterdir()}
-    train.train(run, resume=True)
+    fit.train(run, resume=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     files = module.FolderCheckpoints(run, load_tokenizer("bytes"))
-    assert train._trainer(run, None, [], files).accumulate_grad_batches == 1
+    assert fit._trainer(run, None, [], files).accumulate_grad_batches == 1
 
 
 def stopped(run: Run, at: int) -> None:
@@ -174,8 +176,8 @@ def stopped(run: Run, at: int) -> None:
                 signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(process.Stopped, match=f"stopped at step {at + 1}, as"):
-        patch.setattr(train, "Bar", Interrupt)
-        train.train(run)
+        patch.setattr(fit, "Bar", Interrupt)
+        fit.train(run)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(alone):
@@ -219,7 +221,7 @@ def test_two_ranks_killed_are_two_ranks_never_killed(together):
 def test_ddp_keeps_its_buckets(run):
     """Trap: the same, of three ranks and more, where the order of sums shows: the flag that prevents it is set."""
     files = module.FolderCheckpoints(run, load_tokenizer("bytes"))
-    trainer = train._trainer(replace(run, devices=2), None, [], files, Two())
+    trainer = fit._trainer(replace(run, devices=2), None, [], files, Two())
     assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
 
 
@@ -271,7 +273,7 @@ def test_no_orphans(together):
 
 def test_nothing_of_lightnings_saves(run):
     """Trap: `save_on_exception` hangs with two ranks, `OnExceptionCheckpoint` deletes its file."""
-    trainer = train._trainer(run, None, [], module.FolderCheckpoints(run, load_tokenizer("bytes")))
+    trainer = fit._trainer(run, None, [], module.FolderCheckpoints(run, load_tokenizer("bytes")))
     assert not [item for item in trainer.callbacks if isinstance(item, Checkpoint)]
 
 
@@ -309,13 +311,13 @@ def test_a_full_disk_does_not_end_training(run, monkeypatch, capfd):
         whole(path, data)
 
     monkeypatch.setattr(checkpoint, "write_file", filling)
-    train.train(run)
+    fit.train(run)
     assert checkpoint.steps_of(run.folder) == [8]
     said = capfd.readouterr().err
     assert "could not save" in said and "there is no earlier one" in said and "training goes on" in said
     failing |= {8}
     with pytest.raises(UserError, match=r"could not save .*step-00000008 \(No space left.*free some space"):
-        train.train(run, force=True)
+        fit.train(run, force=True)
 
 
 def test_older_checkpoints_stay_until_a_new_one_is_verified(run, monkeypatch, capfd):
@@ -332,11 +334,11 @@ def test_older_checkpoints_stay_until_a_new_one_is_verified(run, monkeypatch, ca
 
     monkeypatch.setattr(checkpoint, "save", rotting)
     with pytest.raises(UserError, match=r"step-00000008/model.safetensors is damaged"):
-        train.train(run)
+        fit.train(run)
     assert checkpoint.steps_of(run.folder) == [4, 8]
     monkeypatch.undo()
     capfd.readouterr()
-    train.train(run, resume=True)
+    fit.train(run, resume=True)
     assert "step-00000008/model.safetensors is damaged" in (said := capfd.readouterr().err)
     assert "step 4 is used instead" in said
     assert checkpoint.newest_whole(run.folder)[0] == 8
@@ -361,7 +363,7 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(alone, run):
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
-    train.train(run)
+    fit.train(run)
     assert not any(path.exists() for path in left)
 
 
@@ -374,8 +376,8 @@ def test_saving_by_the_clock(run, monkeypatch):
         def __init__(self, *parts) -> None:
             super().__init__(*parts, clock=lambda: 60.0 * next(minutes))
 
-    monkeypatch.setattr(train, "Agree", Ticking)
-    train.train(replace(run, save_every_steps=5, save_every_minutes=2.0, keep_checkpoints=100))
+    monkeypatch.setattr(fit, "Agree", Ticking)
+    fit.train(replace(run, save_every_steps=5, save_every_minutes=2.0, keep_checkpoints=100))
     assert checkpoint.steps_of(run.folder) == [2, 4, 5, 7, 8]
 
 
@@ -383,7 +385,7 @@ def test_a_longer_schedule_is_another_run(run):
     """Trap: a resume with more steps silently bends the rate's schedule. It is refused, with the reason."""
     stopped(run, at=3)
     with pytest.raises(UserError, match=r"optim.steps was 8 and is 9 now \(the rate's schedule ends there; --resume"):
-        train.train(replace(run, optim=replace(run.optim, steps=9)), resume=True)
+        fit.train(replace(run, optim=replace(run.optim, steps=9)), resume=True)
 
 
 class Two:
@@ -416,7 +418,7 @@ class Steps(L.Trainer):
 
 def agreeing(run: Run, ranks: Two) -> tuple[callbacks.Agree, module.JointModule]:
     tokenizer = load_tokenizer("bytes")
-    owner = module.JointModule(run, train.build(run.model, tokenizer.size, run.contrast))
+    owner = module.JointModule(run, fit.build(run.model, tokenizer.size, run.contrast))
     owner.objectives.ranks = ranks
     return callbacks.Agree(run, module.StreamData(run, tokenizer), process.Signals(), clock=lambda: 0.0), owner
 

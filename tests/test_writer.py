@@ -14,10 +14,10 @@ from webdataset.writer import TarWriter
 from mmfm.__main__ import main
 from mmfm.config import UserError
 from mmfm.data import index
-from mmfm.data.indexing import index_folder
-from mmfm.data.pool import in_order
+from mmfm.data.process_pool import in_order
 from mmfm.data.tar import members
 from mmfm.data.writer import Item, ShardWriter, as_json, write_shard
+from mmfm.datasets.indexing import index_folder
 
 ITEMS = [Item(f"{'long' * 40 * (n % 2)}clé-{n:03d}", {"json": b"{}", "txt": b"x" * n}) for n in (1, 511, 512, 513)]
 

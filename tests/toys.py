@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmfm.batch import NO_TEXT, Batch, Items
 from mmfm.config import Conformer, Contrast, Mel, Model, Run, TextTower, Trunk, Vit, Write
-from mmfm.inputs.augment import DRAWS
-from mmfm.model import UnifiedModel, build
+from mmfm.data.augment import DRAWS
+from mmfm.data.batch import NO_TEXT, Batch, Items
+from mmfm.models.model import UnifiedModel, build
 
 TEXT_IDS = 20
 PAIRS = (

@@ -17,13 +17,13 @@ import torchaudio
 from measure import row, seconds, write_report
 from torch import Tensor
 
-from mmfm.codecs.vocoder import ITERATIONS, MOMENTUM, GriffinLim
 from mmfm.config import Mel
-from mmfm.data.names import expand
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.evals.codec import sound_values
 from mmfm.evals.split import spread
-from mmfm.inputs.audio import decode_audio
+from mmfm.models.codecs.vocoder import ITERATIONS, MOMENTUM, GriffinLim
+from mmfm.preprocessing.audio import decode_audio
 
 RATE = 16_000
 KINDS = [(25.0, 10.0, 80), (32.0, 10.0, 80), (32.0, 12.5, 80), (32.0, 16.0, 80), (50.0, 12.5, 80)]

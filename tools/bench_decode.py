@@ -32,10 +32,10 @@ import torch
 from open_clip.transform import AugmentationCfg, image_transform
 from PIL import Image
 
-from mmfm.inputs.audio import decode_audio
-from mmfm.inputs.augment import DRAWS
-from mmfm.inputs.image import picture
-from mmfm.machine import cores
+from mmfm.data.augment import DRAWS
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.image import picture
+from mmfm.runtime.machine import cores
 
 LONG_S, PART_S, RATE_HZ, PARTS = 180, 3.0, 16_000, 4
 SOUNDS = {

@@ -1,10 +1,10 @@
 """Writing by our trunk against transformers' generate: the same weights, greedy, one thread, the same tokens.
 
-A Llama of 30M parameters is made at random, converted by `mmfm.layouts`, and both write behind the same prompt of 32
-ids: one row of 48 ids, and 8 rows of 32. transformers runs as it comes, with its growing cache. Ours is
-`mmfm.generate`, in fp32 and with linear maps of 8 bits, whose ids may differ. A round runs every way once, in changing
-order; what counts is the processor's time, and the median of the rounds' ratios. Logits of every step are compared with
-those of one pass over the whole sentence.
+A Llama of 30M parameters is made at random, converted by `mmfm.models.mappings`, and both write behind the same
+prompt of 32 ids: one row of 48 ids, and 8 rows of 32. transformers runs as it comes, with its growing cache. Ours is
+`mmfm.generation`, in fp32 and with linear maps of 8 bits, whose ids may differ. A round runs every way once, in
+changing order; what counts is the processor's time, and the median of the rounds' ratios. Logits of every step are
+compared with those of one pass over the whole sentence.
 
     python tools/bench_generate.py [--rounds 15] [--out tools/bench_generate.json]
 """
@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmfm.config import Model, Trunk
-from mmfm.generate import Decoding, int8
-from mmfm.generate.loop import steps
-from mmfm.generate.pen import Pen
-from mmfm.layouts import Foreign, convert
-from mmfm.model import UnifiedModel, build
-from mmfm.vocabulary import MARKS
+from mmfm.data.vocabulary import MARKS
+from mmfm.generation import Decoding, int8
+from mmfm.generation.decoding_state import Pen
+from mmfm.generation.generate import steps
+from mmfm.models.mappings import Foreign, convert
+from mmfm.models.model import UnifiedModel, build
 
 WORDS, PROMPT = 8_000, 32
 SHAPES = {1: 48, 8: 32}  # rows: new ids

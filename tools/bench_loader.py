@@ -36,7 +36,7 @@ from torch import Tensor
 from mmfm.config import Augment, Data, Model, Optim, Run, Source, Vit
 from mmfm.data.stream import TrainStream
 from mmfm.data.writer import ShardWriter
-from mmfm.inputs.text import Tokenizer, load_tokenizer
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
 
 SHARDS, OF_SHARD, BATCH = 8, 64, 64  # so that no worker of open_clip's has a rest, which it would decode and drop
 SHORT_PX, LONGEST, SIDE_PX, CROP = 512, 1.6, 224, 0.1

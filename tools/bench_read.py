@@ -31,13 +31,13 @@ from measure import in_turns, on_cores, ratios, row, seconds, write_report
 
 from mmfm.config import Augment, Data, Model, Optim, Run, Source, Vit
 from mmfm.data import index, stream
-from mmfm.data.names import expand
+from mmfm.data.augment import DRAWS
 from mmfm.data.order import Order
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.writer import Item, write_shard
-from mmfm.inputs.augment import DRAWS
-from mmfm.inputs.image import picture
-from mmfm.inputs.text import load_tokenizer
+from mmfm.preprocessing.image import picture
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 TEXT = b"A red bicycle leans against a yellow wall beside a blue door."
 META = b'{"caption": "A red bicycle", "width": 512, "height": 640}'

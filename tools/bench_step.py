@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from mmfm.batch import Batch, Items
 from mmfm.config import Contrast, Data, Model, Optim, Run, TextTower, Trunk, Vit
-from mmfm.layouts import Foreign, convert
-from mmfm.machine import cores
-from mmfm.model import build
-from mmfm.module import JointModule
-from mmfm.towers.vit import normalise
+from mmfm.data.batch import Batch, Items
+from mmfm.models.mappings import Foreign, convert
+from mmfm.models.model import build
+from mmfm.models.vit import normalise
+from mmfm.runtime.machine import cores
+from mmfm.training.module import JointModule
 
 SHAPES = {
     "embed_dim": 384,

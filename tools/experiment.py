@@ -27,10 +27,11 @@ from typing import Any
 
 from readme import between
 
-from mmfm.check import finished, read_run
 from mmfm.config import Run
+from mmfm.config.load import read_run
 from mmfm.evals.provenance import doubt
-from mmfm.machine import cores
+from mmfm.runtime.machine import cores
+from mmfm.training.preflight import finished
 
 ROOT = Path(__file__).parent.parent
 RUNS = Path("runs") / "experiments"

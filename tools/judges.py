@@ -23,17 +23,17 @@ import transformers
 from measure import commit, write_report
 from torch import Tensor
 
-from mmfm.data import espeak
 from mmfm.data.shards import Shards
-from mmfm.encoders import wheels
+from mmfm.datasets import espeak
 from mmfm.evals.judges import speaker
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.distances import features, frechet, kid
 from mmfm.evals.judges.figures import is_number, read_right, same_speaker, word_errors
 from mmfm.evals.judges.speech_sounds import through_mel
 from mmfm.evals.metrics import Bootstrap, Figure
-from mmfm.inputs.audio import decode_audio
-from mmfm.inputs.image import picture, resize
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.image import picture, resize
+from mmfm.pretrained import wheels
 
 RATE_HZ = 16_000
 REPORT = Path(__file__).with_suffix(".json")

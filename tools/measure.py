@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from mmfm.machine import cores
+from mmfm.runtime.machine import cores
 
 
 def in_turns(ways: Mapping[str, Callable[[], float]], count: int) -> dict[str, list[float]]:

@@ -1,8 +1,9 @@
 """Encoders of other libraries, as they run there and here: the largest difference between the tokens of both.
 
 Every encoder is built by its own library, with random weights but for those out of wheels, written as that library
-writes it, read by `mmfm.encoders.resolve`, and built again from its blueprint alone ("wrapped"). Where mmfm.layouts has
-its family, our own modules take the same weights ("native"). All get the same two items, of which one is shorter.
+writes it, read by `mmfm.pretrained.resolve`, and built again from its blueprint alone ("wrapped"). Where
+mmfm.models.mappings has its family, our own modules take the same weights ("native"). All get
+the same two items, of which one is shorter.
 
 `preprocessing`: pictures that are not square, and clips, by the library's own processor and as we prepare them: the
 largest difference in parts of 255, of the colours or of the largest number of the sounds' features; of texts none. No
@@ -31,18 +32,18 @@ from parity_models import IDS, MARKS, Case, Peer
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfm.batch import Tokens
 from mmfm.config import Blueprint, Conformer, Pixels, TextTower, Tower, Trunk, UserError, Vit
-from mmfm.encoders import Encoder, build, resolve
-from mmfm.encoders.pictures import MOST, apart, probes, stored
-from mmfm.layouts import Converted, Foreign, convert, find, foreign
-from mmfm.towers.conformer import AudioConformer
-from mmfm.towers.text import TextTransformer
-from mmfm.towers.vit import VisionTransformer
-from mmfm.trunk import Segment, UnifiedTransformer
+from mmfm.data.batch import Tokens
+from mmfm.models.conformer import AudioConformer
+from mmfm.models.mappings import Converted, Foreign, convert, find, foreign
+from mmfm.models.text_transformer import TextTransformer
+from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.models.vit import VisionTransformer
+from mmfm.pretrained import Encoder, build, resolve
+from mmfm.pretrained.preprocessing_parity import MOST, apart, probes, stored
 
 SECONDS = (1.0, 0.6)  # of the two clips
-# Of the pictures, as in mmfm.encoders.pictures, but none that an import has chosen its preparation by.
+# Of the pictures, as in mmfm.pretrained.preprocessing_parity, but none that an import has chosen its preparation by.
 SHAPES = ((1.57, 1.12, 0), (1.03, 2.21, 1), (0.71, 0.52, 2), (0.37, 0.83, 3), (3.3, 2.6, 1))
 SAME, INVARIANT = 1e-5, 1e-4  # parts of the size
 

@@ -24,8 +24,8 @@ from parity_models import (
 )
 from torch import Tensor, nn
 
-from mmfm.encoders import wheels
-from mmfm.layouts import Foreign
+from mmfm.models.mappings import Foreign
+from mmfm.pretrained import wheels
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 TIMM = (

@@ -24,7 +24,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from mmfm.config import Blueprint, Sound
-from mmfm.layouts import Foreign
+from mmfm.models.mappings import Foreign
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Library = Literal["timm", "open_clip", "hf", "torchaudio", "wheel"]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mmfm.data import numbers, numbers_plan
+from mmfm.datasets import numbers, numbers_plan
 
 UNSEEN = tuple(sorted(10 * (2 + step % 8) + 1 + (4 * step + 2) % 9 for step in range(20)))
 SEEN = tuple(number for number in range(100) if number not in UNSEEN)

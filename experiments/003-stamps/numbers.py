@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from mmfm.check import read_run
 from mmfm.config import Run
+from mmfm.config.load import read_run
 
 MIXED = Path(__file__).parents[2] / "configs" / "stamps.py"
 

@@ -18,17 +18,17 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 
-from mmfm.adapt import begin, prepare
-from mmfm.batch import Batch
-from mmfm.check import read_run
-from mmfm.checkpoint import replace_file
 from mmfm.config import Run
-from mmfm.data.example import collate, decode_of, read_example
+from mmfm.config.load import read_run
+from mmfm.config.serialization import to_json
+from mmfm.data.batch import Batch
+from mmfm.data.decode import collate, decode_of, read_example
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.evals.run import evaluate, finish, how_of
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.models.checkpoint import replace_file
+from mmfm.models.model import build
+from mmfm.training.initialize import begin, prepare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lit.py"
 TEST = "data/stamps/test/image-*.tar"

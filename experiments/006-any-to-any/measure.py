@@ -22,8 +22,8 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 import mmfm
-from mmfm.data.example import Decode, Example, collate, read_example
-from mmfm.data.names import expand
+from mmfm.data.decode import Decode, Example, collate, read_example
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.contract import Judge, seen
@@ -31,8 +31,8 @@ from mmfm.evals.judges.digits import halves
 from mmfm.evals.judges.figures import is_number, read_right, same_speaker
 from mmfm.evals.judges.speaker import nearer, speaker
 from mmfm.evals.metrics import Bootstrap, Figure, mean
-from mmfm.interface import Interface, Sound
-from mmfm.making.files import files_of, write_files
+from mmfm.inference.interface import Interface, Sound
+from mmfm.inference.media_files import files_of, write_files
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools"))  # of scripts that are run, not imported

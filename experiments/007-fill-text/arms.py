@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from experiment import train_and_score  # noqa: E402
 
-from mmfm.check import read_run  # noqa: E402
+from mmfm.config.load import read_run  # noqa: E402
 from mmfm.data.shards import Shards  # noqa: E402
-from mmfm.inputs.text import load_tokenizer  # noqa: E402
+from mmfm.preprocessing.tokenizer import load_tokenizer  # noqa: E402
 
 ARMS = ("causal", "filled", "both", "spans")
 CORPUS = ROOT / "data" / "corpus"

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from mmfm.config import UserError, require
 from mmfm.data.index import CODES
+from mmfm.data.remote_servers import Absent
 from mmfm.data.sample import Sample
-from mmfm.data.servers import Absent
 from mmfm.data.urls import beside, folder_of
-from mmfm.inputs import BadSample
-from mmfm.vocabulary import Form
+from mmfm.data.vocabulary import Form
+from mmfm.preprocessing import BadSample
 
 MANIFEST, FORMAT = "codes.json", 1
 KINDS = ("<i2", "<i4")

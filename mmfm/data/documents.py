@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mmfm.batch import Items
 from mmfm.config import MODALITIES
+from mmfm.data.batch import Items
 from mmfm.data.index import modality_of, numbered
 from mmfm.data.sample import Sample
-from mmfm.layers import mix, uniform
+from mmfm.runtime.randomness import mix, uniform
 
 EARLIER = 5  # what an item's draws decide: those of the items before it
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError
-from mmfm.data.parts import CODES as CODES
-from mmfm.data.parts import EXTENSIONS, How, Several, chosen, how_of, modality_of, numbered, split_name, turn
-from mmfm.data.parts import MODALITY as MODALITY
+from mmfm.data.member_names import CODES as CODES
+from mmfm.data.member_names import EXTENSIONS, How, Several, chosen, how_of, modality_of, numbered, split_name, turn
+from mmfm.data.member_names import MODALITY as MODALITY
 from mmfm.data.tar import BLOCK, members
-from mmfm.inputs.headers import measure
+from mmfm.preprocessing.media_headers import measure
 
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
 FORMAT = 1

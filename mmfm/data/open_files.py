@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from mmfm import machine
+from mmfm.runtime import machine
 
 Key = tuple[int, int]  # owner, and its number of the file
 SHARE = 4  # one in so many of the files that may be open; the rest is for batches in flight, pipes, libraries

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmfm.config import Text
 from mmfm.data.index import CAPTIONS, modality_of, numbered
-from mmfm.inputs import BadSample
+from mmfm.preprocessing import BadSample
 
 MAX_TEXT = 1 << 20  # characters
 

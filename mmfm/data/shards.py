@@ -20,8 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 from mmfm.config import Source, UserError
 from mmfm.data import index
 from mmfm.data.index import EXTENSIONS, Entry, Index, again, numbered
+from mmfm.data.member_names import plain
 from mmfm.data.open_files import OPEN
-from mmfm.data.parts import plain
 from mmfm.data.sample import Sample, modalities, text_of, why_no_text
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
@@ -36,7 +36,7 @@ Read = Callable[[int, int], bytes]  # of (count, offset)
 
 @runtime_checkable
 class Store(Protocol):
-    """Where shards with a URL are fetched to; mmfm.data.remote has one."""
+    """Where shards with a URL are fetched to; mmfm.data.remote_cache has one."""
 
     def open(self, url: str, *, size: int | None = None, crc32: int | None = None) -> int: ...
     def text(self, url: str, limit_bytes: int = ...) -> str: ...

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from mmfm import config
 from mmfm.config import require
-from mmfm.data.names import expand
-from mmfm.data.remote import Store, expand_remote
+from mmfm.data.remote_cache import Store, expand_remote
+from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards, check_holds
 from mmfm.data.splits import asked_and_more, is_remote
 from mmfm.data.urls import shown

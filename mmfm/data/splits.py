@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mmfm.config import Run, require
-from mmfm.data.names import is_here, parts_of, patterns
+from mmfm.data.shard_specs import is_here, parts_of, patterns
 from mmfm.data.urls import folder_of, shown
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")

@@ -19,34 +19,26 @@ import torch
 from jaxtyping import Float
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mmfm import config, machine
-from mmfm.batch import Batch
+from mmfm import config
 from mmfm.compat.torch import stop_workers
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
+from mmfm.data.augment import DRAWS
+from mmfm.data.bad_samples import Bad, Health
+from mmfm.data.batch import Batch
 from mmfm.data.codes import require_own
+from mmfm.data.decode import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example, require_short
 from mmfm.data.documents import joined
-from mmfm.data.example import (
-    OF_ITEMS,
-    TEXT_DRAW,
-    Decode,
-    Example,
-    collate,
-    decode_of,
-    read_example,
-    require_short,
-)
-from mmfm.data.handover import Piped, handed_over, taken
-from mmfm.data.health import Bad, Health
 from mmfm.data.index import CODES, MODALITY
-from mmfm.data.remote import Store
+from mmfm.data.remote_cache import Store
 from mmfm.data.sample import modalities, text_of, why_no_text
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
-from mmfm.inputs import BadSample
-from mmfm.inputs.augment import DRAWS
-from mmfm.inputs.text import Tokenizer
-from mmfm.process import Stopped, loader_worker
+from mmfm.data.worker_transfer import Piped, handed_over, taken
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime import machine
+from mmfm.runtime.process import Stopped, loader_worker
 
 PREFETCH = 4  # batches ready per worker
 OF_AN_EXAMPLE = 1_000  # bytes of its objects, and of each tensor's and part's

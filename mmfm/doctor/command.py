@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mmfm.checkpoint import replace_file
 from mmfm.config import Run, UserError, require
 from mmfm.doctor.findings import to_json
 from mmfm.doctor.page import render
 from mmfm.doctor.run import Extent, examine
 from mmfm.doctor.terminal import show
-from mmfm.machine import cores
+from mmfm.models.checkpoint import replace_file
+from mmfm.runtime.machine import cores
 
 
 def doctor(run: Run, *, config: str, html: str, json: str, samples: int, quick: bool, fetch: bool) -> int:

@@ -16,17 +16,17 @@ import soundfile
 
 from mmfm.config import Conformer, Run
 from mmfm.data import order
-from mmfm.data.example import OF_ITEMS, decode_of
+from mmfm.data.decode import OF_ITEMS, decode_of
 from mmfm.data.index import MODALITY
 from mmfm.data.sample import Sample
 from mmfm.data.stream import Cache, Plan
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
-from mmfm.doctor.sweep import Swept
-from mmfm.doctor.tars import TRAIN, Proven, Set, but_for
+from mmfm.doctor.scan import Swept
+from mmfm.doctor.shard_integrity import TRAIN, Proven, Set, but_for
 from mmfm.evals.reading import Reader
 from mmfm.evals.split import spread
-from mmfm.inputs import CODES, BadSample
-from mmfm.inputs.text import Tokenizer, load_tokenizer
+from mmfm.preprocessing import CODES, BadSample
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
 
 SOUNDS = tuple(name for name, kind in MODALITY.items() if kind == "audio")
 SWEPT = ("missing_", "text_", "json_")  # codes, or their beginnings, that the sweep knows of every sample

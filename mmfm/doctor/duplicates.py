@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from mmfm.config import MODALITIES
-from mmfm.data.example import text_hash
+from mmfm.data.decode import text_hash
 from mmfm.data.index import EXTENSIONS, MODALITY, modality_of, numbered
 from mmfm.doctor.findings import Finding, finding, plural
-from mmfm.doctor.sweep import Swept
-from mmfm.doctor.tars import TRAIN, Proven, Set, index_of
+from mmfm.doctor.scan import Swept
+from mmfm.doctor.shard_integrity import TRAIN, Proven, Set, index_of
 
 MOST_CASES = 50  # of a kind, whose names are kept
 THINGS = {"image": "picture", "audio": "sound"}

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import torch
 
-from mmfm import machine
 from mmfm.config import Run, UserError
 from mmfm.data.stream import PREFETCH
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
 from mmfm.doctor.speed import ROOM, Measured, Memory, fits, measure
-from mmfm.inputs.text import Tokenizer
-from mmfm.machine import available_bytes, cores, shared_bytes
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime import machine
+from mmfm.runtime.machine import available_bytes, cores, shared_bytes
 
 LONG_S = 8 * 3_600.0  # a run that takes longer than a working day is said so as a warning
 PATIENT = 0.05  # share of the time that the model may wait for data

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmfm.doctor.findings import LEVELS, Diagnosis, Distribution, Finding, Row, Section, Table, plural
-from mmfm.evals import report
-from mmfm.evals.page.charts import at, round_figure
-from mmfm.evals.page.markup import Html, join, tag
+from mmfm.report import report
+from mmfm.report.charts import at, round_figure
+from mmfm.report.markup import Html, join, tag
 
 CSS = (Path(report.__file__).with_name("page.css"), Path(__file__).with_name("page.css"))
 CLASS = {"OK": "ok", "NOTE": "note-level", "WARNING": "warning", "ERROR": "error"}

@@ -4,22 +4,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mmfm.adapt import Prepared, native_only, prepare
-from mmfm.bundle import check_start
-from mmfm.check import check
 from mmfm.config import MODALITIES, Run, UserError
-from mmfm.data.remote import Store
+from mmfm.data.remote_cache import Store
 from mmfm.data.sources import open_source
 from mmfm.data.splits import reads_remote
 from mmfm.doctor.decode import decode, decoding
 from mmfm.doctor.duplicates import captions, exact, text_leaks
 from mmfm.doctor.findings import Diagnosis, Finding, Section, finding, plural
-from mmfm.doctor.near import near
+from mmfm.doctor.near_duplicates import near
 from mmfm.doctor.pace import pace_and_memory
-from mmfm.doctor.sweep import Swept, lengths, presence, sweep
-from mmfm.doctor.tars import Set, but_for, look, sets_of
-from mmfm.inputs.text import Tokenizer
-from mmfm.meeting import device_of_rank
+from mmfm.doctor.scan import Swept, lengths, presence, sweep
+from mmfm.doctor.shard_integrity import Set, but_for, look, sets_of
+from mmfm.inference.bundle import check_start
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.rendezvous import device_of_rank
+from mmfm.training.initialize import Prepared, native_only, prepare
+from mmfm.training.preflight import check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from mmfm.batch import Batch
 from mmfm.config import Conformer, Model, Run, TextTower, Vit
+from mmfm.data.batch import Batch
 from mmfm.data.stream import PREFETCH, Loaded, Plan, TrainStream
-from mmfm.inputs.text import Tokenizer
-from mmfm.machine import available_bytes, cores
-from mmfm.model import build
-from mmfm.objectives import Objectives
-from mmfm.optim import Learning, optimizer_of, set_learning
+from mmfm.models.model import build
+from mmfm.objectives.joint import Objectives
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.machine import available_bytes, cores
+from mmfm.training.optimizer import Learning, optimizer_of, set_learning
 
 BATCHES, SECONDS = 12, 12.0  # that are loaded, and that loading or stepping may take in all
 STEPS = 4

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mmfm.doctor import findings
 from mmfm.doctor.findings import Diagnosis, Distribution, Finding, Section
-from mmfm.evals.page.charts import round_figure
+from mmfm.report.charts import round_figure
 
 STYLE = {"OK": "green", "NOTE": "cyan", "WARNING": "bold yellow", "ERROR": "bold red"}
 BARS = " ▁▂▃▄▅▆▇█"

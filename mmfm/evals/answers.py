@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.config import UserError, require
-from mmfm.distributed import Ranks
 from mmfm.evals.captioning import caption_figures
 from mmfm.evals.collection import Item, Opened
+from mmfm.evals.coverage import told_of_texts
 from mmfm.evals.examples import Gallery
 from mmfm.evals.labels import Known, known_classes, known_labels, places_of
 from mmfm.evals.metrics import Figure
@@ -26,23 +26,13 @@ from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import Predicted, cross_predicted, nearest_neighbours, probe_figures, regression
 from mmfm.evals.retrieval import Side, retrieve
 from mmfm.evals.run import How
-from mmfm.evals.spelling import Normalizer, normalizer
 from mmfm.evals.split import Evaluable, Split, Vectors, Written, comparable, encode_texts, unknown
-from mmfm.evals.suite import (
-    KNN,
-    Caption,
-    Classify,
-    Key,
-    LinearProbe,
-    MultiLabel,
-    Retrieve,
-    Transcribe,
-    keys_of,
-)
-from mmfm.evals.told import told_of_texts
-from mmfm.evals.transcripts import transcription_figures
-from mmfm.evals.writing import cut_off
-from mmfm.evals.zeroshot import NONE, class_vectors, classify
+from mmfm.evals.suite import KNN, Caption, Classify, Key, LinearProbe, MultiLabel, Retrieve, Transcribe, keys_of
+from mmfm.evals.text_generation import cut_off
+from mmfm.evals.text_normalizers import Normalizer, normalizer
+from mmfm.evals.word_error_rate import transcription_figures
+from mmfm.evals.zero_shot import NONE, class_vectors, classify
+from mmfm.runtime.distributed import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from mmfm.config import Store
-from mmfm.data import remote
-from mmfm.data.names import expand, patterns
-from mmfm.data.servers import Absent, Denied
+from mmfm.data import remote_cache
+from mmfm.data.remote_servers import Absent, Denied
+from mmfm.data.shard_specs import expand, patterns
 from mmfm.data.splits import asked_and_more, is_remote
 from mmfm.data.urls import beside, folder_of, shown
 
@@ -18,14 +18,14 @@ def texts_beside(spec: str, name: str, store: Store) -> list[tuple[str, str | No
     asked = asked_and_more(spec)[0]
     if is_remote(asked):
         folders = dict.fromkeys(folder_of(url)[0] for url in patterns(asked))
-        found = [_fetched(beside(folder, name), remote.Store(store)) for folder in folders]
+        found = [_fetched(beside(folder, name), remote_cache.Store(store)) for folder in folders]
         return [one for one in found if one is not None]
     named = [Path(pattern).expanduser() for pattern in patterns(asked)]
     folders = dict.fromkeys([*filter(Path.is_dir, named), *(shard.parent for shard in expand(asked))])
     return [(str(folder / name), None) for folder in folders if (folder / name).is_file()]
 
 
-def _fetched(url: str, store: remote.Store) -> tuple[str, str] | None:
+def _fetched(url: str, store: remote_cache.Store) -> tuple[str, str] | None:
     """None where there is none; some servers deny what is not there."""
     try:
         return shown(url), store.text(url, MOST_BYTES)

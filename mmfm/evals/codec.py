@@ -25,19 +25,19 @@ from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mmfm.codecs.losses import spectral_distance
 from mmfm.config import Pixels
+from mmfm.data.decode import Decode
 from mmfm.data.documents import steps_of
-from mmfm.data.encode import Coder, coders_of, decoded, padded
-from mmfm.data.example import Decode
-from mmfm.distributed import Alone, Ranks
+from mmfm.data.vocabulary import Form
+from mmfm.datasets.encode import Coder, coders_of, decoded, padded
 from mmfm.evals.metrics import Figure, Statistic, mean, ratio
 from mmfm.evals.parts import media_of
-from mmfm.evals.share import shared
+from mmfm.evals.sharding import shared
 from mmfm.evals.split import Samples, Watch, batches, reads, spread
-from mmfm.inputs import BadSample
-from mmfm.interface import Interface
-from mmfm.vocabulary import Form
+from mmfm.inference.interface import Interface
+from mmfm.models.codecs.losses import spectral_distance
+from mmfm.preprocessing import BadSample
+from mmfm.runtime.distributed import Alone, Ranks
 
 BEST_DB = 100.0  # of a picture that comes back to the bit; a mean of infinities would tell nothing
 SSIM_SIDE_PX = 11  # of its window: smaller pictures have no SSIM

@@ -18,7 +18,7 @@ from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.sources import open_shards
 from mmfm.evals.suite import ClassFolders, Coco, Data, Table, Tars, Transcripts
 from mmfm.evals.tables import Place, read_coco, read_table, read_transcripts
-from mmfm.inputs import BadSample
+from mmfm.preprocessing import BadSample
 
 CAPTION_FIELDS = ("captions", "caption", "text")
 Label = str | int

@@ -20,16 +20,16 @@ from PIL import Image
 from torch import Tensor
 
 from mmfm.config import Pixels
-from mmfm.data.example import Decode, contracts_of, read_example
+from mmfm.config.task import parse, parse_chain
+from mmfm.data.decode import Decode, contracts_of, read_example
 from mmfm.data.sample import last_part
-from mmfm.evals.making import Maker, Making, target_of
+from mmfm.evals.generation import Maker, Making, target_of
 from mmfm.evals.parts import Written
 from mmfm.evals.retrieval import Retrieved, Side
 from mmfm.evals.split import Evaluable, Split, spread
-from mmfm.evals.writing import correct, reference
-from mmfm.grammar import parse, parse_chain
-from mmfm.inputs.image import decode_image, resize
-from mmfm.interface import Made, Sound
+from mmfm.evals.text_generation import correct, reference
+from mmfm.inference.interface import Made, Sound
+from mmfm.preprocessing.image import decode_image, resize
 
 SHOWN = 12  # of each task
 ANSWERS = {"image": 5, "audio": 3, "text": 5}  # sounds weigh most

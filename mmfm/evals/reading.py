@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mmfm.config import MODALITIES, Model, Source, Text
+from mmfm.data.decode import Decode, Example, read_example
 from mmfm.data.documents import joined
-from mmfm.data.example import Decode, Example, read_example
 from mmfm.data.sample import Sample, modalities, text_of, texts_at
-from mmfm.inputs import BadSample
+from mmfm.preprocessing import BadSample
 
 MOST_TRIES = 64  # samples that are looked at for each shot
 

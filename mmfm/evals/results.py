@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mmfm.config import require
 from mmfm.evals.metrics import Bootstrap, Figure
-from mmfm.evals.places import write_json
+from mmfm.evals.paths import write_json
 from mmfm.evals.provenance import Origin
 from mmfm.evals.registry import entry_of
 from mmfm.evals.table import print_split, printable

@@ -12,8 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.distributed import Alone
-from mmfm.distributed import Ranks as Processes
 from mmfm.evals.metrics import (
     Figure,
     Ranks,
@@ -27,6 +25,8 @@ from mmfm.evals.metrics import (
     ranks,
 )
 from mmfm.evals.split import Evaluable, Split, comparable, encode_texts, slices, unknown
+from mmfm.runtime.distributed import Alone
+from mmfm.runtime.distributed import Ranks as Processes
 
 QUERIES_AT_ONCE = 256
 RECALL_AT = (1, 5, 10)

@@ -15,29 +15,26 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from mmfm.checkpoint import MANIFEST, load_model, newest_step, steps_of
 from mmfm.config import Run, Source, Store, Text, require
-from mmfm.data.example import Decode, decode_of
+from mmfm.data.decode import Decode, decode_of
 from mmfm.data.sample import why_no_text
 from mmfm.data.sources import check_there, open_shards
 from mmfm.data.splits import asked_and_more, named
-from mmfm.devices import device_of_each
-from mmfm.distributed import Alone, Ranks, each, from_first
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
+from mmfm.evals.coverage import not_scored, told_of_texts
 from mmfm.evals.examples import show
-from mmfm.evals.filling import Filling, fill_split
-from mmfm.evals.making import Asking, Making, make_all
+from mmfm.evals.generation import Asking, Making, make_all
+from mmfm.evals.masked_prediction import Filling, fill_split
 from mmfm.evals.metrics import Bootstrap, Figure
-from mmfm.evals.places import check_place, read_run, splits_to_score
+from mmfm.evals.paths import check_place, read_run, splits_to_score
 from mmfm.evals.provenance import origin_of
 from mmfm.evals.registry import metric_of
 from mmfm.evals.results import Scores, finish, kept, row_of, write
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Split, Watch, at_rest, device_of, read_split, reads
-from mmfm.evals.told import not_scored, told_of_texts
-from mmfm.evals.writing import writing_figures
-from mmfm.evals.zeroshot import (
+from mmfm.evals.text_generation import writing_figures
+from mmfm.evals.zero_shot import (
     NONE,
     Classes,
     Classified,
@@ -50,8 +47,12 @@ from mmfm.evals.zeroshot import (
     given_templates,
     read_lines,
 )
-from mmfm.interface import Interface
-from mmfm.machine import cores
+from mmfm.inference.interface import Interface
+from mmfm.inference.load import load_model
+from mmfm.models.checkpoint import MANIFEST, newest_step, steps_of
+from mmfm.runtime.devices import device_of_each
+from mmfm.runtime.distributed import Alone, Ranks, each, from_first
+from mmfm.runtime.machine import cores
 
 BOOTSTRAP, NOTHING = Bootstrap(), Asking()
 DECODE, STORE, ALONE = Decode(), Store(), Alone()

@@ -23,21 +23,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.batch import Batch, Items
 from mmfm.config import MODALITIES, Model, Source, Store, Text, require
+from mmfm.config.task import Task, parse
 from mmfm.data import order
-from mmfm.data.example import WORDS, Decode, Example, collate, require_short
+from mmfm.data.batch import Batch, Items
+from mmfm.data.decode import WORDS, Decode, Example, collate, require_short
 from mmfm.data.sample import Sample, label_of, modalities
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
 from mmfm.data.splits import asked_and_more
-from mmfm.distributed import Alone, Ranks
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, media_of, pack, unpack
 from mmfm.evals.reading import Reader, held_by
-from mmfm.evals.share import shared
-from mmfm.grammar import Task, parse
-from mmfm.inputs import BadSample
-from mmfm.making.maker import without_last
+from mmfm.evals.sharding import shared
+from mmfm.inference.pipeline import without_last
+from mmfm.preprocessing import BadSample
+from mmfm.runtime.distributed import Alone, Ranks
 
 TEXTS_AT_ONCE = 256
 LEAST_WRITTEN = 32  # tokens

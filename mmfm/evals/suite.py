@@ -8,11 +8,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.check import executed
 from mmfm.config import MODALITIES, Checked, UserError, require
+from mmfm.config.load import executed
 
 SEEN = ("image", "audio")  # what files hold; text stands in tables
-SPELLINGS = ("verbatim", "plain", "letters", "whisper_basic", "whisper_english")  # see mmfm.evals.spelling
+SPELLINGS = ("verbatim", "plain", "letters", "whisper_basic", "whisper_english")  # see mmfm.evals.text_normalizers
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -152,8 +152,9 @@ class Caption(Checked):
 class Transcribe(Checked):
     """What was said: WER and CER, and how often something is written where the reference has no word.
 
-    `spelling` is the normalizer of both sides, named in every result: see `mmfm.evals.spelling`; whisper_english reads
-    `spellings`, the normalizer.json of a Whisper tokenizer in the root. A reference may be empty: it is of silence.
+    `spelling` is the normalizer of both sides, named in every result: see `mmfm.evals.text_normalizers`;
+    whisper_english reads `spellings`, the normalizer.json of a Whisper tokenizer in the root. A reference may be
+    empty: it is of silence.
     """
 
     data: Data

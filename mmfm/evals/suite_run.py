@@ -11,11 +11,10 @@ import torch
 from rich.console import Console
 
 from mmfm.config import Run, UserError, require
-from mmfm.distributed import Alone, Ranks, each
 from mmfm.evals.answers import ANSWERS, Context, Result, Seen, left_out, rule_of
 from mmfm.evals.collection import Opened, open_data
 from mmfm.evals.labels import check_labels
-from mmfm.evals.places import check_place, read_run
+from mmfm.evals.paths import check_place, read_run
 from mmfm.evals.provenance import origin_of
 from mmfm.evals.results import Scores, finish, kept, row_of, write
 from mmfm.evals.run import How, how_of, load_shared, progress
@@ -35,7 +34,8 @@ from mmfm.evals.suite import (
     root_of,
     task_name,
 )
-from mmfm.machine import cores
+from mmfm.runtime.distributed import Alone, Ranks, each
+from mmfm.runtime.machine import cores
 
 Watches = Callable[[str], Watch]
 ALONE = Alone()

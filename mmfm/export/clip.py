@@ -15,8 +15,8 @@ from torch import Tensor
 from mmfm.config import TextTower, Vit, require
 from mmfm.export.folder import write_json
 from mmfm.export.open_clip import CONFIG, RESIZE, WEIGHTS
-from mmfm.layouts import Converted
-from mmfm.layouts.to_open_clip import to_open_clip
+from mmfm.models.mappings import Converted
+from mmfm.models.mappings.to_open_clip import to_open_clip
 
 HEADS = ("visual.proj", "text_projection", "logit_scale")
 BIAS = "logit_bias"  # of a model of the sigmoid loss

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmfm.compat.clip_benchmark import choose_accuracy, main, register_loader
 from mmfm.export import open_clip
-from mmfm.export.opening import open_model
+from mmfm.export.open_source import open_model
 
 NAME = "mmfm"
 

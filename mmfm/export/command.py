@@ -6,8 +6,8 @@ from typing import Any
 
 from mmfm.config import UserError, Vit, require
 from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
-from mmfm.export.opening import open_model, whole
-from mmfm.interface import Interface
+from mmfm.export.open_source import open_model, whole
+from mmfm.inference.interface import Interface
 
 
 def export(
@@ -67,7 +67,7 @@ def _open_clip(model: Interface, to: str, folder: Path, modalities: Sequence[str
 def _hf(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
     whole(model, to)
     require(set(modalities) == set(model.modalities), "--to hf holds all that the model reads; leave out --modality")
-    from mmfm.hf.folder import fill
+    from mmfm.export.hf.folder import fill
 
     fill(model, folder)
     return {}

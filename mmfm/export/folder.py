@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError, require
-from mmfm.folders import whole_folder
+from mmfm.runtime.folders import whole_folder
 
 ABOUT = "export.json"
 

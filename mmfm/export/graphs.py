@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.batch import Items, Tokens
 from mmfm.compat.torch import parted
-from mmfm.encoders import Encoder
-from mmfm.model import UnifiedModel
-from mmfm.towers.imported import ImportedTower
+from mmfm.data.batch import Items, Tokens
+from mmfm.models.imported import ImportedTower
+from mmfm.models.model import UnifiedModel
+from mmfm.pretrained import Encoder
 
 Arrays = tuple[Tensor, ...]
 TRACED_BATCH = 3  # no other size of the inputs should be equal to it

@@ -20,18 +20,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.batch import Items, Tokens
-from mmfm.bundle.places import unplaced
 from mmfm.compat.open_clip import choose_model_class, model_class
 from mmfm.config import require
+from mmfm.config.serialization import from_json, to_json
+from mmfm.data.batch import Items, Tokens
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import longest_text, words_of
-from mmfm.export.words import write_tokenizer
-from mmfm.inputs.given import check_ids, check_scaled
-from mmfm.interface import Interface
-from mmfm.model import UnifiedModel, build
-from mmfm.strict import from_json, to_json
-from mmfm.towers.imported import ImportedTower
+from mmfm.export.tokenizer import write_tokenizer
+from mmfm.export.without_paths import unplaced
+from mmfm.inference.interface import Interface
+from mmfm.models.imported import ImportedTower
+from mmfm.models.model import UnifiedModel, build
+from mmfm.preprocessing.validation import check_ids, check_scaled
 
 KEY = "mmfm"
 CONTEXT = 256  # ids of a text, where nothing sets a limit: open_clip pads to a length and cuts there

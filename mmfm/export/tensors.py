@@ -18,7 +18,7 @@ from mmfm.config import UserError, require
 from mmfm.export import onnx, program
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import Arrays, Graph, Size, graphs, words_of
-from mmfm.interface import Interface
+from mmfm.inference.interface import Interface
 
 TOLERANCE = 1e-4  # largest difference of any output from the model's
 

@@ -19,10 +19,10 @@ from mmfm.compat.timm import register_entry
 from mmfm.config import UserError, Vit, require
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import only
-from mmfm.export.opening import open_model
-from mmfm.inputs.given import check_scaled
-from mmfm.model import UnifiedModel
-from mmfm.towers.imported import ImportedTower
+from mmfm.export.open_source import open_model
+from mmfm.models.imported import ImportedTower
+from mmfm.models.model import UnifiedModel
+from mmfm.preprocessing.validation import check_scaled
 
 NAME = "mmfm_image"
 BASES = {1e-6: "vit_tiny_patch16_224", 1e-5: "vit_base_patch16_clip_224"}  # timm's, by the epsilon of their norms

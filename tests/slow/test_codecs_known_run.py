@@ -12,13 +12,13 @@ import transformers as hf
 from toys import toy_config
 
 import mmfm
-from mmfm import train
-from mmfm.codecs import known
-from mmfm.codecs.vocoder import GriffinLim
 from mmfm.config import Data, Eval, KnownCodec, Mel, Optim, Run, Source, Write
-from mmfm.data.espeak import Utterance
-from mmfm.data.speech import speak
-from mmfm.inputs.audio import decode_audio
+from mmfm.datasets.espeak import Utterance
+from mmfm.datasets.speech import speak
+from mmfm.models.codecs import known
+from mmfm.models.codecs.vocoder import GriffinLim
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.training import fit
 
 BIG = {
     "dac": (hf.DacConfig(downsampling_ratios=(2, 4, 5, 8), n_codebooks=32, sampling_rate=24_000), 320, 32),
@@ -76,10 +76,10 @@ def test_a_run_with_a_known_codec_needs_its_source_once(speech: Path, tmp_path: 
         keep_checkpoints=5,
         accelerator="cpu",
     )
-    train.train(run)
+    fit.train(run)
     shutil.rmtree(folder)
     shutil.rmtree(run.folder / "checkpoints" / "step-00000004")
-    train.train(run, resume=True)
+    fit.train(run, resume=True)
     loaded = mmfm.load(str(run.folder)).core.codecs["audio"]
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, wanted[name]), name
@@ -87,9 +87,9 @@ def test_a_run_with_a_known_codec_needs_its_source_once(speech: Path, tmp_path: 
 
 def test_a_known_codec_alone_is_evaluated(speech: Path, tmp_path: Path) -> None:
     """A model of which nothing but a known codec is there scores it."""
-    from mmfm.data.encode import coders_of
-    from mmfm.data.example import Decode
+    from mmfm.data.decode import Decode
     from mmfm.data.shards import Shards
+    from mmfm.datasets.encode import coders_of
     from mmfm.evals.codec import score_codecs
 
     found, weights = known.resolve(KnownCodec(source=str(dac(tmp_path / "dac"))), "audio")

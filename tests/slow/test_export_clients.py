@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from shared_exports import classification, pictures, retrieval, saved, square
 
-from mmfm import checkpoint
-from mmfm.bundle.load import load_encoder
+from mmfm.inference.bundle.load import load_encoder
+from mmfm.models import checkpoint
 
 TASKS = {"classification": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}
 MAKERS = {"classification": classification, "retrieval": retrieval}

@@ -16,10 +16,10 @@ from exported import Exported, adopt, export, full_run
 from PIL import Image
 from toy_encoders import hf_folder
 
-from mmfm import hf
 from mmfm.config import Tower, UserError
-from mmfm.data.example import Example, collate
-from mmfm.model import UnifiedModel
+from mmfm.data.decode import Example, collate
+from mmfm.export import hf
+from mmfm.models.model import UnifiedModel
 
 TEXTS = ["seven of nine", "forty-two", "a longer text, with a comma", "x"]
 CHOICES = ["one", "two three", "four"]

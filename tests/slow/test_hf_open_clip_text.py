@@ -6,8 +6,8 @@ from exported import adopt, full_run
 from toy_encoders import open_clip_folder
 from transformers import AutoModel, AutoTokenizer
 
-from mmfm import hf
 from mmfm.config import Tower
+from mmfm.export import hf
 
 
 def test_a_text_tower_of_open_clip_reads_as_ever(tmp_path):

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 import mmfm
-from mmfm.batch import Tokens
-from mmfm.bundle.load import load_trunk
 from mmfm.config import Trunk
-from mmfm.importing import import_source
-from mmfm.inputs.text import load_tokenizer
-from mmfm.trunk import Segment
+from mmfm.data.batch import Tokens
+from mmfm.export.importer import import_source
+from mmfm.inference.bundle.load import load_trunk
+from mmfm.models.transformer import Segment
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*SwigPy.*:DeprecationWarning")
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from mmfm.data import numbers
 from mmfm.data.shards import Shards
+from mmfm.datasets import numbers
 from mmfm.evals.judges import make, speaker
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.speech_sounds import through_mel
-from mmfm.inputs.audio import decode_audio
-from mmfm.inputs.image import picture
+from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.image import picture
 
 Samples = tuple[list[Tensor], list[str]]
 

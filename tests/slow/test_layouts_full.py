@@ -9,13 +9,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mmfm.batch import Tokens
 from mmfm.config import Conformer, Mel, TextTower, Trunk, Vit
-from mmfm.layouts import Foreign, convert
-from mmfm.towers.conformer import AudioConformer
-from mmfm.towers.text import TextTransformer
-from mmfm.towers.vit import VisionTransformer
-from mmfm.trunk import Segment, UnifiedTransformer
+from mmfm.data.batch import Tokens
+from mmfm.models.conformer import AudioConformer
+from mmfm.models.mappings import Foreign, convert
+from mmfm.models.text_transformer import TextTransformer
+from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.models.vit import VisionTransformer
 
 
 def drawn(*shape: int, seed: int = 1) -> Tensor:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from mmfm import config
 from mmfm.__main__ import main
-from mmfm.checkpoint import save
-from mmfm.inputs.text import load_tokenizer
-from mmfm.model import build
-from mmfm.strict import to_json
+from mmfm.config.serialization import to_json
+from mmfm.models.checkpoint import save
+from mmfm.models.model import build
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 MODEL = config.Model(

@@ -28,10 +28,10 @@ from transformers import (
 )
 
 from mmfm.config import Tower
-from mmfm.data.espeak import Utterance
-from mmfm.data.speech import speak
-from mmfm.encoders import Encoder, build, resolve, wheels
-from mmfm.inputs.text import parse_tokenizer
+from mmfm.datasets.espeak import Utterance
+from mmfm.datasets.speech import speak
+from mmfm.preprocessing.tokenizer import parse_tokenizer
+from mmfm.pretrained import Encoder, build, resolve, wheels
 
 SAID = (
     "The quick brown fox jumps over the lazy dog.",

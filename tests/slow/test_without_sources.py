@@ -25,8 +25,8 @@ def refuse(*_, **__):
 socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
 import numpy as np, torch
 torch.set_num_threads(1)
-import mmfm, mmfm.encoders.wheels, mmfm.hf
-mmfm.encoders.wheels.find = mmfm.encoders.wheels.file = refuse
+import mmfm, mmfm.pretrained.wheels, mmfm.export.hf
+mmfm.pretrained.wheels.find = mmfm.pretrained.wheels.file = refuse
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
@@ -36,7 +36,7 @@ given = {"image": [picture], "audio": [wave], "text": texts}
 model = mmfm.load(bundle, device="cpu")
 made = {name: getattr(model, f"encode_{name}")(x) for name, x in given.items()}
 parts = {name: mmfm.load_encoder(name, bundle).embed(x).detach() for name, x in given.items()}
-mmfm.hf.register()
+mmfm.export.hf.register()
 face, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 with torch.no_grad():
     inputs = processor(images=[picture], audio=[wave], text=texts, padding=True, return_tensors="pt")

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmfm.config import require
-from mmfm.data.numbers_plan import TENS, UNITS, name
 from mmfm.data.sample import Sample
+from mmfm.datasets.numbers_plan import TENS, UNITS, name
 from mmfm.evals.metrics import letters
-from mmfm.inputs.audio import resample
+from mmfm.preprocessing.audio import resample
 
 RATE_HZ = 16_000  # at which every judge hears
 NAMES = tuple(name(number) for number in range(100))  # the captions of the data set `numbers`

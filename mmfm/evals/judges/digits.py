@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor
 
-from mmfm.data.numbers_plan import name, splits
 from mmfm.data.sample import Sample, last_part
+from mmfm.datasets.numbers_plan import name, splits
 from mmfm.evals.judges.contract import HeldOut, seen
-from mmfm.inputs.image import decode_image
+from mmfm.preprocessing.image import decode_image
 
 SIDE, WHITE = 8, 16.0  # of a scan: px, and its brightest value
 COPIES, DEGREES, STRETCH, SLANT, SHIFT_PX, BLUR, NOISE = 16, 12.0, 0.12, 0.2, 0.4, 0.6, 0.04

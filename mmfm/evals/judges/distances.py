@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmfm.config import require
-from mmfm.layers import rested
+from mmfm.pretrained.padding import rested
 
 SUBSETS, SUBSET = 100, 1_000
 

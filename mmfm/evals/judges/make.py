@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mmfm.config import require
-from mmfm.data.folder import complete, prints, whole
+from mmfm.data.output_folder import complete, prints, whole
 from mmfm.evals.judges.speech_train import train_speech_judge
 
 FORMAT = 2  # raised when the same arguments give other bytes

@@ -22,7 +22,7 @@ from torchaudio.functional import melscale_fbanks
 from mmfm.config import UserError, require
 from mmfm.data.sample import Sample, meta_of
 from mmfm.evals.judges.contract import OTHER, RATE_HZ, WORDS, HeldOut, heard, joined
-from mmfm.inputs import BadSample
+from mmfm.preprocessing import BadSample
 
 CLASSES = ("", *WORDS, OTHER)  # the first is CTC's blank
 BINS, WINDOW, HOP = 64, 400, 160  # mel bands; samples

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchaudio.functional import griffinlim, melscale_fbanks
 
-from mmfm.data.espeak import Utterance
-from mmfm.data.numbers_plan import ACCENTS_TRAIN, VARIANTS_TEST, name
-from mmfm.data.speech import RATE_HZ, speak
+from mmfm.datasets.espeak import Utterance
+from mmfm.datasets.numbers_plan import ACCENTS_TRAIN, VARIANTS_TEST, name
+from mmfm.datasets.speech import RATE_HZ, speak
 from mmfm.evals.judges.contract import WORDS
 from mmfm.evals.judges.speech import OTHER, padded
 from mmfm.evals.metrics import letters

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmfm.data import espeak
-from mmfm.data.folder import ticker
-from mmfm.data.numbers_plan import ACCENTS_TRAIN, VARIANTS_TEST, VARIANTS_VAL
-from mmfm.data.speech import RATE_HZ
+from mmfm.data.output_folder import ticker
+from mmfm.datasets import espeak
+from mmfm.datasets.numbers_plan import ACCENTS_TRAIN, VARIANTS_TEST, VARIANTS_VAL
+from mmfm.datasets.speech import RATE_HZ
 from mmfm.evals.judges.contract import NAMES, HeldOut
 from mmfm.evals.judges.speech import CLASSES, Recogniser, Speech
 from mmfm.evals.judges.speech_sounds import Lesson, Said, draw, lesson_of, say

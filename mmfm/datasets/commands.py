@@ -1,0 +1,143 @@
+"""The commands `mmfm data ...`: each is its options, as a dataclass, and what it does when called.
+
+What a field's docstring says is its line in `mmfm data COMMAND --help`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from mmfm.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Written and spoken numbers as WebDataset shards, from what pip installed."""
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/numbers."""
+    seed: int = 0
+    """The same seed gives the same bytes."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import numbers
+
+        numbers.build(Path(self.folder), seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamps:
+    """Pictures, captions in many languages, spoken descriptions and sound effects, from a package of Debian."""
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/stamps."""
+    deb: str = ""
+    """The package tuxpaint-stamps-default as a file; else apt-get downloads it into FOLDER.deb, where it stays."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import stamps
+
+        stamps.build(Path(self.folder), deb=Path(self.deb) if self.deb else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Passages of English text, from a package of Debian: the King James Bible."""
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/corpus."""
+    deb: str = ""
+    """The package bible-kjv-text as a file; else apt-get downloads it into FOLDER.deb, where it stays."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import corpus
+
+        corpus.build(Path(self.folder), deb=Path(self.deb) if self.deb else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Write the indexes that tars below a folder lack (X.idx.json beside X.tar), and each folder's shards.json."""
+
+    folder: tyro.conf.Positional[str]
+    """The folder of shards, or one above."""
+    again: bool = False
+    """Also where there is a valid one."""
+    parts: tuple[str, ...] = ()
+    """Where samples have several parts of a kind, or names of their own: those that are read, such as `jpg` (and no
+    .png beside it) or `input.jpg caption.txt`. Kept for later indexes."""
+    last_dot: bool = False
+    """A key ends at the last dot of a name, and not at the first: 22.1.png is a sample, and no part of the document 22.
+    Kept for later indexes."""
+    workers: int = 0
+    """Processes; 0: one per core."""
+
+    def __call__(self) -> None:
+        from mmfm.data.member_names import EXTENSIONS, How, numbered
+        from mmfm.datasets.indexing import index_folder
+
+        require(self.workers >= 0, f"--workers {self.workers} must not be negative")
+        asked = tuple(part.lower().removeprefix(".") for part in self.parts)
+        wrong = next((part for part in asked if numbered(part)[1] not in EXTENSIONS), "")
+        told = f"--parts {wrong} is of no kind that is read ({', '.join(EXTENSIONS)})"
+        require(not wrong, f"{told}; name one that ends with one of these")
+        how = How(parts=asked, last_dot=self.last_dot) if asked or self.last_dot else None
+        index_folder(Path(self.folder), again=self.again, how=how, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Turn a folder of files, a CSV, TSV, JSONL or Parquet of paths, or a saved Hugging Face dataset into shards.
+
+    A build that was stopped goes on when the same command is given again.
+    """
+
+    input: tyro.conf.Positional[str]
+    """Files that share a stem make a sample; in a table each row, with paths relative to the table."""
+    out: tyro.conf.Positional[str]
+    """Where the shards are written: a new folder, or one of the same build."""
+    image: str = ""
+    """Column of the pictures; without any of these three, guessed from usual names."""
+    audio: str = ""
+    """Column of the sounds."""
+    text: str = ""
+    """Column of the captions. The other columns go into the .json."""
+    key: str = ""
+    """Column that names each sample; else the number of its row."""
+    classes: Literal["none", "folders"] = "none"
+    """folders: the first folder below INPUT is the class, written as .cls and, where there is no text, .txt."""
+    prefix: str = "shard"
+    """Of the shards' names."""
+    samples_per_shard: int = 1_000
+    """Samples of the input in each shard."""
+    check: Literal["decode", "headers", "none"] = "decode"
+    """What is tried of each sample; those that fail are listed in OUT/left_out.jsonl."""
+    max_seconds: float = 3_600.0
+    """A longer sound is left out."""
+    allow_missing: bool = False
+    """Leave out samples whose files are missing; else they are an error, at the end."""
+    workers: int = 0
+    """Processes; 0: one per core."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets.build import build
+        from mmfm.datasets.build_rows import Columns
+
+        require(self.workers >= 0, f"--workers {self.workers} must not be negative")
+        build(
+            self.input,
+            self.out,
+            columns=Columns(image=self.image, audio=self.audio, text=self.text, key=self.key),
+            classes=self.classes == "folders",
+            prefix=self.prefix,
+            samples_per_shard=self.samples_per_shard,
+            check=self.check,
+            max_seconds=self.max_seconds,
+            allow_missing=self.allow_missing,
+            workers=self.workers,
+        )
+
+
+DATA: dict[str, type[Any]] = {"numbers": Numbers, "stamps": Stamps, "corpus": Corpus, "build": Build, "index": Index}

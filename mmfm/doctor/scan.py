@@ -1,0 +1,272 @@
+"""One pass over all samples without decoding any: which modalities each has, how long, how large, and what it says.
+
+Lengths and sizes are those that the files state in their headers. A text is what training or a score would read; where
+a source names several places for it, the places take turns as their weights say.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+
+from mmfm.config import MODALITIES, Run
+from mmfm.data.decode import WORDS, Decode, text_hash
+from mmfm.data.index import Index, modality_of, numbered
+from mmfm.data.sample import Sample, text_of
+from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
+from mmfm.doctor.shard_integrity import TRAIN, Set, Tar, but_for, index_of, read
+from mmfm.evals.reading import Reader
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.media_headers import HEAD, Measure, measure
+from mmfm.preprocessing.tokenizer import Tokenizer
+
+GOLDEN = 0.618033988749895  # its multiples, modulo 1, fall evenly
+MOST_TEXTS = 200_000  # different ones of which tokens are counted
+NOTED = 50  # cases of one kind whose names are kept
+
+
+@dataclass
+class Swept:
+    """What the samples of one set have. `doomed`: cases that training replaces, or a score leaves out, by code."""
+
+    have: Counter[str] = field(default_factory=Counter)
+    doomed: Counter[str] = field(default_factory=Counter)
+    cases: dict[str, list[str]] = field(default_factory=dict)
+    lost: int = 0  # samples with any of these
+    sounds: int = 0
+    seconds: array = field(default_factory=lambda: array("d"))
+    widths: array = field(default_factory=lambda: array("q"))
+    heights: array = field(default_factory=lambda: array("q"))
+    characters: array = field(default_factory=lambda: array("q"))
+    truncated: int = 0  # texts of which only the beginning is read
+    texts: Counter[str] = field(default_factory=Counter)
+    hashes: dict[int, str] = field(default_factory=dict)  # of each different text, and the first sample that has it
+
+    def doom(self, code: str, case: str) -> None:
+        self.doomed[code] += 1
+        if len(noted := self.cases.setdefault(code, [])) < NOTED:
+            noted.append(case)
+
+
+def sweep(one: Set, run: Run, tokenizer: Tokenizer | None = None) -> Swept:
+    """All samples of the set. tokenizer: the run's, by which a text may be too long."""
+    found = Swept()
+    for number, tar in enumerate(one.tars):
+        _sweep_tar(found, one, run, tar, number, tokenizer)
+    return found
+
+
+def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int, tokenizer: Tokenizer | None) -> None:
+    lies = index_of(tar)
+    _sizes(found, tar)
+    for place, sample in read(tar, WORDS):
+        before = sum(found.doomed.values())
+        kinds = {kind for name in lies.extensions(place) if (kind := modality_of(name))} - {"text"}
+        try:
+            for text in _texts(one, run, sample, kinds, (place + number) * GOLDEN % 1):
+                kinds.add("text")
+                _note_text(found, text, sample.where)
+                _note_length(found, text, sample.where, tokenizer)
+        except BadSample as why:
+            kinds.add("text")
+            if one.source is None or "text" in one.source.provides:
+                found.doom(why.code, str(why))
+        found.have.update(kinds)
+        for name in one.source.provides if one.source is not None else ():
+            if name not in kinds:
+                found.doom(f"missing_{name}", sample.where)
+        clips = _seconds(tar, lies, place)
+        found.sounds += sum(modality_of(name) == "audio" for name in lies.extensions(place))
+        found.seconds.extend(clips)
+        if max(clips, default=0) > run.data.max_seconds and not run.data.crop_seconds and _hears(one, run):
+            found.doom("audio_too_long", f"{sample.where} ({max(clips):.2f} s)")
+        found.lost += sum(found.doomed.values()) > before
+
+
+def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], turn: float) -> list[str]:
+    """What training, or else a score, would read of a sample; of a question with its answer both. Raises BadSample."""
+    if one.source is None:
+        how = Reader(model=run.model, decode=Decode(), sources=run.data.train, texts=run.eval.texts)
+        found = how.words(sample, media)
+        return [text for text in (found.text, found.answer) if text is not None]
+    text = text_of(sample, one.source.texts, turn)
+    answer = text_of(sample, one.source.answers, turn) if one.source.answers and text is not None else None
+    if one.source.answers and text is not None and answer is None:
+        fields = " or ".join(place.field for place in one.source.answers)
+        raise BadSample("missing_text", f"{sample.where} has no answer, which its source asks for ({fields})")
+    return [told for told in (text, answer) if told is not None]
+
+
+def _seconds(tar: Tar, lies: Index, place: int) -> list[float]:
+    """Of each sound of a sample, where its header says it."""
+    names = [name for name in lies.extensions(place) if modality_of(name) == "audio"]
+    if len(names) < 2:
+        return [lies.seconds[place]] if lies.seconds[place] >= 0 else []
+    with tar.path.open("rb", buffering=HEAD) as file:
+        seen = [_measured(file, name, lies.offset[name][place], lies.size[name][place]).seconds for name in names]
+    return [seconds for seconds in seen if seconds >= 0]
+
+
+def _measured(file: BinaryIO, name: str, offset: int, size: int) -> Measure:
+    """What the header of a part says."""
+
+    def part(at: int, count: int) -> bytes:
+        file.seek(offset + at)
+        return file.read(max(min(count, size - at), 0))
+
+    return measure(numbered(name)[1], part, size)
+
+
+def _hears(one: Set, run: Run) -> bool:
+    return run.model.audio is not None and (one.source is None or "audio" in one.source.provides)
+
+
+def _note_text(found: Swept, text: str, case: str) -> None:
+    found.characters.append(len(text))
+    found.hashes.setdefault(text_hash(text), case)
+    if text in found.texts or len(found.texts) < MOST_TEXTS:
+        found.texts[text] += 1
+
+
+def _note_length(found: Swept, text: str, case: str, tokenizer: Tokenizer | None) -> None:
+    """BadSample where training would leave out a text for its length."""
+    told = tokenizer.excess(text) if tokenizer is not None else ""
+    if not told or tokenizer is None:
+        return
+    if tokenizer.limits.skip:
+        raise BadSample("text_too_long", f"{case}: {told}")
+    found.truncated += 1
+    if len(noted := found.cases.setdefault("text_truncated", [])) < NOTED:
+        noted.append(f"{case}: {told}")
+
+
+def _sizes(found: Swept, tar: Tar) -> None:
+    """Width and height of every picture whose header says it."""
+    lies = index_of(tar)
+    names = [name for name in lies.size if modality_of(name) == "image"]
+    with tar.path.open("rb", buffering=HEAD) as file:
+        for name in names:
+            for offset, size in zip(lies.offset[name], lies.size[name], strict=True):
+                if size < 0:
+                    continue
+
+                seen = _measured(file, name, offset, size)
+                if seen.width > 0:
+                    found.widths.append(seen.width)
+                    found.heights.append(seen.height)
+
+
+def presence(sets: Sequence[Set], swept: Sequence[Swept], run: Run) -> Section:
+    """What each set has, against what its source provides."""
+    findings = [item for one, found in zip(sets, swept, strict=True) for item in _lacks(one, found, run)]
+    if any(map(len, sets)) and not any(item.level in ("WARNING", "ERROR") for item in findings):
+        findings.insert(0, finding("OK", "present", f"every sample has what its source provides{but_for(sets)}"))
+    rows = [
+        (one.label, len(one), *(found.have[name] for name in MODALITIES), _provides(one))
+        for one, found in zip(sets, swept, strict=True)
+    ]
+    head = ("set", "samples", *(f"with {name}" for name in MODALITIES), "provides")
+    return Section(name="Modalities", findings=tuple(findings), tables=(table("", head, rows),))
+
+
+def _provides(one: Set) -> str:
+    return ", ".join(one.source.provides) if one.source is not None else "–"
+
+
+def _lacks(one: Set, found: Swept, run: Run) -> list[Finding]:
+    findings, n = list[Finding](), len(one)
+    for code, count in sorted(found.doomed.items()):
+        if code.startswith(("missing_", "text_", "json_")):
+            over = one.split == TRAIN and count > run.data.most_bad * n
+            what = f"no {code[8:]}, which the source provides" if code.startswith("missing_") else code
+            then = _then(one, over, run)
+            told = f"{one.label}: {count:,} of {plural(n, 'sample')}: {what}; {then}"
+            findings.append(finding("ERROR" if over else "WARNING", code, told, found.cases[code], count))
+    for name in MODALITIES:
+        if one.source is not None and name not in one.source.provides and found.have[name]:
+            told = f"{one.label}: {found.have[name]:,} of {plural(n, 'sample')} have {name}, which is not read, as the "
+            told += f"source does not provide it; add {name!r} to `provides` to learn from it"
+            findings.append(finding("NOTE", f"unread_{name}", told, (), found.have[name]))
+    return findings
+
+
+def _then(one: Set, over: bool, run: Run) -> str:
+    if one.split != TRAIN:
+        return "no score counts them"
+    if over:
+        return f"more than data.most_bad={run.data.most_bad:g} allows: mend the shards, or declare what they have"
+    return "each is replaced by another sample, and counted"
+
+
+def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: Tokenizer | None) -> Section:
+    """Distributions by the files' headers, and of texts."""
+    named = [(one.label, found) for one, found in zip(sets, swept, strict=True)]
+    drawn = [
+        distribution("Length of sounds", "s", [(name, np.array(s.seconds, np.float64)) for name, s in named]),
+        distribution("Width of pictures", "px", [(name, np.array(s.widths, np.int64)) for name, s in named]),
+        distribution("Height of pictures", "px", [(name, np.array(s.heights, np.int64)) for name, s in named]),
+        distribution(
+            "Width by height",
+            "",
+            [(name, np.array(s.widths, np.int64) / np.array(s.heights, np.int64)) for name, s in named],
+        ),
+        distribution("Length of texts", "characters", [(name, np.array(s.characters, np.int64)) for name, s in named]),
+    ]
+    findings = [item for one, found in zip(sets, swept, strict=True) for item in _too_long(one, found, run)]
+    findings += [item for one, found in zip(sets, swept, strict=True) for item in _truncated(one, found)]
+    findings += [item for one, found in zip(sets, swept, strict=True) for item in _unknown(one, found)]
+    if tokenizer is not None:
+        drawn.append(_tokens(named, tokenizer))
+        findings += _capped(named)
+    if any(s.seconds for s in swept) and not any(item.level in ("WARNING", "ERROR") for item in findings):
+        told = f"no sound is longer than max_seconds={run.data.max_seconds:g}{but_for(sets)}"
+        findings.insert(0, finding("OK", "lengths", told))
+    return Section(name="Lengths", findings=tuple(findings), distributions=tuple(d for d in drawn if d is not None))
+
+
+def _too_long(one: Set, found: Swept, run: Run) -> list[Finding]:
+    count = found.doomed["audio_too_long"]
+    if not count:
+        return []
+    over = one.split == TRAIN and count > run.data.most_bad * len(one)
+    remedy = "raise data.max_seconds, set data.crop_seconds, or cut them"
+    told = f"{one.label}: {plural(count, 'sound')} longer than max_seconds={run.data.max_seconds:g}, "
+    told += f"which {'stops training' if over else 'are not used'}; {remedy}"
+    return [finding("ERROR" if over else "WARNING", "audio_too_long", told, found.cases["audio_too_long"], count)]
+
+
+def _truncated(one: Set, found: Swept) -> list[Finding]:
+    if not found.truncated:
+        return []
+    told = (
+        f"{one.label}: of {found.truncated:,} of {plural(len(found.characters), 'text')} only the beginning is read, "
+    )
+    told += "as they are longer than data.max_text_tokens, the text tower or the trunk takes; cut them, raise it, or "
+    told += "set data.long_text='skip'"
+    return [finding("WARNING", "text_truncated", told, found.cases["text_truncated"], found.truncated)]
+
+
+def _unknown(one: Set, found: Swept) -> list[Finding]:
+    unknown = found.sounds - len(found.seconds)
+    if unknown <= 0:
+        return []
+    told = f"{one.label}: {plural(unknown, 'sound')} whose header does not say how long; decoding will tell"
+    return [finding("NOTE", "length_unknown", told, (), unknown)]
+
+
+def _capped(named: Sequence[tuple[str, Swept]]) -> list[Finding]:
+    capped = [name for name, found in named if sum(found.texts.values()) < len(found.characters)]
+    told = f"tokens are those of the first {MOST_TEXTS:,} different texts of each set"
+    return [finding("NOTE", "tokens_capped", told, capped)] if capped else []
+
+
+def _tokens(named: Sequence[tuple[str, Swept]], tokenizer: Tokenizer) -> Distribution | None:
+    """Of every text, by the run's tokenizer; equal texts are encoded once."""
+    sets = []
+    for name, found in named:
+        each = np.array([len(tokenizer.encode(text)) for text in found.texts], dtype=np.int64)
+        sets.append((name, np.repeat(each, np.array(list(found.texts.values()), dtype=np.int64))))
+    return distribution("Length of texts", "tokens", sets)

@@ -1,0 +1,364 @@
+"""What a model draws and says on a split, and what judges read in it: beside what they read in the split's own
+pictures and sounds, and in these once they have been through the codec and back.
+
+Each sample has a seed of its own, its place among those that are read, so that nothing depends on ranks or batches.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmfm.config import Run, UserError, require
+from mmfm.config.task import Task, parse_chain
+from mmfm.data.batch import Batch
+from mmfm.data.decode import collate
+from mmfm.evals.judges.contract import HeldOut, Judge, Trained, compared
+from mmfm.evals.judges.figures import read_right, word_errors
+from mmfm.evals.metrics import Figure, mean
+from mmfm.evals.sharding import shared
+from mmfm.evals.split import Evaluable, Split, Watch, device_of, slices, spread
+from mmfm.inference.interface import Coded, Made, Sound
+from mmfm.inference.modality_options import drop_of
+from mmfm.inference.processing import picture_of, rate_of
+from mmfm.runtime.distributed import Ranks
+
+MOST = 256  # things of each task, unless said otherwise
+HALF = {"image": "right", "audio": 0.5}  # of what is to be filled in, hidden
+OTHERS = "what its makers trained it on; none of it is of the data sets here"
+KINDS = ("read", "read real", "read decoded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What is to be made: of each task for at most `most` samples. options: as `Interface.generate` takes them."""
+
+    judges: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()  # the run's own that draw or say something, where none is named
+    most: int = 0  # 0: MOST with judges or tasks, else nothing
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.most >= 0, f"--make {self.most} must not be negative; 0: {MOST} where judges or tasks are named")
+        wanted = self.judges or self.tasks or self.most
+        names = " and ".join(f"--{name}" for name in self.options)
+        require(bool(wanted) or not self.options, f"{names} says how things are made; say what: --judges or --make")
+
+    @property
+    def count(self) -> int:
+        return self.most or (MOST if self.judges or self.tasks else 0)
+
+
+@runtime_checkable
+class Maker(Evaluable, Protocol):
+    """What is asked of a model besides."""
+
+    run: Run
+
+    def make(self, task: str, batch: Batch, *, seeds: Tensor, hide: Any = None, **options: Any) -> list[Coded]: ...
+    def encode(self, modality: str, thing: Any) -> list[int]: ...
+    def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made: ...
+
+
+class Product(NamedTuple):
+    """What was made for a sample, and what each judge reads in it."""
+
+    row: int
+    ids: list[int]
+    start: int
+    read: dict[str, str]
+
+
+class Own(NamedTuple):
+    """What each judge reads in a sample's own picture or sound: as it is, and decoded of its codes."""
+
+    row: int
+    real: dict[str, str]
+    decoded: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows. names: by modality
+    all that can be wanted."""
+
+    products: dict[str, list[Product]] = field(default_factory=dict)
+    own: dict[str, dict[int, Own]] = field(default_factory=dict)
+    wanted: tuple[str | None, ...] = ()
+    names: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """Of each judge: what it reads, what it has learned from, and how well it reads what it has not."""
+        return {
+            name: {
+                "of": judge.of,
+                "learned_from": judge.learned_from if isinstance(judge, Trained) else OTHERS,
+                "held_out": self.held_out[name]._asdict() if name in self.held_out else None,
+            }
+            for name, judge in self.judges.items()
+        }
+
+    def right(self, task: str, product: Product) -> bool | None:
+        """Whether some judge reads what should be read, or where nothing was given any name; None where there is no
+        judge, or nothing to compare with."""
+        wanted = self.wanted[product.row]
+        if not product.read or wanted is None:
+            return None
+        fits = self._names(task) if _free(task) else {compared(wanted)}
+        return any(compared(text) in fits for text in product.read.values())
+
+    def _names(self, task: str) -> frozenset[str]:
+        return self.names.get(target_of(task), frozenset())
+
+    def figures(self, split: Split) -> list[Figure]:
+        found = [_of_judge(name, tried) for name, tried in self.held_out.items()]
+        for task, products in self.products.items():
+            known = [product for product in products if self.wanted[product.row] is not None]
+            own = self.own.get(target_of(task), {})
+            mine = [own[product.row] for product in known if product.row in own]
+            for judge in known[0].read if known else ():
+                rows = [(item.row, item.read[judge]) for item in known]
+                if _free(task):
+                    found.append(self._named(split, task, judge, rows))
+                    continue
+                found += self._read(split, task, judge, KINDS[0], rows, errors=target_of(task) == "audio")
+                for kind, parts in zip(KINDS[1:], ("real", "decoded"), strict=True):
+                    own_rows = [(o.row, getattr(o, parts)[judge]) for o in mine if judge in getattr(o, parts)]
+                    found += self._read(split, task, judge, kind, own_rows)
+        return found
+
+    def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Figure:
+        """The share of readings that are the name of some class."""
+        values = np.array([compared(text) in self._names(task) for _, text in rows], float)
+        told = {"task": task, "metric": f"{judge}/named", "n": len(rows), "chance": 0.0}
+        return _of(split, [row for row, _ in rows], Figure(**told, statistic=mean(values)))
+
+    def _read(
+        self, split: Split, task: str, judge: str, kind: str, rows: Sequence[tuple[int, str]], errors: bool = False
+    ) -> list[Figure]:
+        """Right readings; of sounds also wrong words."""
+        if not rows:
+            return []
+        places, heard = [row for row, _ in rows], [compared(text) for _, text in rows]
+        wanted = [compared(self.wanted[row] or "") for row in places]
+        figures = [replace(read_right(task, judge, wanted, heard), metric=f"{judge}/{kind}")]
+        figures += [word_errors(task, judge, wanted, heard)] if errors else []
+        return [_of(split, places, figure) for figure in figures]
+
+
+def _of(split: Split, rows: Sequence[int], figure: Figure) -> Figure:
+    """With what its rows are called, and of which picture or sound each is."""
+    return replace(figure, items=split.names(rows), clusters=split.clusters(rows))
+
+
+def _of_judge(name: str, tried: HeldOut) -> Figure:
+    """How well a judge reads what it has not learned from; of a hundred names."""
+    right = np.arange(tried.of) < tried.right
+    told = {"task": f"judge {name}", "metric": f"{name}/held_out", "n": tried.of, "chance": 0.01}
+    return Figure(**told, statistic=mean(right.astype(float)))
+
+
+def _free(task: str) -> bool:
+    """Whether it makes what it likes: nothing is read."""
+    first = parse_chain(task)[0]
+    return not first.sources and not first.fill
+
+
+def target_of(task: str) -> str:
+    return str(parse_chain(task)[-1].target)
+
+
+def make_all(
+    model: Evaluable,
+    split: Split,
+    wanted: Sequence[str | None],
+    names: Mapping[str, Sequence[str]],
+    asking: Asking,
+    *,
+    batch: int,
+    watch: Watch,
+    ranks: Ranks,
+) -> Making:
+    """Every task's things for samples that are spread over the split; whole batches of them are dealt to ranks."""
+    if not asking.count:
+        return Making()
+    if not isinstance(model, Maker):
+        raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --make out")
+    tasks = asking.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
+    require(
+        bool(tasks),
+        f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges and --make out",
+    )
+    for task in tasks:
+        told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
+        require(target_of(task) != "text", told)
+    judges, held = judges_of(asking.judges, {target_of(task) for task in tasks}), _held(split)
+    maker = _Maker(model=model, split=split, judges=judges)
+    known = {name: frozenset(map(compared, own)) for name, own in names.items()}
+    every = {judge.name: judge for some in judges.values() for judge in some}
+    tried = {name: judge.held_out() for name, judge in every.items() if isinstance(judge, Trained)}
+    making = Making(
+        wanted=tuple(text if text and compared(text) else None for text in wanted),
+        names=known,
+        judges=every,
+        held_out={name: one for name, one in tried.items() if one is not None},
+    )
+    for name in (name for name, one in tried.items() if one is None):
+        told = "how well it reads what it has not learned from was not measured"
+        making.left_out.append(f"judge {name}: {told}; make it again with: mmfm data judges FOLDER --force")
+
+    def dealt(rows: list[int], work: Callable[[list[int]], list[Any]], unpack: Callable[[Any], Any]) -> list:
+        pieces = [rows[part] for part in slices(len(rows), batch)]
+        found = shared(pieces, work, ranks, pack=_plain, unpack=unpack, watch=watch)
+        return [item for part in found for item in part]
+
+    for task in tasks:
+        rows, lacking = _rows(parse_chain(task)[0], held, asking.count)
+        options = {k: v for k, v in asking.options.items() if asking.tasks or _fits(k, task, model.run)}
+        if rows:
+            making.products[task] = dealt(rows, maker.work(task, options), _products)
+        making.left_out.extend(_told(task, len(rows), len(split), lacking, asking.options.keys() - options))
+    for name in dict.fromkeys(map(target_of, making.products)):
+        made = {item.row for task, some in making.products.items() if target_of(task) == name for item in some}
+        rows = sorted(row for row in made if name in held[row]) if name in judges else []
+        making.own[name] = {item.row: item for item in dealt(rows, maker.own(name), _owns)}
+        making.left_out.extend(_told_met(judges.get(name, []), making.own[name]))
+    return making
+
+
+def _told(task: str, made: int, total: int, lacking: str, without: Collection[str]) -> list[str]:
+    """What the figures of a task do not cover."""
+    if not made:
+        return [f"{task}: no sample has {lacking}, so nothing was made"]
+    lines = [f"{task}: made without {name}, which it does not take" for name in sorted(without)]
+    return lines + ([f"{task}: made for {made} of the {total} samples"] if made < total else [])
+
+
+def _told_met(judges: Sequence[Judge], own: Mapping[int, Own]) -> Iterator[str]:
+    """Where a judge reads none of a split's own pictures and sounds, as it knows them."""
+    for judge in judges:
+        if met := sum(judge.name not in item.real for item in own.values()):
+            told = f"of {len(own)} of the split's own it has learned from the scans or voices of {met}"
+            yield f"judge {judge.name}: {told}, and is not asked about these"
+
+
+def _fits(option: str, task: str, run: Run) -> bool:
+    last = parse_chain(task)[-1]
+    return not last.fill if option == "rerank" else option != "guidance" or drop_of(last, run) > 0
+
+
+def judges_of(names: Sequence[str], targets: set[str]) -> dict[str, list[Judge]]:
+    """By what they read. UserError: one that reads nothing that is made."""
+    if not names:
+        return {}
+    from mmfm.evals.judges.choose import judge  # sklearn and transformers, which are slow to import
+
+    found: dict[str, list[Judge]] = {}
+    for name in names:
+        made = judge(name)
+        told = f"the judge {name!r} reads {made.of}, and these tasks make {' and '.join(sorted(targets))}; leave it out"
+        require(made.of in targets, told)
+        found.setdefault(made.of, []).append(made)
+    return found
+
+
+def _held(split: Split) -> list[set[str]]:
+    """What each row's sample has, but one that cannot be used; a text may be in its .json."""
+    texts = [{"text"} if text is not None else set() for text in split.texts[: len(split)]]
+    files = [set(names) - {"text"} for names in split.held[: len(split)]]
+    return [set() if row in split.bad else text | files[row] for row, text in enumerate(texts)]
+
+
+def _rows(task: Task, held: Sequence[set[str]], most: int) -> tuple[list[int], str]:
+    """At most so many rows that have all that is read, and what should be made too where there are such; and what
+    is lacking where there are none."""
+    needs = {*task.sources, *([str(task.target)] if task.fill or task.target in task.sources else [])}
+    able = [row for row, has in enumerate(held) if needs <= has]
+    whole = [row for row in able if str(task.target) in held[row]]
+    rows = whole or able
+    return [rows[place] for place in spread(len(rows), most)], " and ".join(sorted(needs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    model: Maker
+    split: Split
+    judges: dict[str, list[Judge]]
+
+    def work(self, task: str, options: Mapping[str, Any]) -> Callable[[list[int]], list[Product]]:
+        """Of rows: what is made for them, and read."""
+        links, modality = parse_chain(task), target_of(task)
+        hide = HALF[str(links[0].target)] if links[0].fill else None
+
+        def make(rows: list[int]) -> list[Product]:
+            batch = collate([self.split.example(row) for row in rows], self.model.tokenizer).to(device_of(self.model))
+            made = self.model.make(task, batch, seeds=torch.tensor(rows), hide=hide, **options)
+            things = [self.model.decode(modality, item.ids, item.start) for item in made]
+            read = self.read(modality, things)
+            return [Product(rows[c.row], c.ids, c.start, text) for c, text in zip(made, read, strict=True)]
+
+        return make
+
+    def own(self, modality: str) -> Callable[[list[int]], list[Own]]:
+        """Of rows: what is read in their own pictures or sounds."""
+
+        def judge(rows: list[int]) -> list[Own]:
+            things = [self.real(modality, row) for row in rows]
+            back = [self.model.decode(modality, self.model.encode(modality, thing)) for thing in things]
+            fresh = [self.strangers(modality, row) for row in rows]
+            read = zip(rows, self.read(modality, things), self.read(modality, back), fresh, strict=True)
+            return [Own(row, _only(real, own), _only(again, own)) for row, real, again, own in read]
+
+        return judge
+
+    def strangers(self, modality: str, row: int) -> set[str]:
+        """The judges that have not learned from the sample's scans or voice."""
+        sample = self.split.shards[self.split.places[row]]
+        judges = self.judges.get(modality, [])
+        return {judge.name for judge in judges if not (isinstance(judge, Trained) and judge.met(sample))}
+
+    def real(self, modality: str, row: int) -> Made:
+        """The sample's own, at the codec's size or rate."""
+        example = self.split.example(row)
+        x = example.raw.get(modality, getattr(example, modality))
+        assert x is not None
+        return picture_of(x) if modality == "image" else Sound(x, rate_of(self.model.run))
+
+    def read(self, modality: str, things: Sequence[Made]) -> list[dict[str, str]]:
+        """Of each thing what each judge reads."""
+        judges = self.judges.get(modality, [])
+        sounds = [thing for thing in things if isinstance(thing, Sound)]
+        tensors = [sound.wave for sound in sounds] or [_pixels(thing) for thing in things]
+        rate_hz = sounds[0].rate_hz if sounds else 0
+        texts = {judge.name: judge.read(tensors, rate_hz) for judge in judges}
+        return [{name: read[at] for name, read in texts.items()} for at in range(len(things))]
+
+
+def _only(read: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: text for name, text in read.items() if name in names}
+
+
+def _pixels(thing: Made) -> Tensor:
+    """uint8 [channels, height, width]"""
+    assert isinstance(thing, Image.Image)
+    x = torch.from_numpy(np.array(thing))
+    return x[None] if x.ndim == 2 else x.permute(2, 0, 1)
+
+
+def _plain(items: Sequence[Product] | Sequence[Own]) -> list[list[Any]]:
+    return [list(item) for item in items]
+
+
+def _products(tree: list[list[Any]]) -> list[Product]:
+    return [Product(*item) for item in tree]
+
+
+def _owns(tree: list[list[Any]]) -> list[Own]:
+    return [Own(*item) for item in tree]

@@ -1,0 +1,422 @@
+"""A source of another library as a bundle, and the difference measured: both are run on the same inputs.
+
+Where a layout has a table of its names it becomes a part of our own; else its own module is wrapped. A bundle whose
+numbers differ from its source's is not written.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from mmfm.config import MODALITIES, Blueprint, Data, Tower, Trunk, UserError, Words, require
+from mmfm.config.serialization import write
+from mmfm.data.batch import Items, Tokens
+from mmfm.export.bundle import check_free, sha256, write_whole
+from mmfm.export.without_paths import unpinned
+from mmfm.inference.bundle import golden
+from mmfm.inference.bundle.contents import FIXTURE, FORMAT, READER, TOKENIZER, Bundle, Part
+from mmfm.inference.bundle.encoder import BundledEncoder, lone
+from mmfm.inference.bundle.load import load_encoder, load_trunk, run_of
+from mmfm.models.checkpoint import refuse_unsafe
+from mmfm.models.mappings import Foreign, convert, find, foreign, language
+from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.preprocessing.tokenizer import load_tokenizer, parse_reader, parse_tokenizer
+from mmfm.pretrained import Encoder, Resolved, architecture_schema, build, from_hf, resolve
+from mmfm.pretrained.source import Source, fetching, parse, require_complete, require_safetensors
+from mmfm.pretrained.tokenizer_spec import words_of_hf
+from mmfm.pretrained.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
+
+LARGEST = 1e-4  # difference from the source, as a fraction of the largest number that it gives
+LIBRARIES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "torchaudio": "torchaudio"}
+SINGLE = {"timm": "image", "torchaudio": "audio"}  # libraries all of whose encoders have one modality
+LONGEST, LEAST, WORK = 16_384, 512, 200_000_000_000  # tokens of the long input, and parameters by tokens
+LONG_SECONDS = 5.0  # of the long sound, where there is no window
+ENDING = 8  # of a long text, the places whose logits are compared
+Run = Callable[[Items], Tokens]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How far apart the source's own module and the bundle are, on real tokens of padded inputs; logits of a trunk."""
+
+    source: str
+    modality: str
+    part: str  # the class of the configuration: Tower where the source's module is wrapped
+    versions: tuple[tuple[str, str], ...]
+    inputs: int
+    tokens: int
+    difference: float  # the largest
+    scale: float  # the largest number that the source gives
+    padding: float  # largest difference between a row among others and by itself, of the bundle
+    padding_invariant: bool
+    longest: int  # inputs of the longest item: tokens of text, samples of sound; 0: pictures
+    window: int  # inputs that the source takes at most; 0: any number
+    source_seconds: float  # of one pass
+    bundle_seconds: float
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= LARGEST * self.scale
+
+    def line(self) -> str:
+        apart = "as alone" if self.padding_invariant else f"{self.padding:.1e} from alone, as in its source"
+        padding = f" padded inputs are {apart};" * (self.modality != "image")
+        long = f" the longest of {self.longest} (it takes {self.window or 'any number'});" * (self.longest > 0)
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions)
+        return (
+            f"Imported from {self.source} with {versions}: as a {self.part}, its numbers are at most "
+            f"{self.difference:.1e} from the source's, of {self.scale:.3g};{long}{padding} "
+            f"{self.bundle_seconds:.3f} s a pass, the source {self.source_seconds:.3f} s."
+        )
+
+
+def import_source(
+    source: str,
+    out: str | Path,
+    *,
+    modality: str = "",
+    layout: Literal["native", "wrapped", "auto"] = "auto",
+    force: bool = False,
+) -> Proof:
+    """Writes the bundle `out`. modality: image, audio, text or trunk; empty: what the source is, if it is one thing.
+
+    layout: "native" makes it a part of ours, "wrapped" keeps its module, "auto" does the first where it can. Raises
+    UserError where the source cannot be had, the layout has no place for it, or the numbers differ: then nothing stays.
+    """
+    check_free(Path(out), force)
+    refuse_unsafe()
+    kind = modality or modality_of(source)
+    require(kind in (*MODALITIES, "trunk"), f"--modality {kind!r} is none of {', '.join((*MODALITIES, 'trunk'))}")
+    if kind == "trunk":
+        require(layout != "wrapped", "a trunk is a part of our own and cannot be wrapped; leave out --layout")
+        return _import_trunk(source, Path(out), force)
+    return _import_tower(source, Path(out), kind, layout, force)
+
+
+def modality_of(source: str) -> str:
+    """What a source is, where it is one thing."""
+    found = parse(source)
+    if found.kind == "wheel":
+        return "trunk" if found.name == SMOLLM else TOWERS.get(found.name, "image")
+    if found.kind in SINGLE:
+        return SINGLE[found.kind]
+    require(found.kind != "bundle", f"{source} is a bundle already; load it, or start from it: mmfm.native({source!r})")
+    names = MODALITIES[::2] if found.kind == "open_clip" else _modalities_of_hf(found, source)
+    require(
+        len(names) == 1, f"{source} can be {' or '.join(names) or 'nothing here'}; say --modality {'|'.join(names)}"
+    )
+    return names[0]
+
+
+def _modalities_of_hf(source: Source, told: str) -> tuple[str, ...]:
+    config = _config(source, told)
+    if any(str(name).endswith("ForCausalLM") for name in config.architectures or ()):
+        return ("trunk",)
+    names = []
+    for name in MODALITIES:
+        try:
+            from_hf.sub_config(config, name)
+            names.append(name)
+        except UserError:
+            continue
+    return tuple(names)
+
+
+def _config(source: Source, told: str) -> PreTrainedConfig:
+    with fetching(told, f"the repository {source.name} (config.json)", str(constants.HF_HUB_CACHE)):
+        said = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
+        made = architecture_schema.hf_config(said.to_dict(), told)
+        made.architectures = said.architectures
+        return made
+
+
+def _require_language(config: PreTrainedConfig, source: str) -> None:
+    known = find(Foreign(library="hf", architecture=config.to_dict(), modality="text")) in language.LAYOUTS
+    kinds = ", ".join(kind for layout in language.LAYOUTS for kind in layout.kinds)
+    require(
+        known,
+        f"{source} is a {config.model_type}, which our trunk cannot be; it can be a {kinds}; or say --modality text",
+    )
+
+
+def _import_tower(source: str, out: Path, modality: str, layout: str, force: bool) -> Proof:
+    resolved = resolve(Tower(source=source), modality)
+    assert resolved.weights is not None
+    theirs = build(resolved.blueprint).eval()
+    theirs.load_state_dict(resolved.weights, strict=True)
+    part, weights = _part(resolved, source, layout)
+    text = resolved.tokenizer or ""
+    bundle = _bundle(source, part, (modality,), reader=sha256(text.encode()) if text else "")
+    run, ours = run_of(bundle), load_tokenizer("bytes")
+    if modality == "text":
+        words: Words | None = getattr(part, "words")  # noqa: B009
+        assert words is not None
+        ours = replace(ours, reader=parse_reader(text, words, f"{source}: its tokenizer"))
+    core = lone(run, modality, 0)
+    core.towers[modality].load_state_dict(weights, strict=True)
+    encoder = BundledEncoder(core, modality, run, ours).eval()
+    named = {f"towers.{modality}.{name}": tensor.contiguous() for name, tensor in weights.items()}
+    files = {f"{modality}.safetensors": save_tensors(named), FIXTURE: save_tensors(golden.make(encoder))}
+    files |= {READER: text.encode()} if text else {}
+    found: list[Proof] = []
+
+    def prove(folder: Path) -> Mapping[str, str]:
+        opened = load_encoder(modality, folder, check=False)
+        found.append(_proof(bundle, modality, resolved.blueprint, theirs, opened))
+        return _told(found[0], layout)
+
+    write_whole(out, files, bundle, force=force, prove=prove)
+    return found[0]
+
+
+def _part(resolved: Resolved, source: str, layout: str) -> tuple[Part, dict[str, Tensor]]:
+    """As a part of ours, where that is wanted and there is a place for all of it, or as the source's own module."""
+    assert resolved.weights is not None
+    blueprint = resolved.blueprint
+    if layout != "wrapped":
+        own = {name.removeprefix("trunk."): tensor for name, tensor in resolved.weights.items()}
+        try:
+            converted = convert(foreign(blueprint), own)
+            return converted.part, dict(converted.weights)
+        except UserError as why:
+            if layout == "native":
+                raise UserError(f"{source}: {why}; or say --layout wrapped") from None
+    wrapped = {f"encoder.{name}": tensor for name, tensor in resolved.weights.items()}
+    return Tower(source=unpinned(source), blueprint=blueprint), wrapped
+
+
+def _bundle(source: str, part: Part, holds: tuple[str, ...], tokenizer: str = "", reader: str = "") -> Bundle:
+    data = Data()
+    return Bundle(
+        format=FORMAT,
+        made_with=f"torch {torch.__version__}",
+        source=unpinned(source),
+        holds=holds,
+        model=None,
+        part=part,
+        contrast=(),
+        write=(),
+        exact_decode=True,
+        max_seconds=data.max_seconds,
+        crop_seconds=0.0,
+        tokenizer=tokenizer,
+        reader=reader,
+        sentences=golden.SENTENCES,
+        tolerance=golden.TOLERANCE,
+    )
+
+
+def _told(proof: Proof, layout: str) -> dict[str, str]:
+    """What is written beside the bundle, or a UserError where it does not hold."""
+    remedy = "say --layout wrapped" if proof.part != "Tower" and layout != "native" else "tell us about it"
+    apart = f"differs from its source by {proof.difference:.3g}, of numbers as large as {proof.scale:.3g}"
+    require(proof.holds, f"{proof.source} as a {proof.part} {apart}, and is not written; {remedy}")
+    return {"proof.json": write(proof), "README.md": f"\n{proof.line()}\n"}
+
+
+def _proof(bundle: Bundle, modality: str, blueprint: Blueprint, theirs: Encoder, ours: BundledEncoder) -> Proof:
+    part = type(bundle.part).__name__
+    library = LIBRARIES[blueprint.library]
+    window = blueprint.words.context if blueprint.words else 0
+    if blueprint.sound:
+        window = round(blueprint.sound.window_seconds * blueprint.sound.rate_hz)
+    own: Run = lambda given: _theirs(theirs, given)  # noqa: E731
+    short = golden.prepared(ours, golden.inputs(ours))
+    found = compare(bundle.source, modality, part, library, short, own, ours.tokens)
+    long = None if modality == "image" else _long(ours, window or round(LONG_SECONDS * _rate(blueprint)), theirs)
+    return replace(found if long is None else _both(found, long, own, ours.tokens), window=window)
+
+
+def _rate(blueprint: Blueprint) -> int:
+    assert blueprint.sound is not None
+    return blueprint.sound.rate_hz
+
+
+def reach(window: int, parameters: int) -> int:
+    """Of so many inputs at most, as many as take no more than seconds; what is wrong with far places shows there."""
+    return min(window, LONGEST, max(LEAST, WORK // max(1, parameters)))
+
+
+def _long(ours: BundledEncoder, window: int, theirs: nn.Module) -> Items:
+    """One item as long as the window, or as far as there is time for."""
+    if ours.modality == "audio":
+        times = torch.arange(window)
+        noise = 0.05 * torch.randn(window, generator=torch.Generator().manual_seed(0))
+        return ours.prepare([0.3 * torch.sin(times * 0.05 * (1 + times / window)) + noise])
+    most = reach(window, sum(parameter.numel() for parameter in theirs.parameters()))
+    items = golden.prepared(ours, [" ".join(golden.SENTENCES * (most // 6 + 1))])
+    return items if items.x.shape[1] <= most else replace(items, x=items.x[:, :most], keep=items.keep[:, :most])
+
+
+@torch.no_grad()
+def _both(proof: Proof, items: Items, theirs: Run, ours: Run) -> Proof:
+    """With one long item, alone in its batch."""
+    wanted, found = theirs(items), ours(items)
+    told = f"{proof.source} as a {proof.part} gives other real tokens than its source of {items.x.shape[1]} inputs"
+    require(wanted.x[wanted.keep].shape == found.x[found.keep].shape, f"{told}; say --layout wrapped")
+    return replace(
+        proof,
+        inputs=proof.inputs + 1,
+        longest=items.x.shape[1],
+        tokens=proof.tokens + int(found.keep.sum()),
+        difference=max(proof.difference, _apart(found.x[found.keep], wanted.x[wanted.keep])),
+        scale=max(proof.scale, float(wanted.x[wanted.keep].abs().max())),
+    )
+
+
+def _theirs(encoder: Encoder, items: Items) -> Tokens:
+    """The source's own module, on what our inputs mean to it."""
+    pixels = encoder.blueprint.pixels
+    if pixels is not None:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
+        return encoder((items.x.float() / 255 - mean) / std)
+    if encoder.blueprint.sound is not None:
+        return encoder(*encoder.features(items.x, items.keep))
+    return encoder(items.x, items.keep)
+
+
+@torch.no_grad()
+def compare(source: str, modality: str, part: str, library: str, items: Items, theirs: Run, ours: Run) -> Proof:
+    """Both on the same batch; real tokens are compared, of which both must have as many in each row."""
+    (wanted, source_seconds), (found, bundle_seconds) = _timed(theirs, items), _timed(ours, items)
+    real = [[x[keep] for x, keep in zip(*tokens, strict=True)] for tokens in (wanted, found)]
+    for mine, its in zip(real[1], real[0], strict=True):
+        told = f"{len(mine)} tokens of {mine.shape[-1]} numbers where its source gives {len(its)} of {its.shape[-1]}"
+        require(mine.shape == its.shape, f"{source} as a {part} gives {told}, and is not written; say --layout wrapped")
+    scale = max(float(its.abs().max()) for its in real[0])
+    alone = [ours(_row(items, row)) for row in range(len(items.x))]
+    padding = max(_apart(mine, x[0][keep[0]]) for mine, (x, keep) in zip(real[1], alone, strict=True))
+    told = f"{source} as a {part} gives an input among longer ones other tokens than alone"
+    require(padding < float("inf"), f"{told}, and is not written; give another encoder")
+    return Proof(
+        source=source,
+        modality=modality,
+        part=part,
+        versions=tuple((name, str(sys.modules[name].__version__)) for name in ("torch", library)),
+        inputs=len(items.x),
+        tokens=sum(map(len, real[0])),
+        difference=max(_apart(mine, its) for mine, its in zip(real[1], real[0], strict=True)),
+        scale=scale,
+        padding=padding,
+        padding_invariant=padding <= LARGEST * scale,
+        longest=items.x.shape[1] if items.x.shape[:2] == items.keep.shape else 0,
+        window=0,
+        source_seconds=source_seconds,
+        bundle_seconds=bundle_seconds,
+    )
+
+
+def _timed(run: Run, items: Items) -> tuple[Tokens, float]:
+    """The second pass counts: the first one also prepares."""
+    run(items)
+    start = time.perf_counter()
+    return run(items), time.perf_counter() - start
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """Infinite for what is not finite, or of another size."""
+    apart = float((a - b).abs().max()) if a.shape == b.shape else float("inf")
+    return apart if apart == apart else float("inf")
+
+
+def _row(items: Items, row: int) -> Items:
+    """One row without its padding."""
+    keep = items.keep[row]
+    x = items.x[row][keep] if items.x.shape == items.keep.shape else items.x[row]
+    return Items(x=x[None], keep=keep[keep][None], rows=torch.zeros(1, dtype=torch.int64))
+
+
+def _import_trunk(source: str, out: Path, force: bool) -> Proof:
+    given = _causal_lm(source)
+    made = convert(Foreign(library="hf", architecture=given.config, modality="text"), given.weights)
+    assert isinstance(made.part, Trunk)
+    if made.embedding is None:
+        raise UserError(f"{source} has no table of words; give the whole language model")
+    tables = {"embedding.weight": made.embedding} | ({} if made.output is None else {"output.weight": made.output})
+    trunk = UnifiedTransformer(made.part).eval()
+    trunk.load_state_dict(made.weights, strict=True)
+    text = parse_tokenizer(given.tokenizer, f"{source}: its tokenizer").to_json().encode()
+    bundle = _bundle(source, made.part, ("trunk", "vocabulary"), tokenizer=sha256(text))
+    files = {
+        "trunk.safetensors": save_tensors({f"trunk.{name}": tensor for name, tensor in made.weights.items()}),
+        "vocabulary.safetensors": save_tensors({name: tensor.contiguous() for name, tensor in tables.items()}),
+        FIXTURE: save_tensors(golden.make_trunk(trunk)),
+        TOKENIZER: text,
+    }
+    found: list[Proof] = []
+
+    def prove(folder: Path) -> Mapping[str, str]:
+        found.append(_trunk_proof(bundle, given, folder))
+        return _told(found[0], "native")
+
+    write_whole(out, files, bundle, force=force, prove=prove)
+    return found[0]
+
+
+def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> Proof:
+    """Logits of the language model, and of our trunk between its tables."""
+    made = architecture_schema.hf_config(given.config, bundle.source)
+    theirs = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False).eval()
+    theirs.load_state_dict(dict(given.weights), strict=False)
+    trunk, tables = load_trunk(folder)
+    tokenizer = parse_tokenizer(given.tokenizer)
+    rows = [torch.tensor(tokenizer.encode(text)) for text in golden.SENTENCES]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    keep = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    table, out = tables["embedding.weight"], tables.get("output.weight", tables["embedding.weight"])
+
+    def ours(items: Items) -> Tokens:
+        (states,) = trunk([Segment(Tokens(table[items.x], items.keep), causal=True)])
+        return Tokens(states @ out.T, items.keep)
+
+    def source(items: Items) -> Tokens:
+        return Tokens(theirs(input_ids=items.x, attention_mask=items.keep.long(), use_cache=False).logits, items.keep)
+
+    items = Items(x=ids, keep=keep, rows=torch.arange(len(ids)))
+    found = compare(bundle.source, "trunk", "Trunk", "transformers", items, source, ours)
+    window = from_hf.context_of(theirs.config)
+    most = reach(window, sum(parameter.numel() for parameter in theirs.parameters()))
+    tiled = torch.cat(rows).repeat(most)[None, :most]
+
+    def end_of_source(items: Items) -> Tokens:
+        logits = theirs(input_ids=items.x, use_cache=False, logits_to_keep=ENDING).logits
+        return Tokens(logits, items.keep[:, -ENDING:])
+
+    def end_of_ours(items: Items) -> Tokens:
+        (states,) = trunk([Segment(Tokens(table[items.x], items.keep), causal=True)])
+        return Tokens(states[:, -ENDING:] @ out.T, items.keep[:, -ENDING:])
+
+    long = Items(x=tiled, keep=torch.ones_like(tiled, dtype=torch.bool), rows=torch.arange(1))
+    return replace(_both(found, long, end_of_source, end_of_ours), window=window)
+
+
+def _causal_lm(source: str) -> CausalLm:
+    """A causal language model of a wheel, a folder or the hub: safetensors alone."""
+    found = parse(source)
+    if found.kind == "wheel":
+        return causal_lm(found.name)
+    require(
+        found.kind == "hf", f"a trunk comes from a language model of transformers, and {source} is none; give hf:NAME"
+    )
+    if found.folder is not None:
+        require_safetensors(found.folder)
+    config = _config(found, source)
+    _require_language(config, source)
+    with fetching(source, f"the repository {found.name} (model.safetensors)", str(constants.HF_HUB_CACHE)):
+        how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(found.name, config=config, trust_remote_code=False, **how)
+        model, said = loaded
+        tokenizer = AutoTokenizer.from_pretrained(found.name, trust_remote_code=False)
+    require_complete(said["missing_keys"], source)
+    _, text = words_of_hf(tokenizer, from_hf.context_of(model.config))
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return CausalLm(config=architecture_schema.described(model.config), weights=weights, tokenizer=text)

@@ -1,0 +1,181 @@
+"""Writing a target id by id over the trunk's cache.
+
+The sources are read once; a grammar (`Form`) keeps every id where a decoder can take it; rows that have ended leave the
+batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmfm.config import require
+from mmfm.config.task import Task
+from mmfm.data.batch import Batch
+from mmfm.generation.beam_search import search
+from mmfm.generation.best_of import best
+from mmfm.generation.decoding_state import Pen, read_sources
+from mmfm.generation.detokenizer import Decode, Words
+from mmfm.generation.generation_config import Decoding, Finish
+from mmfm.generation.sampling import choose, drawn_seeds
+from mmfm.models.model import UnifiedModel
+from mmfm.objectives.task_pass import sources_of
+
+Judge = Callable[[list[int], list[list[int]]], Float[Tensor, " m"]]
+GREEDY = Decoding()
+
+
+class Written(NamedTuple):
+    """What was written. rows: the samples that have every source. ids: local, without the end.
+
+    texts: where a decoder was given; a stop string cuts them, and not the ids. scores: of beams and of draws. finish:
+    of each row, whether it came to its end or was cut at `max_tokens`; what has a fixed length comes to its end.
+    """
+
+    rows: list[int]
+    ids: list[list[int]]
+    texts: list[str] | None = None
+    scores: list[float] | None = None
+    finish: Sequence[Finish] = ()
+
+
+class Piece(NamedTuple):
+    """What is new of one sample: local ids, and of a text the characters that are sure by now.
+
+    finish: "length" in the last piece of a sample that was cut at `max_tokens`, else empty.
+    """
+
+    row: int
+    ids: list[int]
+    text: str = ""
+    finish: Literal["", "length"] = ""
+
+
+class Step(NamedTuple):
+    """A new local id for each of these rows of the batch, rising. ended: the rows that came to their end."""
+
+    rows: list[int]
+    ids: list[int]
+    ended: list[int]
+
+
+def write(
+    model: UnifiedModel,
+    task: Task,
+    batch: Batch,
+    how: Decoding = GREEDY,
+    *,
+    seeds: Int[Tensor, " size"] | None = None,
+    decode: Decode | None = None,
+    judge: Judge | None = None,
+) -> Written:
+    """One target for each sample that has every source of the task; for each of the batch where it has none.
+
+    seeds: one for each sample of the batch; None: `how.seed` for each. decode: local ids -> text, as `how.stop` needs.
+    judge: samples and what was written for them -> how near it is, which `how.draws` needs.
+    """
+    found = _begun(model, task, batch, how, seeds, decode)
+    if found is None:
+        return Written([], [], None if decode is None else [])
+    rows, own, pen = found
+    if how.beams > 1:
+        ids, scores, finish = search(pen, len(rows), how)
+        return Written(rows, ids, None if decode is None else [decode(row) for row in ids], scores, finish)
+    words = None if decode is None else [Words(decode, how.stop) for _ in range(len(rows) * how.draws)]
+    ids, cut = [[] for _ in range(len(rows) * how.draws)], set(range(len(rows) * how.draws))
+    for step in steps(pen, own, how, words):
+        cut -= {*step.ended}
+        for row, local in zip(step.rows, step.ids, strict=True):
+            ids[row].append(local)
+    texts = None if words is None else [row.text + row.end() for row in words]
+    finish: list[Finish] = ["length" if row in cut else "stop" for row in range(len(ids))]
+    if how.draws == 1:
+        return Written(rows, ids, texts, None, finish)
+    require(judge is not None, f"Decoding.draws={how.draws} needs what judges them; leave draws out")
+    assert judge is not None
+    kept, scores = best(judge([row for row in rows for _ in range(how.draws)], ids), how.draws)
+    texts = None if texts is None else [texts[at] for at in kept]
+    return Written(rows, [ids[at] for at in kept], texts, scores, [finish[at] for at in kept])
+
+
+def stream(
+    model: UnifiedModel,
+    task: Task,
+    batch: Batch,
+    how: Decoding = GREEDY,
+    *,
+    seeds: Int[Tensor, " size"] | None = None,
+    decode: Decode | None = None,
+    judge: Judge | None = None,
+) -> Iterator[Piece]:
+    """`write`, each piece as soon as it is known; those of a row join to the whole. Beams and draws come at the end."""
+    if how.beams > 1 or how.draws > 1:
+        whole = write(model, task, batch, how, seeds=seeds, decode=decode, judge=judge)
+        texts = whole.texts or [""] * len(whole.rows)
+        for row, ids, text, finish in zip(whole.rows, whole.ids, texts, whole.finish, strict=True):
+            yield Piece(row, ids, text, "length" if finish == "length" else "")
+        return
+    found = _begun(model, task, batch, how, seeds, decode)
+    if found is None:
+        return
+    rows, own, pen = found
+    words, cut = None if decode is None else [Words(decode, how.stop) for _ in rows], set(range(len(rows)))
+    for step in steps(pen, own, how, words):
+        cut -= {*step.ended}
+        for row, local in zip(step.rows, step.ids, strict=True):
+            yield Piece(rows[row], [local], "" if words is None else words[row].last)
+    for at, row in enumerate(rows):
+        rest = "" if words is None else words[at].end()
+        if rest or at in cut:
+            yield Piece(row, [], rest, "length" if at in cut else "")
+
+
+@torch.no_grad()
+def _begun(
+    model: UnifiedModel, task: Task, batch: Batch, how: Decoding, seeds: Tensor | None, decode: Decode | None
+) -> tuple[list[int], Int[Tensor, " m"], Pen] | None:
+    """Samples, a seed for each row that is to be written, and the pen that has read the sources."""
+    assert task.target is not None and not task.fill
+    require(not how.stop or task.target == "text", f"Decoding.stop={how.stop} is for texts; {task} writes none")
+    require(not how.stop or decode is not None, f"Decoding.stop={how.stop} needs a decoder of ids; give `decode`")
+    found = sources_of(model, task, batch) if task.sources else (torch.arange(batch.size, device=model.device), [])
+    if found is None:
+        return None
+    rows, sources = found
+    own = torch.full((batch.size,), how.seed, device=rows.device) if seeds is None else seeds.to(rows.device)
+    pen = read_sources(model, sources, task.sources, task.target, how, len(rows))
+    return rows.tolist(), drawn_seeds(own[rows], how.draws), _several(pen, len(rows), how.draws)
+
+
+def _several(pen: Pen, rows: int, times: int) -> Pen:
+    if times > 1:
+        pen.select(torch.arange(rows, device=pen.model.device).repeat_interleave(times))
+    return pen
+
+
+@torch.no_grad()
+def steps(pen: Pen, seeds: Int[Tensor, " n"], how: Decoding, words: Sequence[Words] | None = None) -> Iterator[Step]:
+    """Each step's new ids, until every row has ended. A row whose words have met a stop string ends too."""
+    rows, limit = list(range(len(seeds))), pen.limit(how)
+    start, token = pen.model.vocabulary.span(pen.target).start, torch.full_like(seeds, pen.begin)
+    for step in range(limit):
+        scorer = pen.at(step)
+        column = choose(pen.scores(token, step), scorer.ids, seeds, step, how)
+        columns = column.tolist()
+        going = [at for at, chosen in enumerate(columns) if chosen < scorer.size]
+        said, told = [rows[at] for at in going], [scorer.first + columns[at] for at in going]
+        if words is not None:
+            for row, local in zip(said, told, strict=True):
+                words[row].add(local)
+            going = [at for at in going if not words[rows[at]].stopped]
+        whole = step + 1 == pen.form.length  # of a target of fixed length
+        yield Step(said, told, rows if whole else [row for at, row in enumerate(rows) if at not in going])
+        if not going:
+            return
+        token = column + (start + scorer.first)
+        if len(going) < len(rows) and step + 1 < limit:
+            index = torch.tensor(going, device=token.device)
+            rows, token, seeds = [rows[at] for at in going], token[index], seeds[index]
+            pen.select(index)

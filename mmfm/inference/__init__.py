@@ -1,0 +1,1 @@
+"""A trained model as people use it: encode, generate, load."""

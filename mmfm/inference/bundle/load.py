@@ -1,0 +1,187 @@
+"""Opening a bundle: only the files that are wanted are read, each is verified, and the fixture must hold."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.config import MODALITIES, TextTower, Tower, Trunk, UserError, require
+from mmfm.inference.bundle import golden
+from mmfm.inference.bundle.contents import (
+    AGAIN,
+    FIXTURE,
+    READER,
+    TOKENIZER,
+    Bundle,
+    is_bundle,
+    read_bundle,
+    read_manifest,
+    read_part,
+)
+from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
+from mmfm.inference.bundle.hub import find
+from mmfm.inference.interface import Interface
+from mmfm.inference.load import load_model
+from mmfm.models.checkpoint import check_shapes, check_size, refuse_foreign, refuse_unsafe
+from mmfm.models.model import build
+from mmfm.models.transformer import UnifiedTransformer
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
+
+SMALL = Trunk(width=2, depth=1, heads=1, kv_heads=1)  # stands where a tower alone has no trunk
+
+
+def load_encoder(
+    modality: str, where: str | Path, *, check: bool = True, device: str | torch.device = "cpu"
+) -> BundledEncoder:
+    """The encoder of one modality, from a bundle's folder, a run's folder, or "owner/name" on the hub.
+
+    Of a bundle the other modalities are not read. `check` compares its outputs with those of when it was written.
+    Raises UserError for what is missing, damaged, of another kind, or gives other numbers.
+    """
+    require(modality in MODALITIES, f"there is no modality {modality!r}; there are {', '.join(MODALITIES)}")
+    refuse_unsafe()
+    folder = find(where, modality)
+    refuse_foreign(folder)
+    if is_bundle(folder):
+        return _open(folder, modality, check).to(device)
+    model = load_model(folder)
+    there = model.modalities
+    require(modality in there, f"{folder} holds no {modality} encoder; it holds {', '.join(there)}")
+    core = bare(model.run, modality, model.tokenizer.size)
+    wanted, found = core.state_dict(), model.core.state_dict()
+    core.load_state_dict({name: found[name] for name in wanted if name in found} | _empty(core), strict=True)
+    return BundledEncoder(core, modality, model.run, model.tokenizer).to(device).eval()
+
+
+def from_pretrained(where: str | Path, *, check: bool = True, device: str | torch.device = "cpu") -> Interface:
+    """The whole model of a bundle, to encode and to write, from a folder or "owner/name" on the hub."""
+    refuse_unsafe()
+    folder = find(where, "")
+    refuse_foreign(folder)
+    if not is_bundle(folder):
+        return load_model(folder, device=device)
+    bundle, files = read_bundle(folder), read_manifest(folder)
+    told = f"{folder} holds {', '.join(bundle.holds)} alone, and no model"
+    require(bundle.model is not None, f"{told}; start one from it: native({str(folder)!r}) in a configuration")
+    run, tokenizer = run_of(bundle), _tokenizer(folder, bundle, files, True)
+    weights = read_weights(folder, bundle.holds)
+    check_size(run.model, weights, str(folder))
+    core = build(run.model, tokenizer.size, run.contrast)
+    check_shapes(core, weights, str(folder))
+    core.load_state_dict(weights, strict=True)
+    if check:
+        stored = read_tensors(folder, FIXTURE, files)
+        for modality in bundle.modalities:
+            encoder = BundledEncoder(core.eval(), modality, run, tokenizer)
+            golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
+    return Interface(core.to(device).eval(), run, tokenizer).eval()
+
+
+def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer, dict[str, Tensor]]:
+    """The trunk of a bundle, and the tables of its vocabulary by name: "embedding.weight", "output.weight"."""
+    bundle, files = read_bundle(folder), read_manifest(folder)
+    require("trunk" in bundle.holds, f"{folder} holds no trunk; it holds {', '.join(bundle.holds)}")
+    found = read_tensors(folder, "trunk.safetensors", files)
+    model = run_of(bundle).model
+    check_size(only(model, ()), found, str(folder))
+    trunk = UnifiedTransformer(model.trunk).eval()
+    weights = {name.removeprefix("trunk."): tensor for name, tensor in found.items()}
+    check_shapes(trunk, weights, str(folder))
+    trunk.load_state_dict(weights, strict=True)
+    if check:
+        golden.check_trunk(trunk, read_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
+    held = "vocabulary" in bundle.holds
+    return trunk, read_tensors(folder, "vocabulary.safetensors", files) if held else {}
+
+
+def run_of(bundle: Bundle) -> config.Run:
+    """What a model needs of the run that it comes from. Of a part: a run around it, whose other parts are none."""
+    data = config.Data(
+        exact_decode=bundle.exact_decode,
+        max_seconds=bundle.max_seconds,
+        crop_seconds=bundle.crop_seconds,
+        max_text_tokens=bundle.max_text_tokens,
+        long_text=bundle.long_text,
+    )
+    model = bundle.model
+    if model is None:
+        part = bundle.part
+        trunk, tower = (part, None) if isinstance(part, Trunk) else (SMALL, part)
+        towers: dict[str, Any] = {name: tower if name in bundle.modalities else None for name in MODALITIES}
+        model = config.Model(**towers, trunk=trunk, embed_dim=1)
+    return config.Run(name="bundle", model=model, data=data, contrast=bundle.contrast, write=bundle.write)
+
+
+def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of these parts, by the names that they have in a model. Other files are not opened."""
+    files, found = read_manifest(folder), {}
+    for part in parts:
+        found |= read_tensors(folder, f"{part}.safetensors", files)
+    return found
+
+
+def read_tensors(folder: Path, name: str, files: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    try:
+        return load_tensors(read_part(folder, name, files))
+    except SafetensorError as why:
+        raise UserError(f"{folder / name} cannot be read ({why}); {AGAIN}") from None
+
+
+def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
+    bundle, files = read_bundle(folder), read_manifest(folder)
+    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.holds)} alone"
+    require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
+    run = run_of(bundle)
+    tokenizer = _tokenizer(folder, bundle, files, modality == "text").limited(run)
+    weights = read_weights(folder, (modality, *(("trunk",) if bundle.model is not None else ())))
+    check_size(run.model, weights, str(folder))
+    make = lone if bundle.model is None else bare
+    core = make(run, modality, tokenizer.size if modality == "text" else 0)
+    weights |= _empty(core)
+    check_shapes(core, weights, str(folder))
+    core.load_state_dict(weights, strict=True)
+    encoder = BundledEncoder(core, modality, run, tokenizer).eval()
+    if check:
+        stored = read_tensors(folder, FIXTURE, files)
+        golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
+    return encoder
+
+
+def _empty(core: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in core.state_dict().items() if not tensor.numel()}
+
+
+def _tokenizer(folder: Path, bundle: Bundle, files: Mapping[str, tuple[int, int]], text: bool) -> Tokenizer:
+    """Where no text is read or written, that of bytes stands for it."""
+    inner = load_tokenizer("bytes")
+    if text and bundle.tokenizer:
+        inner = parse_tokenizer(_hashed(folder, TOKENIZER, bundle.tokenizer, files), str(folder / TOKENIZER))
+    tower = bundle.part if bundle.model is None else bundle.model.text
+    words = tower.words if isinstance(tower, TextTower | Tower) and "text" in bundle.modalities else None
+    if words is None or not text:
+        return inner
+    reader = parse_reader(_hashed(folder, READER, bundle.reader, files), words, str(folder / READER))
+    return replace(inner, reader=reader)
+
+
+def _hashed(folder: Path, name: str, wanted: str, files: Mapping[str, tuple[int, int]]) -> str:
+    """The text of a tokenizer, which must be the one that bundle.json names."""
+    data = read_part(folder, name, files)
+    found = hashlib.sha256(data).hexdigest()
+    told = f"{folder / name} is not the tokenizer of this bundle (SHA-256 {found[:12]}, not {wanted[:12]})"
+    require(found == wanted, f"{told}; {AGAIN}")
+    return _text(data, str(folder / name))
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as why:
+        raise UserError(f"{where} is not UTF-8 at byte {why.start}; {AGAIN}") from None

@@ -1,0 +1,128 @@
+"""What `mmfm generate` can be asked, checked before torch is imported. What a field's docstring says is its help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from mmfm.config import MODALITIES, Write, require
+from mmfm.config.task import Task, parse_chain
+from mmfm.inference.known_tasks import links_of
+
+SUFFIX = {"image": ".png", "audio": ".wav"}
+NAMES = {"text": "text", "image": "picture", "audio": "sound"}
+PLACES = ("run", "task", "out", "n", "device", "dtype", "force", *MODALITIES)  # the rest says how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A task, what it reads, and how its target is to be made."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart."""
+    task: tyro.conf.Positional[str]
+    """Sources > target."""
+    image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A .png, .jpg or .webp to read, or to fill in."""
+    audio: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A .wav, .flac, .ogg or .mp3 to read, to continue or to fill in."""
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text to read; or to fill in, with a _ for each token to be found."""
+    hide: str = ""
+    """What to make anew: a fraction, or left, right, top or bottom of a picture, or seconds of a sound: 0.5-1.0."""
+    out: str = ""
+    """The .png or .wav to write; several pictures are one sheet, or with {} in the name a file each."""
+    n: int = 1
+    """How many to make, with seeds one after the other; texts a line each."""
+    batch: int = 0
+    """How many to make at a time; 0: all at once. It changes no result, only the memory."""
+    device: str = "auto"
+    """Where to compute: cpu, or cuda; auto: on a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """In which precision."""
+    force: bool = False
+    """Replace the files of --out that are there."""
+    seed: int = 0
+    """Of all draws: the same gives the same."""
+    temperature: float | Literal["auto"] = "auto"
+    """0: always the likeliest; 1: as the model believes. auto: 0 for texts, 1 for pictures and sounds."""
+    top_k: int = 0
+    """Draw among so many of the likeliest; 0: among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest that together have this chance."""
+    min_p: float = 0.0
+    """Draw among those with this part of the likeliest one's chance."""
+    beams: int = 1
+    """Look for the likeliest with so many beams, and draw nothing."""
+    guidance: float = 1.0
+    """How far to follow the sources: above 1 farther. The task must have been trained with drop."""
+    rerank: int = 1
+    """Draw so many, and keep the one that the model finds nearest to its sources."""
+    rounds: int = 0
+    """In how many rounds to fill in; 0: eight."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End a text before this."""
+    max_tokens: int = 0
+    """Where to stop at the latest; 0: after 64 tokens of a text, 4 seconds of a sound. A picture has its own number."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What `Interface.generate` is told; what is as by default is left out."""
+        held = {name: list(files) for name in MODALITIES if (files := getattr(self, name))}
+        how = [field for field in fields(self) if field.name not in PLACES]
+        return held | {f.name: value for f in how if (value := getattr(self, f.name)) != f.default}
+
+    def check(self, writes: Sequence[Write] | None = None) -> None:
+        """UserError for what is wrong. writes: what the model was trained to write; None: that is not known yet."""
+        links = parse_chain(self.task) if writes is None else links_of(self.task, writes)
+        _check_given(self, links[0])
+        heat, beams = self.temperature, self.beams
+        require(self.max_tokens >= 0, f"--max-tokens {self.max_tokens} must not be negative; 0: as usual")
+        require(heat == "auto" or heat >= 0, f"--temperature {heat} must not be negative")
+        require(self.n > 0, f"--n {self.n} must be greater than 0")
+        require(self.batch >= 0, f"--batch {self.batch} must not be negative; 0: all at once")
+        auto = beams == 1 and links[-1].target != "text"
+        drawn = auto if heat == "auto" else heat > 0
+        drawn = drawn or any(link.target != "text" for link in links[:-1])
+        told = f"--n {self.n} would write one {NAMES[str(links[-1].target)]} {self.n} times; set --temperature"
+        told += ", and leave out --beams" * (beams > 1)
+        require(self.n == 1 or drawn, told)
+        check_out(self.out, self.task, str(links[-1].target), self.n)
+        there = [name for name in names_of(self.out, self.n) if Path(name).exists()] if self.out else []
+        told = f"--out: {', '.join(there[:2])}{' and others are' if there[2:] else ' is'} there already"
+        require(self.force or not there, f"{told}; give another name, or --force replaces it")
+
+
+def _check_given(asked: Asked, first: Task) -> None:
+    given, sources = {name for name in MODALITIES if getattr(asked, name)}, set(first.sources)
+    for name in sorted(sources - given):
+        require(False, f"task {asked.task!r} reads {name}, and none is given; add --{name}")
+    for name in sorted(given - sources - ({str(first.target)} if first.fill else set())):
+        require(False, f"task {asked.task!r} does not read {name}; leave out --{name}, or name it in the task")
+    for name in sorted(given - {"text"}):
+        for file in getattr(asked, name):
+            require(Path(file).is_file(), f"--{name}: there is no file {file!r}; check the path")
+
+
+def names_of(out: str, n: int) -> list[str]:
+    """The files that n things are written to: with {} in the name one for each, numbered from 1 on, else one."""
+    digits = len(str(n))
+    return [out.replace("{}", f"{i:0{digits}}") for i in range(1, n + 1)] if "{}" in out else [out]
+
+
+def check_out(out: str, task: str, target: str, n: int) -> None:
+    """UserError unless n things of this kind can be written there: told before the work, not after."""
+    if target == "text":
+        require(not out, f"--out {out}: a text is printed; leave --out away, or add > {out} behind the command")
+        return
+    what, suffix = NAMES[target], SUFFIX[target]
+    require(bool(out), f"task {task!r} makes a {what}; say where to write it: --out {what}{suffix}")
+    path = Path(out)
+    require(not path.is_dir(), f"--out {out} is a folder; give a file in it, such as {path / f'{what}{suffix}'}")
+    require(path.suffix.lower() == suffix, f"--out {out}: a {what} is written as {suffix}; end the name so")
+    require(path.parent.is_dir(), f"--out {out}: there is no folder {str(path.parent)!r}; make it, or choose another")
+    require(out.count("{}") <= 1, f"--out {out}: one {{}} is where the number goes; leave the others out")
+    numbered = f"{path.stem}-{{}}{suffix}"
+    require(target == "image" or n == 1 or "{}" in out, f"--n {n} sounds need a name each; say --out '{numbered}'")

@@ -1,0 +1,371 @@
+"""A trained model as people and other tools use it: encode, make, score.
+
+`encode_image`, `encode_text`, `logit_scale`, `tokenize` and `transform` follow open_clip's protocol, so that what
+drives a CLIP model drives this one. Paths, pictures and strings are taken too.
+"""
+
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.config import UserError, require
+from mmfm.config.task import Task, parse_writing
+from mmfm.data.batch import Batch, Items
+from mmfm.data.decode import shape_of
+from mmfm.generation import Decoding, Finish, write
+from mmfm.inference.infill import Hide
+from mmfm.inference.known_tasks import links_of, trained
+from mmfm.inference.modality_options import check_names
+from mmfm.inference.pipeline import Coded, Maker, Tick, of_rows
+from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, batch_of, kind_of, thing_of
+from mmfm.inference.validation import check_hiding, given_of, has_own
+from mmfm.models.model import LOG_SCALES, UnifiedModel
+from mmfm.objectives.task_pass import read
+from mmfm.preprocessing.audio import load_audio
+from mmfm.preprocessing.image import load_picture
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.preprocessing.validation import (
+    check_ids,
+    check_pixels,
+    check_waves,
+    clip_given,
+    one_or_many,
+    padded,
+    picture_given,
+    texts_given,
+)
+
+AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
+
+__all__ = ["Coded", "Interface", "Made", "Picture", "Sound"]
+
+
+def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
+    """Places in groups of like length, each with its longest: no group times its longest is over `most`, but alone,
+    and none is padded to more than twice its length.
+
+    All together where they fit so; then they are in their order.
+    """
+    if not lengths or len(lengths) * max(lengths) <= most:
+        return [(list(range(len(lengths))), max(lengths, default=0))] if lengths else []
+    parts: list[tuple[list[int], int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if not parts or (len(parts[-1][0]) + 1) * parts[-1][1] > most or 2 * lengths[place] < parts[-1][1]:
+            parts.append(([], lengths[place]))
+        parts[-1][0].append(place)
+    return [(sorted(part), longest) for part, longest in parts]
+
+
+class Interface(nn.Module):
+    """`config`: the run it comes from. `tasks`: what it was trained to write. Every method works without gradient."""
+
+    def __init__(self, core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.core, self.run, self.tokenizer = core, run, tokenizer.limited(run)
+        self.config, self.embed_dim = run.model, core.embed_dim
+        self.modalities = tuple(name for name in config.MODALITIES if name in core.towers)
+        self.tasks = tuple(item.task for item in run.write)
+        self.checkpoint: Path | None = None  # the folder that its weights were read from
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """The logarithm of the inverse temperature of images and texts, else of the first pair; open_clip's too."""
+        require(len(self.run.contrast) > 0, "this model was trained without contrast: it has no logit_scale")
+        first = min(self.run.contrast, key=lambda item: set(item.pair) != {"image", "text"})
+        return self.core.log_scales[first.name].clamp(*LOG_SCALES)
+
+    def transform(self, picture: Any) -> Tensor:
+        """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""
+        how = shape_of(self._tower("image").pixels)
+        return load_picture(picture_given(picture), **how, exact=self.run.data.exact_decode)
+
+    def tokenize(self, texts: Any) -> Int[Tensor, "n time"]:
+        """Ids as the text tower reads them, padded with -1 to the longest.
+
+        A text longer than is read (`mmfm.preprocessing.text_limits`) is cut there, with a warning; a UserError where
+        the run says data.long_text="skip".
+        """
+        rows = texts_given(texts)
+        told = next((told for text in rows if (told := self.tokenizer.excess(text))), "")
+        require(not (told and self.tokenizer.limits.skip), f"{told}, or set data.long_text='truncate'")
+        if told:
+            warnings.warn(f"only the beginning of a long text is read: {told}", stacklevel=2)
+        return self.tokenizer(rows)
+
+    def pixels(self, images: Any) -> UInt8[Tensor, "n channels height width"]:
+        """As `transform` gives them, of what `encode_image` takes."""
+        how = self._tower("image").pixels
+        if isinstance(images, Tensor):
+            return check_pixels(images, how)
+        given = one_or_many(images, (str, Path, Image.Image))
+        made = [one if isinstance(one, Tensor) else self.transform(one) for one in given]
+        return check_pixels(torch.stack(made) if made else torch.zeros(0, *shape_px(how)), how)
+
+    @torch.no_grad()
+    def encode_image(self, images: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
+        """uint8 [n, channels, height, width] as `transform` gives them; or paths, pictures of Pillow, and arrays uint8
+        [height, width, channels]. batch: how many at a time, 0: all at once. Of none the result has no rows."""
+        if parts := _parts(images, batch, 4):
+            return torch.cat([self.encode_image(part, normalize) for part in parts])
+        x = self.pixels(images)
+        return self._encode("image", x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device), normalize)
+
+    def waves(
+        self, sounds: Any, keep: Bool[Tensor, "n samples"] | None = None
+    ) -> tuple[Float[Tensor, "n samples"], Bool[Tensor, "n samples"]]:
+        """Padded, and True where real, of what `encode_audio` takes."""
+        self._tower("audio")
+        if isinstance(sounds, Tensor):
+            return check_waves(sounds, keep)
+        require(keep is None, "keep is given with a tensor only: of other inputs the lengths are known")
+        return padded([self._clip(one) for one in one_or_many(sounds, (str, Path, Sound))])
+
+    @torch.no_grad()
+    def encode_audio(
+        self,
+        waves: Any,
+        normalize: bool = False,
+        keep: Bool[Tensor, "n samples"] | None = None,
+        *,
+        batch: int = 0,
+    ) -> Float[Tensor, "n d"]:
+        """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths, `Sound`s and
+        arrays [samples] at that rate. batch: as of `encode_image`."""
+        if keep is None and (parts := _parts(waves, batch, 2)):
+            return torch.cat([self.encode_audio(part, normalize) for part in parts])
+        return self._encode("audio", *self.waves(waves, keep), normalize)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
+        """Strings, or ids as `tokenize` gives them; one string is one text. batch: as of `encode_image`."""
+        if parts := _parts(texts, batch, 2):
+            return torch.cat([self.encode_text(part, normalize) for part in parts])
+        self._tower("text")
+        ids = check_ids(texts, self.known_ids) if isinstance(texts, Tensor) else self.tokenize(texts)
+        lengths = (ids >= 0).sum(1)
+        grouped = [
+            (part, self._encode("text", ids[part, :most].clamp(min=0), ids[part, :most] >= 0, normalize))
+            for part, most in in_parts(lengths.tolist(), AT_ONCE)
+        ]
+        out = torch.zeros(len(ids), self.embed_dim, dtype=self.core.dtype, device=self.core.device)
+        for part, x in grouped:
+            out[part] = x.to(out.dtype)
+        return out
+
+    def generate(
+        self,
+        task: str,
+        *,
+        image: Picture | Sequence[Picture] | None = None,
+        audio: Clip | Sequence[Clip] | None = None,
+        text: str | Sequence[str] | None = None,
+        hide: Hide = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Made:
+        """What the model makes for one sample: a string, a picture, or a `Sound`.
+
+        A chain, such as "image>text>audio", makes one thing of another. A source that the task names several times is a
+        list, in order of mention. "image~" and the like are given the whole item too, and `hide` says what of it is
+        made anew (`mmfm.inference.infill`): a fraction, half of a picture, seconds of a sound, or _ in a text; of a
+        picture that is not given that is everything. "audio>audio" gives the sound with its continuation, "text>text"
+        the continuation alone.
+
+        options: max_tokens, temperature, top_k, top_p, min_p, beams, length_penalty, guidance, guide, stop, rounds,
+        as `mmfm.generation.Decoding` has them, and rerank, its draws. By default texts are greedy, and what is drawn or
+        said has temperature 1. In a chain they are for the last link. What is made, a `Sound` or a string, has
+        `finish`: "length" where it was cut at max_tokens, else "stop". UserError: what cannot be made, and why.
+        """
+        given = {"image": image, "audio": audio, "text": text}
+        return self.generate_many(task, hide=hide, seed=seed, **given, **options)[0]
+
+    def generate_many(
+        self,
+        task: str,
+        *,
+        n: int = 1,
+        batch: int = 0,
+        image: Picture | Sequence[Picture] | None = None,
+        audio: Clip | Sequence[Clip] | None = None,
+        text: str | Sequence[str] | None = None,
+        hide: Hide = None,
+        seed: int = 0,
+        tick: Tick | None = None,
+        **options: Any,
+    ) -> list[Made]:
+        """n things for one sample: those that `generate` makes with the seeds `seed`, `seed` + 1, ..
+
+        batch: how many are made at a time, 0: all at once, which takes as much more memory. The things are the same.
+        tick: called with how many codes of a picture or sound are made, and of how many at the most.
+        """
+        check_names(options)
+        require(n > 0, f"n={n} must be above 0")
+        require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
+        if 0 < batch < n:
+            given = {"image": image, "audio": audio, "text": text, "hide": hide, "tick": tick, **options}
+            sizes = [min(batch, n - start) for start in range(0, n, batch)]
+            parts = (self.generate_many(task, n=size, seed=seed + at * batch, **given) for at, size in enumerate(sizes))
+            return [thing for part in parts for thing in part]
+        first, *links = self._links(task)
+        given = given_of(first, {"image": image, "audio": audio, "text": text})
+        check_hiding(first, hide, has_own(first, given))
+        seeds = torch.arange(seed, seed + n)
+        maker = replace(self.maker, tick=tick)
+        things = maker.sample(first, [given] * n, seeds, hide, {} if links else options)
+        for link in links:
+            held = [{link.sources[0]: [thing]} for thing in things]
+            things = maker.sample(link, held, seeds, None, options if link is links[-1] else {})
+        return things
+
+    def stream(self, task: str, *, seed: int = 0, **given: Any) -> Generator[str, None, Finish]:
+        """A text as it is written, piece by piece; takes what `generate` takes, but for `hide`. What the generator
+        returns is "length" where the text was cut at `max_tokens`, else "stop"."""
+        check_names({name: value for name, value in given.items() if name not in (*config.MODALITIES, "hide")})
+        *before, last = self._links(task)
+        require(last.target == "text" and not last.fill, f"{task} writes no text from left to right; use generate")
+        require(given.get("hide") is None, f"{task} fills nothing in; leave hide out")
+        sources = {name: given.pop(name, None) for name in config.MODALITIES}
+        if before:
+            way = ">".join([str(before[0]), *(str(link.target) for link in before[1:])])
+            held = {last.sources[0]: [self.generate(way, seed=seed, **sources)]}
+        else:
+            held = given_of(last, sources)
+        return (yield from self.maker.stream(last, held, seed, given))
+
+    @torch.no_grad()
+    def make(
+        self, task: str, batch: Batch, *, seeds: Int[Tensor, " size"], hide: Hide = None, **options: Any
+    ) -> list[Coded]:
+        """What the model makes for each sample that has the sources, as codes, which `decode` shows.
+
+        A sound that is to be continued is cut in its middle first; what is to be filled in is the sample's own.
+        """
+        first, *links = self._links(task)
+        found = self.maker.batch(first, batch.to(self.core.device), seeds, hide, {} if links else options)
+        made = first
+        for link in links:
+            held = [{link.sources[0]: [self.maker.thing(made, item)]} for item in found]
+            some, rows = seeds[[item.row for item in found]], [item.row for item in found]
+            coded = self.maker.coded(link, held, some, None, options if link is links[-1] else {}) if held else []
+            found, made = [item._replace(row=rows[item.row]) for item in coded], link
+        return found
+
+    def encode(self, modality: str, thing: Picture | Clip) -> list[int]:
+        """The codes of a picture or a sound, or the ids of a text as they are written."""
+        able_to_write(self.core, modality)
+        kind_of(modality, thing)
+        batch = batch_of([{modality: [thing]}], self.run, self.tokenizer).to(self.core.device)
+        ids, keep = self.core.written(modality, batch.items[modality])
+        return ids[0][keep[0]].tolist()
+
+    def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made:
+        """What these codes show, sound like or say; start: how many of a sound's repeat what was given."""
+        return thing_of(self.core, self.run, self.tokenizer, modality, ids, start)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> dict[str, Float[Tensor, "n d"]]:
+        """Unit embeddings of every item whose modality has a tower."""
+        batch = batch.to(self.core.device)
+        readings = {
+            name: read(self.core, Task((name,), None), batch) for name in batch.items if name in self.modalities
+        }
+        return {name: reading.embedding for name, reading in readings.items() if reading is not None}
+
+    def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]:
+        """The rows that have all sources of the task, and the `Text` written greedily for each."""
+        how = Decoding(max_tokens=max_tokens)
+        written = write(self.core, self._task(task), batch.to(self.core.device), how)
+        both = zip(written.ids, written.finish, strict=True)
+        return written.rows, [Text(self.tokenizer.decode(row), finish) for row, finish in both]
+
+    @torch.no_grad()
+    def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]:
+        """Negative log-likelihood of each sample's target and its end mark; nan without target or source, and where
+        only the beginning of the target is held."""
+        trained, text = self._task(task), batch.items.get("text")
+        if text is None or batch.size * text.keep.shape[1] <= AT_ONCE:
+            return self._nats(trained, batch)
+        lengths = torch.zeros(batch.size, dtype=torch.int64).index_add(0, text.rows.cpu(), text.keep.sum(1).cpu())
+        out = torch.full((batch.size,), torch.nan)
+        for part, _ in in_parts(lengths.tolist(), AT_ONCE):
+            out[part] = self._nats(trained, of_rows(batch, torch.tensor(part, device=text.rows.device)))
+        return out
+
+    def _nats(self, task: Task, batch: Batch) -> Float[Tensor, " size"]:
+        out = torch.full((batch.size,), torch.nan)
+        reading = read(self.core, task, batch.to(self.core.device))
+        if reading is None or not len(reading.labels):
+            return out
+        each = F.cross_entropy(self.core.logits(reading.states).float(), reading.labels, reduction="none")
+        owners = reading.owners.unique()
+        totals = torch.zeros(batch.size, device=each.device).index_add(0, reading.owners, each)
+        out[owners.cpu()] = totals[owners].cpu()
+        cut = None if task.target is None or task.target not in batch.items else batch.items[task.target].cut
+        if cut is not None:  # of a text that was cut not all has been asked
+            out[batch.items[str(task.target)].rows[cut].cpu()] = torch.nan
+        return out
+
+    @property
+    def maker(self) -> Maker:
+        return Maker(self.core, self.run, self.tokenizer)
+
+    def _task(self, text: str) -> Task:
+        return trained(parse_writing(text), self.run.write)
+
+    def _links(self, text: str) -> list[Task]:
+        """The tasks of a chain, each of which the model was trained on."""
+        return links_of(text, self.run.write)
+
+    def _tower(self, modality: str):
+        tower = getattr(self.config, modality)
+        if tower is None:
+            raise UserError(f"this model has no {modality} tower; it reads {', '.join(self.modalities)}")
+        return tower
+
+    @property
+    def known_ids(self) -> int:
+        """How many ids the text tower reads."""
+        reader = self.tokenizer.reader
+        return self.tokenizer.size if reader is None else reader.inner.get_vocab_size(with_added_tokens=True)
+
+    def _clip(self, clip: Any) -> Tensor:
+        rate_hz, data = self._tower("audio").sound.rate_hz, self.run.data
+        length = {"max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
+        if isinstance(clip, str | Path):
+            return load_audio(clip, rate_hz=rate_hz, **length)
+        wave, from_hz = (clip.wave, clip.rate_hz) if isinstance(clip, Sound) else (clip, rate_hz)
+        return clip_given(wave, from_hz=from_hz, rate_hz=rate_hz, **length)
+
+    def _encode(self, modality: str, x: Tensor, keep: Tensor, normalize: bool) -> Float[Tensor, "n d"]:
+        """Unit vectors: the heads always normalise, so `normalize` changes nothing and is there for the protocol."""
+        self._tower(modality)
+        rows = torch.arange(len(x), device=x.device)
+        items = {modality: Items(x=x, keep=keep, rows=rows)}
+        batch = Batch(size=len(x), items=items, same=rows).to(self.core.device)
+        reading = read(self.core, Task((modality,), None), batch)
+        if reading is None:
+            return torch.zeros(0, self.embed_dim, dtype=self.core.dtype, device=self.core.device)
+        return reading.embedding
+
+
+def shape_px(how: config.Pixels) -> tuple[int, int, int]:
+    return how.channels, how.height_px, how.width_px
+
+
+def _parts(given: Any, batch: int, axes: int) -> list[Any]:
+    """Several inputs in parts of so many; empty where they are one part, or no batch of so many axes."""
+    require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
+    several = isinstance(given, list | tuple) and not isinstance(given, Sound)
+    several = several or (isinstance(given, Tensor) and given.ndim == axes)
+    if not batch or not several or len(given) <= batch:
+        return []
+    return [given[start : start + batch] for start in range(0, len(given), batch)]

@@ -1,0 +1,62 @@
+"""A trained model from its run folder."""
+
+from pathlib import Path
+
+import torch
+
+from mmfm.config import UserError, require
+from mmfm.config.serialization import from_json
+from mmfm.inference.interface import Interface
+from mmfm.models.checkpoint import (
+    MANIFEST,
+    RUN,
+    _text,
+    _weights,
+    check_shapes,
+    check_size,
+    folder_of,
+    newest_whole,
+    read_tokenizer,
+    read_verified,
+    refuse_foreign,
+    refuse_unsafe,
+    steps_of,
+)
+from mmfm.models.model import build
+
+
+def _asked(run_folder: Path, step: int) -> Path:
+    """The folder of this step's checkpoint, or a UserError that names the steps that there are."""
+    kept = steps_of(run_folder)
+    told = f"it has those of {', '.join(map(str, kept))}" if kept else "it has none: train it first"
+    require(step in kept, f"{run_folder} has no checkpoint of step {step}; {told}")
+    return folder_of(run_folder, step)
+
+
+def load_model(run: str | Path, step: int | None = None, device: str | torch.device = "cpu") -> Interface:
+    """The model of a run's folder, or of one checkpoint's, in evaluation mode."""
+    folder = Path(run)
+    refuse_unsafe()
+    refuse_foreign(run)
+    if (folder / MANIFEST).is_file():
+        files, where = read_verified(folder), folder
+    else:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is no folder of a run; give one that mmfm train has written, such as runs/quickstart"
+            )
+        if step is None:
+            step, files = newest_whole(folder)
+        else:
+            files = read_verified(_asked(folder, step))
+        where = folder_of(folder, step)
+    cfg = from_json(_text(files, RUN, where), str(where / RUN))
+    tokenizer = read_tokenizer(files, cfg.model, where)
+    weights = _weights(files, str(where))
+    check_size(cfg.model, weights, str(where))
+    core = build(cfg.model, tokenizer.size, cfg.contrast)
+    check_shapes(core, weights, str(where))
+    core.load_state_dict(weights, strict=True)
+    model = Interface(core.to(device).eval(), cfg, tokenizer).eval()
+    model.checkpoint = where
+    return model

@@ -1,0 +1,1 @@
+"""Networks: layers, towers, the transformer that all modalities share, codecs, weights on disk."""

@@ -1,0 +1,332 @@
+"""Checkpoints as folders of safetensors and strict JSON: written whole or not at all, verified when read.
+
+    checkpoints/step-00000500/model.safetensors  train.safetensors  train.json  run.json  tokenizer.json  manifest.json
+
+`manifest.json` holds size and CRC-32 of the others and is written last, in a temporary folder beside the final one,
+which is then renamed. Nothing is ever unpickled.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mmfm.config import Conformer, Model, Run, TextTower, Tower, UserError, Vit, Words, require
+from mmfm.config.serialization import to_json
+from mmfm.preprocessing.tokenizer import Tokenizer, parse_reader, parse_tokenizer
+from mmfm.runtime.folders import sync_folder
+from mmfm.runtime.launch import first_process
+
+Tree = Any
+Found = TypeVar("Found")
+MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
+    "model.safetensors",
+    "train.safetensors",
+    "train.json",
+    "run.json",
+    "tokenizer.json",
+    "reader.json",  # the text tower's, where it has one of its own
+    "manifest.json",
+)
+
+
+def split(tree: Tree, path: str = "") -> tuple[Tree, dict[str, Tensor]]:
+    """A tree of dicts, lists, numbers, strings and tensors as JSON and named tensors; the inverse of `join`."""
+    if isinstance(tree, Tensor):
+        return {"tensor": path}, {path: tree.detach().cpu().contiguous()}
+    if isinstance(tree, Mapping):
+        parts = [(key, *split(value, f"{path}/{key}")) for key, value in tree.items()]
+        return {"map": [[key, value] for key, value, _ in parts]}, _merge([found for *_, found in parts])
+    if isinstance(tree, list | tuple):
+        pairs = [split(value, f"{path}/{i}") for i, value in enumerate(tree)]
+        return {"list": [value for value, _ in pairs]}, _merge([found for _, found in pairs])
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": tree}, {}
+    raise TypeError(f"{path}: a {type(tree).__name__} cannot be kept in a checkpoint")
+
+
+def join(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
+    ((kind, value),) = tree.items()
+    match kind:
+        case "tensor":
+            return tensors[value]
+        case "map":
+            return {key: join(part, tensors) for key, part in value}
+        case "list":
+            return [join(part, tensors) for part in value]
+        case _:
+            return value
+
+
+def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """All bytes on the disk, or an error."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """The new content or the old, never a part: temporary file beside it, then a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_file(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def folder_of(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def steps_of(run_folder: Path) -> list[int]:
+    """Steps that have a checkpoint folder, rising; whether they are whole is seen when they are read."""
+    names = [path.name for path in (run_folder / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d{8,})", name)))
+
+
+def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Mapping[str, Tensor], train: Tree) -> Path:
+    """Write one checkpoint. On failure what was written is removed, and the UserError names the last good one."""
+    final = folder_of(run_folder, step)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    tree, tensors = split(train)
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        files = {
+            MODEL: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
+            TRAIN: save_tensors(tensors),
+            STATE: json.dumps(tree, allow_nan=False).encode(),
+            RUN: to_json(run).encode(),
+            TOKENIZER: tokenizer.to_json().encode(),
+        }
+        if tokenizer.reader is not None:
+            files[READER] = tokenizer.reader.to_json().encode()
+        for name, data in files.items():
+            write_file(temporary / name, data)
+        manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
+        write_file(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=2).encode())
+        set_aside(final)
+        os.replace(temporary, final)
+        sync_folder(final.parent)
+    except OSError as why:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _not_saved(why, final, run_folder) from why
+    return final
+
+
+def _not_saved(why: OSError, final: Path, run_folder: Path) -> UserError:
+    kept = steps_of(run_folder)
+    last = f"the last good checkpoint is {folder_of(run_folder, kept[-1])}" if kept else "there is no earlier one"
+    remedy = "free some space" if why.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "mend that"
+    return UserError(f"could not save {final} ({why.strerror or why}); {last}; {remedy} and run again with --resume")
+
+
+def set_aside(folder: Path) -> None:
+    """Out of the way of what is counted as a checkpoint, but not lost: step-N becomes step-N.aside."""
+    if folder.exists():
+        aside = folder.with_name(f"{folder.name}.aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+
+
+def sweep(run_folder: Path) -> None:
+    """Remove what processes that died while they wrote have left. Only for who holds the folder's lock."""
+    for path in (*run_folder.glob(".*.tmp"), *(run_folder / "checkpoints").glob(".step-*.tmp")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def clear(run_folder: Path) -> None:
+    """Remove all checkpoints."""
+    for path in (run_folder / "checkpoints").glob("step-*"):
+        shutil.rmtree(path)
+
+
+def prune(run_folder: Path, keep: int, every: int = 0) -> None:
+    """Keep the newest `keep` checkpoints, and those at multiples of `every` steps (0: none)."""
+    for step in steps_of(run_folder)[:-keep]:
+        if not every or step % every:
+            shutil.rmtree(folder_of(run_folder, step))
+
+
+def read_verified(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint. A cut, changed or missing one is a UserError that names it."""
+    files: dict[str, bytes] = {}
+    for name, (size, checksum) in _manifest(folder).items():
+        files[name] = b"".join(_blocks(folder, name, -1))
+        _compare(folder / name, len(files[name]), zlib.crc32(files[name]), size, checksum)
+    return files
+
+
+def verify(folder: Path) -> None:
+    """As `read_verified`, without keeping what is read."""
+    for name, (size, checksum) in _manifest(folder).items():
+        found, found_size = 0, 0
+        for block in _blocks(folder, name, 2**20):
+            found, found_size = zlib.crc32(block, found), found_size + len(block)
+        _compare(folder / name, found_size, found, size, checksum)
+
+
+def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and CRC-32 by name of file. Names are checked: a checkpoint reads nothing outside its folder."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        found = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as why:
+        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
+    wrong = (found.keys() - {READER}) ^ {MODEL, TRAIN, STATE, RUN, TOKENIZER}
+    require(not wrong, f"{folder / MANIFEST} should not lack or list {min(wrong, default='')!r}; choose another step")
+    return found
+
+
+def _blocks(folder: Path, name: str, size: int) -> Iterator[bytes]:
+    try:
+        with (folder / name).open("rb") as file:
+            while block := file.read(size):
+                yield block
+    except OSError as why:
+        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
+
+
+def _compare(path: Path, size: int, checksum: int, written: int, written_checksum: int) -> None:
+    if (size, checksum) != (written, written_checksum):
+        raise UserError(
+            f"{path} is damaged: {size} bytes where {written} were written, or not the same ones; "
+            "choose another step or train again"
+        )
+
+
+def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
+    """The newest checkpoint that verifies. Newer ones that do not are named on the screen."""
+    return _newest(run_folder, read_verified)
+
+
+def newest_step(run_folder: Path) -> int:
+    """Its step alone: for one of several ranks, who then tells the others."""
+    return _newest(run_folder, verify)[0]
+
+
+def _newest(run_folder: Path, read: Callable[[Path], Found]) -> tuple[int, Found]:
+    problems = []
+    for step in reversed(steps_of(run_folder)):
+        try:
+            found = step, read(folder_of(run_folder, step))
+        except UserError as why:
+            problems.append(str(why))
+            continue
+        for problem in problems if first_process() else ():
+            print(f"mmfm: {problem.partition('; ')[0]}; step {step} is used instead", file=sys.stderr)
+        return found
+    if problems:
+        raise UserError(problems[0])
+    raise UserError(f"{run_folder} has no checkpoint; train it first, for example: mmfm train configs/quickstart.py")
+
+
+def load_train(files: Mapping[str, bytes], where: str) -> Tree:
+    """What `save` was given as `train`."""
+    try:
+        return join(json.loads(files[STATE]), load_tensors(files[TRAIN]))
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
+        raise UserError(f"{where}/{STATE} holds no state of training ({why}); choose another step") from None
+
+
+def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
+    """Weights into the module; another configuration's weights are a UserError that names the first difference."""
+    found = _weights(files, where)
+    check_shapes(model, found, where)
+    model.load_state_dict(found, strict=True)
+
+
+def _weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
+    try:
+        return load_tensors(files[MODEL])
+    except SafetensorError as why:
+        raise UserError(f"{where}/{MODEL} cannot be read ({why}); choose another step or train again") from None
+
+
+def check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
+    wanted = model.state_dict()
+    for name in (*wanted, *found):
+        here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
+        if here != there:
+            raise UserError(
+                f"{where} is of another configuration: {name} has shape {there} there and {here} in this model; "
+                "use the run.json beside the weights"
+            )
+
+
+def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
+    """Before a model takes memory: no single matrix that the configuration asks for is larger than all the weights."""
+    whole = (cfg.image, cfg.audio, cfg.text, cfg.trunk)
+    parts = [part for part in whole if part is not None and not isinstance(part, Tower)]
+    asked: list[float] = [part.width**2 for part in parts]
+    asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.codes("image"), cfg.codes("audio"))]
+    asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)
+    asked += [part.hidden * part.width for part in parts] + [cfg.trunk.head_dim * cfg.trunk.heads * cfg.trunk.width]
+    asked += [max(cfg.text.context, cfg.text.vocabulary) * cfg.text.width] if isinstance(cfg.text, TextTower) else []
+    asked += [cfg.image.prefix * cfg.image.width] if isinstance(cfg.image, Vit) else []
+    asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
+    asked += [cfg.audio.left, cfg.audio.right] if isinstance(cfg.audio, Conformer) else []
+    asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
+    told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
+    held, deepest = sum(tensor.numel() for tensor in found.values()), max(part.depth for part in parts)
+    require(max(asked) <= held, f"{told}: a matrix of {max(asked):g} numbers, of {held} in all; {remedy}")
+    require(deepest <= len(found), f"{told}: {deepest} layers of {len(found)} tensors; {remedy}")
+
+
+def read_tokenizer(files: Mapping[str, bytes], cfg: Model, where: Path) -> Tokenizer:
+    """The model's tokenizer of a checkpoint, and with it that of a text tower which has one of its own."""
+    tokenizer, words = parse_tokenizer(_text(files, TOKENIZER, where), str(where / TOKENIZER)), words_of(cfg)
+    if words is None:
+        return tokenizer
+    require(READER in files, f"{where} lacks {READER}, by which its text tower reads; choose another step")
+    return replace(tokenizer, reader=parse_reader(_text(files, READER, where), words, str(where / READER)))
+
+
+def words_of(cfg: Model) -> Words | None:
+    """The contract of a text tower that has its own tokenizer."""
+    return None if cfg.text is None else cfg.text.words
+
+
+def _text(files: Mapping[str, bytes], name: str, where: Path) -> str:
+    try:
+        return files[name].decode("utf-8")
+    except UnicodeDecodeError as why:
+        raise UserError(f"{where / name} is not UTF-8 at byte {why.start}; choose another step") from None
+
+
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def refuse_unsafe() -> None:
+    """A UserError where the environment makes torch execute what is in the files that it loads."""
+    require(not os.environ.get(UNSAFE), f"{UNSAFE} is set: loaded files could execute code; unset it")
+
+
+def refuse_foreign(where: str | Path) -> None:
+    """A UserError for addresses, and for checkpoints of the kinds that are pickles: those are not even opened."""
+    name, path = str(where), Path(where)
+    # A Path has one slash where the address had two.
+    require(not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name), f"{name} is an address; give a local folder")
+    for folder in (path, path / "checkpoints"):
+        kind = "torch.distributed.checkpoint" * (folder / ".metadata").exists()
+        require(not kind, f"{folder} was written by {kind}, which is a pickle that can execute; give a folder of mmfm")
+    require(not path.is_file(), f"{path} is a file, and files such as .ckpt can execute; give the folder of a run")

@@ -1,0 +1,136 @@
+"""An audio conformer over log-mel frames that is computed here, on the device (arXiv 2005.08100).
+
+Every operation over time is masked, so that a padded clip gives what it gives alone: silence is laid around the clip,
+convolutions see zeros beyond its end, and means are taken over real frames only. With other choices of
+`config.Conformer` it is torchaudio's, or w2v-BERT 2.0 (arXiv 2312.05187).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.data.batch import Tokens
+from mmfm.models.layers import Attention, Dropout, Mlp, Noise, RelativeKeys, key_mask, positions_of, rotary
+from mmfm.models.mel import RECIPES, KaldiMel, LogMel
+
+__all__ = ["AudioConformer", "KaldiMel", "LogMel"]
+
+
+class Subsample(nn.Module):
+    """Two strided convolutions over time and frequency: four frames become one token."""
+
+    def __init__(self, bins: int, width: int) -> None:
+        super().__init__()
+        channels = max(width // 4, 8)
+        self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.out = nn.Linear(channels * math.ceil(math.ceil(bins / 2) / 2), width)
+
+    def forward(self, frames: Tokens) -> Tokens:
+        x, keep = frames.x.unsqueeze(1), frames.keep
+        for conv in (self.conv1, self.conv2):
+            x, keep = F.relu(conv(x * keep[:, None, :, None])), keep[:, ::2]
+        return Tokens(self.out(x.transpose(1, 2).flatten(2)), keep)
+
+
+class Stack(nn.Module):
+    """Two frames beside each other become one token; the last odd frame is left out, unless it is the only one."""
+
+    def __init__(self, bins: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(2 * bins, eps=eps), nn.Linear(2 * bins, width)
+
+    def forward(self, frames: Tokens) -> Tokens:
+        odd = frames.x.shape[1] % 2
+        x, keep = F.pad(frames.x, (0, 0, 0, odd)), F.pad(frames.keep, (0, odd))
+        keep = torch.cat([keep[:, :1], keep[:, 3::2]], dim=1)
+        return Tokens(self.out(self.norm(x.unflatten(1, (-1, 2)).flatten(2))) * keep.unsqueeze(-1), keep)
+
+
+def stem(cfg: config.Conformer) -> nn.Module:
+    """Frames -> tokens of the blocks' width."""
+    if cfg.stem == "conv":
+        return Subsample(cfg.mel.bins, cfg.width)
+    return Stack(cfg.mel.bins, cfg.width, cfg.eps) if cfg.stem == "stack" else nn.Identity()
+
+
+class FixedNorm(nn.Module):
+    """A batch norm that uses the statistics it was given and never gathers new ones: it ties no sample to another."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), eps
+        self.running_mean, self.running_var = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        return (x - self.running_mean) * ((self.running_var + self.eps).rsqrt() * self.weight) + self.bias
+
+
+NORMS = {"layer": nn.LayerNorm, "fixed": FixedNorm}
+
+
+class ConvModule(nn.Module):
+    """Pointwise, gate, depthwise over time, norm, pointwise. No batch norm gathers statistics: it would see padding."""
+
+    def __init__(self, cfg: config.Conformer) -> None:
+        super().__init__()
+        width, kernel, bias = cfg.width, cfg.kernel, cfg.conv_bias
+        self.masked, self.before = cfg.mask_conv, kernel - 1 if cfg.causal else 0
+        padding = 0 if cfg.causal else kernel // 2
+        self.inner = nn.Linear(width, 2 * width, bias=bias)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=padding, groups=width, bias=bias)
+        self.norm, self.out = NORMS[cfg.conv_norm](width, eps=cfg.eps), nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time width"]:
+        x = F.glu(self.inner(x))
+        if self.masked:  # after the gate: the bias of `inner` would revive zeros that were masked earlier
+            x = x * keep.unsqueeze(-1)
+        x = self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
+        return self.out(F.silu(self.norm(x)))
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward, attention, convolution, half a feed-forward."""
+
+    def __init__(self, cfg: config.Conformer, dropout: float) -> None:
+        super().__init__()
+        width, hidden = cfg.width, cfg.hidden or 4 * cfg.width
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=cfg.eps) for _ in range(5))
+        self.before, self.after = Mlp(width, hidden, cfg.activation), Mlp(width, hidden, cfg.activation)
+        near = RelativeKeys(width // cfg.heads, cfg.left, cfg.right) if cfg.position == "relative" else None
+        self.attn, self.conv = Attention(width, cfg.heads, relative=near), ConvModule(cfg)
+        self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(4))
+
+    def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn, noise: Noise | None = None):
+        x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
+        x = x + self.dropouts[1](self.attn(self.norms[1](x), mask, turn), noise)
+        x = x + self.dropouts[2](self.conv(self.norms[2](x), keep), noise)
+        x = x + self.dropouts[3](self.after(self.norms[3](x)), noise) / 2
+        return self.norms[4](x)
+
+
+class AudioConformer(nn.Module):
+    """Log-mel frames in, as many tokens out as the stem makes of them. `mel` turns a waveform into frames."""
+
+    def __init__(self, cfg: config.Conformer, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.head_dim = cfg.width, cfg.width // cfg.heads
+        self.rotary = cfg.position == "rotary"
+        self.mel, self.subsample = RECIPES[cfg.mel.recipe](cfg.mel), stem(cfg)
+        self.blocks = nn.ModuleList(ConformerBlock(cfg, dropout) for _ in range(cfg.depth))
+
+    def forward(self, frames: Tokens, seeds: Int[Tensor, " batch"] | None = None) -> Tokens:
+        """`seeds`: of dropout, one for each row."""
+        x, keep = self.subsample(frames)
+        places = positions_of(keep)
+        mask, turn = key_mask(keep), rotary(places, self.head_dim) if self.rotary else None
+        noise = None if seeds is None else Noise(seeds, places)
+        for block in self.blocks:
+            x = block(x, keep, mask, turn, noise)
+        return Tokens(x, keep)

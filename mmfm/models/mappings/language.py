@@ -1,0 +1,89 @@
+"""Causal language models of Llama's family, as our `Trunk`, with the table of their words and their output."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmfm.config import Trunk, require
+from mmfm.data.vocabulary import Vocabulary
+from mmfm.models.mappings.mapping import Foreign, Layout, allow
+from mmfm.models.mappings.settings import activation_of, hf_config
+
+STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def trunk(foreign: Foreign) -> Trunk:
+    cfg = hf_config(foreign)
+    kind = cfg["model_type"]
+    rope = cfg["rope_parameters"]
+    turns = rope.get("rope_type", "default")
+    allow(f"this {kind}", turns in ("default", "llama3"), f"{turns} positions")
+    allow(f"this {kind}", not cfg.get("mlp_bias"), "MLPs with biases")
+    bias = kind == "qwen2" or bool(cfg.get("attention_bias"))
+    return Trunk(
+        width=cfg["hidden_size"],
+        depth=cfg["num_hidden_layers"],
+        heads=cfg["num_attention_heads"],
+        kv_heads=cfg["num_key_value_heads"],
+        head_dim=cfg.get("head_dim") or cfg["hidden_size"] // cfg["num_attention_heads"],
+        hidden=cfg["intermediate_size"],
+        activation=activation_of(cfg["hidden_act"], kind),
+        eps=cfg["rms_norm_eps"],
+        rope_base=float(rope["rope_theta"]),
+        rope_stretch=tuple(float(rope[name]) for name in STRETCH) if turns == "llama3" else (),
+        qkv_bias=bias,
+        out_bias=bias and kind != "qwen2",
+        qk_norm=kind == "qwen3",
+        window=window(cfg),
+        tied=bool(cfg["tie_word_embeddings"]),
+    )
+
+
+def window(cfg: dict[str, Any]) -> int:
+    """How long a sentence may be before a layer looks back at a part of it only; 0: as long as one likes."""
+    sliding = cfg.get("sliding_window") if cfg.get("use_sliding_window", True) else None
+    return int(sliding or 0)
+
+
+def place_embeddings(
+    table: Float[Tensor, "ids width"], fresh: Float[Tensor, "size width"], vocabulary: Vocabulary
+) -> Float[Tensor, "size width"]:
+    """`fresh`, with the rows of a language model's table where the vocabulary has text; marks and codes stay fresh.
+
+    Fresh rows are brought to the length that the model's rows have on average. A table may be longer than its tokenizer
+    is: the rows behind are left out. Also for an output that is not tied. UserError: too short, or of another width.
+    """
+    span = vocabulary.span("text")
+    require(
+        len(table) >= len(span) and table.shape[1] == fresh.shape[1],
+        f"a table of {len(table)} words x {table.shape[1]} does not fit a vocabulary of {len(span)} words x "
+        f"{fresh.shape[1]}; give the tokenizer that came with the language model",
+    )
+    words = table[: len(span)].to(fresh)
+    placed = fresh * (words.norm(dim=1).mean() / fresh.norm(dim=1).mean().clamp(min=1e-12))
+    return torch.cat([placed[: span.start], words, placed[span.stop :]])
+
+
+LLAMA = Layout(
+    library="hf",
+    modality="text",
+    kinds=("llama", "mistral", "qwen2", "qwen3"),
+    part=trunk,
+    scopes=("model.",),
+    outside=(r".*\.rotary_emb\.inv_freq$",),
+    renames=(
+        (r"^layers\.", "blocks."),
+        (r"\.input_layernorm\.", ".norm1."),
+        (r"\.post_attention_layernorm\.", ".norm2."),
+        (r"\.self_attn\.(q|k|v)_proj\.", r".attn.\1."),
+        (r"\.self_attn\.o_proj\.", ".attn.proj."),
+        (r"\.self_attn\.(q|k)_norm\.", r".attn.\1_norm."),
+        (r"\.mlp\.(gate|up)_proj\.", r".mlp.\1."),
+        (r"\.mlp\.down_proj\.", ".mlp.down."),
+        (r"^embed_tokens\.", "embedding."),
+        (r"^lm_head\.", "output."),
+    ),
+)
+LAYOUTS = (LLAMA,)

@@ -1,0 +1,91 @@
+"""Waveform -> log-mel frames, on the device. What lies beyond a clip's end changes none of its frames."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+import torchaudio.compliance.kaldi
+import torchaudio.functional as AF
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.data.batch import Tokens
+
+SILENCE = 1e-8  # power below which a mel bin says no more
+
+
+class LogMel(nn.Module):
+    """Waveform -> log-mel frames, centred on each clip's own mean. Buffers are saved: they are part of the model."""
+
+    def __init__(self, cfg: config.Mel) -> None:
+        super().__init__()
+        self.window_samples = round(cfg.window_ms * cfg.rate_hz / 1000)
+        self.hop_samples = round(cfg.hop_ms * cfg.rate_hz / 1000)
+        self.fft_size = 2 ** math.ceil(math.log2(self.window_samples))
+        with torch.device("cpu"):  # constants are real even in a model that is built on the meta device
+            banks = AF.melscale_fbanks(
+                self.fft_size // 2 + 1, cfg.low_hz, cfg.high_hz, cfg.bins, cfg.rate_hz, norm=None, mel_scale="htk"
+            )
+            self.banks, self.window = nn.Buffer(banks), nn.Buffer(torch.hann_window(self.window_samples))
+
+    def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
+        """One frame per started hop, its window centred on the hop's first sample; silence before and after."""
+        mel, real = self.absolute(wave, keep)
+        weight = real.unsqueeze(-1)
+        centred = mel - (mel * weight).sum((1, 2), keepdim=True) / (
+            weight.sum((1, 2), keepdim=True) * mel.shape[2]
+        ).clamp(min=1)
+        return Tokens((centred * weight / 4).to(wave.dtype), real)
+
+    def absolute(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
+        """The same frames as the logarithm of their power, with their level, in single precision or better."""
+        wave = wave * keep
+        hops = (wave.shape[1] + self.hop_samples - 1) // self.hop_samples  # of any length: an export traces it
+        half = self.window_samples // 2
+        end = (hops - 1) * self.hop_samples + self.window_samples - half - wave.shape[1]
+        frames = F.pad(wave, (half, end)).unfold(1, self.window_samples, self.hop_samples)
+        exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
+        with torch.autocast(wave.device.type, enabled=False):  # powers span more than bf16 can tell apart
+            power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
+            mel = (power @ self.banks.to(exact)).clamp(min=SILENCE).log()
+        return Tokens(mel, keep[:, :: self.hop_samples])
+
+
+class KaldiMel(nn.Module):
+    """Kaldi's filter bank, each bin then with mean zero and deviation one over the clip: what w2v-BERT 2.0 was fed.
+
+    Frames lie within the clip; one shorter than a window is one frame of it and silence.
+    """
+
+    def __init__(self, cfg: config.Mel) -> None:
+        super().__init__()
+        self.window_samples = round(cfg.window_ms * cfg.rate_hz / 1000)
+        self.hop_samples = round(cfg.hop_ms * cfg.rate_hz / 1000)
+        self.fft_size = 2 ** math.ceil(math.log2(self.window_samples))
+        with torch.device("cpu"):  # as for LogMel
+            banks, _ = torchaudio.compliance.kaldi.get_mel_banks(
+                cfg.bins, self.fft_size, cfg.rate_hz, cfg.low_hz, cfg.high_hz, 100.0, -500.0, 1.0
+            )
+            self.banks = nn.Buffer(F.pad(banks, (0, 1)).T.contiguous())
+            self.window = nn.Buffer(torch.hann_window(self.window_samples, periodic=False).pow(0.85))
+
+    def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
+        wave = F.pad(wave * keep, (0, max(0, self.window_samples - wave.shape[1]))) * 2**15
+        frames = wave.unfold(1, self.window_samples, self.hop_samples)
+        frames = frames - frames.mean(2, keepdim=True)
+        frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[..., :-1]
+        exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
+        with torch.autocast(wave.device.type, enabled=False):  # as for LogMel
+            power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
+            mel = (power @ self.banks.to(exact)).clamp(min=torch.finfo(torch.float32).eps).log()
+        last = (keep.sum(1, keepdim=True) - self.window_samples) // self.hop_samples
+        real = torch.arange(mel.shape[1], device=mel.device) <= last.clamp(min=0)
+        weight = real.unsqueeze(-1)
+        count = weight.sum(1, keepdim=True)
+        centred = (mel - (mel * weight).sum(1, keepdim=True) / count) * weight
+        variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
+        return Tokens((centred / (variance + 1e-7).sqrt()).to(wave.dtype), real)
+
+
+RECIPES = {"centred": LogMel, "kaldi": KaldiMel}

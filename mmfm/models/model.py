@@ -1,0 +1,210 @@
+"""Towers, connectors, one trunk, one vocabulary, heads. `build` is the only way from a configuration to a module.
+
+image -> tower -> connector -> [i i i i pool] --+
+                                                +-> trunk -> pool -> head -> embedding   (contrast)
+text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits             (write)
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.data.augment import augment_frames, augment_images, hide_tokens
+from mmfm.data.batch import Ids, Items, Raw, Tokens
+from mmfm.data.vocabulary import Form, Vocabulary
+from mmfm.models.codecs import Codec, make_codec
+from mmfm.models.conformer import AudioConformer
+from mmfm.models.imported import ImportedTower
+from mmfm.models.layers import Dropout, Noise, initialise, number_dropouts, positions_of
+from mmfm.models.text_transformer import TextTransformer
+from mmfm.models.token_dropout import shown
+from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.models.vit import VisionTransformer, normalise
+
+START = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # (scale, bias), of the two papers
+
+LOG_SCALES = (0.0, math.log(100))  # bounds of the logarithm of an inverse temperature
+Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower
+
+
+class UnifiedModel(nn.Module):
+    """One model of all modalities. Its methods give the pieces of a pass; `tasks.read` puts them together."""
+
+    def __init__(
+        self,
+        towers: dict[str, Tower],
+        trunk: UnifiedTransformer,
+        vocabulary: Vocabulary,
+        embed_dim: int,
+        contrast: Sequence[config.Contrast] = (),
+        augment: config.Augment | None = None,
+        connector_dropout: float = 0.0,
+        codecs: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
+        self.towers, self.trunk = nn.ModuleDict(towers), trunk
+        self.connectors = nn.ModuleDict({name: nn.Linear(t.width, trunk.width) for name, t in towers.items()})
+        self.pools = nn.ParameterDict(
+            {name: nn.Parameter(trunk.width**-0.5 * torch.randn(trunk.width)) for name in towers}
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(trunk.width, embed_dim, bias=False) for name in towers})
+        self.embedding = nn.Embedding(vocabulary.size, trunk.width)
+        self.output = None if trunk.tied else nn.Linear(trunk.width, vocabulary.size, bias=False)
+        start = {item.name: START[item.loss] for item in contrast}
+        self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[0]).log()) for k, v in start.items()})
+        self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
+        # Last: dropouts are numbered by their place, and those of before keep theirs.
+        self.dropouts = nn.ModuleDict({name: Dropout(connector_dropout) for name in towers})
+        self.codecs = nn.ModuleDict(codecs or {})
+        self.forms = {
+            "text": Form((vocabulary.text,), empty=True),
+            **{name: self.codec(name).form for name in self.codecs},
+        }
+
+    def lock(self, names: Collection[str]) -> None:
+        """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in names)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "UnifiedModel":
+        super().train(mode)
+        for module in (part for part in self.modules() if part is not self):
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def scale(self, pair: str) -> Float[Tensor, ""]:
+        """The learned inverse temperature of a pair, at most 100 (CLIP, arXiv 2103.00020, section 2.5).
+
+        Its gradient is as if there were no bounds, so that a parameter beyond them comes back.
+        """
+        free = self.log_scales[pair]
+        return (free + (free.clamp(*LOG_SCALES) - free).detach()).exp()
+
+    @torch.no_grad()
+    def clamp_scales(self) -> None:
+        """After a step: what learns of them is put back within its bounds, as open_clip does it."""
+        for parameter in self.log_scales.values():
+            if parameter.requires_grad:
+                parameter.clamp_(*LOG_SCALES)
+
+    def tokens(self, modality: str, items: Items) -> Tokens:
+        """The tower's tokens for these items, augmented where they carry draws."""
+        tower, x, draws = self.towers[modality], items.x, items.draws
+        if modality == "image":
+            x = normalise(x, self.dtype)
+            x = x if draws is None else augment_images(x, draws, self.augment)
+        chance = self.augment.hide_source_tokens
+        if modality == "text" and draws is not None and chance:
+            assert isinstance(tower, TextTransformer | ImportedTower)
+            x = hide_tokens(x, draws, chance, tower.hidden)
+        match tower:
+            case ImportedTower():
+                return tower(x, items.keep)
+            case AudioConformer():
+                frames = tower.mel(x.to(self.dtype), items.keep)
+                frames = frames if draws is None else augment_frames(frames, draws, self.augment)
+                return tower(frames, items.seeds())
+            case TextTransformer():
+                return tower(x, items.keep, items.seeds())
+        return tower(x, items.seeds())
+
+    def source(self, modality: str, items: Items) -> Segment:
+        """The source segment of these items, some of its tokens hidden where the items carry draws."""
+        tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.hide_tower_tokens
+        noise = None if seeds is None else Noise(seeds, positions_of(tokens.keep))
+        segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
+        if seeds is None or not chance:
+            return segment
+        return segment._replace(shown=F.pad(shown(seeds, tokens.keep, chance), (0, 1), value=True))
+
+    def enter(self, modality: str, tokens: Tokens) -> Segment:
+        """The tower's tokens in the trunk's width, and the pool token."""
+        x, keep = tokens
+        pool = self.pools[modality].expand(x.shape[0], 1, -1)
+        return Segment(Tokens(torch.cat([self.connectors[modality](x), pool], 1), F.pad(keep, (0, 1), value=True)))
+
+    def target(self, shared: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"]) -> Segment:
+        """The target segment of these ids of the vocabulary."""
+        return Segment(Tokens(self.embedding(shared), keep), causal=True)
+
+    def filled(
+        self,
+        modality: str,
+        ids: Int[Tensor, "batch time"],
+        hidden: Bool[Tensor, "batch time"],
+        keep: Bool[Tensor, "batch time"],
+    ) -> Segment:
+        """The segment of local ids of which some are masked, seen from both sides: its place 1 + i is that of id i."""
+        seen = self.vocabulary.shared(modality, ids).masked_fill(hidden, self.vocabulary.hidden)
+        begun = F.pad(seen, (1, 0), value=self.vocabulary.begin(modality))
+        return Segment(Tokens(self.embedding(begun), F.pad(keep, (1, 0), value=True)))
+
+    @torch.no_grad()
+    def written(self, modality: str, items: Items) -> Ids:
+        """The local ids of these items as a target: stored ones, a text's own, or the codec's."""
+        if items.written is not None:
+            return items.written
+        if modality == "text":
+            return Ids(items.x, items.keep)
+        raw = items.raw or Raw(items.x, items.keep)
+        return self.codec(modality).encode(raw.x, raw.keep)
+
+    def codec(self, modality: str) -> Codec:
+        return cast(Codec, self.codecs[modality])
+
+    def head(self, modality: str, states: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch dim"]:
+        """The unit embedding at a source's pool token, its last place."""
+        return F.normalize(self.heads[modality](states[:, -1]).float(), dim=-1).to(self.dtype)
+
+    def logits(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocabulary"]:
+        """Scores over the whole vocabulary; the table of the input is that of the output, where the trunk ties them."""
+        return F.linear(states, self.embedding.weight) if self.output is None else self.output(states)
+
+
+def build(
+    cfg: config.Model,
+    text_size: int,
+    contrast: Sequence[config.Contrast] = (),
+    augment: config.Augment | None = None,
+) -> UnifiedModel:
+    """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
+    vocabulary = Vocabulary(text=text_size, image=cfg.codes("image"), audio=cfg.codes("audio"))
+    parts = {name: getattr(cfg, name) for name in config.MODALITIES}
+    towers = {name: _tower(part, text_size, cfg.dropout) for name, part in parts.items() if part is not None}
+    trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
+    codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
+    known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
+    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs)
+    initialise(model, [*(tower for tower in towers.values() if isinstance(tower, ImportedTower)), *known])
+    number_dropouts(model)
+    return model
+
+
+def _tower(part: config.Vit | config.Conformer | config.TextTower | config.Tower, text_size: int, dropout: float):
+    match part:
+        case config.Vit():
+            return VisionTransformer(part, dropout)
+        case config.Conformer():
+            return AudioConformer(part, dropout)
+        case config.TextTower():
+            return TextTransformer(part, part.vocabulary or text_size, dropout)
+        case config.Tower():
+            return ImportedTower(part)

@@ -1,0 +1,57 @@
+"""A text transformer: bidirectional with rotary positions, of any length, padded only to the batch's longest.
+
+With other choices of `config.TextTower` it is CLIP's (causal, learned positions) or SigLIP's. It gives every token's
+state; which of them stands for the text is the trunk's business.
+"""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.config import UserError
+from mmfm.data.batch import Tokens
+from mmfm.models.layers import KeyMask, Noise, encoder_block, key_mask, positions_of, rotary
+
+
+class TextTransformer(nn.Module):
+    """Token ids in, one token each out."""
+
+    def __init__(self, cfg: config.TextTower, vocabulary: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.head_dim, self.causal, self.context = (
+            cfg.width,
+            cfg.width // cfg.heads,
+            cfg.causal,
+            cfg.context,
+        )
+        self.hidden = vocabulary  # one more row: what a masked token is
+        self.embedding = nn.Embedding(vocabulary + 1, cfg.width)
+        self.position = nn.Parameter(cfg.width**-0.5 * torch.randn(cfg.context, cfg.width)) if cfg.context else None
+        self.blocks = nn.ModuleList(
+            encoder_block(cfg.width, cfg.heads, dropout, hidden=cfg.hidden, eps=cfg.eps, activation=cfg.activation)
+            for _ in range(cfg.depth)
+        )
+        self.norm = nn.LayerNorm(cfg.width, eps=cfg.eps)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch time"],
+        keep: Bool[Tensor, "batch time"],
+        seeds: Int[Tensor, " batch"] | None = None,
+    ) -> Tokens:
+        """`seeds`: of dropout, one for each row."""
+        x, mask, places = self.embedding(ids), self._mask(keep), positions_of(keep)
+        turn = rotary(places, self.head_dim) if self.position is None else None
+        if self.position is not None:
+            if ids.shape[1] > self.context:
+                raise UserError(f"a text of {ids.shape[1]} tokens exceeds TextTower.context={self.context}; cut it")
+            x = x + self.position[places]
+        noise = None if seeds is None else Noise(seeds, places)
+        for block in self.blocks:
+            x = block(x, mask, turn, noise=noise)
+        return Tokens(self.norm(x), keep)
+
+    def _mask(self, keep: Bool[Tensor, "batch time"]) -> KeyMask:
+        mask, time = key_mask(keep), keep.shape[1]
+        return mask & torch.ones(time, time, dtype=torch.bool, device=keep.device).tril() if self.causal else mask

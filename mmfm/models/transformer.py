@@ -1,0 +1,201 @@
+"""The unified transformer. It reads a sentence of segments: sources first, each seen whole, then a causal target.
+
+A segment sees itself and all before it, so the first source is the same whatever follows. Positions count real tokens
+only. The shape is Llama's, so that a pretrained causal language model can stand here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmfm import config
+from mmfm.config import UserError
+from mmfm.data.batch import Tokens
+from mmfm.models.kv_cache import Cache, LayerCache
+from mmfm.models.layers import KeyMask, Noise, decoder_block, rotary
+
+
+class Segment(NamedTuple):
+    """Tokens that enter together. A causal one (the target) sees itself only backwards.
+
+    hidden: rows in which no other segment sees this one, as if it were not there. shown: the tokens that any token
+    sees; None: all that are real. Positions count the others too, so that what stays keeps its own.
+    """
+
+    tokens: Tokens
+    causal: bool = False
+    hidden: Bool[Tensor, " batch"] | None = None
+    shown: Bool[Tensor, "batch time"] | None = None
+
+
+def sees(segments: Sequence[Segment]) -> Bool[Tensor, "query key"]:
+    """Which place may look at which, before padding."""
+    lengths = [segment.tokens.keep.shape[1] for segment in segments]
+    device = segments[0].tokens.keep.device
+    total = sum(lengths)
+    allowed = torch.zeros(total, total, dtype=torch.bool, device=device)
+    start = 0
+    for length, segment in zip(lengths, segments, strict=True):
+        stop = start + length
+        own = torch.ones(length, length, dtype=torch.bool, device=device)
+        allowed[start:stop, :start] = True
+        allowed[start:stop, start:stop] = own.tril() if segment.causal else own
+        start = stop
+    return allowed
+
+
+class UnifiedTransformer(nn.Module):
+    def __init__(self, cfg: config.Trunk, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.head_dim = cfg.width, cfg.head_dim or cfg.width // cfg.heads
+        self.rope, self.window, self.tied = (cfg.rope_base, cfg.rope_stretch), cfg.window, cfg.tied
+        self.blocks = nn.ModuleList(
+            decoder_block(
+                cfg.width,
+                cfg.heads,
+                cfg.kv_heads,
+                cfg.hidden or round(cfg.mlp_ratio * cfg.width),
+                dropout,
+                dim=self.head_dim,
+                eps=cfg.eps,
+                qkv_bias=cfg.qkv_bias,
+                out_bias=cfg.out_bias,
+                qk_norm=cfg.qk_norm,
+                activation=cfg.activation,
+            )
+            for _ in range(cfg.depth)
+        )
+        self.norm = nn.RMSNorm(cfg.width, eps=cfg.eps)
+
+    def forward(
+        self, segments: Sequence[Segment], cache: Cache | None = None, seeds: Int[Tensor, " batch"] | None = None
+    ) -> list[Float[Tensor, "batch time width"]]:
+        """The normed states of each segment. With a cache, all that it holds comes before and is seen by all.
+
+        `seeds`: of dropout, one for each row.
+        """
+        x = torch.cat([segment.tokens.x for segment in segments], dim=1)
+        keep = torch.cat([segment.tokens.keep for segment in segments], dim=1)
+        counts = keep.long().cumsum(1)
+        if cache is not None and cache.count is not None:
+            counts = counts + cache.count[:, None]
+        most = self._longest(counts)
+        self.check_window(most)
+        visible = _visible(segments)
+        mask = self._mask(segments, visible, None if cache is None else cache.past)
+        positions = (counts - 1).clamp(min=0)
+        noise = None if seeds is None else Noise(seeds, positions)
+        x = self.run(x, mask, positions, None if cache is None else cache.layers, noise)
+        if cache is not None:
+            seen = visible & ~_hidden(segments)
+            cache.extend(seen, counts[:, -1], bool(seen.all()))
+            cache.most = int(most)
+        return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
+
+    def step(self, x: Float[Tensor, "batch 1 width"], cache: Cache) -> Float[Tensor, "batch 1 width"]:
+        """`forward` of one real, causal token for each row, without what only longer segments need."""
+        turn, mask = self.next(len(x), cache)
+        return self._blocks(x, mask, turn, cache.layers)
+
+    def next(
+        self, rows: int, cache: Cache
+    ) -> tuple[tuple[Float[Tensor, "batch 1 1 half"], Float[Tensor, "batch 1 1 half"]], KeyMask | None]:
+        """How the next real token of each row is turned, and which keys it sees (None: all). The cache counts it."""
+        if self.window and cache.most + 1 > self.window and cache.count is not None:
+            cache.most = int(cache.count.max())  # rows may have left since
+        cache.most += 1
+        self.check_window(cache.most)
+        device = self.norm.weight.device
+        if cache.count is None:
+            cache.count = torch.zeros(rows, dtype=torch.int64, device=device)
+        cos, sin = self._turns(cache, device)
+        turn = (cos[cache.count][:, None, None], sin[cache.count][:, None, None])
+        cache.extend(torch.ones(rows, 1, dtype=torch.bool, device=device), cache.count + 1, True)
+        past = cache.past
+        return turn, None if cache.all_seen or past is None else past[:, None, None]
+
+    def _turns(
+        self, cache: Cache, device: torch.device
+    ) -> tuple[Float[Tensor, "room half"], Float[Tensor, "room half"]]:
+        if cache.turns is None or len(cache.turns[0]) <= cache.length:
+            places = torch.arange(max(cache.room, 2 * (cache.length + 1)), device=device)
+            cos, sin = rotary(places[None], self.head_dim, *self.rope)
+            cache.turns = cos[0, 0], sin[0, 0]
+        return cache.turns
+
+    def _longest(self, counts: Int[Tensor, "batch time"]) -> int | torch.SymInt:
+        """Real tokens of the longest row, so that padding does not count; where an export traces it, a symbol for all.
+
+        Only a window asks for it: it makes the host wait for the device.
+        """
+        if not self.window or torch.compiler.is_compiling() or not counts.numel():
+            return counts.shape[1]
+        return int(counts[:, -1].max())
+
+    def check_window(self, length: int | torch.SymInt) -> None:
+        """UserError where a sentence of so many real tokens is more than the trunk may read."""
+        if self.window and length > self.window:
+            raise UserError(
+                f"a sentence of {length} tokens is longer than Trunk.window={self.window}, beyond which the "
+                "source of this trunk did not look back; give shorter ones"
+            )
+
+    def run(
+        self,
+        x: Float[Tensor, "batch time width"],
+        mask: KeyMask,
+        positions: Int[Tensor, "batch time"],
+        layers: Sequence[LayerCache] | None = None,
+        noise: Noise | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        """The normed states of tokens at these positions. `layers`: of a cache, one for each block."""
+        return self._blocks(x, mask, rotary(positions, self.head_dim, *self.rope), layers, noise)
+
+    def _blocks(
+        self,
+        x: Float[Tensor, "batch time width"],
+        mask: KeyMask | None,
+        turn: tuple[Tensor, Tensor],
+        layers: Sequence[LayerCache] | None = None,
+        noise: Noise | None = None,
+    ) -> Float[Tensor, "batch time width"]:
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, turn, None if layers is None else layers[i], noise=noise)
+        return self.norm(x)
+
+    @staticmethod
+    def _mask(
+        segments: Sequence[Segment], keep: Bool[Tensor, "batch time"], past: Bool[Tensor, "batch past"] | None
+    ) -> KeyMask:
+        if len(segments) == 1 and not segments[0].causal and segments[0].hidden is None:
+            mask = keep[:, None, :]  # all see all that is real: no square of a long text is kept for that
+        else:
+            mask = sees(segments) & keep[:, None, :]
+        stop, places = 0, torch.arange(keep.shape[1], device=keep.device)
+        for segment in segments:
+            start, stop = stop, stop + segment.tokens.keep.shape[1]
+            if segment.hidden is not None:
+                others = (places < start) | (places >= stop)
+                mask[:, :, start:stop] &= ~(segment.hidden[:, None, None] & others[None, :, None])
+        if past is not None:
+            mask = torch.cat([past[:, None, :].expand(-1, mask.shape[1], -1), mask], dim=2)
+        return mask.unsqueeze(1)
+
+    def new_cache(self, room: int = 0) -> Cache:
+        """`room`: how many tokens are expected, if that is known; more have room too."""
+        return Cache(len(self.blocks), room)
+
+
+def _visible(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
+    """Tokens that are real and shown."""
+    parts = (part.tokens.keep if part.shown is None else part.tokens.keep & part.shown for part in segments)
+    return torch.cat([*parts], dim=1)
+
+
+def _hidden(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
+    """Places of segments that are hidden from those to come."""
+    parts = ((part.tokens.keep, part.hidden) for part in segments)
+    return torch.cat([torch.zeros_like(k) if h is None else h[:, None].expand_as(k) for k, h in parts], dim=1)

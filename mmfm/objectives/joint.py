@@ -1,0 +1,117 @@
+"""The losses of one step, by name: one pass per task, and what each gives goes to contrast and to writing alike."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmfm.config import Contrast, Reconstruct, Run
+from mmfm.config.task import Task, parse_writing
+from mmfm.data.batch import Batch, Raw
+from mmfm.models.codecs import Trainable
+from mmfm.models.model import UnifiedModel
+from mmfm.objectives.contrastive_loss import CONTRAST
+from mmfm.objectives.cross_entropy import token_cross_entropy
+from mmfm.objectives.task_pass import Reading, check_codecs, check_towers, contrasted, embeds, read
+from mmfm.runtime.distributed import Alone, Ranks
+
+ALONE = Alone()
+Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
+
+
+class Objectives(nn.Module):
+    """`forward(batch)` gives each objective's share of its loss, unweighted; the shares of all ranks add up.
+
+    It owns the model, so that DistributedDataParallel sees every parameter through one forward.
+    """
+
+    def __init__(self, model: UnifiedModel, run: Run, ranks: Ranks = ALONE) -> None:
+        super().__init__()
+        self.model, self.ranks = model, ranks
+        self.contrast, self.reconstruct = run.contrast, run.reconstruct
+        self.write = {parse_writing(item.task): item for item in run.write}
+        self.weights = {item.name: item.weight for item in (*run.contrast, *run.write, *run.reconstruct)}
+        self.alone = [Task((name,), None) for name in contrasted([item.pair for item in run.contrast])]
+        self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
+        for task in (*self.alone, *self.write):
+            check_towers(task, list(model.towers))
+            check_codecs(task, list(model.codecs))
+
+    def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        readings = {task: read(self.model, task, batch, how) for task, how in self.write.items()}
+        embedded = {task.sources[0]: self._embedded(task, readings, batch) for task in self.alone}
+        with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
+            losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
+            losses |= {item.name: self._write(readings[task]) for task, item in self.write.items()}
+            losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
+            return {name: loss + self._zero() for name, loss in losses.items()}
+
+    def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times."""
+        nothing = torch.zeros((), device=self.model.device)
+        return sum((self.weights[name] * loss for name, loss in losses.items()), nothing) * self.ranks.size
+
+    def _zero(self) -> Float[Tensor, ""]:
+        """A rank whose share of the batch is empty still has a gradient to reduce: that of a parameter that all ranks
+        train. Here and not in `total`: DDP must see in its forward all that its backward will reach."""
+        mine = self.model.trunk.norm.weight
+        learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad)
+        return 0 * next(learned, mine).sum()
+
+    def _embedded(self, alone: Task, readings: Mapping[Task, Reading | None], batch: Batch) -> Embedded:
+        """Of every sample with the modality: from the first pass that reads nothing else of it, or one of its own."""
+        given = [one for task, one in readings.items() if embeds(task) and task.sources == alone.sources]
+        found = [one for one in given if one is not None and self.one_pass]
+        rows = torch.cat([one.rows for one in found]) if found else None
+        found += [] if (rest := read(self.model, alone, batch, but=rows)) is None else [rest]
+        if not found:
+            return self._nothing()
+        rows, x = torch.cat([one.rows for one in found]), torch.cat([one.embedding for one in found])
+        order = rows.argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = rows[order][1:] != rows[order][:-1]
+        return x[order][first], rows[order][first]
+
+    def _nothing(self) -> Embedded:
+        # A leaf that wants a gradient: the backward of the gather is a collective, and every rank must enter it.
+        z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
+        return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
+
+    def _contrast(self, item: Contrast, embedded: Mapping[str, Embedded], batch: Batch) -> Float[Tensor, ""]:
+        (a, a_rows), (b, b_rows) = (embedded[name] for name in item.pair)
+        a, b, rows = a[torch.isin(a_rows, b_rows)], b[torch.isin(b_rows, a_rows)], a_rows[torch.isin(a_rows, b_rows)]
+        same = identity(batch, self.ranks)[rows]
+        scale, bias = self.model.scale(item.name), self.model.biases[item.name]
+        return CONTRAST[item.loss](a, b, same, scale, bias, self.ranks)
+
+    def _reconstruct(self, item: Reconstruct, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the items of all ranks of what the codec's losses add up to."""
+        items = batch.items.get(item.modality)
+        count = torch.tensor(0 if items is None else len(items.rows), device=self.model.device)
+        share = 0 * next(self.model.codecs[item.modality].parameters()).sum()
+        if items is not None:
+            raw = items.raw or Raw(items.x, items.keep)
+            codec = cast(Trainable, self.model.codec(item.modality))
+            share = share + sum(codec.losses(raw.x, raw.keep, items.draws).values())
+        return share / self.ranks.total(count).clamp(min=1).to(share.dtype)
+
+    def _write(self, reading: Reading | None) -> Float[Tensor, ""]:
+        if reading is None:
+            states, labels = (
+                self.model.embedding.weight[:0],
+                torch.zeros(0, dtype=torch.int64, device=self.model.device),
+            )
+        else:
+            states, labels = reading.states, reading.labels
+        return token_cross_entropy(self.model.logits(states).float().to(self.model.dtype), labels, self.ranks)
+
+
+def identity(batch: Batch, ranks: Ranks = ALONE) -> Int[Tensor, " size"]:
+    """Equal where two samples of all ranks carry the same text; a sample without text is like none but itself.
+
+    Its number is its own on all ranks, whatever each of them holds: -2 and below, as hashes of texts are 0 and above.
+    """
+    own = -2 - (ranks.rank + ranks.size * torch.arange(batch.size, device=batch.same.device))
+    return torch.where(batch.same >= 0, batch.same, own)

@@ -1,0 +1,110 @@
+"""`mmfm compare`: a board of runs on a terminal, as a page, and for machines."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmfm.config import require
+from mmfm.evals.paths import check_place, write_json
+from mmfm.evals.registry import is_headline
+from mmfm.evals.resampling import Bootstrap
+from mmfm.evals.table import printable
+from mmfm.report.compare_page import render
+from mmfm.report.comparison import Board, board_of, letter, sentences
+from mmfm.report.document import save_page
+from mmfm.report.scored_runs import read_contenders
+
+SHOWN = 13  # sentences on a terminal
+
+
+def compare(
+    folders: Sequence[str | Path],
+    *,
+    out: str = "",
+    json: str = "",
+    resamples: int = 10_000,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Board:
+    """Compare scored runs on a terminal; `out`: also as a page, `json`: also for machines.
+
+    Raises UserError where they cannot be compared, naming the difference.
+    """
+    require(resamples > 0, f"--resamples {resamples} must be greater than 0")
+    places = [check_place(Path(place)) for place in (out, json) if place]
+    board = board_of(read_contenders(folders), Bootstrap(resamples=resamples, seed=seed))
+    if json:
+        write_json(Path(json), tree_of(board))
+    if out:
+        save_page(render(board), Path(out))
+    console = console or Console()
+    print_board(board, console)
+    for place in places:
+        console.print(f"wrote {place}", soft_wrap=True, highlight=False, markup=False)
+    return board
+
+
+def tree_of(board: Board) -> dict[str, Any]:
+    """The board for machines: strict JSON, runs by their names."""
+    runs = [
+        {
+            "name": one.name,
+            "folder": str(one.folder),
+            "seed": one.run.seed,
+            "steps": one.step,
+            "splits": one.splits,
+        }
+        for one in board.runs
+    ]
+    rows = [{"run": one.name, **asdict(row), "split": key[0]} for one in board.runs for key, row in one.rows.items()]
+    compared = [
+        {
+            **asdict(one),
+            "first": board.runs[one.first].name,
+            "second": board.runs[one.second].name,
+            "better": None if one.better is None else board.runs[one.better].name,
+        }
+        for one in board.comparisons
+    ]
+    told = {"sentences": sentences(board), "notes": board.notes, "bootstrap": board.bootstrap._asdict()}
+    return {"runs": runs, "rows": rows, "comparisons": compared, **told}
+
+
+def print_board(board: Board, console: Console) -> None:
+    """The runs, their headline figures, and what differs."""
+
+    def say(line: str, style: str = "") -> None:
+        console.print(printable(line), style=style, soft_wrap=True, highlight=False, markup=False)
+
+    for place, one in enumerate(board.runs):
+        say(f"{letter(place)}  {one.name}  ({one.folder}, seed {one.run.seed}, {one.step:,} steps)")
+    for split in dict.fromkeys(key[0] for key in board.keys):
+        say(f"\n{split}", "bold")
+        console.print(_figures(board, split))
+    say(f"\npaired by item; {board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}", "dim")
+    told = sentences(board)
+    for line in told[:SHOWN]:
+        say(line)
+    if told[SHOWN:]:
+        say(f"and {len(told) - SHOWN} more: --out compare.html or --json FILE has them", "dim")
+    for line in board.notes:
+        say(f"note: {line}", "dim")
+
+
+def _figures(board: Board, split: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("task", "metric"):
+        table.add_column(column, no_wrap=True)
+    for column in (*map(letter, range(len(board.runs))), "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key in board.keys:
+        if key[0] == split and is_headline(key[2]):
+            rows = [one.rows.get(key) for one in board.runs]
+            cells = ["–" if row is None or row.value is None else f"{row.value:.3f}" for row in rows]
+            counts = "/".join(dict.fromkeys(str(row.n) for row in rows if row is not None))
+            table.add_row(*key[1:], *cells, counts)
+    return table

@@ -1,0 +1,172 @@
+"""A run in words: the opening sentence, the facts, what is missing or odd, and the commands that make it again."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from mmfm.config import Conformer, Run, TextTower, Tower, Trunk, Vit
+from mmfm.report import scores
+from mmfm.report.charts import round_figure
+from mmfm.report.markup import Html, tag
+from mmfm.report.run_record import Record, Row
+
+CLAUSES = (
+    ("image->text", "acc@1", "{} of the images named right"),
+    ("audio->text", "acc@1", "{} of the sounds named right"),
+    ("image>text", "exact", "{} of the images' texts written exactly"),
+    ("audio>text", "wer", "{} of the words of the sounds' texts written wrong"),
+    ("image->audio", "R@1", "the right sound ranked first for {} of the images"),
+    ("text>image", "digits/read", "{} of its drawings read right by a judge"),
+    ("text>audio", "speech/read", "{} of what it says understood by one"),
+)
+PLURAL = {"image": "images", "audio": "sounds", "text": "text"}
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def summary(record: Record) -> str:
+    """What was trained on what, for how long, and how good it is."""
+    run, log = record.run, record.log
+    met = [" with ".join(PLURAL[name] for name in source.provides) for source in run.data.train]
+    on = f" on {listed(list(dict.fromkeys(met)))}" if met else ""
+    if log:
+        start = f"One model, trained{on} for {log.step:,} steps in {duration(log.seconds)}."
+    else:
+        start = f"One model{on}, to be trained for {run.optim.steps:,} steps."
+    return f"{start} {_achievements(record)}".strip()
+
+
+def _achievements(record: Record) -> str:
+    if not record.rows:
+        return "It has not been evaluated yet."
+    split, clauses = scores.splits_of(record.rows)[0], []
+    for task, metric, words in CLAUSES:
+        for row in scores.find(record.rows, task, metric, split):
+            apart = ", though the two never met in training" if scores.never_met(record.run, task) else ""
+            clauses.append(words.format(scores.show(metric, row.value)) + apart)
+    return f"On {split}: {listed(clauses)}." if clauses else ""
+
+
+def facts(record: Record) -> Iterator[tuple[str, Sequence[object]]]:
+    """Name -> what to say of it, for the header's list."""
+    run = record.run
+    yield "Data", [tag("p", tag("code", s.shards), f" {', '.join(s.provides)}") for s in run.data.train] or ["none"]
+    yield "Objectives", [tag("p", words) for words in _objectives(run)] or ["none"]
+    yield "Model", [tag("p", words) for words in _model(run)]
+    yield "Training", [tag("p", words) for words in _training(record)]
+    if record.rows:
+        yield "Scores", [tag("p", words) for words in dict.fromkeys(map(_scored, record.rows))]
+
+
+def _objectives(run: Run) -> Iterator[str]:
+    def weights(value: float) -> str:
+        return "" if value == 1 else f" × {value:g}"
+
+    if run.contrast:
+        yield "bring together " + listed([f"{c.name} ({c.loss}){weights(c.weight)}" for c in run.contrast])
+    if run.write:
+        yield "write " + listed([f"{w.task}{weights(w.weight)}" for w in run.write])
+    if run.reconstruct:
+        yield "give back from codes " + listed([f"{PLURAL[r.modality]}{weights(r.weight)}" for r in run.reconstruct])
+    if run.contrast and run.write:
+        yield f"in {run.passes} pass{'es' if run.passes == 'two' else ''} of the trunk"
+
+
+def _model(run: Run) -> Iterator[str]:
+    model = run.model
+    if model.image:
+        seen = model.image.pixels
+        yield f"images: {seen.width_px} × {seen.height_px} px, {_size(model.image, 'vision transformer')}"
+    if model.audio:
+        yield f"sounds: {model.audio.sound.rate_hz / 1000:g} kHz, {_size(model.audio, 'conformer')}"
+    if model.text:
+        yield f"text: {_size(model.text, 'transformer')}"
+    for name, codec in model.codecs.items():
+        count = f"{codec.length} codes of" if codec.length else "codes of"
+        yield f"writes {PLURAL[name]} in {count} {' + '.join(f'{size:,}' for size in codec.sizes)}"
+    yield f"trunk: {_size(model.trunk, 'transformer')}; embeddings of {model.embed_dim}"
+
+
+def _size(part: Vit | Conformer | TextTower | Trunk | Tower, kind: str) -> str:
+    if isinstance(part, Tower):
+        return f"{part.source}, tokens of {part.width}"
+    return f"{kind}, {part.depth} layers of {part.width}"
+
+
+def _training(record: Record) -> Iterator[str]:
+    optim, log = record.run.optim, record.log
+    yield f"{optim.steps:,} steps of {record.run.data.batch:,} samples, {optim.precision}, seed {record.run.seed}"
+    yield f"peak rate {optim.lr:g} after {optim.warmup_steps:,} steps, weight decay {optim.weight_decay:g}"
+    if log:
+        speeds = [
+            f"{round_figure(median(value for _, value in log.curves[name]))} {words}"
+            for name, words in (("steps_per_s", "steps/s"), ("samples_per_s", "samples/s"))
+            if name in log.curves
+        ]
+        yield ", ".join((duration(log.seconds), *speeds))
+
+
+def _scored(row: Row) -> str:
+    """Of which weights a score is, and by which version."""
+    step = "a step that they do not name" if row.step is None else f"step {row.step:,}"
+    weights = f", weights {row.weights}" if row.weights else ""
+    return f"of {step}{weights}" + (f", by mmfm {row.version}" if row.version else "")
+
+
+def commands(record: Record) -> list[str]:
+    """Train, evaluate, report."""
+    folder = str(record.folder)
+    specs = [split.source for split in record.splits or ()] or [record.run.data.val or "SHARDS"]
+    return [
+        shlex.join(["mmfm", "train", f"{folder}/run.json"]),
+        shlex.join(["mmfm", "eval", folder, "--data", *specs, "--out", f"{folder}/results.json"]),
+        shlex.join(["mmfm", "report", folder]),
+    ]
+
+
+def notes(record: Record) -> Iterator[Html]:
+    """What is missing, with its command, and what went otherwise than planned."""
+    train, evaluate, _ = commands(record)
+    yield from map(_note, record.doubts)
+    log, steps = record.log, record.run.optim.steps
+    if log is None:
+        yield _note("There is no metrics.jsonl here, so no curves. Training writes it: ", tag("code", train))
+    else:
+        if log.step < steps:
+            yield _note(f"Training stopped at step {log.step:,} of {steps:,}.")
+        if log.resumed:
+            yield _note(f"Training was taken up again {_times(log.resumed)}; steps done twice count once.")
+        if log.broken:
+            lines = "One line" if log.broken == 1 else f"{log.broken:,} lines"
+            yield _note(f"{lines} of metrics.jsonl cannot be read, as after a crash, and the curves go without.")
+        if log.lost:
+            named = ", ".join(f"{name} ({count:,})" for name, count in log.lost.items())
+            yield _note(f"Values that were not finite are missing from the curves: {named}.")
+    if record.rows is None or record.splits is None:
+        names = [
+            n for n, there in (("results.json", record.rows), ("results.details.json", record.splits)) if there is None
+        ]
+        lost = "scores" if record.rows is None else "confusions and examples"
+        yield _note(
+            f"There is no {' and no '.join(names)} here, so no {lost}. This makes them: ", tag("code", evaluate)
+        )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _note(*said: object) -> Html:
+    return tag("p", *said, class_="note")

@@ -1,0 +1,346 @@
+"""What happens between two steps, in this order: journal, what all ranks agree on, scores, checkpoint, bar."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from mmfm.config import Run, UserError
+from mmfm.data.splits import named
+from mmfm.data.stream import StoppedWaiting
+from mmfm.evals.run import scores_during_training
+from mmfm.inference.interface import Interface
+from mmfm.models.checkpoint import folder_of, replace_file
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.distributed import Alone, Ranks, Said, joined_if_many, together
+from mmfm.runtime.process import Signals
+from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
+
+LOG_EVERY_STEPS, PRINT_EVERY_STEPS, PRINT_EVERY_S = 10, 100, 30.0
+METRICS = "metrics.jsonl"
+console = Console(stderr=True)
+
+
+class AfterStep(L.Callback):
+    """A callback that acts when a step is done, with the types that this project knows."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, JointModule)
+        self.after_step(trainer, pl_module, outputs["losses"])
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+class Journal(AfterStep):
+    """Every objective by name, the rate and the speed: into metrics.jsonl and TensorBoard, from the first rank."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.line: dict[str, float] = {}
+        self.began = self.since = time.monotonic()
+        self.since_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The seconds of a run that goes on are those since its first start that it was trained."""
+        self.since = time.monotonic()
+        self.began = self.since - seconds_so_far(self.run)
+        self.since_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.since_step:  # saving and scoring are not part of the pace
+            self.since = time.monotonic()
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        step = trainer.global_step
+        if step % LOG_EVERY_STEPS and step != self.run.optim.steps:
+            return
+        objectives, now = module.objectives, time.monotonic()
+        totals = {name: float(objectives.ranks.total(loss)) for name, loss in losses.items()}
+        pace = (step - self.since_step) / max(now - self.since, 1e-9)
+        self.line = {
+            "loss": sum(objectives.weights[name] * loss for name, loss in totals.items()),
+            **{f"loss/{name}": loss for name, loss in totals.items()},
+            **{f"scale/{name}": float(objectives.model.scale(name).detach()) for name in objectives.model.log_scales},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": module.grad_norm,
+            "steps_per_s": pace,
+            "samples_per_s": pace * self.run.data.batch,
+        }
+        self.since, self.since_step = now, step
+        record(trainer, self.run, {"step": step, "seconds": round(now - self.began, 3), **self.line})
+
+
+def seconds_so_far(run: Run) -> float:
+    """Of training, by the journal; 0 where there is none yet."""
+    path = run.folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+
+
+def cut(path: Path, key: str, end: int) -> None:
+    """Leaves out of a file of JSON lines those from `end` on, by their number `key`, as they will be written again, and
+    a last one that was cut short. What else cannot be read is set aside beside the file, and that is said."""
+    if not path.exists():
+        return
+    *lines, last = path.read_bytes().split(b"\n")
+    lines += [] if _number(last, key) is None else [last]
+    numbers = [(line, _number(line, key)) for line in lines if line.strip()]
+    damaged = [line for line, number in numbers if number is None]
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in damaged)
+        told = f"{path}: {len(damaged)} of its lines cannot be read, and are set aside in {aside.name}"
+        console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
+    kept = [line for line, number in numbers if number is not None and number < end]
+    replace_file(path, b"".join(line + b"\n" for line in kept))
+
+
+def _number(line: bytes, key: str) -> int | None:
+    """None where the line is no JSON object with a whole number of this name."""
+    try:
+        value = json.loads(line)[key]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return value if type(value) is int else None
+
+
+def finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line without values that are not finite, for which JSON has no word; `not_finite` names those."""
+    odd = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+    clean = {key: value for key, value in line.items() if key not in odd}
+    return clean | {"not_finite": odd} if odd else clean
+
+
+def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
+    """One line of metrics.jsonl: strict JSON. Where it cannot be written that is said, and training goes on."""
+    if not trainer.is_global_zero:
+        return
+    clean = finite(line)
+    try:
+        with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean, allow_nan=False) + "\n")
+    except OSError as why:
+        told = f"step {line['step']} is not in {METRICS} ({why.strerror or why}); make room; training goes on"
+        console.print(f"[bold red]{told}[/]", soft_wrap=True)
+    if trainer.logger is not None:
+        numbers = {key: value for key, value in clean.items() if key not in ("step", "not_finite")}
+        trainer.logger.log_metrics(numbers, step=line["step"])
+
+
+class Agree(AfterStep):
+    """What ranks must decide alike, by one small sum over them: to stop, to save, and what could not be read.
+
+    They meet after every step: who asks for an end may wait for one step, and not for ten.
+    `save` holds for the step just done. `stop` is the signal that ends the run, and stays.
+    """
+
+    def __init__(
+        self, run: Run, data: StreamData, signals: Signals, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.run, self.data, self.signals, self.clock = run, data, signals, clock
+        self.save = False
+        self.stop: signal.Signals | None = None
+        self.saved_at = clock()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_at = self.clock()
+        self.signals.install()
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        step = trainer.global_step
+        due = step % self.run.save_every_steps == 0 or step == self.run.optim.steps
+        self._meet(module, due)
+        if module.failure is not None:
+            self.save = False  # the last checkpoint is from before
+        trainer.should_stop = trainer.should_stop or self.stop is not None or module.failure is not None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        told = self.data.open().health.told()
+        if told and trainer.is_global_zero:
+            console.print(told, soft_wrap=True, highlight=False, markup=False)
+
+    def _meet(self, module: JointModule, due: bool) -> None:
+        ranks, health = module.objectives.ranks, self.data.open().health
+        late = ranks.rank == 0 and 0 < self.run.save_every_minutes <= (self.clock() - self.saved_at) / 60
+        mine = [signal.SIGINT in self.signals.asked, bool(self.signals.asked), late, *health.take()]
+        numbers = torch.tensor([int(number) for number in mine], dtype=torch.int64, device=module.device)
+        interrupted, asked, late, *counts = ranks.total(numbers).tolist()
+        if lines := health.skipped():
+            name = f"skipped-{ranks.rank}.jsonl" if ranks.rank else "skipped.jsonl"
+            with (self.run.folder / name).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        try:
+            health.add(counts)
+        except UserError as why:
+            module.failure = why
+        if asked:
+            self.stop = signal.SIGINT if interrupted else signal.SIGTERM
+        self.save = due or bool(asked or late)
+
+
+class Scores(AfterStep):
+    """Zero-shot scores on validation shards while training, by the functions of `mmfm eval`; all ranks share the work.
+
+    A run that is asked to stop saves at once; the scores of that step are made when it is resumed.
+    """
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, agree: Agree) -> None:
+        self.run, self.tokenizer, self.agree = run, tokenizer, agree
+        self.ranks: Ranks = Alone()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.ranks = joined_if_many("gloo")  # what they tell each other is on the CPU
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, JointModule)
+        if trainer.global_step and self._due(trainer) and not self._scored(trainer.global_step):
+            self._score(trainer, pl_module)
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        hurry = self.agree.stop is not None and trainer.global_step < self.run.optim.steps
+        if self._due(trainer) and not hurry:
+            self._score(trainer, module)
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        every = self.run.eval.every_steps
+        return bool(every and self.run.data.val and trainer.global_step % every == 0)
+
+    def _scored(self, step: int) -> bool:
+        """As the first rank finds it: the others may see another disk, or this one too late."""
+        return together(self.ranks, lambda: b"yes" if self._recorded(step) else b"no")[0] == b"yes"
+
+    def _recorded(self, step: int) -> bool:
+        path = self.run.folder / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = [json.loads(line) for line in lines]
+        return any(line["step"] == step and any(key.startswith("score/") for key in line) for line in found)
+
+    def _score(self, trainer: L.Trainer, module: JointModule) -> None:
+        try:
+            interface = Interface(module.objectives.model, self.run, self.tokenizer)
+            scores, left_out = scores_during_training(interface, self.run, ranks=self.ranks)
+        except (UserError, Said) as why:
+            if self.ranks.size == 1:
+                raise
+            module.failure, trainer.should_stop = UserError(str(why)), True  # on all ranks: the first says it
+            return
+        if self.ranks.rank:
+            return
+        name, _ = named(self.run.data.val)
+        if not scores:
+            told = f"step {trainer.global_step}: nothing of {name} is scored: {'; '.join(left_out)}"
+            console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
+        found = {f"score/{name}/{metric}": value for metric, value in scores.items()}
+        record(trainer, self.run, {"step": trainer.global_step} | found)
+
+
+class Saves(AfterStep):
+    """A checkpoint when all ranks agreed on one. Where it cannot be written training goes on to the next, aloud."""
+
+    def __init__(self, run: Run, files: FolderCheckpoints, agree: Agree) -> None:
+        self.run, self.files, self.agree = run, files, agree
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        if not self.agree.save:
+            return
+        trainer.save_checkpoint(folder_of(self.run.folder, trainer.global_step))
+        self.agree.saved_at = self.agree.clock()
+        if self.files.failure is None:
+            return
+        if trainer.should_stop or trainer.global_step == self.run.optim.steps:
+            raise self.files.failure
+        console.print(f"[bold red]{self.files.failure}; until then training goes on[/]", soft_wrap=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A rank alone that was stopped while it waited for a batch stands between two steps, and can save."""
+        step = trainer.global_step
+        if not isinstance(exception, StoppedWaiting) or trainer.world_size > 1:
+            return
+        if step and step == self.agree.data.open().consumed:
+            trainer.save_checkpoint(folder_of(self.run.folder, step))
+            exception.saved = step if self.files.failure is None else None
+
+
+class _Lines(Progress):
+    """The bar, and below it, as wide as the terminal, what would not fit beside it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(task.fields["losses"]) for task in self.tasks if task.fields["losses"])
+
+
+class Bar(AfterStep):
+    """Steps, time left, speed and losses by name. Where there is no terminal: plain lines, the first after one step,
+    then every PRINT_EVERY_STEPS steps and at least every PRINT_EVERY_S seconds."""
+
+    def __init__(self, run: Run, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.journal, self.clock = run, journal, clock
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        self.progress = _Lines(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self.task = self.progress.add_task(run.name, total=run.optim.steps, losses="")
+        self.began = self.said_at = clock()
+        self.first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, JointModule)
+        self.first, self.began = trainer.global_step, self.clock()
+        self.progress.reset(self.task, completed=trainer.global_step)
+        if trainer.is_global_zero:
+            for line in self._opening(pl_module, trainer.world_size):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
+        if console.is_terminal and trainer.is_global_zero:
+            self.progress.start()
+
+    def _opening(self, module: JointModule, ranks: int) -> Iterator[str]:
+        steps, batch = self.run.optim.steps, self.run.data.batch
+        where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {batch} samples"
+        each = f", on each of {ranks} ranks" if ranks > 1 else ""
+        how = f"in {self.run.optim.precision} on {module.device}{each}"
+        yield f"training {self.run.name}: {where}, into {self.run.folder}, {how}"
+        if self.run.optim.rates:
+            yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)
+
+    def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
+        step, now = trainer.global_step, self.clock()
+        self.progress.update(self.task, completed=step, losses=describe(self.journal.line))
+        due = step % PRINT_EVERY_STEPS == 0 or now - self.said_at >= PRINT_EVERY_S
+        ends = step in (self.first + 1, self.run.optim.steps)
+        if (due or ends) and not console.is_terminal and trainer.is_global_zero:
+            self.said_at = now
+            console.print(self._line(step, now), soft_wrap=True, highlight=False, markup=False)
+
+    def _line(self, step: int, now: float) -> str:
+        """Such as "step 100/1200  2.51 steps/s  image-text 1.234  438 s left"; of the first step what it took."""
+        if step == self.first + 1 < self.run.optim.steps:
+            return f"step {step}/{self.run.optim.steps}  the first took {now - self.began:.1f} s"
+        left = (now - self.began) / (step - self.first) * (self.run.optim.steps - step)
+        said = f"step {step}/{self.run.optim.steps}  {describe(self.journal.line)}".rstrip()
+        return f"{said}  {left:.0f} s left" if left else said
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.progress.live.is_started:  # else rich would print an empty line
+            self.progress.stop()
+
+
+def describe(line: Mapping[str, float]) -> str:
+    """The journal's newest line in words."""
+    if not line:
+        return ""
+    losses = [f"{key.removeprefix('loss/')} {value:.3f}" for key, value in line.items() if key.startswith("loss/")]
+    return "  ".join((f"{line['steps_per_s']:.2f} steps/s", f"{line['samples_per_s']:.0f} samples/s", *losses))

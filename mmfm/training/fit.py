@@ -1,0 +1,235 @@
+"""From a run's configuration to a trained model: data, model, Trainer, and a folder from which it can always go on.
+
+runs/NAME/run.json  metrics.jsonl  skipped.jsonl  tensorboard/  checkpoints/step-N/
+"""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGINT
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from mmfm.config import Run, require
+from mmfm.config.serialization import from_json, to_json
+from mmfm.config.task import parse_writing
+from mmfm.data.stream import StoppedWaiting
+from mmfm.models.checkpoint import (
+    MANIFEST,
+    folder_of,
+    read_tokenizer,
+    read_verified,
+    refuse_foreign,
+    refuse_unsafe,
+)
+from mmfm.models.codecs.fingerprint import fingerprint
+from mmfm.models.model import UnifiedModel, build
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.distributed import Alone, Ranks, agree, each, from_first, nothing
+from mmfm.runtime.launch import STARTED, Launch, again, first_process, launched
+from mmfm.runtime.machine import RESUME, cores
+from mmfm.runtime.process import TRY_AGAIN, Signals, Stopped, locked
+from mmfm.runtime.rendezvous import assembled, device_of_rank
+from mmfm.training.callbacks import LOG_EVERY_STEPS, Agree, Bar, Journal, Saves, Scores, console
+from mmfm.training.initialize import adopt, begin, check_augment, prepare
+from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData
+from mmfm.training.preflight import check_place
+from mmfm.training.resume import _make_way, _start
+
+PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+ALONE, CPU = Alone(), torch.device("cpu")
+
+
+def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable[[], object] = nothing) -> Path:
+    """Train and return the run's folder. A finished run is kept as it is; `resume` continues, `force` starts anew.
+
+    All ranks train the same, or none does: those of a launcher, or `run.devices` that are started here. look: what each
+    rank of a launcher asks of the run before it begins, as others may have done for one that is started here.
+    Raises UserError for mistakes, Stopped when the machine asked it to end, KeyboardInterrupt when a person did.
+    """
+    refuse_unsafe()
+    refuse_foreign(run.folder)
+    check_place(run.folder)
+    launch = launched()
+    run = of_launch(run, launch)
+    gpus = run.accelerator != "cpu" and torch.cuda.is_available()
+    how = {"option": "--devices", "remedy": RESUME, "gpus": gpus, "own": True}
+    with Signals() as signals, contextlib.ExitStack() as held:
+
+        def begun() -> int | None:
+            held.enter_context(locked(run.folder))  # one lock for all ranks: that of the first
+            return _start(run, resume, force)
+
+        own = [begun()] if launch is None else []  # before others are started
+        if own and _finished(run, own[0]):
+            return run.folder
+        with assembled(run.devices, again(), heard=signals.obey, **how) as ranks:
+            each(ranks, nothing if launch is None or STARTED in os.environ else look)
+            start = from_first(ranks, lambda: own.pop() if own else begun())
+            ending = None if _finished(run, start) else _fit(run, start, signals, ranks)
+    if ending is not None and ranks.rank == 0:  # what all ranks know is said by the first, when all have left
+        raise ending
+    if ending is not None:
+        raise SystemExit(status_of(ending))
+    return run.folder
+
+
+def _finished(run: Run, start: int | None) -> bool:
+    """Whether nothing is left to be trained, which the first rank says."""
+    finished = start is not None and start >= run.optim.steps
+    if finished and first_process():
+        told = f"{run.folder} is trained to step {start}; kept (--force trains it anew)"
+        console.print(told, soft_wrap=True)
+    return finished
+
+
+def of_launch(run: Run, launch: Launch | None) -> Run:
+    """The run on as many ranks as were launched, which devices=1 leaves open."""
+    if launch is None or launch.size == run.devices:
+        return run
+    told = f"devices={run.devices}, but {launch.by} started {launch.size} ranks"
+    require(run.devices == 1, f"{told}; give --devices {launch.size}, or start that many")
+    if launch.rank == 0:
+        console.print(f"one run on the {launch.size} ranks that {launch.by} started", soft_wrap=True, highlight=False)
+    return replace(run, devices=launch.size)
+
+
+def status_of(ending: BaseException) -> int:
+    """The exit status of a rank that leaves the words to the first."""
+    return 130 if isinstance(ending, KeyboardInterrupt) else TRY_AGAIN if isinstance(ending, Stopped) else 2
+
+
+def _fit(run: Run, start: int | None, signals: Signals, ranks: Ranks) -> BaseException | None:
+    """Trains from this step on. Gives what ended it on all ranks, where that was not the last step."""
+    _quiet()
+    torch.set_num_threads(min(run.threads, cores()))
+    run, module, data, files, device = each(ranks, lambda: _parts(run, start))
+    agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
+    each(ranks, nothing if ranks.rank else lambda: _make_way(run, start))
+    journal, agreed = Journal(run), Agree(run, data, signals)
+    callbacks = [journal, agreed, Scores(run, data.tokenizer, agreed), Saves(run, files, agreed), Bar(run, journal)]
+    trainer = _trainer(run, start, callbacks, files, ranks, device)
+    path = None if start is None else str(folder_of(run.folder, start))
+    data.open().asked = lambda: bool(signals.asked)
+    try:
+        trainer.fit(module, data, ckpt_path=path, weights_only=True)
+    except StoppedWaiting as why:
+        if SIGINT in signals.asked:
+            raise KeyboardInterrupt from why
+        raise
+    return _ending(run, trainer, module, agreed)
+
+
+def _parts(run: Run, start: int | None) -> tuple[Run, JointModule, StreamData, FolderCheckpoints, torch.device]:
+    """All that a rank trains with, before anything is written: what is wrong with it is said first."""
+    device = device_of_rank(run.accelerator)
+    torch.manual_seed(run.seed)
+    run, tokenizer, model = _model(run, start)
+    data = StreamData(run, tokenizer, fingerprints(run, model))
+    data.open()
+    return run, JointModule(run, model), data, FolderCheckpoints(run, tokenizer), device
+
+
+def _facts(run: Run, start: int | None, data: StreamData, device: torch.device) -> dict[str, Any]:
+    """What all ranks must know alike before the first step."""
+    where = None if start is None else folder_of(run.folder, start) / MANIFEST
+    return {
+        "the configuration": json.loads(to_json(run)),
+        "the step to go on from": start,
+        "the checkpoint": None if where is None else f"{zlib.crc32(where.read_bytes()):08x}",
+        "the data": data.open().fingerprint(),
+        "the tokenizer": f"{zlib.crc32(data.tokenizer.to_json().encode()):08x}",
+        "the kind of device": device.type,
+        "the version of lightning": L.__version__,
+    }
+
+
+def fingerprints(run: Run, model: UnifiedModel) -> dict[str, str]:
+    """Of the codecs that are only used: what one of them has stored need not be made again."""
+    wanted = {parse_writing(item.task).target for item in run.write} - {item.modality for item in run.reconstruct}
+    return {name: fingerprint(model.codecs[name], cfg) for name, cfg in run.model.codecs.items() if name in wanted}
+
+
+def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
+    """The run with its towers' blueprints, its tokenizer, and its model before the first step; a run that goes on
+    asks no source: its weights are those of its checkpoint."""
+    if start is None:
+        prepared = prepare(run)
+        model = build(prepared.run.model, prepared.tokenizer.size, run.contrast, run.data.augment)
+        for line in begin(model, prepared):
+            console.print(f"training {run.name}: {line}", soft_wrap=True, highlight=False, markup=False)
+        return prepared.run, prepared.tokenizer, model
+    where = folder_of(run.folder, start)
+    files = read_verified(where)
+    run = adopt(run, from_json(files["run.json"].decode(), f"{where}/run.json"))
+    check_augment(run)
+    tokenizer = read_tokenizer(files, run.model, where).limited(run)
+    return run, tokenizer, build(run.model, tokenizer.size, run.contrast, run.data.augment)
+
+
+def _ending(run: Run, trainer: L.Trainer, module: JointModule, agreed: Agree) -> BaseException | None:
+    if module.failure is not None:
+        return module.failure
+    if agreed.stop == SIGINT:
+        return KeyboardInterrupt()
+    if agreed.stop is not None and trainer.global_step < run.optim.steps:
+        return Stopped(f"stopped at step {trainer.global_step}, as asked, and saved; --resume continues")
+    return None
+
+
+def _quiet() -> None:
+    """Lightning's tips and hardware banner; what matters is raised or logged by us."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message=".*This DataLoader will create .* worker processes.*"
+    )  # the doctor says it
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # those that are locked
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch
+    warnings.filterwarnings(
+        "ignore", message=".*your dataloader is not resumable.*"
+    )  # it is: StreamData keeps its place
+
+
+def _trainer(
+    run: Run,
+    start: int | None,
+    callbacks: Sequence[L.Callback],
+    files: FolderCheckpoints,
+    ranks: Ranks = ALONE,
+    device: torch.device = CPU,
+) -> L.Trainer:
+    # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
+    # its buckets anew after the first step: then three or more ranks resume to other bits.
+    ddp = DDPStrategy(find_unused_parameters=True)
+    return L.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.type == "cpu" else [device.index],
+        strategy=ddp if ranks.size > 1 else "auto",
+        precision=PRECISION[run.optim.precision],
+        max_steps=run.optim.steps,
+        max_epochs=1,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=min(LOG_EVERY_STEPS, run.optim.steps),
+        logger=TensorBoardLogger(
+            save_dir=run.folder, name="", version="tensorboard", purge_step=None if start is None else start + 1
+        ),
+        default_root_dir=run.folder,
+        callbacks=list(callbacks),
+        plugins=[files, Met(ranks)],
+        use_distributed_sampler=False,
+    )

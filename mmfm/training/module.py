@@ -1,0 +1,226 @@
+"""What Lightning needs: a thin module that asks the objectives and sums them, the data with its one integer of state,
+and a checkpoint plug-in that keeps Lightning's own state as safetensors and JSON.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from mmfm.config import Run, UserError
+from mmfm.data.batch import Batch
+from mmfm.data.stream import TrainStream
+from mmfm.models import checkpoint as checkpoints
+from mmfm.models.model import UnifiedModel
+from mmfm.objectives.joint import Objectives
+from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.distributed import Ranks, joined_if_many
+from mmfm.runtime.launch import HERE
+from mmfm.runtime.machine import cores
+from mmfm.training.lr_schedule import rate_factor
+from mmfm.training.optimizer import optimizer_of, set_learning
+
+PREFIX = "objectives.model."
+MOST_BAD_STEPS = 10
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """For whatever draws from the global generator; augmentation and dropout do not, they belong to positions."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class JointModule(L.LightningModule):
+    def __init__(self, run: Run, model: UnifiedModel) -> None:
+        super().__init__()
+        self.run, self.objectives = run, Objectives(model, run)
+        self.learning = set_learning(model, run)
+        self.bad_steps = 0
+        self.grad_norm = 0.0
+        self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
+
+    def setup(self, stage: str) -> None:
+        torch.set_num_threads(min(self.run.threads, cores()))  # Lightning has just given each rank all cores
+        self.objectives.ranks = joined_if_many()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.objectives(batch)
+
+    def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
+        torch.manual_seed(step_seed(self.run.seed, self.global_step, self.global_rank))
+        losses = self.objectives(batch)
+        return {"loss": self.objectives.total(losses), "losses": {k: v.detach() for k, v in losses.items()}}
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optim = self.run.optim
+        optimizer = optimizer_of(self.objectives, optim, self.learning)
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: rate_factor(step, optim),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the state of an optimiser that had other groups: which parameters a pattern of `optim.rates` takes in
+        is not the same in all versions of mmfm."""
+        there, here = (
+            [len(group["params"]) for group in state["param_groups"]]
+            for state in (checkpoint["optimizer_states"][0], self.configure_optimizers()["optimizer"].state_dict())
+        )
+        told = f"{self.run.folder}: optim.rates once made groups of {there} parameters, and make {here} now"
+        remedy = f"begin a new run with its weights: --start {self.run.folder} --name NEW"
+        if there != here:
+            raise UserError(f"{told}, so that its optimiser's state fits none of them; {remedy}")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.objectives.model.clamp_scales()
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run.
+
+        Gradients are summed over ranks already, so that all of them decide alike.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.clip_norm)
+        self.grad_norm = float(norm)
+        if np.isfinite(self.grad_norm):
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        for parameter in self.parameters():
+            parameter.grad = None
+        if self.bad_steps >= MOST_BAD_STEPS:
+            self.failure = UserError(
+                f"the gradient was not finite {self.bad_steps} steps in a row, by step {self.global_step}; "
+                "lower optim.lr, or raise optim.warmup_steps, and train under another --name or with --force"
+            )
+
+
+class StreamData(L.LightningDataModule):
+    """The training stream. Its state is one integer, a fingerprint of what that integer counts, and what could not
+    be read so far: the same on all ranks, so that any number of them can go on from it.
+
+    Kept here and not in the loader, whose state Lightning would save from one rank only, one batch ahead, and forget
+    when something asks for `estimated_stepping_batches`.
+    """
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, codecs: Mapping[str, str] | None = None) -> None:
+        """codecs: of those whose stored codes may be read, by modality, their fingerprints."""
+        super().__init__()
+        self.run, self.tokenizer, self.codecs = run, tokenizer, codecs
+        self.stream: TrainStream | None = None
+        self.start = 0
+
+    def open(self) -> TrainStream:
+        if self.stream is None:
+            how = {"rank": 0, "world": self.run.devices, "start": self.start, "codecs": self.codecs}
+            self.stream = TrainStream(self.run, self.tokenizer, **how)
+        return self.stream
+
+    def setup(self, stage: str) -> None:
+        """What was opened before there was a Trainer becomes this rank's part."""
+        stream, trainer = self.open(), self.trainer
+        assert trainer is not None and trainer.world_size == self.run.devices
+        stream.plan = replace(stream.plan, rank=trainer.global_rank)
+
+    def train_dataloader(self) -> TrainStream:
+        return self.open()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        stream = self.open()
+        return {"consumed": stream.consumed, "fingerprint": stream.fingerprint(), "health": stream.health.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        stream = self.open()
+        if state_dict["fingerprint"] != stream.fingerprint():
+            raise UserError(
+                f"the shards, seed, shares or batch of {self.run.name} are not those it was trained on so far; "
+                "restore them, or start anew with --force"
+            )
+        stream.consumed = self.start = state_dict["consumed"]
+        stream.health.load(state_dict["health"])
+
+
+class Met(ClusterEnvironment):
+    """The ranks as they have met already: Lightning starts none and joins none. To each of them its own device is the
+    only one of its machine."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return HERE
+
+    @property
+    def main_port(self) -> int:
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.ranks.size
+
+    def global_rank(self) -> int:
+        return self.ranks.rank
+
+    def set_world_size(self, size: int) -> None: ...
+    def set_global_rank(self, rank: int) -> None: ...
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return 0
+
+
+class FolderCheckpoints(CheckpointIO):
+    """Lightning asks for checkpoints; `mmfm.models.checkpoint` writes and verifies them.
+
+    Saving runs on the first rank while the others wait for it, so that it must not raise: `failure` says why the
+    newest checkpoint was not written, or None.
+    """
+
+    def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
+        self.run, self.tokenizer = run, tokenizer
+        self.failure: UserError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
+        weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+        run, self.failure = self.run, None
+        try:
+            new = checkpoints.save(run.folder, checkpoint["global_step"], run, self.tokenizer, weights, rest)
+            checkpoints.verify(new)  # older ones go only after this
+        except UserError as why:
+            self.failure = why
+        else:
+            checkpoints.prune(run.folder, run.keep_checkpoints, run.keep_every_steps)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        files = checkpoints.read_verified(Path(path))
+        state = checkpoints.load_train(files, str(path))
+        if state["global_step"] < self.run.optim.steps:  # else a run that is lengthened would end with its old epoch
+            state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        weights = checkpoints.load_tensors(files[checkpoints.MODEL])
+        return state | {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}}
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        raise NotImplementedError("old checkpoints are pruned when a new one is whole")

@@ -1,0 +1,148 @@
+"""Which parameters learn and decay, how fast, and what the learning rate is at a step."""
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmfm.config import Optim, Rate, Run, require
+from mmfm.data.vocabulary import Vocabulary
+from mmfm.models.model import UnifiedModel
+
+LANGUAGE_TABLES = ("embedding.weight", "output.weight")  # that a language model brings with its trunk
+ALSO = {name: f"trunk.{name}" for name in LANGUAGE_TABLES}
+
+
+def factors(model: nn.Module, rates: Sequence[Rate], also: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Each parameter's factor of the learning rate: that of the last pattern that matches its name, else 1.
+
+    `also`: further names of parameters, such as `ALSO` where the trunk is a language model: its tables are part of it,
+    and a trunk that rests under a table that learns would soon understand nothing. Raises UserError for a pattern that
+    matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found = dict.fromkeys(names, 1.0)
+    for rate in rates:
+        known = {name: (name, (also or {}).get(name, name)) for name in names}
+        matching = [name for name in names if any(fnmatchcase(called, rate.of) for called in known[name])]
+        near = difflib.get_close_matches(rate.of, names, n=1, cutoff=0.0)
+        require(bool(matching), f"optim.rates: no parameter is called {rate.of!r}; the nearest is {''.join(near)}")
+        found |= dict.fromkeys(matching, rate.lr)
+    require(any(found.values()), "optim.rates lock every parameter, so that nothing learns; leave some out")
+    return found
+
+
+class Learning(NamedTuple):
+    """How each parameter learns: its factor of the rate; tables whose rows of text are held; the same for people."""
+
+    factor: dict[str, float]
+    held: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def learning(model: UnifiedModel, run: Run) -> Learning:
+    """By `run.optim.rates` and by what the objectives ask. Raises UserError for a pattern that matches nothing."""
+    also = ALSO if run.model.trunk.weights else {}
+    factor = factors(model, run.optim.rates, also) | dict.fromkeys(unasked(model, run), 0.0)
+    held = held_tables(run, factor)
+    lines = [*told(model, factor, run.optim.rates, also)]
+    lines += [f"of {name} the rows of text are locked; those of marks and codes are new and learn" for name in held]
+    return Learning(factor | dict.fromkeys(held, 1.0), held, tuple(lines))
+
+
+def unasked(model: UnifiedModel, run: Run) -> list[str]:
+    """Parameters that no objective trains: codecs that are not reconstructed, and all else where only they are."""
+    learned = tuple(f"codecs.{item.modality}." for item in run.reconstruct)
+    alone = not run.contrast and not run.write
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if not name.startswith(learned) and (alone or name.startswith("codecs."))]
+
+
+def held_tables(run: Run, factor: Mapping[str, float]) -> tuple[str, ...]:
+    """A language model's tables that are locked with its trunk, in which the rows of marks and codes are new and must
+    learn all the same. One that a pattern names by its own name is locked whole."""
+    by_name = {name for rate in run.optim.rates for name in LANGUAGE_TABLES if fnmatchcase(name, rate.of)}
+    mine = [name for name in LANGUAGE_TABLES if factor.get(name) == 0 and name not in by_name]
+    return tuple(mine) if run.model.trunk.weights else ()
+
+
+def told(
+    model: nn.Module, factor: Mapping[str, float], rates: Sequence[Rate], also: Mapping[str, str]
+) -> Iterator[str]:
+    """Which parameters learn how fast: a line for each pattern with what it decides, and some for all else."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    decided = dict[str, list[str]]()
+    for name in sizes:
+        mine = [r.of for r in rates if any(fnmatchcase(called, r.of) for called in (name, also.get(name, name)))]
+        decided.setdefault(mine[-1] if mine else "all else", []).append(name)
+    for what in (*dict.fromkeys(rate.of for rate in rates), "all else"):
+        names = decided.get(what, [])
+        for value in sorted({factor[name] for name in names}, reverse=True):
+            yield _line(what, {name: sizes[name] for name in names if factor[name] == value}, value)
+        if not names and what != "all else":
+            yield f"{what}: decides nothing, as later patterns match all that it names"
+
+
+def _line(what: str, sizes: Mapping[str, int], factor: float) -> str:
+    parts = sorted({name.split(".")[0] for name in sizes})
+    how = "locked" if factor == 0 else f"at {factor:g} x the rate"
+    return f"{what}: {sum(sizes.values()):,} parameters {how}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def hold_text(table: nn.Parameter, vocabulary: Vocabulary) -> None:
+    """The rows of text keep what they are, and those of marks and codes learn: a gradient of zero moves nothing where
+    the table does not decay."""
+    span = vocabulary.span("text")
+
+    def still(gradient: Tensor) -> Tensor:
+        rows = torch.arange(len(gradient), device=gradient.device)
+        held = (rows >= span.start) & (rows < span.stop)
+        return gradient.masked_fill(held.view(-1, *[1] * (gradient.ndim - 1)), 0)
+
+    table.register_hook(still)
+
+
+def parameter_groups(
+    model: nn.Module, optim: Optim, factor: Mapping[str, float] | None = None, plain: Collection[str] = ()
+) -> list[dict]:
+    """Matrices decay; vectors, scalars, embedding tables and positions do not. Checked to be a partition.
+
+    `factor`: of `factors`; what learns at another rate is in a group of its own. `plain`: further ones without decay.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    live = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, p in live:
+        decays = p.ndim >= 2 and id(p) not in tables and name not in plain and "weight" in name.rpartition(".")[2]
+        groups.setdefault(((factor or {}).get(name, 1.0), decays), []).append(p)
+    assert sum(map(len, groups.values())) == len(live)
+    return [
+        {"params": groups[of, decays], "weight_decay": optim.weight_decay * decays, "lr": optim.lr * of}
+        for of, decays in sorted(groups, reverse=True)
+    ]
+
+
+def adamw(
+    model: nn.Module, optim: Optim, factor: Mapping[str, float] | None = None, plain: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) as one fused kernel per group, each at its own rate."""
+    groups = parameter_groups(model, optim, factor, plain)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def set_learning(model: UnifiedModel, run: Run) -> Learning:
+    """`learning`, by which the model is locked where it says so, and its rows of text are held."""
+    found = learning(model, run)
+    for name in found.held:
+        hold_text(model.get_parameter(name), model.vocabulary)
+    model.lock([name for name, factor in found.factor.items() if factor == 0])
+    return found
+
+
+def optimizer_of(module: nn.Module, optim: Optim, found: Learning) -> torch.optim.AdamW:
+    """That of a training: `module` holds the model that `found` is of as its `model`."""
+    factor = {f"model.{name}": value for name, value in found.factor.items()}
+    return adamw(module, optim, factor, [f"model.{name}" for name in found.held])

@@ -1,0 +1,113 @@
+"""Where a run begins or goes on: what of its folder stays, and which configuration may continue which."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from mmfm.config import Run, UserError, require
+from mmfm.config.serialization import from_json, to_json
+from mmfm.models.checkpoint import clear, folder_of, newest_whole, replace_file, set_aside, steps_of, sweep
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.runtime.distributed import difference
+from mmfm.training.callbacks import METRICS, cut
+from mmfm.training.initialize import adopt
+
+RESULTS = (METRICS, "results*.json", "results*.json.partial", "report.html")
+# What may change between starts: it moves no weight.
+FREE = {
+    "name",
+    "out",
+    "threads",
+    "devices",
+    "accelerator",
+    "save_every_steps",
+    "save_every_minutes",
+    "keep_checkpoints",
+    "keep_every_steps",
+    "eval",
+    "start",
+    "workers",
+    "cache_mb",
+    "balance",
+    "most_bad",
+    "store",
+    "val",
+}
+
+
+def _start(run: Run, resume: bool, force: bool) -> int | None:
+    """The step to continue from, or None. Nothing that was trained is lost without --force."""
+    folder = run.folder
+    if force or not steps_of(folder):
+        begun = (folder / "run.json").is_file()  # and killed before its first checkpoint
+        require(force or begun or not resume, f"{folder} has no checkpoint to resume; leave --resume out")
+        return None
+    step, files = newest_whole(folder)
+    before = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json")
+    finished = step >= before.optim.steps
+    if resume or finished:
+        _same_configuration(before, adopt(run, before), files["tokenizer.json"].decode())
+        return step
+    raise UserError(
+        f"{folder} holds a run stopped at step {step}; add --resume to continue it or --force to start anew"
+    )
+
+
+def _make_way(run: Run, start: int | None) -> None:
+    """The folder as it was at step `start`: nothing in it is of a later step, and nothing half written."""
+    folder = run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    if start is None:
+        clear(folder)
+        _remove(folder / "tensorboard")
+        for path in (path for name in (*RESULTS, "skipped*.jsonl", "*.jsonl.damaged") for path in folder.glob(name)):
+            path.unlink(missing_ok=True)
+    else:
+        for step in steps_of(folder):
+            if step > start:  # damaged: were it kept, pruning would count it
+                set_aside(folder_of(folder, step))
+        cut(folder / METRICS, "step", start + 1)
+        for path in folder.glob("skipped*.jsonl"):
+            cut(path, "position", start * run.data.batch)
+    replace_file(folder / "run.json", to_json(run).encode())
+
+
+def _remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    if folder.is_dir():
+        folder.rmdir()
+
+
+def _same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
+    """`tokenizer`: the one that the run was trained with, as JSON; a path to the same one elsewhere is no other."""
+    schedules = (*before.optim.extends, before.optim.steps)
+    if schedules == (*now.optim.extends, now.optim.steps)[: len(schedules)]:  # it goes on where the last one ends
+        before = replace(before, optim=replace(before.optim, steps=now.optim.steps, extends=now.optim.extends))
+    old, new = (json.loads(to_json(run)) for run in (before, now))
+    for tree in (old, new):
+        tree["data"] = {name: value for name, value in tree["data"].items() if name not in FREE}
+        for source in tree["data"]["train"]:  # by their names, sizes and counts the stream knows its shards again
+            source.update(shards="", name="")
+    if tokenizer and _is_tokenizer(now.model.tokenizer, tokenizer):
+        new["model"]["tokenizer"] = old["model"]["tokenizer"]
+    for name in old:
+        if name not in FREE and old[name] != new[name]:
+            where, was, now_is = difference(old[name], new[name], name) or (name, None, None)
+            at = f"{where} was {json.dumps(was)} and is {json.dumps(now_is)} now"
+            longer = f"--resume --optim.steps N --optim.extends {' '.join(map(str, schedules))}"
+            why = f" (the rate's schedule ends there; {longer} goes on beyond it)" * at.startswith(
+                ("optim.steps", "optim.extends")
+            )
+            raise UserError(
+                f"{now.folder} was trained with another configuration: {at}{why}; "
+                "restore it, --force, or use another --name"
+            )
+
+
+def _is_tokenizer(spec: str, known: str) -> bool:
+    try:
+        return load_tokenizer(spec).to_json() == known
+    except UserError:
+        return False
