@@ -4,7 +4,7 @@
     mmfm train configs/codec_image.py
     mmfm train configs/codec_audio.py
     mmfm train configs/any.py
-    mmfm generate runs/any "text>image" --text forty-two --n 8 --temperature 1 --out forty-two.png
+    mmfm generate runs/any "text>image" --text forty-two --num-samples 8 --temperature 1 --out forty-two.png
 
 Cost: a quarter of an hour on two CPU cores, codecs included. How good: experiments/006-any-to-any.
 """
@@ -12,7 +12,7 @@ Cost: a quarter of an hour on two CPU cores, codecs included. How good: experime
 from dataclasses import replace
 from pathlib import Path
 
-from mmfm.config import AudioCodec, Contrast, Eval, ImageCodec, Optim, Run, TextTower, Trunk, Write
+from mmfm.config import AudioCodec, Contrastive, Eval, Generative, ImageCodec, Optim, Run, TextTower, Trunk
 from mmfm.config.load import read_run
 
 HERE = Path(__file__).parent
@@ -33,19 +33,19 @@ def config() -> Run:
         before,
         name="any",
         model=model,
-        contrast=(Contrast(pair=("image", "text"), weight=0.3), Contrast(pair=("audio", "text"), weight=0.3)),
-        write=(
-            Write(task="image>text", weight=0.3),
-            Write(task="audio>text", weight=0.3),
-            Write(task="text>image", drop=0.1),
-            Write(task="text>audio", drop=0.1),
-            Write(task="text>image~", drop=0.5, share=0.25, weight=0.3),
-            Write(task="text>audio~", drop=0.5, share=0.1, weight=0.1),
-            Write(task="audio>audio", share=0.25, weight=0.3),
-            Write(task="image,text>text", share=0.2, weight=0.1),
-            Write(task=">text", share=0.25, weight=0.1),
+        contrastive=(Contrastive(pair=("image", "text"), weight=0.3), Contrastive(pair=("audio", "text"), weight=0.3)),
+        generative=(
+            Generative(task="image>text", weight=0.3),
+            Generative(task="audio>text", weight=0.3),
+            Generative(task="text>image", condition_dropout=0.1),
+            Generative(task="text>audio", condition_dropout=0.1),
+            Generative(task="text>image~", condition_dropout=0.5, sample_fraction=0.25, weight=0.3),
+            Generative(task="text>audio~", condition_dropout=0.5, sample_fraction=0.1, weight=0.1),
+            Generative(task="audio>audio", sample_fraction=0.25, weight=0.3),
+            Generative(task="image,text>text", sample_fraction=0.2, weight=0.1),
+            Generative(task=">text", sample_fraction=0.25, weight=0.1),
         ),
-        data=replace(before.data, batch=96),
+        data=replace(before.data, batch_size=96),
         optim=Optim(steps=1_000, lr=2e-3, warmup_steps=100),
         threads=1,
         devices=2,

@@ -6,7 +6,7 @@
 Cost: a minute or two on two CPU cores. How good: experiments/006-any-to-any.
 """
 
-from mmfm.config import Data, ImageCodec, Model, Optim, Reconstruct, Run, Source, Trunk
+from mmfm.config import Data, ImageCodec, Model, Optim, Reconstruction, Run, Source, Trunk
 
 NUMBERS = "data/numbers"
 CODEC = ImageCodec(height_px=16, width_px=32, channels=1, patch_px=4, levels=(8, 6, 5), width=64, depth=1)
@@ -24,11 +24,11 @@ def config() -> Run:
             image_codec=CODEC,
         ),
         data=Data(
-            train=(Source(shards=f"{NUMBERS}/train/image-*.tar", provides=("image",)),),
+            train=(Source(shards=f"{NUMBERS}/train/image-*.tar", modalities=("image",)),),
             val=f"{NUMBERS}/val",
-            batch=64,
+            batch_size=64,
             cache_mb=256,
         ),
-        reconstruct=(Reconstruct(modality="image"),),
+        reconstruction=(Reconstruction(modality="image"),),
         optim=Optim(steps=1_000, lr=2e-3, warmup_steps=50, weight_decay=0.0),
     )

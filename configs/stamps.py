@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mmfm.config import (
     Conformer,
-    Contrast,
+    Contrastive,
     Data,
     Eval,
+    Generative,
     Mel,
     Model,
     Optim,
@@ -24,7 +25,6 @@ from mmfm.config import (
     TextTower,
     Trunk,
     Vit,
-    Write,
 )
 from mmfm.config.load import read_run
 
@@ -50,15 +50,15 @@ def stamps() -> tuple[Source, ...]:
     texts = (Text(field="caption", weight=3.0), *(Text(field=f"captions.{language}") for language in SPOKEN))
     sounds = f"{STAMPS}/train/speech-*.tar,{STAMPS}/train/sound-*.tar"
     return (
-        Source(name="stamps-image", shards=f"{STAMPS}/train/image-*.tar", provides=("image", "text"), texts=texts),
-        Source(name="stamps-audio", shards=sounds, provides=("audio", "text"), share=3),
+        Source(name="stamps-image", shards=f"{STAMPS}/train/image-*.tar", modalities=("image", "text"), texts=texts),
+        Source(name="stamps-audio", shards=sounds, modalities=("audio", "text"), weight=3),
     )
 
 
 def numbers() -> tuple[Source, ...]:
     return (
-        Source(name="numbers-image", shards=f"{NUMBERS}/train/image-*.tar", provides=("image", "text"), share=2),
-        Source(name="numbers-audio", shards=f"{NUMBERS}/train/audio-*.tar", provides=("audio", "text"), share=2),
+        Source(name="numbers-image", shards=f"{NUMBERS}/train/image-*.tar", modalities=("image", "text"), weight=2),
+        Source(name="numbers-audio", shards=f"{NUMBERS}/train/audio-*.tar", modalities=("audio", "text"), weight=2),
     )
 
 
@@ -66,7 +66,7 @@ def data() -> Data:
     return Data(
         train=(*stamps(), *numbers()),
         val=f"{STAMPS}/val",
-        batch=128,
+        batch_size=128,
         max_seconds=15.0,
         crop_seconds=4.0,  # one clip in fifty is longer; a batch is padded to its longest
         augment=read_run(QUICKSTART).data.augment,
@@ -78,8 +78,8 @@ def config() -> Run:
         name="stamps",
         model=model(),
         data=data(),
-        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
-        write=(Write(task="image>text"), Write(task="audio>text"), Write(task=">text", weight=0.1)),
+        contrastive=(Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text"))),
+        generative=(Generative(task="image>text"), Generative(task="audio>text"), Generative(task=">text", weight=0.1)),
         optim=Optim(steps=1_200, lr=2e-3, warmup_steps=100),
         eval=Eval(every_steps=400),
         threads=2,

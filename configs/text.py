@@ -9,7 +9,7 @@ Which does what how well: experiments/007-fill-text/README.md.
 
 from dataclasses import replace
 
-from mmfm.config import Data, Eval, Model, Optim, Run, Source, Trunk, Write
+from mmfm.config import Data, Eval, Generative, Model, Optim, Run, Source, Trunk
 
 CORPUS = "data/corpus"
 ALL = (0.0, 1.0)  # of a text, so much may be masked: then what is filled in bounds a text's likelihood too
@@ -18,7 +18,14 @@ ALL = (0.0, 1.0)  # of a text, so much may be masked: then what is filled in bou
 def config() -> Run:
     """A passage is written with a chance of a half, and filled in with a chance of a half."""
     run = causal()
-    return replace(run, name="text", write=(Write(task=">text", share=0.5), Write(task="text~", share=0.5, hide=ALL)))
+    return replace(
+        run,
+        name="text",
+        generative=(
+            Generative(task=">text", sample_fraction=0.5),
+            Generative(task="text~", sample_fraction=0.5, mask_ratio=ALL),
+        ),
+    )
 
 
 def causal() -> Run:
@@ -32,13 +39,13 @@ def causal() -> Run:
             tokenizer=f"{CORPUS}/tokenizer.json",
             embed_dim=96,
         ),
-        data=Data(train=(Source(shards=f"{CORPUS}/train", provides=("text",)),), val=f"{CORPUS}/val", batch=32),
-        write=(Write(task=">text"),),
+        data=Data(train=(Source(shards=f"{CORPUS}/train", modalities=("text",)),), val=f"{CORPUS}/val", batch_size=32),
+        generative=(Generative(task=">text"),),
         optim=Optim(steps=600, lr=4e-3, warmup_steps=50),
-        eval=Eval(batch=64),
+        eval=Eval(batch_size=64),
     )
 
 
 def filled(span: int = 1) -> Run:
     """`span`: how many tokens that follow each other are masked together."""
-    return replace(causal(), name="text-filled", write=(Write(task="text~", hide=ALL, span=span),))
+    return replace(causal(), name="text-filled", write=(Generative(task="text~", mask_ratio=ALL, mask_span=span),))

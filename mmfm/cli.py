@@ -15,9 +15,9 @@ from mmfm.config.load import read_run
 from mmfm.data.splits import reads_remote
 from mmfm.datasets.commands import DATA
 from mmfm.evals.judges.command import Judges
-from mmfm.inference.generate_args import Asked
+from mmfm.inference.generate_args import GenerateArgs
 from mmfm.runtime.launch import first_process, launched
-from mmfm.training.preflight import Found, Opener, check, finished, objectives, open_here
+from mmfm.training.preflight import Opener, SourceSummary, check, finished, objectives, open_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Train:
         if first_process():  # with several ranks each is a process that comes by here
             print(folder)
 
-    def _look(self) -> list[Found]:
+    def _look(self) -> list[SourceSummary]:
         if self.run.accelerator == "gpu":
             from mmfm.runtime.rendezvous import device_of_rank
 
@@ -108,7 +108,7 @@ class Evaluate:
     """A file with a class on each line; else classnames.txt beside the shards, else the distinct captions."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the class, or files of them; else templates.txt beside the shards, else the run's."""
-    batch: int = 0
+    batch_size: int = 0
     """Samples at a time; 0: as the run says."""
     limit: int = 0
     """Score that many samples of each split, spread evenly; 0: all."""
@@ -120,9 +120,9 @@ class Evaluate:
     """Who reads what the run draws and says: digits, speech, whisper; makes figures and examples of it."""
     tasks: tuple[str, ...] = ()
     """What is drawn and said, such as 'image>text>audio'; else all of the run's tasks that draw or say something."""
-    make: int = 0
+    num_samples: int = 0
     """For how many samples of a split; 0: 256 where judges or tasks are named, else none."""
-    rerank: int = 1
+    best_of: int = 1
     """Draw so many of each and keep the nearest to its sources, as `mmfm generate` does."""
     guidance: float = 1.0
     """As of `mmfm generate`."""
@@ -134,7 +134,7 @@ class Evaluate:
     """Processes that share the work, each with a GPU of its own where there are some; 0: one, or a launcher's."""
 
     def __call__(self) -> None:
-        from mmfm.evals.generation import Asking
+        from mmfm.evals.generation import GenerationEvalConfig
         from mmfm.evals.run import evaluate_run
         from mmfm.evals.suite_run import evaluate_suite
         from mmfm.runtime.distributed import agree
@@ -147,10 +147,12 @@ class Evaluate:
             from mmfm.runtime.devices import device_of
 
             device_of(self.device)
-        options = {name: value for name in ("rerank", "guidance") if (value := getattr(self, name)) != 1}
+        options = {name: value for name in ("best_of", "guidance") if (value := getattr(self, name)) != 1}
         judges = tuple(name for word in self.judges for name in word.split(",") if name)
         if not self.suite:
-            chosen["asking"] = Asking(judges=judges, tasks=self.tasks, most=self.make, options=options)
+            chosen["asking"] = GenerationEvalConfig(
+                judges=judges, tasks=self.tasks, most=self.num_samples, options=options
+            )
         words = words_of(self)
         with assembled(self.ranks, [sys.executable, "-m", "mmfm", "eval", *words]) as ranks:
             agree(ranks, {"what is asked": words}, "give all ranks the same words")
@@ -165,17 +167,17 @@ class Evaluate:
             told = f"--{name.replace('_', '-')} {value} must not be negative; 0: {zero}"
             require(value >= 0, told)
         names = ("data", "classes", "templates", *MAKING)
-        own = [f"--{name}" for name in names if getattr(self, name) not in ((), "", 0, 1)]
+        own = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in ((), "", 0, 1)]
         require(not self.suite or not own, f"{' and '.join(own)} and a suite do not go together: it declares its own")
         require(bool(self.suite) or not self.root, f"--root {self.root} is for suites; name one, or leave it out")
 
 
-MAKING = ("judges", "tasks", "make", "rerank", "guidance")
-ZERO = {"batch": "as the run says", "limit": "all", "bootstrap": "as the run says", "step": "the last checkpoint"}
+MAKING = ("judges", "tasks", "num_samples", "best_of", "guidance")
+ZERO = {"batch_size": "as the run says", "limit": "all", "bootstrap": "as the run says", "step": "the last checkpoint"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Asked):
+class Generate(GenerateArgs):
     """Make the target of a task, such as 'image>text', 'text>image' or 'audio~'. Quote it: > belongs to the shell.
 
     Texts are printed; pictures and sounds are written to --out. A chain such as 'image>text>audio' makes one thing of
@@ -189,7 +191,9 @@ class Generate(Asked):
         import mmfm
         from mmfm.inference.generate_command import produce
 
-        produce(mmfm.load(self.run, device=self.device, dtype=self.dtype), self.task, self.out, self.n, self.given)
+        produce(
+            mmfm.load(self.run, device=self.device, dtype=self.dtype), self.task, self.out, self.num_samples, self.given
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +296,7 @@ class Encode:
     """What is encoded: a folder of shards, a tar, a glob or a pattern."""
     out: tyro.conf.Positional[str]
     """Where the shards are written: a new folder, or one of the same command."""
-    batch: int = 16
+    batch_size: int = 16
     """Samples that are encoded at once."""
     step: int = 0
     """Which checkpoint of the run; 0: the last."""
@@ -313,7 +317,9 @@ class Encode:
         model.to(device)
         torch.set_num_threads(min(model.run.threads, cores()))
         coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)
-        encode(coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch, device=device)
+        encode(
+            coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch_size, device=device
+        )
 
 
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
@@ -352,15 +358,15 @@ def opener_for(run: Run) -> Opener:
     return open_source
 
 
-def show(run: Run, found: list[Found]) -> None:
+def show(run: Run, found: list[SourceSummary]) -> None:
     """The run at a glance, before it exists."""
     from rich.console import Console
     from rich.table import Table
 
-    shares, batch = sum(source.share for source in run.data.train), run.data.batch
-    sources = Table("source", "shards", "samples", "provides", "in a batch", box=None, pad_edge=False)
+    shares, batch = sum(source.weight for source in run.data.train), run.data.batch_size
+    sources = Table("source", "shards", "samples", "modalities", "in a batch", box=None, pad_edge=False)
     for item in found:
-        share, provides = batch * item.source.share // shares, ", ".join(item.source.provides)
+        share, provides = batch * item.source.weight // shares, ", ".join(item.source.modalities)
         sources.add_row(item.source.shards, str(item.shards), f"{item.samples:,}", provides, f"{share} of {batch}")
     goals = Table("objective", "weight", "samples that have it", box=None, pad_edge=False)
     for goal in objectives(run):
@@ -376,7 +382,7 @@ def show(run: Run, found: list[Found]) -> None:
 
 def parameters(run: Run) -> tuple[str, ...]:
     """What learns and what is locked. Torch is imported only where the run's rates say that not all learn alike."""
-    if not run.optim.rates:
+    if not run.optim.param_groups:
         return (f"every parameter that an objective asks for learns at optim.lr={run.optim.lr:g}",)
     from mmfm.training.initialize import parameters_of
 

@@ -71,21 +71,21 @@ def toy(folder: Path, **changes: Any) -> Path:
     """Writes FOLDER/toy.json, the configuration of a run over toy shards, into FOLDER/runs."""
     from toys import toy_config
 
-    from mmfm.config import Augment, Contrast, Data, Optim, Run, Source, Write
+    from mmfm.config import Augment, Contrastive, Data, Generative, Optim, Run, Source
     from mmfm.config.serialization import to_json
 
     toy_shards(folder)
     sources = tuple(
-        Source(shards=str(folder / f"{kind}.tar"), provides=(kind, "text"), name=kind) for kind in ("image", "audio")
+        Source(shards=str(folder / f"{kind}.tar"), modalities=(kind, "text"), name=kind) for kind in ("image", "audio")
     )
-    augment = Augment(shift=0.1, speed=0.1, mask_frames=3, hide_source_tokens=0.1, hide_target_tokens=0.1)
+    augment = Augment(translate=0.1, speed=0.1, time_mask=3, source_token_dropout=0.1, target_token_dropout=0.1)
     run = Run(
         name="toy",
         out=str(folder / "runs"),
         model=toy_config(dropout=0.1),
-        data=Data(train=sources, val=str(folder / "image.tar"), batch=8, workers=0, augment=augment),
-        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
-        write=(Write(task="image>text"), Write(task="audio>text")),
+        data=Data(train=sources, val=str(folder / "image.tar"), batch_size=8, num_workers=0, augment=augment),
+        contrastive=(Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text"))),
+        generative=(Generative(task="image>text"), Generative(task="audio>text")),
         optim=Optim(steps=20, lr=3e-3, warmup_steps=5),
         save_every_steps=5,
         accelerator="cpu",
@@ -247,7 +247,7 @@ def one_life(folder: Path, number: int, life: Life) -> int:
         if life.step and moment == life.moment and last["step"] >= life.step:
             strike(life, rank)
 
-    class Diary(fit.Journal):
+    class Diary(fit.MetricsLogger):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             last["step"] = trainer.global_step
             losses = [float(value).hex() for value in outputs["losses"].values()]
@@ -256,7 +256,7 @@ def one_life(folder: Path, number: int, life: Life) -> int:
             super().on_train_batch_end(trainer, module, outputs, batch, index)
             fate("step")
 
-    class Saves(fit.Saves):
+    class Saves(fit.CheckpointSaver):
         def after_step(self, trainer: Any, module: Any, losses: Mapping[str, Any]) -> None:
             super().after_step(trainer, module, losses)
             if self.agree.save:
@@ -271,9 +271,9 @@ def one_life(folder: Path, number: int, life: Life) -> int:
             fate("saving")
 
     PATCHES[life.patch](life)
-    fit.Journal, fit.Saves, checkpoint.write_file = Diary, Saves, write
+    fit.MetricsLogger, fit.CheckpointSaver, checkpoint.write_file = Diary, Saves, write
     resume = ["--resume"] * (folder / "runs" / life.name / "run.json").exists()
-    shape = ["--name", life.name, "--devices", str(life.devices), "--data.workers", str(life.workers)]
+    shape = ["--name", life.name, "--devices", str(life.devices), "--data.num_workers", str(life.workers)]
     return main(["train", str(folder / "toy.json"), *resume, *shape])
 
 

@@ -9,7 +9,7 @@ import torch
 from toys import PAIRS, toy_config, toy_run
 
 import mmfm
-from mmfm.config import Run, Vit, Write
+from mmfm.config import Generative, Run, Vit
 from mmfm.config.serialization import to_json
 from mmfm.export import hf
 from mmfm.inference.interface import Interface
@@ -33,7 +33,7 @@ def export(where: Path, run: Run | None = None, tokenizer: Tokenizer | None = No
     run = run or full_run()
     tokenizer = tokenizer or load_tokenizer("bytes")
     torch.manual_seed(seed)
-    core = build(run.model, tokenizer.size, run.contrast)
+    core = build(run.model, tokenizer.size, run.contrastive)
     with torch.no_grad():
         for name, parameter in core.named_parameters():
             if "scales" not in name:
@@ -51,7 +51,7 @@ def adopt(where: Path, run: Run) -> Exported:
     """A run whose towers come from elsewhere, with the weights of their sources."""
     prepared = prepare(run)
     torch.manual_seed(1)
-    core = build(prepared.run.model, prepared.tokenizer.size, run.contrast)
+    core = build(prepared.run.model, prepared.tokenizer.size, run.contrastive)
     begin(core, prepared)
     save(where / "run", 7, prepared.run, prepared.tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
@@ -61,10 +61,10 @@ def adopt(where: Path, run: Run) -> Exported:
 
 
 def full_run(**model: object) -> Run:
-    run = toy_run(model=toy_config(**({"image": IMAGE} | model)), write=tuple(Write(task=task) for task in TASKS))
+    run = toy_run(model=toy_config(**({"image": IMAGE} | model)), write=tuple(Generative(task=task) for task in TASKS))
     have = {name for name in ("image", "audio", "text") if getattr(run.model, name) is not None}
     return dataclasses.replace(
         run,
-        contrast=tuple(pair for pair in PAIRS if set(pair.pair) <= have),
-        write=tuple(item for item in run.write if set(item.task.split(">")[0].split(",")) - {""} <= have),
+        contrastive=tuple(pair for pair in PAIRS if set(pair.pair) <= have),
+        generative=tuple(item for item in run.generative if set(item.task.split(">")[0].split(",")) - {""} <= have),
     )

@@ -92,10 +92,10 @@ def no_disk() -> None:
 def late_disk() -> None:
     """The newest checkpoint is not seen in the folder's listing yet."""
     from mmfm.models import checkpoint
-    from mmfm.training import fit
+    from mmfm.training import resume
 
     steps_of = checkpoint.steps_of
-    checkpoint.steps_of = fit.steps_of = lambda folder: steps_of(folder)[:-1]
+    checkpoint.steps_of = resume.steps_of = lambda folder: steps_of(folder)[:-1]
 
 
 def other_code() -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(TOOLS))
 import parity  # noqa: E402
 from parity_models import Case  # noqa: E402
 
-from mmfm.config import Blueprint, serialization  # noqa: E402
+from mmfm.config import EncoderSpec, serialization  # noqa: E402
 from mmfm.pretrained import build  # noqa: E402
 
 ROWS = json.loads((TOOLS / "parity.json").read_text("utf-8"))["rows"]
@@ -38,7 +38,7 @@ def check_row(found: parity.Tried, case: Case) -> None:
 def check_saved(found: parity.Tried) -> None:
     """Blueprint as JSON and weights as safetensors, built anew and loaded strictly: equal tokens, to the last bit."""
     assert found.encoder is not None
-    blueprint = serialization.parse(Blueprint, serialization.write(found.encoder.blueprint), "blueprint")
+    blueprint = serialization.parse(EncoderSpec, serialization.write(found.encoder.blueprint), "blueprint")
     assert blueprint == found.encoder.blueprint
     kept = save({name: value.clone() for name, value in found.encoder.state_dict().items()})
     torch.manual_seed(1)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmfm.runtime.distributed import Alone
+from mmfm.runtime.distributed import SingleProcess
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ class Gathered(torch.autograd.Function):
         return total.split(ctx.counts)[ctx.ranks.rank], None
 
 
-class Threads(Alone):
+class Threads(SingleProcess):
     """One of several ranks that are threads of this process."""
 
     def __init__(self, rank: int, size: int, desk: Desk) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm.config import Contrast, Model, Run, Vit
+from mmfm.config import Contrastive, Model, Run, Vit
 from mmfm.config.serialization import to_json
 from mmfm.models import checkpoint
 from mmfm.models.model import build
@@ -29,7 +29,7 @@ def square(**changes: object) -> Model:
     return toy_config(image=Vit(height_px=16, width_px=16, patch_px=4, width=16, depth=1, heads=2), **changes)
 
 
-def saved(folder: Path, model: Model, contrast: tuple[Contrast, ...] = PAIRS, **changes: object) -> Run:
+def saved(folder: Path, model: Model, contrast: tuple[Contrastive, ...] = PAIRS, **changes: object) -> Run:
     """A run's folder with one checkpoint, every parameter away from zero and one."""
     torch.manual_seed(0)
     tokenizer = words()

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from toys import toy_config
 
 import mmfm
-from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, Tower, UserError, Write
+from mmfm.config import Augment, Contrastive, Data, Eval, Generative, Optim, ParamGroup, Run, Source, Tower, UserError
 from mmfm.config.task import Task, parse
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch, Ids
 from mmfm.data.decode import Example, collate
-from mmfm.generation import Decoding, fill
+from mmfm.generation import GenerationConfig, fill
 from mmfm.models.imported import ImportedTower
 from mmfm.models.model import build
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 from mmfm.training import fit
 from mmfm.training.initialize import begin, prepare
 from mmfm.training.module import JointModule
@@ -95,15 +95,17 @@ def run(sources, shards, tmp_path) -> Run:
         model=toy_config(**towers, dropout=0.1),
         data=Data(
             train=(
-                Source(shards=str(shards / "image.tar"), provides=("image", "text")),
-                Source(shards=str(shards / "audio.tar"), provides=("audio", "text")),
+                Source(shards=str(shards / "image.tar"), modalities=("image", "text")),
+                Source(shards=str(shards / "audio.tar"), modalities=("audio", "text")),
             ),
-            batch=16,
-            workers=0,
+            batch_size=16,
+            num_workers=0,
         ),
-        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
-        write=(Write(task="image>text"), Write(task=">text")),
-        optim=Optim(steps=4, lr=3e-3, warmup_steps=1, rates=(Rate(of="towers.image.*", lr=0.0),)),
+        contrastive=(Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text"))),
+        generative=(Generative(task="image>text"), Generative(task=">text")),
+        optim=Optim(
+            steps=4, lr=3e-3, warmup_steps=1, param_groups=(ParamGroup(pattern="towers.image.*", lr_scale=0.0),)
+        ),
         eval=Eval(every_steps=0),
         save_every_steps=2,
         keep_checkpoints=5,
@@ -128,7 +130,7 @@ def a_batch(run: Run, tokenizer, size: int = 6) -> Batch:
 def prepared_model(run: Run):
     prepared = prepare(run)
     torch.manual_seed(0)
-    model = build(prepared.run.model, prepared.tokenizer.size, run.contrast)
+    model = build(prepared.run.model, prepared.tokenizer.size, run.contrastive)
     begin(model, prepared)
     return prepared, model.eval()
 
@@ -167,7 +169,7 @@ def test_a_tower_reads_its_own_ids_and_the_model_writes_its_own(run):
     assert bytes(items.written.ids[1][items.written.keep[1]].tolist()) == b"zero one"
     for part in ("image", None):
         sources = () if part is None else (part,)
-        reading = read(model, Task(sources, "text"), a_batch(run, prepared.tokenizer))
+        reading = forward_task(model, Task(sources, "text"), a_batch(run, prepared.tokenizer))
         assert reading is not None and len(reading.labels) == int(items.written.keep.sum()) + len(items.rows)
 
 
@@ -188,8 +190,8 @@ def test_locked_parts_learn_nothing_and_rest(run):
 
 def test_the_last_pattern_counts(run):
     """One block of a locked tower learns at a tenth of the rate, and only that; the groups are told so."""
-    some = (Rate(of="towers.*", lr=0.0), Rate(of="towers.text.*layer.1.*", lr=0.1))
-    prepared, model = prepared_model(replace(run, optim=replace(run.optim, rates=some)))
+    some = (ParamGroup(pattern="towers.*", lr_scale=0.0), ParamGroup(pattern="towers.text.*layer.1.*", lr_scale=0.1))
+    prepared, model = prepared_model(replace(run, optim=replace(run.optim, param_groups=some)))
     module = JointModule(prepared.run, model)
     rates = {
         id(p): group["initial_lr"] if "initial_lr" in group else group["lr"]
@@ -204,8 +206,8 @@ def test_the_last_pattern_counts(run):
 
 def test_kept_tokens_are_the_same_and_are_made_once(run, tmp_path):
     """Equal embeddings with and without; the second time the encoder is not asked; a damaged file is made again."""
-    locked = replace(run, optim=replace(run.optim, rates=(Rate(of="towers.*", lr=0.0),)))
-    parts = {n: replace(getattr(run.model, n), keep_tokens=str(tmp_path / n)) for n in ("image", "audio", "text")}
+    locked = replace(run, optim=replace(run.optim, param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),)))
+    parts = {n: replace(getattr(run.model, n), feature_cache_dir=str(tmp_path / n)) for n in ("image", "audio", "text")}
     plain, model = prepared_model(locked)
     _, keeping = prepared_model(replace(locked, model=replace(locked.model, **parts)))
     JointModule(replace(plain.run, optim=locked.optim), keeping)
@@ -228,8 +230,12 @@ def test_kept_tokens_are_the_same_and_are_made_once(run, tmp_path):
 @pytest.mark.parametrize("task", ["image>text~", "audio>text~", "image,audio>text~"])
 def test_filling_in_behind_kept_tokens_is_as_without(run, tmp_path, task):
     """Training's loss and its gradients, and the ids that are filled in: made and kept, read back, and never kept."""
-    locked = replace(run, write=(Write(task=task),), optim=replace(run.optim, rates=(Rate(of="towers.*", lr=0.0),)))
-    parts = {n: replace(getattr(run.model, n), keep_tokens=str(tmp_path / n)) for n in ("image", "audio")}
+    locked = replace(
+        run,
+        generative=(Generative(task=task),),
+        optim=replace(run.optim, param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),)),
+    )
+    parts = {n: replace(getattr(run.model, n), feature_cache_dir=str(tmp_path / n)) for n in ("image", "audio")}
     prepared, plain = prepared_model(locked)
     _, keeping = prepared_model(replace(locked, model=replace(locked.model, **parts)))
     batch, draw, asked = a_batch(run, prepared.tokenizer), torch.Generator().manual_seed(1), []
@@ -239,13 +245,13 @@ def test_filling_in_behind_kept_tokens_is_as_without(run, tmp_path, task):
     hidden = torch.arange(4).expand(6, 4) >= torch.arange(6)[:, None] % 3
     found = []
     for model in (plain, keeping, keeping):
-        JointModule(replace(prepared.run, write=locked.write, optim=locked.optim), model)
+        JointModule(replace(prepared.run, generative=locked.write, optim=locked.optim), model)
         model.eval()
         hooks = [tower.encoder.register_forward_hook(lambda *_: asked.append(1)) for tower in model.towers.values()]
-        reading = read(model, parse(task), batch)
+        reading = forward_task(model, parse(task), batch)
         loss = torch.nn.functional.cross_entropy(model.logits(reading.states), reading.labels)
         grad = torch.autograd.grad(loss, model.trunk.blocks[0].attn.qkv.weight)[0]
-        rows, ids = fill(model, parse(task), batch, given, hidden, Decoding(rounds=3))
+        rows, ids = fill(model, parse(task), batch, given, hidden, GenerationConfig(num_steps=3))
         found.append((loss.detach(), grad, torch.tensor(rows), ids))
         for hook in hooks:
             hook.remove()
@@ -256,9 +262,9 @@ def test_filling_in_behind_kept_tokens_is_as_without(run, tmp_path, task):
 
 
 def test_tokens_of_what_learns_are_not_kept(run, tmp_path):
-    parts = {"text": replace(run.model.text, keep_tokens=str(tmp_path / "kept"))}
+    parts = {"text": replace(run.model.text, feature_cache_dir=str(tmp_path / "kept"))}
     prepared, model = prepared_model(replace(run, model=replace(run.model, **parts)))
-    with pytest.raises(UserError, match="keep_tokens of a tower that trains would soon be wrong; lock it"):
+    with pytest.raises(UserError, match="feature_cache_dir of a tower that trains would soon be wrong; lock it"):
         model.tokens("text", a_batch(run, prepared.tokenizer).items["text"])
 
 
@@ -284,8 +290,11 @@ def test_a_run_needs_its_sources_once(run, sources, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rates": (Rate(of="tower.image.*", lr=0.0),)}, "no parameter is called 'tower.image.\\*'; the nearest is"),
-        ({"rates": (Rate(of="*", lr=0.0),)}, "lock every parameter"),
+        (
+            {"rates": (ParamGroup(pattern="tower.image.*", lr_scale=0.0),)},
+            "no parameter is called 'tower.image.\\*'; the nearest is",
+        ),
+        ({"rates": (ParamGroup(pattern="*", lr_scale=0.0),)}, "lock every parameter"),
     ],
 )
 def test_wrong_rates_are_named(run, change, words):
@@ -298,7 +307,7 @@ def test_wrong_rates_are_named(run, change, words):
     ("augment", "words"),
     [
         (Augment(speed=0.1), "augment.speed changes our own log-mel frames"),
-        (Augment(shift=0.1), "augment.shift makes every picture new"),
+        (Augment(translate=0.1), "augment.translate makes every picture new"),
     ],
 )
 def test_augmentation_that_a_tower_cannot_take_is_refused(run, tmp_path, augment, words):
@@ -331,7 +340,10 @@ def test_a_pooled_tower_gives_the_mean_of_its_real_tokens(run):
 
 def test_a_loaded_run_keeps_tokens_too(run, tmp_path):
     """Scoring reads what training kept: opened again, the locked towers' encoders are not asked."""
-    locked = replace(run, optim=replace(run.optim, steps=1, warmup_steps=0, rates=(Rate(of="towers.*", lr=0.0),)))
+    locked = replace(
+        run,
+        optim=replace(run.optim, steps=1, warmup_steps=0, param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),)),
+    )
     text = replace(run.model.text, keep_tokens=str(tmp_path / "kept"))
     folder = fit.train(replace(locked, model=replace(run.model, text=text), save_every_steps=1))
     model, asked = mmfm.load(folder), []

@@ -10,7 +10,7 @@ from mmfm.data.batch import Tokens
 
 EVERYTHING = Augment(
     **{"rotate_deg": 15.0, "scale": 0.2, "shear": 0.1, "shift": 0.1, "elastic": 0.05, "contrast": 0.3, "cutout": 0.5},
-    **{"speed": 0.2, "formant": 0.2, "mask_frames": 8, "mask_bins": 4, "noise": 0.1},
+    **{"speed": 0.2, "formant": 0.2, "time_mask": 8, "freq_mask": 4, "noise": 0.1},
 )
 
 
@@ -38,7 +38,7 @@ def test_neutral_draws_and_zero_settings_change_nothing():
     """In the middle of every range there is the input itself; with all settings at zero, whatever the draws."""
     images, frames = pictures(), spectrograms()
     still = Augment(
-        rotate_deg=15.0, scale=0.2, shear=0.1, shift=0.1, elastic=0.05, contrast=0.3, speed=0.2, formant=0.2
+        rotate_deg=15.0, scale=0.2, shear=0.1, translate=0.1, elastic=0.05, brightness=0.3, speed=0.2, vtlp=0.2
     )
     torch.testing.assert_close(augment_images(images, draws(3, u0=0.5), still), images, rtol=0, atol=1e-5)
     torch.testing.assert_close(augment_frames(frames, draws(3, u0=0.5), still).x, frames.x, rtol=0, atol=1e-5)
@@ -49,7 +49,7 @@ def test_neutral_draws_and_zero_settings_change_nothing():
 def test_a_shift_is_a_shift():
     """The largest draw moves a 12-pixel side by 3 pixels at shift=0.25: as slicing does, the border repeated."""
     images = pictures()
-    moved = augment_images(images, draws(3, u4=1.0), Augment(shift=0.25))
+    moved = augment_images(images, draws(3, u4=1.0), Augment(translate=0.25))
     torch.testing.assert_close(moved[..., :-3], images[..., 3:], rtol=0, atol=1e-5)
     torch.testing.assert_close(moved[..., -3:], images[..., -1:].expand(-1, -1, -1, 3), rtol=0, atol=1e-5)
 
@@ -89,9 +89,7 @@ def test_speed_changes_the_length_and_formant_the_pitch_of_a_ridge():
     assert fast.keep.sum(1).tolist() == [24, 14, 19]
     ridge = torch.zeros(1, 10, 16)
     ridge[..., 8] = 1.0
-    shifted = augment_frames(
-        Tokens(ridge, torch.ones(1, 10, dtype=torch.bool)), draws(1, u1=1.0), Augment(formant=0.25)
-    )
+    shifted = augment_frames(Tokens(ridge, torch.ones(1, 10, dtype=torch.bool)), draws(1, u1=1.0), Augment(vtlp=0.25))
     assert shifted.x[0, 5].argmax().item() == 10 and shifted.keep.all()
 
 
@@ -99,7 +97,7 @@ def test_masks_are_no_longer_than_asked_nor_than_half():
     """Over many draws: at most 8 frames and at most half of a clip, at most 4 bins; both are reached."""
     n = 400
     frames = Tokens(torch.ones(n, 12, 16), torch.arange(12).expand(n, 12) < torch.tensor([12, 10] * (n // 2))[:, None])
-    x = augment_frames(frames, draws(n), Augment(mask_frames=8, mask_bins=4)).x
+    x = augment_frames(frames, draws(n), Augment(time_mask=8, freq_mask=4)).x
     hidden_frames = ((x == 0).all(2) & frames.keep).sum(1)
     lengths = frames.keep.sum(1)
     assert hidden_frames[lengths == 12].max() == 6 and hidden_frames[lengths == 10].max() == 5

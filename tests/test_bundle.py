@@ -16,7 +16,7 @@ from toys import PAIRS, toy_config, toy_run
 
 import mmfm
 from mmfm import pretrained
-from mmfm.config import MODALITIES, Blueprint, Pixels, Sound, Tower, UserError, serialization
+from mmfm.config import MODALITIES, AudioPreprocess, EncoderSpec, ImagePreprocess, Tower, UserError, serialization
 from mmfm.export import bundle as saving
 from mmfm.inference.bundle import contents, golden
 from mmfm.inference.interface import Interface
@@ -126,9 +126,9 @@ def test_the_contract_is_that_of_the_configuration(model, folder):
     assert (
         mmfm.load_encoder("image", folder).preprocess
         == cfg.image.pixels
-        == Pixels(height_px=8, width_px=16, channels=1, interpolation=cfg.image.interpolation)
+        == ImagePreprocess(height_px=8, width_px=16, channels=1, interpolation=cfg.image.interpolation)
     )
-    assert mmfm.load_encoder("audio", folder).preprocess == Sound(rate_hz=16_000)
+    assert mmfm.load_encoder("audio", folder).preprocess == AudioPreprocess(rate_hz=16_000)
     assert mmfm.load_encoder("text", folder).preprocess is None
 
 
@@ -210,7 +210,7 @@ def test_a_choice_of_modalities_leaves_the_rest_out(model, tmp_path, inputs):
     assert not (part / "audio.safetensors").exists()
     back = mmfm.from_pretrained(part)
     assert back.modalities == ("image", "text") and back.tasks == ("image>text", ">text")
-    assert list(back.core.log_scales) == ["image-text"] == [item.name for item in back.run.contrast]
+    assert list(back.core.log_scales) == ["image-text"] == [item.name for item in back.run.contrastive]
     torch.testing.assert_close(back.encode_image(inputs["image"]), model.encode_image(inputs["image"]), rtol=0, atol=0)
     with pytest.raises(UserError, match="holds no audio encoder; it holds image, text"):
         mmfm.load_encoder("audio", part)
@@ -327,7 +327,7 @@ def test_a_bundle_names_no_other_folder(copy):
     changed(copy, model=model | {"image": model["image"] | {"weights": "elsewhere"}})
     with pytest.raises(UserError, match=r"a bundle names no other folder, and this one names 'elsewhere'"):
         mmfm.load_encoder("image", copy)
-    tower = serialization.write(Tower(source="timm:x", keep_tokens="/elsewhere"))
+    tower = serialization.write(Tower(source="timm:x", feature_cache_dir="/elsewhere"))
     changed(copy, model=model | {"image": json.loads(tower)})
     with pytest.raises(UserError, match=r"a bundle names no other folder, and this one names '/elsewhere'"):
         mmfm.load_encoder("audio", copy)
@@ -336,8 +336,8 @@ def test_a_bundle_names_no_other_folder(copy):
 @pytest.mark.parametrize("shape", [{"name": "local-dir:x"}, {"name": "a", "kwargs": {"checkpoint_path": "x.pth"}}])
 def test_a_blueprint_names_no_file(shape):
     """A bundle of a stranger cannot make timm open a checkpoint."""
-    pixels = Pixels(channels=3)
-    blueprint = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=8, pixels=pixels)
+    pixels = ImagePreprocess(channels=3)
+    blueprint = EncoderSpec(library="timm", modality="image", architecture=json.dumps(shape), width=8, pixels=pixels)
     with pytest.raises(UserError, match=r"names, and no file or address|which timm does not have"):
         pretrained.build(blueprint)
 

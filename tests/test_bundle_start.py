@@ -12,7 +12,7 @@ from test_bundle import TOKENIZER, rewrite, trained
 from toys import toy_config
 
 import mmfm
-from mmfm.config import MODALITIES, Contrast, Model, UserError
+from mmfm.config import MODALITIES, Contrastive, Model, UserError
 from mmfm.inference import bundle
 from mmfm.models import checkpoint
 from mmfm.models.model import UnifiedModel, build
@@ -32,7 +32,7 @@ def folder(model, tmp_path_factory) -> Path:
 
 def fresh(cfg: Model, ids: int = TOKENIZER.size) -> UnifiedModel:
     torch.manual_seed(7)
-    core = build(cfg, ids, (Contrast(pair=("image", "text")),))
+    core = build(cfg, ids, (Contrastive(pair=("image", "text")),))
     bundle.start(core, cfg)
     return core
 
@@ -61,7 +61,7 @@ def test_a_tower_and_a_trunk_of_one_model_stay_joined(model, folder):
 def test_nothing_named_nothing_changed(folder):
     """A configuration without `weights` reads no bundle."""
     torch.manual_seed(7)
-    plain = build(toy_config(), TOKENIZER.size, (Contrast(pair=("image", "text")),))
+    plain = build(toy_config(), TOKENIZER.size, (Contrastive(pair=("image", "text")),))
     torch.testing.assert_close(dict(fresh(toy_config()).state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
 
 

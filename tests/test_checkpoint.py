@@ -10,7 +10,8 @@ import pytest
 import torch
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm.config import UserError
+from mmfm.config import UserError, serialization
+from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -33,7 +34,7 @@ def test_a_model_comes_back_bit_by_bit(tmp_path):
     """Weights, configuration and tokenizer, from the folder of the run and from that of the checkpoint."""
     folder = saved(tmp_path)
     for where in (tmp_path, folder):
-        model = checkpoint.load_model(where)
+        model = load_model(where)
         torch.testing.assert_close(dict(model.core.state_dict()), dict(small_model().state_dict()), rtol=0, atol=0)
         assert model.run == toy_run() and model.tokenizer.encode("é") == TOKENIZER.encode("é") and not model.training
 
@@ -62,7 +63,7 @@ def test_a_cut_file_is_named(tmp_path, name):
     path = saved(tmp_path) / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{name} is damaged: \d+ bytes where \d+ were written.*another step"):
-        checkpoint.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 def test_one_flipped_bit_is_found(tmp_path):
@@ -71,7 +72,7 @@ def test_one_flipped_bit_is_found(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"):
-        checkpoint.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 def test_the_newest_whole_one_is_chosen(tmp_path):
@@ -80,7 +81,7 @@ def test_the_newest_whole_one_is_chosen(tmp_path):
     (saved(tmp_path, 9) / "model.safetensors").write_bytes(b"")
     assert checkpoint.newest_whole(tmp_path)[0] == 5
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load_model(tmp_path, step=9)
+        load_model(tmp_path, step=9)
 
 
 def test_weights_of_another_configuration_are_refused_with_the_difference(tmp_path):
@@ -97,7 +98,7 @@ def test_weights_of_another_configuration_are_refused_with_the_difference(tmp_pa
 def test_no_run_there_says_what_to_do(tmp_path, where):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"(is no folder of a run|has no checkpoint); .*mmfm train"):
-        checkpoint.load_model(tmp_path / where)
+        load_model(tmp_path / where)
 
 
 @pytest.mark.parametrize("failing", [0, 3, 5])
@@ -194,10 +195,10 @@ def test_what_could_execute_is_refused_unopened(tmp_path):
     }
     for name, told in words.items():
         with pytest.raises(UserError, match=told):
-            checkpoint.load_model(tmp_path / name)
+            load_model(tmp_path / name)
     for address in ("https://example.com/run", "s3://bucket/run", "hf://a/b"):
         with pytest.raises(UserError, match=r"is an address; give a local folder"):
-            checkpoint.load_model(address)
+            load_model(address)
         with pytest.raises(UserError, match=r"is an address; give a local folder"):
             checkpoint.refuse_foreign(Path(address))
     checkpoint.refuse_foreign(tmp_path)
@@ -208,7 +209,7 @@ def test_an_environment_that_unpickles_is_refused(tmp_path, monkeypatch):
     saved(tmp_path)
     monkeypatch.setenv(checkpoint.UNSAFE, "1")
     with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: .*; unset it"):
-        checkpoint.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -231,6 +232,6 @@ def test_nothing_is_unpickled(tmp_path):
 
 def test_a_run_with_an_unknown_key_is_refused(tmp_path):
     """The run.json of a newer mmfm is not half understood."""
-    text = checkpoint.to_json(replace(toy_run(), name="x")).replace('"seed"', '"sead"')
+    text = serialization.to_json(replace(toy_run(), name="x")).replace('"seed"', '"sead"')
     with pytest.raises(UserError, match="unknown key sead"):
-        checkpoint.from_json(text)
+        serialization.from_json(text)

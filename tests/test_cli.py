@@ -20,7 +20,7 @@ import pytest
 import mmfm
 from mmfm.__main__ import main, names, sentence
 from mmfm.cli import Train
-from mmfm.config import Contrast, Data, Eval, Model, Run, Source, Text, UserError, Write
+from mmfm.config import Contrastive, Data, Eval, Generative, Model, Run, Source, Text, UserError
 from mmfm.config.load import read_run
 from mmfm.config.serialization import to_json
 from mmfm.training.preflight import check
@@ -30,11 +30,11 @@ from mmfm.config import Contrast, Data, Model, Run, Source, Write
 
 def config():
     sources = (
-        Source(shards={folder!r} + "/image.tar", provides=("image", "text")),
-        Source(shards={folder!r} + "/audio.tar", provides=("audio", "text"), share=3),
+        Source(shards={folder!r} + "/image.tar", modalities=("image", "text")),
+        Source(shards={folder!r} + "/audio.tar", modalities=("audio", "text"), share=3),
     )
-    goals = dict(contrast=(Contrast(pair=("image", "text")),), write=(Write(task="audio>text"),))
-    return Run(name="small", out={folder!r} + "/runs", data=Data(train=sources, val={folder!r}, batch=8), **goals)
+    goals = dict(contrastive=(Contrastive(pair=("image", "text")),), generative=(Generative(task="audio>text"),))
+    return Run(name="small", out={folder!r} + "/runs", data=Data(train=sources, val={folder!r}, batch_size=8), **goals)
 """
 
 
@@ -130,7 +130,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "source missing": ("generate RUN image>text", "task 'image>text' reads image, and none is given; add --image"),
     "source unread": ("generate RUN >text --image a.png", "does not read image; leave out --image"),
     "source not there": ("generate RUN image>text --image {folder}/no.png", "--image: there is no file"),
-    "greedy twice": ("generate RUN >text --n 2", "--n 2 would write one text 2 times; set --temperature"),
+    "greedy twice": (
+        "generate RUN >text --num-samples 2",
+        "--num-samples 2 would write one text 2 times; set --temperature",
+    ),
     "not heat": ("generate RUN >text --temperature warm", "--temperature: 'warm' is no number; see mmfm generate"),
     "nowhere to draw": (
         "generate RUN >image",
@@ -141,14 +144,14 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "not a png": ("generate RUN >image --out {folder}/a.gif", "a.gif: a picture is written as .png; end the name so"),
     "not a wav": ("generate RUN text>audio --text a --out a.png", "--out a.png: a sound is written as .wav"),
     "one name for two sounds": (
-        "generate RUN >audio --n 2 --out a.wav",
-        "--n 2 sounds need a name each; say --out 'a-{{}}.wav'",
+        "generate RUN >audio --num-samples 2 --out a.wav",
+        "--num-samples 2 sounds need a name each; say --out 'a-{{}}.wav'",
     ),
     "two numbers": ("generate RUN >image --out {{}}{{}}.png", "one {{}} is where the number goes"),
     "text to a file": ("generate RUN >text --out a.txt", "a text is printed; leave --out away, or add > a.txt behind"),
     "likeliest twice": (
-        "generate RUN >image --beams 2 --n 2 --out a.png",
-        "--n 2 would write one picture 2 times; set --temperature, and leave out --beams",
+        "generate RUN >image --num-beams 2 --num-samples 2 --out a.png",
+        "--num-samples 2 would write one picture 2 times; set --temperature, and leave out --num-beams",
     ),
     "broken chain": ("generate RUN image>>text --image {folder}/image.tar", "has an empty link"),
     "on a file": ("train {config} --out {folder}/image.tar --check", "/image.tar is a file; choose another --out or"),
@@ -238,15 +241,15 @@ def test_options_change_values_and_nothing_else(config: Path, trained: list[Any]
         run,
         optim=replace(run.optim, lr=0.5),
         model=replace(run.model, image=replace(run.model.image, patch_px=8)),
-        contrast=(replace(run.contrast[0], loss="sigmoid"),),
-        data=replace(run.data, train=(run.data.train[0], replace(run.data.train[1], share=1))),
+        contrastive=(replace(run.contrastive[0], loss="sigmoid"),),
+        data=replace(run.data, train=(run.data.train[0], replace(run.data.train[1], weight=1))),
     )
     assert trained == [(expected, True, False)]
 
 
 def test_a_tower_of_none_stays_none(config: Path, trained: list[Any]) -> None:
     """A saved run is a configuration too, and what it has switched off the command line leaves off."""
-    run = replace(read_run(config), model=Model(audio=None), write=())
+    run = replace(read_run(config), model=Model(audio=None), generative=())
     (saved := config.with_name("run.json")).write_text(to_json(run))
     assert main(["train", str(saved), "--seed", "3"]) == 0
     assert trained == [(replace(run, seed=3), False, False)]
@@ -282,7 +285,7 @@ def test_known_options_are_tyros(config: Path, capsys: pytest.CaptureFixture[str
 def test_generate_passes_on_what_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--n texts, a line each; what is not said is not passed on, and a source named twice is a list in order."""
+    """--num-samples texts, a line each; what is not said is not passed on, and a source named twice is a list in order."""
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     for file in (first, second):
         file.write_bytes(b"")
@@ -291,7 +294,7 @@ def test_generate_passes_on_what_it_is_given(
         return [f"{task} {how} {i}" for i in range(n)]
 
     monkeypatch.setattr(mmfm, "load", lambda run, **_: SimpleNamespace(generate_many=generate_many, stream=iter))
-    line = f"generate RUN image>text --image {first} --temperature 0.5 --seed 4 --n 2"
+    line = f"generate RUN image>text --image {first} --temperature 0.5 --seed 4 --num-samples 2"
     assert main(line.split()) == 0
     how = {"image": [str(first)], "seed": 4, "temperature": 0.5}
     assert capsys.readouterr().out.splitlines() == [f"image>text {how} {i}" for i in range(2)]
@@ -372,25 +375,25 @@ def test_nobody_reads(config: Path) -> None:
     assert child.wait() == 128 + signal.SIGPIPE
 
 
-SOUND = Source(shards="audio.tar", provides=("audio", "text"))
-RUN = Run(name="r", data=Data(train=(SOUND,)), write=(Write(task="audio>text"),))
+SOUND = Source(shards="audio.tar", modalities=("audio", "text"))
+RUN = Run(name="r", data=Data(train=(SOUND,)), generative=(Generative(task="audio>text"),))
 
 
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (replace(RUN, write=()), "run 'r' has no objective; list some"),
+        (replace(RUN, generative=()), "run 'r' has no objective; list some"),
         (replace(RUN, data=Data()), "run 'r' has no training data; list sources"),
         (
             replace(RUN, model=Model(audio=None)),
             "audio>text reads audio, but model.audio is None; give the model a tower",
         ),
         (
-            replace(RUN, contrast=(Contrast(pair=("image", "text")),)),
+            replace(RUN, contrastive=(Contrastive(pair=("image", "text")),)),
             "image-text needs samples that hold image and text",
         ),
         (
-            replace(RUN, data=Data(train=(replace(SOUND, provides=("audio", "image")),))),
+            replace(RUN, data=Data(train=(replace(SOUND, modalities=("audio", "image")),))),
             "audio.tar: 000 has no image, which its source provides",
         ),
         (
@@ -398,8 +401,8 @@ RUN = Run(name="r", data=Data(train=(SOUND,)), write=(Write(task="audio>text"),)
             "Source.texts of 'audio.tar' names 'caption', which 2 of its first 2 samples lack, such as",
         ),
         (
-            replace(RUN, data=Data(train=(replace(SOUND, answers=(Text(field="a.b"),)),))),
-            "Source.answers of 'audio.tar' names 'a.b', which 2",
+            replace(RUN, data=Data(train=(replace(SOUND, targets=(Text(field="a.b"),)),))),
+            "Source.targets of 'audio.tar' names 'a.b', which 2",
         ),
         (replace(RUN, data=replace(RUN.data, val="nowhere")), "'nowhere'"),
         (replace(RUN, eval=Eval(every_steps=1)), "set data.val, or every_steps to 0"),

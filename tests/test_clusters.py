@@ -14,14 +14,14 @@ from mmfm.datasets.encode import Coder
 from mmfm.evals.codec import Coded, figures_of, score_codecs
 from mmfm.evals.generation import Making, Own, Product
 from mmfm.evals.masked_prediction import Filled, Filling
-from mmfm.evals.metrics import Bootstrap, Figure
+from mmfm.evals.metrics import Bootstrap, Score
 
 PICTURE_COUNT, CAPTIONS, TRUTH, TRIALS = 30, 5, 0.4, 100
 CODER = Coder(codec=Cells(), contract=PICTURES.pixels, cfg=PICTURES)
 Right = Sequence[float]
 
 
-def of_codec(media: tuple[str, ...], right: Right) -> Iterator[Figure]:
+def of_codec(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     n = len(media)
     codes = [4 * np.arange(4)] * n
     values, plain = ({"psnr": np.array(x, float)} for x in (right, [0.0] * n))
@@ -29,20 +29,20 @@ def of_codec(media: tuple[str, ...], right: Right) -> Iterator[Figure]:
     yield from figures_of("image", CODER, found)[0]
 
 
-def of_filling(media: tuple[str, ...], right: Right) -> Iterator[Figure]:
+def of_filling(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     items = [Filled(row, 1.0, 1, int(value), 1) for row, value in enumerate(right)]
     filling = Filling(found={"image~": items}, ids={"image~": 4.0})
     yield from filling.figures(a_split("s", len(media), media=media))
 
 
-def of_reading(media: tuple[str, ...], right: Right) -> Iterator[Figure]:
+def of_reading(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     """Of what was made alone."""
     products = [Product(row, [1], 0, {"eye": "one" if value else "two"}) for row, value in enumerate(right)]
     making = Making(products={"text>image": products}, wanted=("one",) * len(media))
     yield from making.figures(a_split("s", len(media), media=media))
 
 
-def of_making(media: tuple[str, ...], right: Right) -> Iterator[Figure]:
+def of_making(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     read = [{"eye": "one" if value else "two"} for value in right]
     products = {
         "text>image": [Product(row, [1], 0, told) for row, told in enumerate(read)],
@@ -56,7 +56,7 @@ def of_making(media: tuple[str, ...], right: Right) -> Iterator[Figure]:
 
 MADE = {
     "psnr": of_codec,
-    "filled@15%": of_filling,
+    "masked_acc@15": of_filling,
     "eye/read": of_reading,
 }
 
@@ -66,7 +66,7 @@ def test_the_interval_covers_where_five_samples_are_of_one_picture(metric: str) 
     """A picture that is right is so five times: about 95 % of the intervals hold the truth; were samples drawn one by
     one, intervals would be too narrow by the root of five, and some 62 % would."""
     draw, media = np.random.default_rng(0), tuple(f"m{i // CAPTIONS}" for i in range(PICTURE_COUNT * CAPTIONS))
-    make: Callable[..., Iterator[Figure]] = MADE[metric]
+    make: Callable[..., Iterator[Score]] = MADE[metric]
     covered = 0
     for trial in range(TRIALS):
         right = np.repeat((draw.random(PICTURE_COUNT) < TRUTH).astype(float), CAPTIONS)
@@ -78,7 +78,7 @@ def test_the_interval_covers_where_five_samples_are_of_one_picture(metric: str) 
 
 
 @pytest.mark.parametrize("make", [of_codec, of_filling, of_making])
-def test_every_figure_draws_pictures(make: Callable[..., Iterator[Figure]]) -> None:
+def test_every_figure_draws_pictures(make: Callable[..., Iterator[Score]]) -> None:
     """None of them takes two samples of one picture for two; where all pictures differ each sample is its own."""
     right = [1.0, 0.0, 1.0, 1.0]
     assert {one.independent for one in make(("a", "a", "b", "c"), right)} == {3}

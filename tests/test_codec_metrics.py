@@ -12,11 +12,11 @@ import torch
 from toys import toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, TextTower, Trunk
+from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruction, TextTower, Trunk, serialization
 from mmfm.data.batch import Ids
 from mmfm.data.decode import Decode
 from mmfm.data.shards import Shards
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.data.writer import Item, write_shard
 from mmfm.datasets.encode import Coder, coders_of
 from mmfm.evals.codec import (
@@ -32,6 +32,7 @@ from mmfm.evals.codec import (
 )
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.run import scores_during_training
+from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.codecs import make_codec
 from mmfm.models.model import build
@@ -39,13 +40,13 @@ from mmfm.preprocessing.tokenizer import load_tokenizer
 
 RATE = 16_000
 PICTURES = ImageCodec(height_px=16, width_px=16, channels=1, patch_px=8, levels=(4, 4), width=8, depth=1)
-SPEECH = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(4, 3), width=8, depth=1)
+SPEECH = AudioCodec(mel=Mel(bins=16), frame_stack=4, num_codebooks=2, levels=(4, 3), width=8, depth=1)
 
 
 class Cells(torch.nn.Module):
     """A codec of pictures with a known answer: each quarter's mean, to one of 4 levels, as a book of its own."""
 
-    form = Form((4, 4, 4, 4), 4)
+    form = CodeFormat((4, 4, 4, 4), 4)
     step_samples = 0
 
     def encode(self, x: torch.Tensor, keep: torch.Tensor) -> Ids:
@@ -89,18 +90,18 @@ def test_planted_pictures(planted: Shards) -> None:
     values = figures(found)
     assert values["psnr"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
     assert values["bits_per_pixel"] == 4 * 2 / 256
-    assert [values[f"codes_used/{book}"] for book in range(4)] == [1.0, 0.5, 0.25, 0.25]
+    assert [values[f"codebook_usage/{book}"] for book in range(4)] == [1.0, 0.5, 0.25, 0.25]
     assert [values[f"code_entropy_bits/{book}"] for book in range(4)] == [2.0, 1.0, 0.0, 0.0]
     assert {figure.task for figure in found.figures} == {"image codec"}
     chances = {figure.metric: figure.chance for figure in found.figures}
     assert chances["bits_per_pixel"] == 8.0
-    assert chances["codes_used/0"] == 0.25
+    assert chances["codebook_usage/0"] == 0.25
     grey = [((128 - 64 * level) ** 2).__float__() for level in range(4)]
     means = [np.mean([grey[a], grey[b], grey[2], grey[0]]) for a, b in ((0, 1), (1, 1), (2, 3), (3, 3))]
     assert chances["psnr"] == pytest.approx(np.mean([10 * math.log10(255**2 / mean) for mean in means]), abs=1e-4)
     assert found.figures[0].items == ("p0", "p1", "p2", "p3")
     assert found.left_out == []
-    low, high = next(f for f in found.figures if f.metric == "codes_used/0").interval(Bootstrap(resamples=200))
+    low, high = next(f for f in found.figures if f.metric == "codebook_usage/0").interval(Bootstrap(resamples=200))
     assert 0.25 <= low < high <= 1.0
 
 
@@ -229,23 +230,23 @@ def test_eval_of_a_run_of_codecs_alone(planted: Shards, tmp_path: Path, capsys: 
                     image_codec=PICTURES, embed_dim=8),
         contrast=(),
         write=(),
-        reconstruct=(Reconstruct(modality="image"),),
+        reconstruct=(Reconstruction(modality="image"),),
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
     core = build(run.model, tokenizer.size, ())
     checkpoint.save(Path(run.folder), 1, run, tokenizer, core.state_dict(), {})
-    (Path(run.folder) / "run.json").write_text(checkpoint.to_json(run))
+    (Path(run.folder) / "run.json").write_text(serialization.to_json(run))
     out = tmp_path / "results.json"
     assert main(["eval", str(run.folder), "--data", str(tmp_path / "planted.tar"), "--out", str(out)]) == 0
     rows = json.loads(out.read_text())
-    assert [row["metric"] for row in rows] == ["psnr", "ssim", "bits_per_pixel", "codes_used", "code_entropy_bits"]
+    assert [row["metric"] for row in rows] == ["psnr", "ssim", "bits_per_pixel", "codebook_usage", "code_entropy_bits"]
     assert {(row["task"], row["n"]) for row in rows} == {("image codec", 4)}
     assert all(row["low"] <= row["high"] for row in rows)
     told = capsys.readouterr().out
     assert "psnr" in told
     assert "nothing that the model reads" not in told
-    model = checkpoint.load_model(run.folder)
+    model = load_model(run.folder)
     data = replace(run.data, val=str(tmp_path / "planted.tar"))
     scores, _ = scores_during_training(model, replace(run, data=data))
     assert scores == {"image codec/psnr": pytest.approx(rows[0]["value"])}

@@ -10,35 +10,35 @@ import torch
 from torch import nn
 from toys import TEXT_IDS, toy_batch, toy_config, toy_run
 
-from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruct, Run, UserError, Write
+from mmfm.config import AudioCodec, Generative, ImageCodec, Mel, Model, Reconstruction, Run, UserError
 from mmfm.config.task import parse
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.models.codecs import AudioAutoencoder, Codec, ImageAutoencoder, Trainable
 from mmfm.models.codecs.audio import _error
 from mmfm.models.codecs.fsq import Quantiser
-from mmfm.models.layers import initialise
+from mmfm.models.layers import init_weights
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 from mmfm.training.initialize import trained_codec
 from mmfm.training.optimizer import unasked
 from mmfm.training.preflight import check
 
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(4, 3), width=16, depth=1)
-AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(3, 4), width=24, depth=1)
+AUDIO = AudioCodec(mel=Mel(bins=16), frame_stack=4, num_codebooks=2, levels=(3, 4), width=24, depth=1)
 
 
 def image_codec() -> ImageAutoencoder:
     torch.manual_seed(0)
     codec = ImageAutoencoder(IMAGE)
-    initialise(codec)
+    init_weights(codec)
     return codec
 
 
 def audio_codec() -> AudioAutoencoder:
     torch.manual_seed(0)
     codec = AudioAutoencoder(AUDIO)
-    initialise(codec)
+    init_weights(codec)
     return codec.double()
 
 
@@ -113,17 +113,17 @@ def test_books_take_turns():
     """The codes of a step stand side by side, each in the range of its own book; the form says so too."""
     codec = audio_codec()
     ids, real = codec.encode(torch.randn(1, 8_000, dtype=torch.float64), torch.ones(1, 8_000, dtype=torch.bool))
-    assert codec.form == Form((12, 12))
+    assert codec.form == CodeFormat((12, 12))
     for step, code in enumerate(ids[0][real[0]].tolist()):
-        assert code in codec.form.span(step)
+        assert code in codec.form.candidates(step)
     assert not codec.form.may_end(0) and not codec.form.may_end(1) and codec.form.may_end(2)
 
 
 def test_an_image_has_its_length_and_a_text_may_be_empty():
-    form = Form((12,), 8)
+    form = CodeFormat((12,), 8)
     assert [form.may_end(step) for step in (0, 7, 8)] == [False, False, True]
-    assert list(form.span(7)) == list(range(12)) and not form.span(8)
-    assert Form((9,), empty=True).may_end(0)
+    assert list(form.candidates(7)) == list(range(12)) and not form.candidates(8)
+    assert CodeFormat((9,), empty=True).may_end(0)
 
 
 @pytest.mark.parametrize("made", [image_codec, audio_codec])
@@ -168,7 +168,7 @@ def test_a_critic_learns_to_tell_and_a_codec_to_pass():
     """Against fixed outputs the critic's loss falls; against a fixed critic the codec is judged better."""
     torch.manual_seed(0)
     codec = AudioAutoencoder(replace(AUDIO, adversarial=1.0, scales=(1, 4)))
-    initialise(codec)
+    init_weights(codec)
     x = 0.1 * torch.randn(4, 6_400)
     keep = torch.ones_like(x, dtype=torch.bool)
     for name, parameters in (("apart", codec.critic.parameters()), ("judged", codec.decoder.parameters())):
@@ -246,7 +246,7 @@ def test_a_model_that_is_cast_writes_the_same_targets() -> None:
     assert model.dtype == torch.bfloat16 and model.device == torch.device("cpu")
     for name, ids in wanted.items():
         assert torch.equal(model.written(name, held[name]).ids, ids)
-        reading = read(model, parse(f"text>{name}"), replace(batch, items=held))
+        reading = forward_task(model, parse(f"text>{name}"), replace(batch, items=held))
         assert reading is not None and reading.states.dtype == torch.bfloat16 and reading.states.isfinite().all()
     model.double()
     assert model.codec("image").encoder[0].weight.dtype == torch.float64  # pyright: ignore[reportAttributeAccessIssue]
@@ -265,7 +265,9 @@ def learned(codec: Trainable, x: torch.Tensor, keep: torch.Tensor, steps: int) -
 
 
 def codec_run(**changes: object) -> Run:
-    run = toy_run(write=(), contrast=(), reconstruct=(Reconstruct(modality="image"), Reconstruct(modality="audio")))
+    run = toy_run(
+        write=(), contrast=(), reconstruct=(Reconstruction(modality="image"), Reconstruction(modality="audio"))
+    )
     return replace(run, **({"model": toy_config(image_codec=IMAGE, audio_codec=AUDIO)} | changes))
 
 
@@ -289,7 +291,7 @@ def test_reconstruction_trains_codecs_and_nothing_else():
 
 def test_a_codec_that_is_only_used_stands_still():
     """In a run that writes its codes none of its parameters learns, and all others that are asked for do."""
-    run = codec_run(reconstruct=(), write=(Write(task="text>image"),))
+    run = codec_run(reconstruct=(), write=(Generative(task="text>image"),))
     model = build(run.model, TEXT_IDS).double()
     model.lock(unasked(model, run))
     objectives = Objectives(model, run)
@@ -309,10 +311,13 @@ def test_weights_of_no_run_are_refused(tmp_path: Path):
         (lambda: codec_run(reconstruct=()), "list some in `contrast`, `write` or `reconstruct`"),
         (lambda: codec_run(model=toy_config()), "audio codec is to be trained, but model.audio_codec is None"),
         (
-            lambda: codec_run(write=(Write(task=">image"),), reconstruct=()),
+            lambda: codec_run(write=(Generative(task=">image"),), reconstruct=()),
             "image_codec has no weights and is not trained",
         ),
-        (lambda: toy_run(write=(Write(task="text>image"),)), "text>image writes image, but model.image_codec is None"),
+        (
+            lambda: toy_run(write=(Generative(task="text>image"),)),
+            "text>image writes image, but model.image_codec is None",
+        ),
     ],
 )
 def test_what_could_not_be_trained_is_said_before(run, words):
@@ -329,9 +334,9 @@ def test_what_could_not_be_trained_is_said_before(run, words):
         (lambda: AudioCodec(levels=(1, 5)), "at least 2 levels"),
         (lambda: ImageCodec(levels=(64, 64, 64)), "make 262144 codes; at most 65536"),
         (lambda: Model(image_codec=IMAGE, image_codes=5), "image_codes=5 are too few for the 12 codes"),
-        (lambda: Write(task="image~", hide=(0.5, 0.2)), "must be two rising fractions"),
-        (lambda: Write(task="text>image", drop=1.0), "must be at least 0 and below 1"),
-        (lambda: Write(task="text>image", share=0.0), "must be above 0 and at most 1"),
+        (lambda: Generative(task="image~", mask_ratio=(0.5, 0.2)), "must be two rising fractions"),
+        (lambda: Generative(task="text>image", condition_dropout=1.0), "must be at least 0 and below 1"),
+        (lambda: Generative(task="text>image", sample_fraction=0.0), "must be above 0 and at most 1"),
     ],
 )
 def test_a_configuration_that_means_nothing_says_why(make, words):

@@ -14,22 +14,22 @@ from mmfm.config import (
     Augment,
     Checked,
     Conformer,
-    Contrast,
+    Contrastive,
     Data,
     Eval,
+    Generative,
+    ImagePreprocess,
     Mel,
     Model,
     Optim,
-    Pixels,
+    RemoteCache,
     Run,
     Source,
-    Store,
     Text,
     TextTower,
     Trunk,
     UserError,
     Vit,
-    Write,
 )
 from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json, to_json
@@ -41,14 +41,14 @@ FULL = Run(
     model=Model(image=None, audio=Conformer(mel=Mel(high_hz=3_800.0)), tokenizer="a.json", dropout=0.1),
     data=Data(
         train=(
-            Source(shards="a", provides=("audio", "text"), share=3, texts=(Text(field="captions.fr", weight=2.0),)),
-            Source(shards="b", provides=(), name="second"),
+            Source(shards="a", modalities=("audio", "text"), weight=3, texts=(Text(field="captions.fr", weight=2.0),)),
+            Source(shards="b", modalities=(), name="second"),
         ),
-        batch=64,
-        store=Store(folder="shards", limit_gb=0.5),
+        batch_size=64,
+        remote_cache=RemoteCache(folder="shards", limit_gb=0.5),
     ),
-    contrast=(Contrast(pair=("audio", "text"), loss="sigmoid", weight=0.5),),
-    write=(Write(task="audio>text"), Write(task=">text", weight=0.1)),
+    contrastive=(Contrastive(pair=("audio", "text"), loss="sigmoid", weight=0.5),),
+    generative=(Generative(task="audio>text"), Generative(task=">text", weight=0.1)),
     passes="two",
     optim=Optim(lr=1e-4, betas=(0.8, 0.9)),
     eval=Eval(templates=("{}", "a sound of {}")),
@@ -133,9 +133,9 @@ def test_a_run_of_an_earlier_version_opens() -> None:
 
 def test_batches_of_one_source_need_no_common_multiple() -> None:
     """Shares count batches then, so that any batch will do; the same shares per sample are refused."""
-    assert replace(FULL.data, batch=6, unit="batch").batch == 6
+    assert replace(FULL.data, batch_size=6, mix_by="batch").batch_size == 6
     with pytest.raises(UserError, match="multiple of the sources' shares"):
-        replace(FULL.data, batch=6)
+        replace(FULL.data, batch_size=6)
 
 
 def test_a_whole_number_stands_for_a_float() -> None:
@@ -159,21 +159,21 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "dropout": (lambda: Model(dropout=1.0), "Model.dropout=1.0 must be at least 0 and below 1"),
     "codes": (lambda: Model(image_codes=-1), "must not be negative"),
     "augment": (lambda: Augment(speed=-0.1), "Augment.speed=-0.1 must not be negative"),
-    "modality": (lambda: Source(shards="a", provides=("video",)), "names 'video'; modalities are image, audio, text"),
-    "share": (lambda: Source(shards="a", provides=(), share=0), "Source.share=0 must be greater than 0"),
+    "modality": (lambda: Source(shards="a", modalities=("video",)), "names 'video'; modalities are image, audio, text"),
+    "share": (lambda: Source(shards="a", modalities=(), weight=0), "Source.weight=0 must be greater than 0"),
     "batch": (
-        lambda: replace(FULL.data, batch=6),
-        "Data.batch=6 must be a multiple of the sources' shares together (4)",
+        lambda: replace(FULL.data, batch_size=6),
+        "Data.batch_size=6 must be a multiple of the sources' shares together (4)",
     ),
     "text": (lambda: Text(field=""), 'Text.field is empty; name "txt"'),
     "text weight": (lambda: Text(field="txt", weight=0.0), "Text.weight=0.0 must be greater than 0"),
-    "store": (lambda: Store(limit_gb=0.0), "Store.limit_gb=0.0 must be greater than 0"),
-    "most bad": (lambda: Data(most_bad=1.5), "Data.most_bad=1.5 is a fraction"),
-    "shuffle": (lambda: Data(shuffle=0), "Data.shuffle=0 must be greater than 0"),
+    "store": (lambda: RemoteCache(limit_gb=0.0), "Store.limit_gb=0.0 must be greater than 0"),
+    "most bad": (lambda: Data(max_bad_fraction=1.5), "Data.max_bad_fraction=1.5 is a fraction"),
+    "shuffle": (lambda: Data(shuffle_buffer=0), "Data.shuffle_buffer=0 must be greater than 0"),
     "crop": (lambda: Augment(crop=1.5), "Augment.crop=1.5 is a fraction: at most 1"),
     "crop seconds": (lambda: Data(crop_seconds=-1.0), "Data.crop_seconds=-1.0 must not be negative"),
     "sources of one name": (
-        lambda: Data(train=(Source(shards="a", provides=()),) * 2),
+        lambda: Data(train=(Source(shards="a", modalities=()),) * 2),
         "two sources are called 'a'; give each a name of its own",
     ),
     "keep": (
@@ -181,12 +181,12 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         "Run.keep_every_steps=25 is no multiple of save_every_steps=10",
     ),
     "minutes": (lambda: Run(name="a", save_every_minutes=-1.0), "Run.save_every_minutes=-1.0 must not be negative"),
-    "workers": (lambda: Data(workers=-1), "Data.workers=-1 must not be negative"),
-    "pair": (lambda: Contrast(pair=("image", "image")), "must name two different modalities"),
-    "pair names": (lambda: Contrast(pair=("image", "smell")), "names 'smell'"),
-    "weight": (lambda: Write(task=">text", weight=-1.0), "Write.weight=-1.0 must not be negative"),
+    "workers": (lambda: Data(num_workers=-1), "Data.num_workers=-1 must not be negative"),
+    "pair": (lambda: Contrastive(pair=("image", "image")), "must name two different modalities"),
+    "pair names": (lambda: Contrastive(pair=("image", "smell")), "names 'smell'"),
+    "weight": (lambda: Generative(task=">text", weight=-1.0), "Write.weight=-1.0 must not be negative"),
     "warm-up": (lambda: Optim(steps=100), "Optim.warmup_steps=100 must be below steps=100"),
-    "floor": (lambda: Optim(lr_floor=2.0), "Optim.lr_floor=2.0 must be between 0 and 1"),
+    "floor": (lambda: Optim(min_lr_ratio=2.0), "Optim.min_lr_ratio=2.0 must be between 0 and 1"),
     "betas": (lambda: Optim(betas=(0.9, 1.0)), "Optim.betas=(0.9, 1.0) must be at least 0 and below 1 each"),
     "decay": (lambda: Optim(weight_decay=-0.1), "Optim.weight_decay=-0.1 must not be negative"),
     "seed": (lambda: Run(name="a", seed=-1), "Run.seed=-1 must be at least 0"),
@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "template": (lambda: Eval(templates=("a photo",)), "'a photo' has no {} for the name of the class"),
     "name": (lambda: Run(name="a/b"), "Run.name='a/b' must be a plain folder name"),
     "no name": (lambda: Run(name=""), "Run.name='' must be a plain folder name"),
-    "twice": (lambda: replace(FULL, write=(Write(task=">text"),) * 2), "an objective is listed twice"),
+    "twice": (lambda: replace(FULL, generative=(Generative(task=">text"),) * 2), "an objective is listed twice"),
 }
 
 
@@ -209,30 +209,30 @@ def test_a_configuration_checks_itself(make: Callable[[], Any], words: str) -> N
 
 # In a process of its own, as the tests' own check of annotations would refuse these values first.
 MISTYPED = {
-    'Data(unit="epoch")': "Data.unit='epoch' is none of 'sample', 'batch'",
+    'Data(mix_by="epoch")': "Data.mix_by='epoch' is none of 'sample', 'batch'",
     'Run(name="a", passes="three")': "Run.passes='three' is none of 'one', 'two'",
     'Run(name="a", accelerator="tpu")': "Run.accelerator='tpu' is none of",
     'Optim(precision="fp16")': "Optim.precision='fp16' is none of",
-    'Contrast(pair=("image", "text"), loss="margin")': "Contrast.loss='margin' is none of",
+    'Contrastive(pair=("image", "text"), loss="margin")': "Contrast.loss='margin' is none of",
     "Optim(steps=1e2)": "Optim.steps=100.0 should be a whole number, such as 100",
     "Optim(steps=True)": "Optim.steps=True should be a whole number, not a bool",
     'Optim(lr="1e-3")': "Optim.lr='1e-3' should be a number, not a str",
     'Optim(lr=float("nan"))': "Optim.lr=nan is no finite number",
     "Optim(betas=(0.9, 0.98, 0.99))": "Optim.betas=(0.9, 0.98, 0.99) should have 2 entries, not 3",
-    'Source(shards=["a"], provides=("text",))': "Source.shards=['a'] should be a text, not a list",
-    'Source(shards="a", provides="text")': "Source.provides='text' should be a tuple, such as ('text',)",
-    'Data(train=Source(shards="a", provides=()))': "Data.train=Source(",
+    'Source(shards=["a"], modalities=("text",))': "Source.shards=['a'] should be a text, not a list",
+    'Source(shards="a", modalities="text")': "Source.modalities='text' should be a tuple, such as ('text',)",
+    'Data(train=Source(shards="a", modalities=()))': "Data.train=Source(",
     'Data(train=("a",))': "Data.train[0]='a' should be a Source",
     "Data(augment=None)": "Data.augment=None should be a Augment",
     "Model(text=Trunk())": "should be one of TextTower, Tower, None",
     "Model(image=3)": "Model.image=3 should be one of Vit, Tower, None",
-    "Trunk(rope_stretch=None)": "Trunk.rope_stretch=None should be a tuple",
+    "Trunk(rope_scaling=None)": "Trunk.rope_scaling=None should be a tuple",
     'KNN(train=ClassFolders(), test="pets")': "KNN.test='pets' should be one of Tars, ClassFolders, Table",
     "Classify(data=ClassFolders(path=3))": "ClassFolders.path=3 should be a text",
     'Suite(name="a", tasks=Retrieve(data=Coco(annotations="a", media="b")))': "Suite.tasks=Retrieve(",
     'Suite(name="a", tasks=("b",))': "Suite.tasks[0]='b' should be one of",
-    'Decoding(max_tokens="8")': "Decoding.max_tokens='8' should be a whole number, not a str",
-    "Decoding(temperature=None)": "Decoding.temperature=None should be a number",
+    'GenerationConfig(max_tokens="8")': "Decoding.max_tokens='8' should be a whole number, not a str",
+    "GenerationConfig(temperature=None)": "Decoding.temperature=None should be a number",
 }
 
 
@@ -249,8 +249,8 @@ def told(text):
     except UserError as why:
         return str(why)
 print(json.dumps([told(text) for text in {list(MISTYPED)!r}]))
-listed = Data(train=[Source(shards=__import__("pathlib").Path("a"), provides=["text"])], max_seconds=3)
-assert listed == Data(train=(Source(shards="a", provides=("text",)),), max_seconds=3.0) and hash(listed), listed
+listed = Data(train=[Source(shards=__import__("pathlib").Path("a"), modalities=["text"])], max_seconds=3)
+assert listed == Data(train=(Source(shards="a", modalities=("text",)),), max_seconds=3.0) and hash(listed), listed
 assert type(listed.max_seconds) is float
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -289,5 +289,5 @@ def test_any_missing_choice_takes_its_default(kind: type) -> None:
 def test_pictures_are_brought_to_size_as_ever() -> None:
     """A tower of ours that says nothing of it takes bicubic pixels in -1..1, as before there was a choice."""
     seen = Vit().pixels
-    assert (seen.interpolation, seen.central, seen.mean, seen.std) == ("bicubic", 1.0, (0.5,), (0.5,))
-    assert seen == Pixels()
+    assert (seen.interpolation, seen.crop_pct, seen.mean, seen.std) == ("bicubic", 1.0, (0.5,), (0.5,))
+    assert seen == ImagePreprocess()

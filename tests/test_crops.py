@@ -13,10 +13,10 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 import mmfm.preprocessing.audio as sounds
-from mmfm.data.augment import CROP_DRAWS, DRAWS, MIRROR_DRAW
+from mmfm.data.augment import DRAWS
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio, resample
-from mmfm.preprocessing.image import MAX_SCANS, decode_image, picture, random_box, resize
+from mmfm.preprocessing.image import CROP_DRAWS, MAX_SCANS, MIRROR_DRAW, decode_image, picture, random_box, resize
 
 RANDOM = np.random.default_rng(0)
 
@@ -96,13 +96,13 @@ def test_scaled_decoding_is_near_and_never_too_small(encode_image, monkeypatch, 
 
 
 def test_middle_is_torchvisions(encode_image):
-    """fit="crop" is a centre crop of the largest part of the right shape; a picture of that shape stays whole."""
+    """resize_mode="crop" cuts the largest part of the right shape; a picture of that shape stays whole."""
     for height, width, size, cut in ((60, 100, (32, 32), (60, 60)), (100, 60, (16, 32), (30, 60))):
         data = encode_image(photo(height, width))
         theirs = v2.functional.center_crop(torch.tensor(photo(height, width)).permute(2, 0, 1), list(cut))
-        assert torch.equal(shrink(data, *size, fit="crop"), resize(theirs.contiguous(), *size))
+        assert torch.equal(shrink(data, *size, resize_mode="crop"), resize(theirs.contiguous(), *size))
     data = encode_image(photo(50, 100))
-    assert torch.equal(shrink(data, 20, 40, fit="crop"), shrink(data, 20, 40))
+    assert torch.equal(shrink(data, 20, 40, resize_mode="crop"), shrink(data, 20, 40))
 
 
 @pytest.mark.parametrize("crop", [0.1, 0.92])

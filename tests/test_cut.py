@@ -12,7 +12,7 @@ from mmfm.data.batch import Ids, Items
 from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.continuation import halves, with_halves
 
-AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(3, 4), width=24, depth=1)
+AUDIO = AudioCodec(mel=Mel(bins=16), frame_stack=4, num_codebooks=2, levels=(3, 4), width=24, depth=1)
 
 
 def model_of(**changes: object) -> UnifiedModel:

@@ -16,16 +16,20 @@ from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toys import PAIRS, WRITES, pick, random_batch, toy_config, toy_model, toy_run
 
-from mmfm.config import Contrast, ImageCodec, Reconstruct, Run, Write
+from mmfm.config import Contrastive, Generative, ImageCodec, Reconstruction, Run
 from mmfm.data.batch import NO_TEXT, Batch, Items
 from mmfm.models.model import UnifiedModel
-from mmfm.objectives.joint import Objectives, identity
-from mmfm.runtime.distributed import Alone, Joined, Ranks, joined_if_many
+from mmfm.objectives.joint import Objectives, positive_group_ids
+from mmfm.runtime.distributed import Collective, ProcessGroup, SingleProcess, joined_if_many
 
 SIZE = 16
 CODEC = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
-SIGMOID = tuple(Contrast(pair=item.pair, loss="sigmoid") for item in PAIRS)
-FILLED = (Write(task="text~", hide=(0.2, 0.9)), Write(task="text>image~"), Write(task="text>image", drop=0.3))
+SIGMOID = tuple(Contrastive(pair=item.pair, loss="sigmoid") for item in PAIRS)
+FILLED = (
+    Generative(task="text~", mask_ratio=(0.2, 0.9)),
+    Generative(task="text>image~"),
+    Generative(task="text>image", condition_dropout=0.3),
+)
 MIXTURES = range(12)
 ROWS = list(range(SIZE))
 SHARES = {
@@ -40,11 +44,11 @@ def learning(number: int) -> Run:
     """Softmax in one mixture and sigmoid in the next; what is written, filled and reconstructed in all."""
     parts = {"contrast": (PAIRS, SIGMOID)[number % 2], "write": (*WRITES, *FILLED)}
     model = toy_config(image_codec=CODEC)
-    return toy_run(model=model, reconstruct=(Reconstruct(modality="image", weight=0.3),), **parts)
+    return toy_run(model=model, reconstruct=(Reconstruction(modality="image", weight=0.3),), **parts)
 
 
 def model_of(number: int) -> UnifiedModel:
-    return toy_model(contrast=learning(number).contrast, image_codec=CODEC)
+    return toy_model(contrast=learning(number).contrastive, image_codec=CODEC)
 
 
 def dealt(number: int, ranks: int) -> list[list[int]]:
@@ -58,14 +62,14 @@ def learned(objectives: torch.nn.Module, owner: Objectives, batch: Batch) -> tup
     """Losses over all ranks, and this rank's gradients: those of all, where the module is DDP."""
     losses = objectives(batch)
     owner.total(losses).backward()
-    totals = {name: owner.ranks.total(loss) for name, loss in losses.items()}
+    totals = {name: owner.ranks.all_reduce_sum(loss) for name, loss in losses.items()}
     return totals, {name: p.grad.clone() for name, p in owner.named_parameters() if p.grad is not None}
 
 
-def positives(batch: Batch, ranks: Ranks) -> torch.Tensor:
+def positives(batch: Batch, ranks: Collective) -> torch.Tensor:
     """Which rows of all ranks each of this rank's rows takes for its own."""
-    same = identity(batch, ranks)
-    return same[:, None] == ranks.gather(same)[None, :]
+    same = positive_group_ids(batch, ranks)
+    return same[:, None] == ranks.all_gather(same)[None, :]
 
 
 def averaged(gradients: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -103,7 +107,7 @@ def test_any_mixture_on_any_ranks_is_one_process(number: int, ranks: int) -> Non
             raise own
         compare(own[0], losses)
     compare(averaged([own[1] for own in found]), gradients)
-    assert torch.equal(torch.cat([own[2] for own in found]), positives(whole, Alone()))
+    assert torch.equal(torch.cat([own[2] for own in found]), positives(whole, SingleProcess()))
 
 
 def test_the_mixtures_have_what_ranks_could_get_wrong() -> None:
@@ -115,12 +119,12 @@ def test_the_mixtures_have_what_ranks_could_get_wrong() -> None:
         images, sounds = (set(batch.items[name].rows.tolist()) for name in ("image", "audio"))
         for ranks in (2, 4):
             shares = dealt(number, ranks)
-            bare = [[row for row in rows if batch.same[row] == NO_TEXT] for rows in shares]
+            bare = [[row for row in rows if batch.positive_ids[row] == NO_TEXT] for rows in shares]
             seen |= {"bare"} if sum(len(rows) > 1 for rows in bare) > 1 else set()
             seen |= {"pairs"} if sum(bool({*rows} & images & sounds) for rows in bare) > 1 else set()
             seen |= {"nothing"} if [] in shares else set()
             seen |= {"lacks"} if any(rows and not {*rows} & images for rows in shares) else set()
-            texts = [{int(batch.same[row]) for row in rows} - {NO_TEXT} for rows in shares]
+            texts = [{int(batch.positive_ids[row]) for row in rows} - {NO_TEXT} for rows in shares]
             seen |= {"repeats"} if any(texts[0] & other for other in texts[1:]) else set()
     assert seen == {"bare", "pairs", "nothing", "lacks", "repeats"}
 
@@ -129,15 +133,15 @@ def test_the_mixtures_have_what_ranks_could_get_wrong() -> None:
 def test_aligned_embeddings_without_texts_cost_nothing(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images and sounds whose embeddings agree, each pair apart from all others, and no text: on any number of ranks
     the loss is 0, as no row takes another one of its own place on another rank for its own."""
-    each, run = 3, toy_run(contrast=(Contrast(pair=("image", "audio")),), write=())
+    each, run = 3, toy_run(contrast=(Contrastive(pair=("image", "audio")),), write=())
     place = torch.arange(each)
     items = {
         "image": Items(x=torch.zeros(each, 1, 8, 16), keep=torch.ones(each, 1, dtype=torch.bool), rows=place),
         "audio": Items(x=torch.zeros(each, 2_400), keep=torch.ones(each, 2_400, dtype=torch.bool), rows=place),
     }
-    batch = Batch(size=each, items=items, same=torch.full((each,), NO_TEXT))
+    batch = Batch(size=each, items=items, positive_ids=torch.full((each,), NO_TEXT))
 
-    models = [toy_model(contrast=run.contrast) for _ in range(ranks)]
+    models = [toy_model(contrast=run.contrastive) for _ in range(ranks)]
 
     def loss(joined: Any) -> float:
         owner = Objectives(models[joined.rank], run, joined)
@@ -159,7 +163,7 @@ def one_rank(rank: int, port: int, out: Path) -> None:
         if rank >= len(shares):
             continue
         group = pair if len(shares) == 2 else None
-        owner = Objectives(model_of(number), learning(number), Joined(pair) if group else joined_if_many())
+        owner = Objectives(model_of(number), learning(number), ProcessGroup(pair) if group else joined_if_many())
         wrapped = DistributedDataParallel(owner, find_unused_parameters=True, process_group=group)
         results[name] = learned(wrapped, owner, pick(random_batch(SIZE, seed=number), shares[rank]))
     torch.save(results, out / f"{rank}.pt")

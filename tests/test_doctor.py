@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from toys import toy_config, toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import Contrast, Data, Eval, Rate, Run, Source, Store, Text, Write
+from mmfm.config import Contrastive, Data, Eval, Generative, ParamGroup, RemoteCache, Run, Source, Text
 from mmfm.config.serialization import to_json as run_to_json
 from mmfm.data import index, remote_cache
 from mmfm.data.shard_specs import expand
@@ -28,11 +28,11 @@ from mmfm.data.stream import TrainStream
 from mmfm.doctor import duplicates, near_duplicates, pace, shard_integrity, speed, terminal
 from mmfm.doctor import run as run_of_doctor
 from mmfm.doctor.decode import Decoded, at_least, lost
-from mmfm.doctor.findings import Diagnosis, Distribution, Finding, Section, clean, distribution, finding, to_json
+from mmfm.doctor.findings import Distribution, Finding, Report, Section, clean, distribution, finding, to_json
 from mmfm.doctor.page import render
-from mmfm.doctor.run import Extent, examine
+from mmfm.doctor.run import ScanOptions, examine
 from mmfm.doctor.run import duplicates as duplicates_of
-from mmfm.doctor.scan import Swept, sweep
+from mmfm.doctor.scan import ScanStats, scan
 from mmfm.evals.split import spread
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
@@ -40,7 +40,7 @@ from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.training.optimizer import optimizer_of, set_learning
 
 NAMES = ("zero", "one", "two", "three")
-QUICK = Extent(quick=True)
+QUICK = ScanOptions(quick=True)
 
 
 def pixels(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -82,16 +82,16 @@ def sets(samples) -> dict[str, Parts]:
 @pytest.fixture
 def run(tmp_path) -> Run:
     sources = (
-        Source(shards=str(tmp_path / "train" / "image.tar"), provides=("image", "text")),
-        Source(shards=str(tmp_path / "train" / "audio.tar"), provides=("audio", "text")),
+        Source(shards=str(tmp_path / "train" / "image.tar"), modalities=("image", "text")),
+        Source(shards=str(tmp_path / "train" / "audio.tar"), modalities=("audio", "text")),
     )
     return Run(
         name="toy",
         out=str(tmp_path / "runs"),
         model=toy_config(),
-        data=Data(train=sources, val=str(tmp_path / "val"), batch=8, workers=0),
-        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
-        write=(Write(task="image>text"),),
+        data=Data(train=sources, val=str(tmp_path / "val"), batch_size=8, num_workers=0),
+        contrastive=(Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text"))),
+        generative=(Generative(task="image>text"),),
         eval=Eval(splits=(str(tmp_path / "test"),)),
     )
 
@@ -109,20 +109,22 @@ def put(tmp_path, write_shard) -> Callable[..., None]:
     return write
 
 
-def told(diagnosis: Diagnosis, code: str) -> Finding:
+def told(diagnosis: Report, code: str) -> Finding:
     """The one finding with this code."""
     (found,) = [item for section in diagnosis.sections for item in section.findings if item.code == code]
     return found
 
 
-def codes(diagnosis: Diagnosis, *levels: str) -> set[str]:
+def codes(diagnosis: Report, *levels: str) -> set[str]:
     return {item.code for section in diagnosis.sections for item in section.findings if item.level in levels}
 
 
 def twins(run: Run) -> list[Finding]:
     """What the section on duplicates says."""
-    known, _ = shard_integrity.look(shard_integrity.sets_of(run), remote_cache.Store(Store()), sums=False, fetch=False)
-    return list(duplicates_of(known, [sweep(one, run) for one in known]).findings)
+    known, _ = shard_integrity.look(
+        shard_integrity.sets_of(run), remote_cache.ShardCache(RemoteCache()), sums=False, fetch=False
+    )
+    return list(duplicates_of(known, [scan(one, run) for one in known]).findings)
 
 
 def picked(found: list[Finding], code: str) -> Finding:
@@ -136,7 +138,7 @@ def picked(found: list[Finding], code: str) -> Finding:
 def test_a_clean_set_is_fit(put, sets, run):
     """No warning, status 0, and the distributions are those of what was written; speed and memory stand at the end."""
     put(sets)
-    found = examine(run, "toy.py", Extent())
+    found = examine(run, "toy.py", ScanOptions())
     data = replace(found, sections=tuple(s for s in found.sections if s.name not in ("Speed", "Memory")))
     assert codes(data, "WARNING", "ERROR") == set() and codes(data, "NOTE") == {"shared_captions"}
     assert found.status == 0 and "can be trained" in found.verdict
@@ -157,7 +159,7 @@ def test_nothing_but_the_files_asked_for_is_written(put, sets, run, tmp_path):
     """An examination makes no folder of a run and touches no shard."""
     put(sets)
     before = sorted(tmp_path.rglob("*"))
-    examine(run, "toy.py", Extent(quick=True, samples=4))
+    examine(run, "toy.py", ScanOptions(quick=True, samples=4))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -205,7 +207,9 @@ def test_bytes_that_changed_after_indexing_are_found_by_their_sum(put, sets, run
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    _, section = shard_integrity.look(shard_integrity.sets_of(run), remote_cache.Store(Store()), sums=True, fetch=False)
+    _, section = shard_integrity.look(
+        shard_integrity.sets_of(run), remote_cache.ShardCache(RemoteCache()), sums=True, fetch=False
+    )
     assert picked(list(section.findings), "shard_changed").examples == (str(path),)
     assert "shard_changed" not in codes(examine(run, "toy.py", QUICK), "ERROR")
 
@@ -214,11 +218,11 @@ def test_every_missing_shard_of_a_pattern_is_named(put, sets, run, tmp_path):
     """Not only the first; and a hole in a numbered row is noticed where a glob hides it."""
     put(sets)
     put({f"more/m-{number:03d}.tar": sets["train/image.tar"] for number in (0, 1, 3)})
-    source = Source(shards=f"{tmp_path}/more/m-{{000..004}}.tar", provides=("image", "text"))
+    source = Source(shards=f"{tmp_path}/more/m-{{000..004}}.tar", modalities=("image", "text"))
     found = examine(replace(run, data=replace(run.data, train=(source,))), "toy.py", QUICK)
     assert told(found, "shard_missing").examples == tuple(f"{tmp_path}/more/m-00{n}.tar" for n in (2, 4))
     source = replace(source, shards=f"{tmp_path}/more")
-    found = examine(replace(run, data=replace(run.data, train=(source,)), contrast=()), "toy.py", QUICK)
+    found = examine(replace(run, data=replace(run.data, train=(source,)), contrastive=()), "toy.py", QUICK)
     assert told(found, "shard_gap").examples == (f"{tmp_path}/more/m-002.tar",)
 
 
@@ -246,7 +250,7 @@ def test_a_missing_modality_is_named(put, sets, run, tmp_path):
     """One of 30 is within a budget of 5 %, and a warning; over it training would refuse, and so does the doctor."""
     del sets["train/image.tar"]["image-7"]["png"]
     put(sets)
-    lax = replace(run, data=replace(run.data, most_bad=0.05))
+    lax = replace(run, data=replace(run.data, max_bad_fraction=0.05))
     found = examine(lax, "toy.py", QUICK)
     lack = told(found, "missing_image")
     assert lack.level == "WARNING" and lack.count == 1
@@ -268,11 +272,11 @@ def test_a_clip_that_is_too_long_is_named(put, sets, run, encode_audio, sine, tm
     """By its header, with its seconds; with crops no clip is too long."""
     sets["train/audio.tar"]["audio-103"]["wav"] = encode_audio(sine(400, 2.5))
     put(sets)
-    strict = replace(run, data=replace(run.data, max_seconds=2.0, most_bad=0.1))
+    strict = replace(run, data=replace(run.data, max_seconds=2.0, max_bad_fraction=0.1))
     found = told(examine(strict, "toy.py", QUICK), "audio_too_long")
     assert found.level == "WARNING" and found.count == 1
     assert found.examples == (f"{tmp_path}/train/audio.tar: audio-103 (2.50 s)",)
-    assert told(examine(replace(strict, data=replace(strict.data, most_bad=0.0)), "t", QUICK), "too_many_lost")
+    assert told(examine(replace(strict, data=replace(strict.data, max_bad_fraction=0.0)), "t", QUICK), "too_many_lost")
     crops = replace(strict, data=replace(strict.data, crop_seconds=1.0))
     assert "audio_too_long" not in codes(examine(crops, "toy.py", QUICK), "WARNING", "ERROR")
 
@@ -298,7 +302,9 @@ def test_what_does_not_decode_is_counted_by_code(put, sets, run, tmp_path):
     for name, key in (("train/image.tar", "image-5"), ("test/image.tar", "image-61")):
         sets[name][key]["png"] = sets[name][key]["png"][:-400]
     put(sets)
-    found = examine(replace(run, data=replace(run.data, most_bad=0.05)), "toy.py", Extent(quick=True, samples=0))
+    found = examine(
+        replace(run, data=replace(run.data, max_bad_fraction=0.05)), "toy.py", ScanOptions(quick=True, samples=0)
+    )
     bad = [item for section in found.sections for item in section.findings if item.code == "image_damaged"]
     assert [item.examples[0].split(": ")[:2] for item in bad] == [
         [f"{tmp_path}/train/image.tar", "image-5"],
@@ -309,7 +315,7 @@ def test_what_does_not_decode_is_counted_by_code(put, sets, run, tmp_path):
 
 def test_the_share_that_is_lost():
     """What is known of all counts once; what only decoding found is scaled up, and sure where all were decoded."""
-    swept, decoded = Swept(lost=3), Decoded(read=10)
+    swept, decoded = ScanStats(lost=3), Decoded(read=10)
     swept.doomed["audio_too_long"] = 3
     decoded.bad.update({"audio_too_long": 2, "audio_cut": 1, "missing_text": 1})
     about, least = lost(30, decoded, swept)
@@ -324,10 +330,10 @@ def test_what_is_only_likely_is_no_error(put, sets, run):
     broken = sets["train/image.tar"][f"image-{spread(30, 8)[3]}"]
     broken["png"] = broken["png"][:-400]
     put(sets)
-    lax = replace(run, data=replace(run.data, most_bad=0.05))
-    found = examine(lax, "toy.py", Extent(quick=True, samples=8))
+    lax = replace(run, data=replace(run.data, max_bad_fraction=0.05))
+    found = examine(lax, "toy.py", ScanOptions(quick=True, samples=8))
     assert told(found, "perhaps_too_many_lost").level == "WARNING" and found.status == 0
-    found = examine(lax, "toy.py", Extent(quick=True, samples=0))
+    found = examine(lax, "toy.py", ScanOptions(quick=True, samples=0))
     assert told(found, "some_lost").count == 1
 
 
@@ -364,7 +370,7 @@ def test_a_tar_that_two_sources_name_repeats_nothing(put, sets, run, tmp_path):
     """Mixed shards may serve two sources, each with other modalities."""
     put(sets)
     first = run.data.train[0]
-    again = replace(first, name="again", provides=("image",))
+    again = replace(first, name="again", modalities=("image",))
     assert "repeated_image" not in {
         item.code for item in twins(replace(run, data=replace(run.data, train=(first, again))))
     }
@@ -395,7 +401,7 @@ def test_a_near_leak_is_a_warning(change, put, sets, run, tmp_path):
     assert alike.level == "WARNING" and alike.count == 1
     assert alike.examples[0].startswith(f"{tmp_path}/test/image.tar: image-63 ~ {tmp_path}/train/image.tar: image-17 (")
     assert not [item for item in found if item.level == "ERROR"]
-    one = Diagnosis(run="toy", config="c", seconds=1.0, sections=(Section(name="Duplicates", findings=tuple(found)),))
+    one = Report(run="toy", config="c", seconds=1.0, sections=(Section(name="Duplicates", findings=tuple(found)),))
     shown = re.findall(r'<img src="data:image/[a-z]+;base64,([^"]*)" alt="">', render(one))
     assert base64.b64decode(shown[0]) == sets["test/image.tar"]["image-63"]["png"]
     assert base64.b64decode(shown[1]) == sets["train/image.tar"]["image-17"]["png"] and len(shown) == 2
@@ -434,7 +440,7 @@ def test_texts_alone_leak_and_texts_alike_are_noted(put, run):
     train = {f"{i}": {"txt": f"Sentence number {i}.".encode()} for i in range(10)}
     test = {"a": {"txt": b"Sentence number 3."}, "b": {"txt": b"sentence  NUMBER 4 !"}, "c": {"txt": b"new"}}
     put({"train/text.tar": train, "val/text.tar": test})
-    source = Source(shards=str(Path(run.data.val).parent / "train" / "text.tar"), provides=("text",))
+    source = Source(shards=str(Path(run.data.val).parent / "train" / "text.tar"), modalities=("text",))
     found = twins(replace(run, data=replace(run.data, train=(source,))))
     assert picked(found, "leak_text").count == 1 and ": a" in picked(found, "leak_text").examples[0]
     assert picked(found, "near_captions").examples == ("sentence  NUMBER 4 !",)
@@ -475,9 +481,9 @@ def measured(load_s: float, step_s: float, workers: int, **changes: float) -> sp
 
 def test_a_starving_model_is_a_warning_with_a_remedy(run):
     """It says what to set; where loading keeps up, that is said; a busy machine and few cores are noted."""
-    few = replace(run, data=replace(run.data, workers=1))
+    few = replace(run, data=replace(run.data, num_workers=1))
     (first, *rest) = pace.speed(measured(4.0, 1.0, 1), few, 2).findings
-    assert first.level == "WARNING" and "75% of the time" in first.message and "data.workers=4" in first.message
+    assert first.level == "WARNING" and "75% of the time" in first.message and "data.num_workers=4" in first.message
     assert "few_cores" in {item.code for item in rest}
     (first, *rest) = pace.speed(measured(1.0, 2.0, 1, busy=2.0), few, 8).findings
     assert first.level == "OK" and "50% of the time" in next(i.message for i in rest if i.code == "busy")
@@ -500,7 +506,7 @@ def test_the_whole_duration_is_said_and_a_long_one_warned_of(run, monkeypatch):
 def test_shared_memory_that_batches_fill_is_noted(run):
     """Of two loader processes eight batches lie ready at most: of 10 MB each they fill a container's 64 MB."""
     room = speed.Memory(parameters=1, gradients=1, moments=2, activations=1, batch=10**7, loader=1)
-    run = replace(run, data=replace(run.data, workers=2))
+    run = replace(run, data=replace(run.data, num_workers=2))
     small, large = (pace.memory(room, run, 10**10, shared).findings for shared in (64 * 2**20, 10**9))
     assert "up to 80 MB of shared memory, and " in picked(list(small), "shared_memory").message
     assert [item.code for item in large] == ["memory"]
@@ -522,7 +528,7 @@ def test_activations_grow_with_the_batch_and_not_with_how_often_they_are_asked(p
     tokenizer = load_tokenizer("bytes")
     objectives = Objectives(build(run.model, tokenizer.size, run.contrast, run.data.augment), run)
     batches = [
-        next(iter(TrainStream(replace(run, data=replace(run.data, batch=n)), tokenizer, rank=0, world=1)))
+        next(iter(TrainStream(replace(run, data=replace(run.data, batch_size=n)), tokenizer, rank=0, world=1)))
         for n in (8, 16)
     ]
     small, large = (speed.activations(objectives, run, batch) for batch in batches)
@@ -534,11 +540,11 @@ def test_activations_grow_with_the_batch_and_not_with_how_often_they_are_asked(p
 
 
 def test_the_step_that_is_tried_is_that_of_training(put, sets, run, monkeypatch):
-    """Its optimiser has the groups and rates of `optim.rates`; what is locked has no gradient and no moments."""
+    """Its optimiser has the groups and rates of `optim.param_groups`; what is locked has no gradient and no moments."""
     put(sets)
     tokenizer, seen = load_tokenizer("bytes"), []
-    rates = (Rate(of="towers.*", lr=0.0), Rate(of="trunk.*", lr=0.5))
-    run = replace(run, optim=replace(run.optim, rates=rates))
+    rates = (ParamGroup(pattern="towers.*", lr_scale=0.0), ParamGroup(pattern="trunk.*", lr_scale=0.5))
+    run = replace(run, optim=replace(run.optim, param_groups=rates))
 
     def groups(optimizer: torch.optim.Optimizer) -> list[tuple[float, float, list[int]]]:
         return [(g["lr"], g["weight_decay"], [p.numel() for p in g["params"]]) for g in optimizer.param_groups]
@@ -557,7 +563,7 @@ def test_the_step_that_is_tried_is_that_of_training(put, sets, run, monkeypatch)
 def test_a_batch_without_room_is_not_tried_but_reckoned(put, sets, run):
     """From the least that shares and ranks allow, or from twice as many as have room; about what trying would find."""
     put(sets)
-    large, tokenizer = replace(run, data=replace(run.data, batch=32)), load_tokenizer("bytes")
+    large, tokenizer = replace(run, data=replace(run.data, batch_size=32)), load_tokenizer("bytes")
     tried, reckoned = (speed.measure(large, tokenizer, room) for room in (10**12, 0))
     assert (tried.stepped, reckoned.stepped, tried.batch, reckoned.batch) == (32, 8, 32, 32)
     assert 0.6 < reckoned.memory.activations / tried.memory.activations < 1.6
@@ -586,9 +592,9 @@ def test_remote_shards_are_looked_at_by_their_lists(put, sets, run, monkeypatch)
     put(sets)
     entries = [index.Entry(place="https://h/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 6})]
     monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: entries)
-    source = Source(shards="https://h/", provides=("image", "text"))
+    source = Source(shards="https://h/", modalities=("image", "text"))
     (one,) = shard_integrity.sets_of(replace(run, data=replace(run.data, train=(source,), val=""), eval=Eval()))
-    _, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=False)
+    _, section = shard_integrity.look([one], remote_cache.ShardCache(RemoteCache()), sums=True, fetch=False)
     listed = picked(list(section.findings), "not_looked_at")
     assert listed.level == "WARNING" and not any(item.level == "OK" for item in section.findings)
     assert "1 remote shard with 7 samples (image 7, text 6)" in listed.message and "--fetch" in listed.message
@@ -609,21 +615,21 @@ def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples,
     put({"val/image.tar": {**sets["val/image.tar"], **samples("image", 90, 1)}})
     entry = index.entry(url, index.load(path, path.stat().st_size))
     monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: [entry])
-    monkeypatch.setattr(remote_cache.Store, "local", lambda self, url, size, crc32: path)
-    monkeypatch.setattr(remote_cache.Store, "text", lambda self, url, limit: index.index_path(path).read_text())
+    monkeypatch.setattr(remote_cache.ShardCache, "local", lambda self, url, size, crc32: path)
+    monkeypatch.setattr(remote_cache.ShardCache, "text", lambda self, url, limit: index.index_path(path).read_text())
     (*_, one) = shard_integrity.sets_of(replace(run, data=replace(run.data, val=url), eval=Eval()))
-    known, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=True)
+    known, section = shard_integrity.look([one], remote_cache.ShardCache(RemoteCache()), sums=True, fetch=True)
     assert [item.code for item in section.findings] == ["whole"] and len(known[0]) == 9
     assert shard_integrity.where(known[0].tars[0], 8) == f"{url}: image-90"
-    monkeypatch.setattr(remote_cache.Store, "text", lambda self, url, limit: stale)
-    _, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=True)
+    monkeypatch.setattr(remote_cache.ShardCache, "text", lambda self, url, limit: stale)
+    _, section = shard_integrity.look([one], remote_cache.ShardCache(RemoteCache()), sums=True, fetch=True)
     assert picked(list(section.findings), "index_stale").examples == (url,)
 
     def broken(self, url, size, crc32):
         raise remote_cache.FetchError("h does not answer")
 
-    monkeypatch.setattr(remote_cache.Store, "local", broken)
-    _, section = shard_integrity.look([one], remote_cache.Store(Store()), sums=True, fetch=True)
+    monkeypatch.setattr(remote_cache.ShardCache, "local", broken)
+    _, section = shard_integrity.look([one], remote_cache.ShardCache(RemoteCache()), sums=True, fetch=True)
     assert "h does not answer" in picked(list(section.findings), "remote_refused").message
 
 
@@ -663,9 +669,9 @@ def documents(samples) -> Callable[[int, int], Parts]:
 
 
 def of_documents(run: Run, tmp_path: Path) -> Run:
-    sources = (Source(shards=str(tmp_path / "train"), provides=("image", "audio", "text")),)
+    sources = (Source(shards=str(tmp_path / "train"), modalities=("image", "audio", "text")),)
     data = replace(run.data, train=sources, max_seconds=0.3)
-    return replace(run, data=data, write=(Write(task="image,text>text"),))
+    return replace(run, data=data, generative=(Generative(task="image,text>text"),))
 
 
 def test_documents_are_fit(put, documents, run, tmp_path):
@@ -730,11 +736,11 @@ def no_constant(name: str) -> float:
 HOSTILE = "<script>alert(1)</script>\x1b[31m\udcff&amp;\nnext"
 
 
-def hostile() -> Diagnosis:
+def hostile() -> Report:
     item = finding("ERROR", "leak_image", f"a {HOSTILE}", [f"t.tar: {HOSTILE}"], 7)
     drawn = distribution("Length", "s", [(HOSTILE, np.array([1.0, 2.0, 2.0]))])
     assert drawn is not None
-    return Diagnosis(
+    return Report(
         run="toy",
         config="toy.py",
         seconds=1.5,
@@ -784,7 +790,7 @@ def test_the_terminal_shows_all_and_obeys_nothing():
     """Brackets are no markup, and codes of a key move no cursor."""
     screen = io.StringIO()
     item = finding("WARNING", "x", "see [bold]this[/bold]", [HOSTILE])
-    one = Diagnosis(run="toy", config="c", seconds=1.0, sections=(Section(name="S [red]", findings=(item,)),))
+    one = Report(run="toy", config="c", seconds=1.0, sections=(Section(name="S [red]", findings=(item,)),))
     terminal.show(one, Console(file=screen, width=120, force_terminal=False))
     assert "[bold]this[/bold]" in screen.getvalue() and "S [red]" in screen.getvalue()
     assert "\x1b" not in screen.getvalue() and "\\x1b[31m\\udcff&amp;\\nnext" in screen.getvalue()
@@ -848,7 +854,7 @@ def test_a_mistake_is_one_line(line, words, config, tmp_path, capsys):
 
 def test_a_run_without_data_is_told_and_not_a_traceback(run):
     """What `mmfm train` would say is a finding here; nothing else has anything to say."""
-    found = examine(replace(run, data=Data()), "toy.py", Extent())
+    found = examine(replace(run, data=Data()), "toy.py", ScanOptions())
     assert "no training data" in told(found, "refused").message and found.status == 2
 
 

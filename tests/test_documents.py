@@ -47,8 +47,8 @@ def pictures(tmp_path: Path, write_shard: Callable[..., Path], picture: Callable
 
 def run_on(folder: Path, *, batch: int = 4, steps: int = 8, provides: tuple[str, ...] = (), **how: Any) -> Run:
     told = {name: how.pop(name) for name in ("texts", "answers", "shots") if name in how}
-    source = Source(shards=str(folder), provides=provides or ("image", "text"), **told)
-    data = Data(train=(source,), batch=batch, **{"workers": 0, **how})
+    source = Source(shards=str(folder), modalities=provides or ("image", "text"), **told)
+    data = Data(train=(source,), batch_size=batch, **{"workers": 0, **how})
     return Run(name="t", model=MODEL, data=data, optim=Optim(steps=steps, warmup_steps=1))
 
 
@@ -73,7 +73,7 @@ def levels(batch: Batch) -> list[list[int]]:
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
     parts = [(i.x, i.keep, i.rows, i.draws) for _, i in sorted(batch.items.items())]
-    return [batch.same, *(part for row in parts for part in row if part is not None)]
+    return [batch.positive_ids, *(part for row in parts for part in row if part is not None)]
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -108,7 +108,7 @@ def test_a_document_gives_its_items_in_order(
     examples = [read_example(sample, MODEL, Decode()) for sample in shards]
     batch = collate(examples, BYTES)
     assert levels(batch) == [[20, 9, 10], [], [5]] and texts(batch) == [["one", "three"], ["plain", "nought"], ["c"]]
-    assert batch.texts == ("three", "nought", "c") and batch.same.tolist() == list(map(text_hash, batch.texts))
+    assert batch.texts == ("three", "nought", "c") and batch.positive_ids.tolist() == list(map(text_hash, batch.texts))
     assert batch.items["image"].rows.tolist() == [0, 0, 0, 2]
     assert last_part(shards[0], "image") == ("png", picture(10)) and last_part(shards[1], "image") is None
     assert shards.held == {"image": 2, "audio": 0, "text": 3}
@@ -169,7 +169,7 @@ def test_an_answer_follows_its_question(tmp_path: Path, write_shard: Callable[..
             assert question.replace("q", "a") == answer == text and question in trees[key]["questions"]
             seen.add(question)
         assert batch.items["text"].rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-        assert batch.same.tolist() == list(map(text_hash, batch.texts))
+        assert batch.positive_ids.tolist() == list(map(text_hash, batch.texts))
     assert len(seen) == 9
 
 
@@ -181,10 +181,10 @@ def test_the_text_of_the_sample_is_the_question(
     samples = {f"s{n}": {"png": picture(n), "txt": b"%d?" % n, "json": json.dumps(tree).encode()} for n in range(9)}
     samples["s4"]["json"] = b"{}"
     write_shard(tmp_path / "t.tar", samples)
-    ours = stream(run_on(tmp_path, answers=(Text(field="answer"),), most_bad=0.5))
+    ours = stream(run_on(tmp_path, answers=(Text(field="answer"),), max_bad_fraction=0.5))
     for batch in ours:
         assert texts(batch) == [[f"{level}?", "yes"] for (level,) in levels(batch)] and "s4" not in batch.keys
-    reads, *bad = ours.health.take()
+    reads, *bad = ours.health.drain()
     assert sum(bad) > 0 and reads == 8 * 4 + sum(bad)
 
 
@@ -196,7 +196,7 @@ def test_shots_come_before_and_are_others(pictures: Path) -> None:
     plain, shot = (list(stream(run_on(pictures, shots=shots, steps=13))) for shots in (0, 2))
     sets = set()
     for one, many in zip(plain, shot, strict=True):
-        assert many.keys == one.keys and many.texts == one.texts and torch.equal(many.same, one.same)
+        assert many.keys == one.keys and many.texts == one.texts and torch.equal(many.positive_ids, one.positive_ids)
         for own, row, told in zip(levels(one), levels(many), texts(many), strict=True):
             assert row[-1:] == own and len(set(row)) == 3 and told == list(map(str, row))
             sets.add(tuple(row))
@@ -241,10 +241,10 @@ def test_draws_differ_within_a_row(pictures: Path) -> None:
 def test_a_bad_shot_is_replaced(pictures: Path, write_shard: Callable[..., Path]) -> None:
     """A sample that cannot be used is neither asked for nor shown, and is counted as often as it was met."""
     write_shard(pictures / "c.tar", {"bad": {"png": b"rubbish", "txt": b"bad"}})
-    ours = stream(run_on(pictures, shots=4, steps=14, most_bad=0.5))
+    ours = stream(run_on(pictures, shots=4, steps=14, max_bad_fraction=0.5))
     for batch in ours:
         assert all("bad" not in row and len(set(row)) == 5 for row in texts(batch))
-    reads, *bad = ours.health.take()
+    reads, *bad = ours.health.drain()
     assert sum(bad) > 4, "more often than as a sample of its own"
     assert reads == 14 * 4 * 5 + sum(bad)
 
@@ -275,10 +275,10 @@ def test_too_few_samples_for_the_shots(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"shots": -1}, "Source.shots=-1 must not be negative"),
+        ({"shots": -1}, "Source.num_shots=-1 must not be negative"),
         (
             {"answers": (Text(field="a"),), "provides": ("image",)},
-            "Source.answers are texts, which the source does not",
+            "Source.targets are texts, which the source does not",
         ),
     ],
 )

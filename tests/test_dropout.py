@@ -10,10 +10,10 @@ from mmfm.config import Augment
 from mmfm.config.task import parse
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch
-from mmfm.models.layers import Dropout, Noise, number_dropouts
-from mmfm.models.token_dropout import shown
-from mmfm.objectives.task_pass import read
-from mmfm.runtime.randomness import mix
+from mmfm.models.layers import Dropout, DropoutKey, number_dropouts
+from mmfm.models.token_dropout import keep_mask
+from mmfm.objectives.task_pass import forward_task
+from mmfm.runtime.randomness import splitmix64
 
 
 def drawn(batch: Batch, seed: int = 0) -> Batch:
@@ -30,28 +30,30 @@ def drawn(batch: Batch, seed: int = 0) -> Batch:
 def test_a_row_alone_is_the_row_in_its_batch(task):
     """In training, at a dropout of a half: each sample's embedding and states are those that it has without others."""
     model, batch = toy_model(dropout=0.5).train(), drawn(toy_batch())
-    whole = read(model, parse(task), batch)
+    whole = forward_task(model, parse(task), batch)
     for at, row in enumerate(whole.rows.tolist()):
-        alone = read(model, parse(task), pick(batch, [row]))
+        alone = forward_task(model, parse(task), pick(batch, [row]))
         if parse(task).sources:
             torch.testing.assert_close(alone.embedding, whole.embedding[at : at + 1])
-        torch.testing.assert_close(alone.states, whole.states[whole.owners == row])
+        torch.testing.assert_close(alone.states, whole.states[whole.sample_ids == row])
 
 
 def test_another_position_another_mask_and_the_same_again():
     """Other draws change what is dropped; the same draws do not, whatever the global generator did in between."""
     model, task = toy_model(dropout=0.5).train(), parse("image>text")
-    first = read(model, task, drawn(toy_batch())).states
+    first = forward_task(model, task, drawn(toy_batch())).states
     torch.manual_seed(77)
-    assert torch.equal(first, read(model, task, drawn(toy_batch())).states)
-    assert not torch.allclose(first, read(model, task, drawn(toy_batch(), seed=1)).states)
-    assert torch.equal(read(model.eval(), task, drawn(toy_batch())).states, read(model, task, toy_batch()).states)
+    assert torch.equal(first, forward_task(model, task, drawn(toy_batch())).states)
+    assert not torch.allclose(first, forward_task(model, task, drawn(toy_batch(), seed=1)).states)
+    assert torch.equal(
+        forward_task(model.eval(), task, drawn(toy_batch())).states, forward_task(model, task, toy_batch()).states
+    )
 
 
 def masks(chance: float, layer: int = 0, rows: int = 64) -> torch.Tensor:
     dropout = Dropout(chance).train()
     dropout.layer = layer
-    noise = Noise(torch.arange(rows), torch.arange(32).expand(rows, -1))
+    noise = DropoutKey(torch.arange(rows), torch.arange(32).expand(rows, -1))
     return dropout(torch.ones(rows, 32, 24), noise)
 
 
@@ -82,7 +84,7 @@ def test_masks_of_neighbours_are_strangers():
 
 def test_only_what_is_kept_has_a_gradient():
     dropout, x = Dropout(0.5).train(), torch.ones(2, 3, 4, requires_grad=True)
-    out = dropout(x, Noise(torch.arange(2), torch.arange(3).expand(2, -1)))
+    out = dropout(x, DropoutKey(torch.arange(2), torch.arange(3).expand(2, -1)))
     out.sum().backward()
     assert torch.equal(x.grad == 0, out == 0) and (out == 0).any() and (out == 2).any()
 
@@ -93,26 +95,26 @@ def test_layers_are_told_apart_and_mixing_loses_nothing():
     number_dropouts(model)
     numbers = [part.layer for part in model.modules() if isinstance(part, Dropout)]
     assert len(numbers) > 6 and sorted(numbers) == list(range(len(numbers)))
-    assert len(mix(torch.arange(-50_000, 50_000)).unique()) == 100_000
+    assert len(splitmix64(torch.arange(-50_000, 50_000)).unique()) == 100_000
 
 
 def test_hidden_tokens_belong_to_rows_and_places():
     """A fifth of the real tokens is hidden; padding and neighbours change nothing, and another seed hides others."""
     keep = torch.arange(400) < torch.tensor([400, 300, 350])[:, None]
     seeds = torch.tensor([5, 6, 5])
-    seen = shown(seeds, keep, 0.2)
+    seen = keep_mask(seeds, keep, 0.2)
     assert not (seen & ~keep).any() and abs(seen.sum() / keep.sum() - 0.8) < 0.04
     assert torch.equal(seen[0, :350], seen[2, :350]) and not torch.equal(seen[0, :300], seen[1, :300])
-    assert torch.equal(shown(seeds[1:2], keep[1:2, :300], 0.2), seen[1:2, :300])
+    assert torch.equal(keep_mask(seeds[1:2], keep[1:2, :300], 0.2), seen[1:2, :300])
 
 
 def test_hidden_tokens_change_the_trunks_view_in_training_alone():
     """The pool token's embedding moves with draws, and with none it is that of all tokens."""
     model, batch = toy_model(), toy_batch()
-    plain = read(model, parse("image"), batch).embedding
-    model.augment = Augment(hide_tower_tokens=0.5)
-    assert torch.equal(read(model, parse("image"), batch).embedding, plain)
-    assert not torch.allclose(read(model, parse("image"), drawn(batch)).embedding, plain)
+    plain = forward_task(model, parse("image"), batch).embedding
+    model.augment = Augment(tower_token_dropout=0.5)
+    assert torch.equal(forward_task(model, parse("image"), batch).embedding, plain)
+    assert not torch.allclose(forward_task(model, parse("image"), drawn(batch)).embedding, plain)
 
 
 def test_connector_dropout_is_the_rows_own():
@@ -121,9 +123,11 @@ def test_connector_dropout_is_the_rows_own():
     plain = toy_model()
     plain.load_state_dict(model.state_dict())
     for task in ("image", "audio", "text"):
-        assert torch.equal(read(model, parse(task), batch).embedding, read(plain, parse(task), batch).embedding)
-    whole = read(model.train(), parse("audio"), batch)
+        assert torch.equal(
+            forward_task(model, parse(task), batch).embedding, forward_task(plain, parse(task), batch).embedding
+        )
+    whole = forward_task(model.train(), parse("audio"), batch)
     row = int(whole.rows[1])
-    alone = read(model, parse("audio"), pick(batch, [row])).embedding
+    alone = forward_task(model, parse("audio"), pick(batch, [row])).embedding
     assert torch.allclose(alone[0], whole.embedding[1])
-    assert not torch.allclose(whole.embedding, read(plain, parse("audio"), batch).embedding)
+    assert not torch.allclose(whole.embedding, forward_task(plain, parse("audio"), batch).embedding)

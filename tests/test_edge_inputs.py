@@ -24,7 +24,7 @@ from toys import toy_config
 
 import mmfm
 from mmfm.cli import Generate
-from mmfm.config import AudioCodec, KnownCodec, UserError, Write
+from mmfm.config import AudioCodec, Generative, KnownCodec, UserError
 from mmfm.config.serialization import to_json
 from mmfm.export import hf, onnx, program
 from mmfm.export.bundle import save_bundle
@@ -48,9 +48,9 @@ def place(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("edges")
     run, tokenizer = full_run(), words()
     began = {name: replace(getattr(run.model, name), weights=f"{ELSEWHERE}/{name}") for name in ("image", "trunk")}
-    run = replace(run, model=replace(run.model, **began), write=(*run.write, Write(task="text>text")))
+    run = replace(run, model=replace(run.model, **began), generative=(*run.generative, Generative(task="text>text")))
     torch.manual_seed(0)
-    core = build(run.model, tokenizer.size, run.contrast)
+    core = build(run.model, tokenizer.size, run.contrastive)
     with torch.no_grad():
         for name, parameter in core.named_parameters():
             parameter += 0.0 if "scales" in name else 0.3 * torch.randn_like(parameter)
@@ -317,10 +317,10 @@ def test_the_command_reads_an_empty_text(place, capsys):
 def test_batches_change_nothing(model, place):
     """Draws of seven seeds, three at a time, are those of all at once; so are embeddings."""
     how = {"image": place / "a.png", "temperature": 1.0, "max_tokens": 4, "n": 7, "seed": 3}
-    assert model.generate_many("image>text", **how, batch=3) == model.generate_many("image>text", **how)
+    assert model.generate_many("image>text", **how, batch_size=3) == model.generate_many("image>text", **how)
     assert len(set(model.generate_many("image>text", **how))) > 1
     with pytest.raises(UserError, match="batch=-1 must not be negative"):
-        model.encode_text(["a"], batch=-1)
+        model.encode_text(["a"], batch_size=-1)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float64])

@@ -17,14 +17,14 @@ from torch import Tensor
 from toys import toy_config, toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import AudioCodec, Augment, Data, ImageCodec, Mel, Source, UserError, Write
+from mmfm.config import AudioCodec, Augment, Data, Generative, ImageCodec, Mel, Source, UserError, serialization
 from mmfm.data.codes import MANIFEST, codecs_said, packed, require_own, stored_codes
 from mmfm.data.decode import Decode
 from mmfm.data.remote_servers import Absent
 from mmfm.data.sample import Sample
 from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.data.writer import Item, write_shard
 from mmfm.datasets.encode import Coder, coders_of, decoded, encode, padded
 from mmfm.models import checkpoint
@@ -35,7 +35,7 @@ from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.tokenizer import load_tokenizer
 
 PICTURES = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(8, 5), width=8, depth=1)
-SPEECH = AudioCodec(mel=Mel(bins=16), stack=4, books=2, levels=(4, 3), width=8, depth=1)
+SPEECH = AudioCodec(mel=Mel(bins=16), frame_stack=4, num_codebooks=2, levels=(4, 3), width=8, depth=1)
 CONFIGS = {"image": PICTURES, "audio": SPEECH}
 Files = tuple[Path, dict[str, Coder]]
 
@@ -245,7 +245,7 @@ def test_codes_that_are_none(data: bytes, code: str, words: str) -> None:
     """What is cut, of another shape or kind, pickled, or outside its book is a bad sample, however huge."""
     sample = Sample("key", {"audiocodes.npy": data}, "a.tar: key")
     with pytest.raises(BadSample, match=words) as caught:
-        stored_codes(sample, "audio", Form((4, 6)))
+        stored_codes(sample, "audio", CodeFormat((4, 6)))
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("a.tar: key")
@@ -254,8 +254,8 @@ def test_codes_that_are_none(data: bytes, code: str, words: str) -> None:
 def test_codes_of_a_picture_are_so_many() -> None:
     sample = Sample("key", {"imagecodes.npy": packed(torch.tensor([1, 2, 3]))}, "a.tar: key")
     with pytest.raises(BadSample, match="holds 3 codes, and 4 make one image"):
-        stored_codes(sample, "image", Form((8,), 4))
-    assert stored_codes(sample, "audio", Form((8,))) is None
+        stored_codes(sample, "image", CodeFormat((8,), 4))
+    assert stored_codes(sample, "audio", CodeFormat((8,))) is None
 
 
 @pytest.mark.parametrize("most", [9, 40_000])
@@ -264,7 +264,7 @@ def test_packed_is_the_way_there(most: int) -> None:
     ids = torch.tensor([0, most - 1, 5])
     data = packed(ids)
     assert np.load(io.BytesIO(data), allow_pickle=False).dtype.itemsize == (2 if most < 1 << 15 else 4)
-    assert torch.equal(stored_codes(Sample("k", {"imagecodes.npy": data}, "k"), "image", Form((most,))), ids)
+    assert torch.equal(stored_codes(Sample("k", {"imagecodes.npy": data}, "k"), "image", CodeFormat((most,))), ids)
 
 
 def test_what_cannot_be_decoded_is_told(
@@ -336,9 +336,9 @@ def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         saved = toy_run(out=str(tmp_path), name=name, **changes)
         torch.manual_seed(0)
         tokenizer = load_tokenizer("bytes")
-        core = build(saved.model, tokenizer.size, saved.contrast)
+        core = build(saved.model, tokenizer.size, saved.contrastive)
         checkpoint.save(Path(saved.folder), 1, saved, tokenizer, core.state_dict(), {})
-        (Path(saved.folder) / "run.json").write_text(checkpoint.to_json(saved))
+        (Path(saved.folder) / "run.json").write_text(serialization.to_json(saved))
     assert main(["data", "encode", str(tmp_path / "coded"), str(shards), str(tmp_path / "out")]) == 0
     assert set(codecs_said(str(tmp_path / "out"))) == {"image", "audio"}
     capsys.readouterr()
@@ -350,8 +350,13 @@ def stream_of(folder: Path, codecs: dict[str, str], **changes: object) -> TrainS
     """Of the pictures alone, two a step."""
     run = toy_run(
         model=toy_config(image_codec=PICTURES),
-        data=Data(train=(Source(shards=str(folder), provides=("image", "text")),), batch=2, workers=0, most_bad=1.0),
-        write=(Write(task="text>image"),),
+        data=Data(
+            train=(Source(shards=str(folder), modalities=("image", "text")),),
+            batch_size=2,
+            num_workers=0,
+            max_bad_fraction=1.0,
+        ),
+        write=(Generative(task="text>image"),),
     )
     run = replace(run, data=replace(run.data, **changes))
     return TrainStream(run, load_tokenizer("bytes"), rank=0, world=1, codecs=codecs)
@@ -379,7 +384,7 @@ def test_training_refuses_another_codecs_codes(shards: Path, tmp_path: Path) -> 
         stream_of(tmp_path / "out", {"image": "0123"})
     mine = {"image": coders()["image"].print}
     with pytest.raises(UserError, match="stored image codes are of whole items, and crop, mirror or crop_seconds take"):
-        stream_of(tmp_path / "out", mine, augment=Augment(mirror=True))
+        stream_of(tmp_path / "out", mine, augment=Augment(horizontal_flip=True))
 
 
 def test_a_sample_without_its_codes_is_bad(shards: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from toy_encoders import (
     wordpieces,
 )
 
-from mmfm.config import Blueprint, Tower, UserError
+from mmfm.config import EncoderSpec, Tower, UserError
 from mmfm.config.serialization import parse, write
 from mmfm.pretrained import Encoder, build, resolve
 from mmfm.pretrained.padding import padding_gap
@@ -66,7 +66,7 @@ def through(source: Path | str, modality: str, **tower: object) -> Encoder:
     """All the way: resolved, blueprint and weights to bytes and back, built anew, loaded strictly."""
     found = resolve(Tower(source=str(source), **tower), modality)
     assert found.weights is not None
-    blueprint = parse(Blueprint, write(found.blueprint), "blueprint")
+    blueprint = parse(EncoderSpec, write(found.blueprint), "blueprint")
     weights = load(save({name: value.contiguous() for name, value in found.weights.items()}))
     torch.manual_seed(99)  # build must owe nothing to the draws
     encoder = build(blueprint)
@@ -254,7 +254,7 @@ def test_open_clip(clip: nn.Module, tmp_path: Path) -> None:
     image, text = through(tmp_path, "image"), through(tmp_path, "text")
     same(image(x).x[:, 0] @ clip.visual.proj, clip.encode_image(x), 1e-6)
     pixels = image.blueprint.pixels
-    assert (pixels.mean, pixels.std, pixels.fit) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "stretch")
+    assert (pixels.mean, pixels.std, pixels.resize_mode) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "stretch")
     ids = open_clip.SimpleTokenizer(context_length=16)(list(PROMPTS))
     keep = torch.arange(16) <= ids.argmax(1)[:, None]
     ends = text(ids[:, :12], keep[:, :12]).x[torch.arange(2), ids.argmax(1)]

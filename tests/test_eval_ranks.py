@@ -30,15 +30,15 @@ from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
-from mmfm.evals.run import How, evaluate, load_shared, scores_during_training
+from mmfm.evals.run import EvalConfig, evaluate, load_shared, scores_during_training
 from mmfm.evals.sharding import packed, shared, unpacked
 from mmfm.evals.split import TEXTS_AT_ONCE, at_rest, encode_texts, read_split
 from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import newest_step, steps_of
-from mmfm.runtime.distributed import Alone, Said, attend, each, together
+from mmfm.runtime.distributed import Said, SingleProcess, attend, each, together
 from mmfm.runtime.rendezvous import assembled, device_of_rank
 
-HOW = How(bootstrap=Bootstrap(resamples=20), batch=3, max_tokens=4)
+HOW = EvalConfig(bootstrap=Bootstrap(resamples=20), batch_size=3, max_tokens=4)
 WORDS = ("one", "two", "three", "four")
 
 
@@ -60,7 +60,7 @@ def test_any_number_of_ranks_gives_the_figures_of_one(tmp_path: Path) -> None:
     def score(ranks: Any) -> Any:
         return evaluate(load_model(made.folder), spec, split="val", how=HOW, ranks=ranks)
 
-    alone = score(Alone())
+    alone = score(SingleProcess())
     assert "1 of 17 samples cannot be used: image_damaged (1); the first is y" in alone.details["left_out"]
     assert {"image->text", "audio->image", "image>text", ">text"} <= {row["task"] for row in alone.rows}
     for size in (2, 3, 7):  # of six batches
@@ -76,10 +76,10 @@ def test_every_rank_holds_the_whole_split(tmp_path: Path) -> None:
 
     def read(ranks: Any) -> Any:
         with at_rest(model := load_model(made.folder)):
-            kept = {"batch": HOW.batch, "decode": HOW.decode, "max_tokens": 3}
+            kept = {"batch": HOW.batch_size, "decode": HOW.decode, "max_tokens": 3}
             return read_split(model, spec, name="a", ranks=ranks, **kept)
 
-    alone = read(Alone())
+    alone = read(SingleProcess())
     for split in on_ranks(3, read):
         for name in ("keys", "texts", "labels", "written", "unread", "bad", "own", "digest"):
             assert getattr(split, name) == getattr(alone, name)
@@ -234,7 +234,7 @@ def test_scores_during_training_are_the_same_on_all_numbers_of_ranks(tmp_path: P
         assert model.training
         return found[0]
 
-    alone = score(Alone())
+    alone = score(SingleProcess())
     assert alone and on_ranks(3, score) == [alone, {}, {}]
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from test_evals import NAMED, PETS, QUICK, SMALL, Planted, found, pets, picture, shard, sound
 
-from mmfm.config import Data, Eval, Run, Source, Text, Write
+from mmfm.config import Data, Eval, Generative, Run, Source, Text
 from mmfm.data.batch import Batch
 from mmfm.data.decode import Decode, collate
 from mmfm.data.sample import Sample
 from mmfm.evals.judges.contract import compared
 from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.reading import Reader
-from mmfm.evals.run import How, evaluate, how_of, scores_during_training
+from mmfm.evals.run import EvalConfig, evaluate, how_of, scores_during_training
 from mmfm.evals.split import at_rest, read_split
 from mmfm.inference.interface import Interface
 from mmfm.inference.processing import Text as MadeText
@@ -30,8 +30,8 @@ BYTES = load_tokenizer("bytes")
 
 def interface(*tasks: str, **data: Any) -> Interface:
     torch.manual_seed(0)
-    run = Run(name="r", model=SMALL, write=tuple(Write(task=task) for task in tasks), data=Data(**data))
-    return Interface(build(SMALL, BYTES.size, run.contrast), run, BYTES)
+    run = Run(name="r", model=SMALL, generative=tuple(Generative(task=task) for task in tasks), data=Data(**data))
+    return Interface(build(SMALL, BYTES.size, run.contrastive), run, BYTES)
 
 
 def rows_of(model: Interface, spec: str, **changes: Any) -> dict[tuple[str, str], tuple[float, int]]:
@@ -88,8 +88,8 @@ def test_text_is_read_as_in_training(tmp_path: Path) -> None:
     }
     texts = (Text(field="captions.en"), Text(field="captions.fr", weight=2.0))
     sources = (
-        Source(shards="x", provides=("image", "text"), texts=texts),
-        Source(shards="y", provides=("audio", "text")),
+        Source(shards="x", modalities=("image", "text"), texts=texts),
+        Source(shards="y", modalities=("audio", "text")),
     )
     model = interface("image>text", train=sources, batch=4)
     spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
@@ -124,7 +124,7 @@ def test_half_of_a_surrogate_pair_is_read_as_one_sign(letters: Tokenizer, tmp_pa
 def test_a_list_of_captions_is_told(tmp_path: Path) -> None:
     """Of it the first is read, in plain evaluation; so it is said, and where a sample has one alone it is not."""
     samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "b"][: 1 + (n < 2)]})} for n in range(3)}
-    sources = (Source(shards="x", provides=("image", "text"), texts=(Text(field="captions"),)),)
+    sources = (Source(shards="x", modalities=("image", "text"), texts=(Text(field="captions"),)),)
     model = interface("image>text", train=sources, batch=4)
     spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
     told = evaluate(model, spec, split="s", how=how).details["left_out"]
@@ -136,7 +136,7 @@ def test_scores_in_training_follow_the_fields_too(tmp_path: Path) -> None:
     """Captions in lists of the .json alone: named by `texts` they are scored; without, it is said why nothing is."""
     samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "other"]})} for n in range(4)}
     spec = shard(tmp_path / "val" / "0.tar", samples)
-    source = Source(shards=spec, provides=("image", "text"), texts=(Text(field="captions"),))
+    source = Source(shards=spec, modalities=("image", "text"), texts=(Text(field="captions"),))
     model = interface("image>text", train=(source,), val=spec, batch=4)
     scores, _ = scores_during_training(model, model.run)
     assert {"image->text/R@1", "image->text/acc@1", "image>text/exact"} <= scores.keys()
@@ -170,7 +170,7 @@ def asked_split(folder: Path, answers: dict[str, str]) -> str:
 
 
 QUESTIONS = (Source(
-    shards="x", provides=("image", "text"), texts=(Text(field="question"),), answers=(Text(field="answer"),)
+    shards="x", modalities=("image", "text"), texts=(Text(field="question"),), targets=(Text(field="answer"),)
 ),)  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def test_a_text_alone_is_no_question(tmp_path: Path) -> None:
 
 def test_shots_are_other_samples_of_the_split(tmp_path: Path) -> None:
     """image,text,image>text is scored behind one other picture with its text, the same one in any batch."""
-    source = Source(shards="x", provides=("image", "text"), shots=1)
+    source = Source(shards="x", modalities=("image", "text"), num_shots=1)
     model = interface("image,text,image>text", train=(source,), batch=2)
     spec = shard(tmp_path / "s" / "0.tar", {f"{n}": {"image": n, "txt": f"name {n}"} for n in range(5)})
     with at_rest(model):
@@ -257,7 +257,7 @@ def test_what_was_cut_is_counted_and_said(tmp_path: Path) -> None:
     assert "image>text: 2 of 5 texts were cut after 100 tokens; --max-tokens allows more" in scores.details["left_out"]
     evaluate(model, spec, split="pets", how=replace(QUICK, max_tokens=7))
     assert model.most == 7
-    assert How().max_tokens == Eval().max_tokens == 0
+    assert EvalConfig().max_tokens == Eval().max_tokens == 0
 
 
 def test_the_interface_says_what_it_cut(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from mmfm.data.splits import named_splits
 from mmfm.evals.examples import pick, picture_uri
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.paths import write_json
-from mmfm.evals.run import How, evaluate, evaluate_run, scores_during_training
+from mmfm.evals.run import EvalConfig, evaluate, evaluate_run, scores_during_training
 from mmfm.evals.split import asked_and_more, at_rest, encode_texts, spread
 from mmfm.evals.table import print_split
 from mmfm.evals.zero_shot import class_vectors
@@ -47,7 +47,7 @@ SMALL = config.Model(
     trunk=config.Trunk(width=16, depth=1, heads=2, kv_heads=1),
     embed_dim=8,
 )
-QUICK = How(bootstrap=Bootstrap(resamples=50), batch=3)
+QUICK = EvalConfig(bootstrap=Bootstrap(resamples=50), batch_size=3)
 
 
 class Planted(nn.Module):
@@ -225,7 +225,7 @@ def test_which_classes_and_templates_win(tmp_path: Path) -> None:
     model.texts = {**NAMED, **{f"{word} {name}": axis(n) for word in "xyz" for n, name in enumerate(NAMES)}}
     folder, default = tmp_path / "pets", replace(QUICK, default_templates=("x {}",))
 
-    def used(how: How) -> tuple[list[str], list[str]]:
+    def used(how: EvalConfig) -> tuple[list[str], list[str]]:
         details = evaluate(model, spec, split="pets", how=how).details
         return details["classes"], details["templates"]
 
@@ -449,11 +449,13 @@ def test_names_of_splits(tmp_path: Path) -> None:
 
 def saved_run(tmp_path: Path, val: str, **changes: Any) -> config.Run:
     """A run of an untrained small model, as training leaves it."""
-    write = tuple(config.Write(task=task) for task in ("image>text", "audio>text", ">text"))
-    made = config.Run(name="small", model=SMALL, write=write, out=str(tmp_path), data=config.Data(val=val), **changes)
+    write = tuple(config.Generative(task=task) for task in ("image>text", "audio>text", ">text"))
+    made = config.Run(
+        name="small", model=SMALL, generative=write, out=str(tmp_path), data=config.Data(val=val), **changes
+    )
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
-    core = build(made.model, tokenizer.size, made.contrast)
+    core = build(made.model, tokenizer.size, made.contrastive)
     made.folder.mkdir()
     (made.folder / "run.json").write_text(to_json(made))
     save(made.folder, 1, made, tokenizer, core.state_dict(), {})
@@ -474,9 +476,14 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     val = numbers(tmp_path / "data" / "val", ("one", "two", "three"))
     test = numbers(tmp_path / "data" / "test", ("four", "five"))
     made, said = saved_run(tmp_path, val, eval=config.Eval(splits=(test,))), io.StringIO()
-    rows = evaluate_run(made.folder, batch=1, max_tokens=4, bootstrap=20, console=Console(file=said, width=80))
+    rows = evaluate_run(made.folder, batch_size=1, max_tokens=4, bootstrap=20, console=Console(file=said, width=80))
     again = evaluate_run(
-        made.folder, batch=7, max_tokens=4, bootstrap=20, out=tmp_path / "b.json", console=Console(file=said, width=80)
+        made.folder,
+        batch_size=7,
+        max_tokens=4,
+        bootstrap=20,
+        out=tmp_path / "b.json",
+        console=Console(file=said, width=80),
     )
     assert json.loads((made.folder / "results.json").read_text()) == rows
     assert {row["split"] for row in rows} == {"val", "test"}

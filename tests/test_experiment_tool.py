@@ -38,7 +38,7 @@ class Commands:
             tokenizer = load_tokenizer("bytes")
             run.folder.mkdir(parents=True, exist_ok=True)
             (run.folder / "run.json").write_text(to_json(run))
-            core = build(run.model, tokenizer.size, run.contrast)
+            core = build(run.model, tokenizer.size, run.contrastive)
             save(run.folder, run.optim.steps, run, tokenizer, core.state_dict(), {})
         else:
             last = max((Path(place) / "checkpoints").glob("step-*"))

@@ -16,6 +16,7 @@ from mmfm.config import UserError
 from mmfm.export import program, tensors
 from mmfm.export.command import export
 from mmfm.export.graphs import Graph, Size, free_sizes, graphs
+from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -61,7 +62,7 @@ def test_a_program_runs_where_mmfm_cannot_be_imported(run, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ALONE, out / "text.pt2"], capture_output=True, text=True, check=True
     )
-    model = checkpoint.load_model(run)
+    model = load_model(run)
     short, long = (torch.tensor(json.loads(line)) for line in done.stdout.splitlines())
     torch.testing.assert_close(short, model.encode_text(torch.tensor([[3, 7, -1]])), rtol=0, atol=1e-6)
     rows = torch.tensor([[1] * 40, [2] * 9 + [-1] * 31])
@@ -71,7 +72,7 @@ def test_a_program_runs_where_mmfm_cannot_be_imported(run, tmp_path):
 def test_pixels_go_into_onnx_runtime(run, tmp_path):
     """Bytes of pictures in batches that were never traced: the interface's embeddings; sizes and outputs have names."""
     out = export(run, "onnx", tmp_path / "out", modalities=("image",))
-    model, session = checkpoint.load_model(run), onnxruntime.InferenceSession(out / "image.onnx")
+    model, session = load_model(run), onnxruntime.InferenceSession(out / "image.onnx")
     assert session.get_inputs()[0].shape == ["batch", 1, 8, 16]
     assert [slot.name for slot in session.get_outputs()] == ["embedding", "tokens"]
     draw = torch.Generator().manual_seed(1)
@@ -148,7 +149,7 @@ def test_a_file_that_differs_is_refused():
 
 def test_free_sizes_are_those_that_differ(run):
     """Batch and length of sounds and texts are free; of pictures only the batch."""
-    model = checkpoint.load_model(run)
+    model = load_model(run)
     free = [free_sizes(graph) for graph in graphs(model.core, model.config, model.modalities, 256)]
     assert free == [[[True, False, False, False]], [[True, True], [True, True]], [[True, True], [True, True]]]
 
@@ -175,7 +176,7 @@ def test_the_contract_says_what_the_interface_does(run, tmp_path):
     """preprocess.json and pixels by hand give the interface's embedding of the same picture."""
     out = export(run, "torch_export", tmp_path / "out", modalities=("image",))
     how = json.loads((out / "preprocess.json").read_text())["image"]
-    model, draw = checkpoint.load_model(run), np.random.default_rng(0)
+    model, draw = load_model(run), np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2, how["channels"], how["height_px"], how["width_px"]), dtype=np.uint8)
     found = program.Program(out / "image.pt2")(torch.from_numpy(pixels))[0]
     torch.testing.assert_close(found, model.encode_image(torch.from_numpy(pixels)), rtol=0, atol=1e-6)

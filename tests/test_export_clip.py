@@ -5,7 +5,7 @@ import pytest
 import torch
 from shared_exports import pictures
 
-from mmfm.config import Pixels, UserError, Words
+from mmfm.config import ImagePreprocess, TokenizerSpec, UserError
 from mmfm.export.clip import HEADS, write_clip
 from mmfm.models.mappings import Converted, Foreign, convert
 
@@ -17,7 +17,7 @@ KINDS = {
     "sigmoid loss": {"init_logit_bias": -10.0},
     "without its first norm": {"vision_cfg": {**VISION, "no_ln_pre": True}},
 }
-PIXELS = Pixels(height_px=32, width_px=32, fit="crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+PIXELS = ImagePreprocess(height_px=32, width_px=32, resize_mode="crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 
 def theirs(kind: str) -> tuple[dict, torch.nn.Module]:
@@ -32,7 +32,7 @@ def theirs(kind: str) -> tuple[dict, torch.nn.Module]:
 
 
 def ours(cfg: dict, model: torch.nn.Module) -> tuple[Converted, Converted]:
-    state, words = model.state_dict(), Words(sha256="0" * 64, context=12, begin=(49406,), end=(49407,))
+    state, words = model.state_dict(), TokenizerSpec(sha256="0" * 64, context=12, begin=(49406,), end=(49407,))
     visual = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     rest = {name: value for name, value in state.items() if not name.startswith(("visual.", "logit"))}
     image = Foreign(library="open_clip", architecture=cfg, modality="image", contract=PIXELS)

@@ -13,12 +13,12 @@ from shared_exports import NAMES, TEMPLATES, classification, pictures, retrieval
 from toys import PAIRS, toy_config
 
 from mmfm.__main__ import main
-from mmfm.config import UserError, Words
+from mmfm.config import TokenizerSpec, UserError
 from mmfm.evals.zero_shot import class_vectors
 from mmfm.export import clip_benchmark as ours
 from mmfm.export.command import export
 from mmfm.export.tokenizer import PAD, write_tokenizer
-from mmfm.models import checkpoint
+from mmfm.inference.load import load_model
 from mmfm.preprocessing.tokenizer import Reader, Tokenizer
 
 TEXTS = ["a red picture", "something blue", f"{PAD} is text"]
@@ -47,7 +47,7 @@ def theirs(folder):
 
 def test_open_clip_loads_the_folder(run, theirs):
     """Texts and pictures of the model's size: the embeddings of `mmfm.load`, bit for bit; its temperature too."""
-    model, (loaded, transform, tokenizer) = checkpoint.load_model(run), theirs
+    model, (loaded, transform, tokenizer) = load_model(run), theirs
     with torch.no_grad():
         assert torch.equal(loaded.encode_text(tokenizer(TEXTS)), model.encode_text(TEXTS))
         found = loaded.encode_image(torch.stack([transform(picture) for picture in pictures(3)]), normalize=True)
@@ -62,7 +62,7 @@ def test_open_clip_loads_the_folder(run, theirs):
 
 def test_a_picture_that_is_resized_is_all_but_the_same(run, theirs):
     """open_clip resizes by Pillow, we by torch's 8-bit kernels: embeddings differ by less than 0.01."""
-    model, (loaded, transform, _) = checkpoint.load_model(run), theirs
+    model, (loaded, transform, _) = load_model(run), theirs
     given = pictures(4, side=40)
     with torch.no_grad():
         found = loaded.encode_image(torch.stack([transform(picture) for picture in given]))
@@ -72,7 +72,7 @@ def test_a_picture_that_is_resized_is_all_but_the_same(run, theirs):
 
 def test_a_longer_text_is_cut(run, theirs):
     """open_clip pads and cuts to one length, which is where ours cuts: both read the same of a text of any length."""
-    model, (loaded, _, tokenizer) = checkpoint.load_model(run), theirs
+    model, (loaded, _, tokenizer) = load_model(run), theirs
     limit, longer = model.run.data.max_text_tokens, 20 * LONG
     ids = tokenizer([LONG, longer])
     assert ids.shape == (2, limit) and 256 < len(model.tokenizer.encode(LONG)) < limit
@@ -93,7 +93,7 @@ def test_grey_models_are_given_colours(tmp_path):
     out = export(tmp_path / "run", "open_clip", tmp_path / "out")
     ours.register()
     loaded, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out}")
-    model = checkpoint.load_model(tmp_path / "run")
+    model = load_model(tmp_path / "run")
     given = [picture.resize((16, 8)) for picture in pictures(3)]
     with torch.no_grad():
         found = loaded.eval().encode_image(torch.stack([transform(picture) for picture in given]))
@@ -102,7 +102,7 @@ def test_grey_models_are_given_colours(tmp_path):
 
 def test_their_classifier_takes_ours_as_it_is(run):
     """Zero adapter lines: open_clip's head of a loaded run is that of `mmfm eval`."""
-    model = checkpoint.load_model(run)
+    model = load_model(run)
     templates = [lambda name, t=template: t.replace("{}", name) for template in TEMPLATES]
     head = open_clip.build_zero_shot_classifier(model, model.tokenize, NAMES, templates, device="cpu")
     torch.testing.assert_close(head.T, class_vectors(model, NAMES, TEMPLATES), rtol=0, atol=1e-6)
@@ -163,7 +163,7 @@ def test_a_tokenizer_with_marks_keeps_them(tmp_path):
     inner = words().inner
     inner.add_special_tokens(["<s>", "</s>"])
     begin, end = inner.token_to_id("<s>"), inner.token_to_id("</s>")
-    contract = Words(sha256="0" * 64, context=12, begin=(begin,), end=(end,), pad=end, lower=True)
+    contract = TokenizerSpec(sha256="0" * 64, context=12, begin=(begin,), end=(end,), pad=end, lower=True)
     reader = Reader(inner, contract, inner.to_str())
     pad = write_tokenizer(Tokenizer(words().inner, reader), contract, 12, tmp_path)
     theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=12)

@@ -12,7 +12,7 @@ from shared_exports import pictures, saved, square
 from mmfm.config import UserError, Vit
 from mmfm.export import timm as ours
 from mmfm.export.command import export
-from mmfm.models import checkpoint
+from mmfm.inference.load import load_model
 from mmfm.models.vit import VisionTransformer, normalise
 
 
@@ -71,7 +71,7 @@ def test_a_runs_tower_goes_to_timm(run, tmp_path):
     about = json.loads((out / "export.json").read_text())
     assert about["modalities"] == ["image"] and about["difference"] <= 1e-5
     theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    model = checkpoint.load_model(run)
+    model = load_model(run)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     x = torch.stack([transform(picture) for picture in pictures(3)])
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_the_whole_path_under_our_name(run):
     x = torch.stack([transform(picture) for picture in pictures(3)])
     with torch.no_grad():
         features = made.forward_features(x)
-        assert torch.equal(made(x), checkpoint.load_model(run).encode_image(pictures(3)))
+        assert torch.equal(made(x), load_model(run).encode_image(pictures(3)))
         assert torch.equal(made.forward_head(features, pre_logits=True), made(x))
         assert features.shape[2] == made.num_features
         made.reset_classifier(7, global_pool="avg")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from toys import padded, toy_batch, toy_config, toy_model
 
-from mmfm.config import Data, ImageCodec, Optim, Run, Source, Trunk, Write
+from mmfm.config import Data, Generative, ImageCodec, Optim, Run, Source, Trunk
 from mmfm.config.task import parse
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.data.decode import Decode
@@ -40,7 +40,7 @@ CODEC = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 
 def texts(rows: Tensor) -> Batch:
     """A batch of texts alone, one a row."""
     items = padded(rows, torch.full((len(rows),), rows.shape[1]), torch.arange(len(rows)))
-    return Batch(size=len(rows), items={"text": items}, same=torch.full((len(rows),), -1))
+    return Batch(size=len(rows), items={"text": items}, positive_ids=torch.full((len(rows),), -1))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def test_other_rows_change_nothing() -> None:
     lone = batch.items["text"].take(torch.tensor([2]))
     picture = batch.items["image"].take(torch.tensor([1]))
     items = {"text": replace(lone, rows=torch.tensor([0])), "image": replace(picture, rows=torch.tensor([0]))}
-    alone = Batch(size=1, items=items, same=torch.tensor([0]))
+    alone = Batch(size=1, items=items, positive_ids=torch.tensor([0]))
     assert batch.items["image"].rows[1] == 2
     torch.testing.assert_close(filling_nats(model, task, alone, seeds=seeds[2:3]), whole[2:3])
     assert [part.tolist() for part in filling_right(model, task, alone, seeds=seeds[2:3])] == [[right[2]], [asked[2]]]
@@ -175,7 +175,7 @@ def test_codes_of_books_are_filled_in_their_turns() -> None:
         rows=torch.tensor([0]),
         written=Ids(ids, torch.ones_like(ids, dtype=torch.bool)),
     )
-    batch = Batch(size=1, items={"image": image}, same=torch.tensor([-1]))
+    batch = Batch(size=1, items={"image": image}, positive_ids=torch.tensor([-1]))
     task = parse("image~")
     found = given(model, task, batch)
     assert found is not None
@@ -202,8 +202,8 @@ def run_on(folder: Path) -> Run:
     return Run(
         name="toy",
         model=toy_config(image=None, audio=None, text=None, trunk=Trunk(width=16, depth=1, heads=2, kv_heads=2)),
-        data=Data(train=(Source(shards=str(folder), provides=("text",)),)),
-        write=(Write(task="text~"), Write(task=">text")),
+        data=Data(train=(Source(shards=str(folder), modalities=("text",)),)),
+        generative=(Generative(task="text~"), Generative(task=">text")),
         optim=Optim(steps=2, warmup_steps=1),
     )
 
@@ -227,15 +227,15 @@ def test_a_split_has_a_bound_and_a_share(split: Path) -> None:
     sizes = [len(f"the number {n * 37}") for n in range(9) if n != 3]
     assert [item.places for item in items] == sizes
     bits = sum(item.nats for item in items) / math.log(2) / sum(sizes)
-    assert told["bits_per_byte_bound"].value == pytest.approx(bits) and told["bits_per_byte_bound"].chance == 8.0
+    assert told["nelbo_bits_per_byte"].value == pytest.approx(bits) and told["nelbo_bits_per_byte"].chance == 8.0
     share = sum(item.right for item in items) / sum(item.asked for item in items)
-    assert told["filled@15%"].value == pytest.approx(share) and told["filled@15%"].chance == 1 / 256
-    assert told["filled@15%"].n == 8 and told["filled@15%"].items[3] == "t4"
+    assert told["masked_acc@15"].value == pytest.approx(share) and told["masked_acc@15"].chance == 1 / 256
+    assert told["masked_acc@15"].n == 8 and told["masked_acc@15"].items[3] == "t4"
     again, _ = filled(run_on(split), split, 9)
     for one, other in zip(items, again.found["text~"], strict=True):
         assert one.nats == pytest.approx(other.nats, rel=1e-4) and one[2:] == other[2:]
 
 
 def test_what_fills_nothing_has_no_figures(split: Path) -> None:
-    found, figures = filled(replace(run_on(split), write=(Write(task=">text"),)), split, 4)
+    found, figures = filled(replace(run_on(split), generative=(Generative(task=">text"),)), split, 4)
     assert found == Filling() and figures == []

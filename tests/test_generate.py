@@ -7,8 +7,8 @@ from toys import TEXT_IDS, pick, toy_batch, toy_model
 from mmfm.config import Trunk, UserError
 from mmfm.config.task import parse
 from mmfm.data.batch import Batch, Tokens
-from mmfm.data.vocabulary import Form
-from mmfm.generation import Decoding, stream, write
+from mmfm.data.vocabulary import CodeFormat
+from mmfm.generation import GenerationConfig, stream, write
 from mmfm.generation.decode_step import stepper
 from mmfm.generation.decoding_state import read_sources
 from mmfm.generation.generate import steps
@@ -16,8 +16,8 @@ from mmfm.models.model import UnifiedModel
 from mmfm.models.transformer import Segment
 from mmfm.objectives.task_pass import sources_of
 
-BOOKS = Form((4, 3), length=6)  # of pictures: two books, three steps
-OPEN = Form((5, 2))  # of sounds, as long as they like
+BOOKS = CodeFormat((4, 3), length=6)  # of pictures: two books, three steps
+OPEN = CodeFormat((5, 2))  # of sounds, as long as they like
 
 
 def any_model(seed: int = 3, **changes: object) -> UnifiedModel:
@@ -57,7 +57,7 @@ TASKS = ["image>text", "audio>text", "image,audio>text", ">text", "text>image", 
 def test_cached_and_batched_is_recomputed_and_alone(task):
     """The cache, and the padding of other samples in the batch, change no id of any form."""
     model, batch = any_model(), toy_batch()
-    rows, ids, *_ = write(model, parse(task), batch, Decoding(max_tokens=8))
+    rows, ids, *_ = write(model, parse(task), batch, GenerationConfig(max_tokens=8))
     assert rows == ([0, 1, 2, 3, 4, 5] if task == ">text" else sorted(rows)) and len(rows) >= 2
     for row, found in zip(rows, ids, strict=True):
         assert found == slow(model, parse(task), batch, row, 8)
@@ -68,7 +68,7 @@ def test_every_step_s_scores_are_those_of_a_whole_pass(task):
     """To 1e-9 in float64, behind padded sources, while rows leave at different steps: what is left is not disturbed."""
     model, task, batch = any_model(), parse(task), toy_batch(9)
     rows, sources = sources_of(model, task, batch)
-    pen = read_sources(model, sources, task.sources, task.target, Decoding(), len(rows))
+    pen = read_sources(model, sources, task.sources, task.target, GenerationConfig(), len(rows))
     live, token = list(range(len(rows))), torch.full((len(rows),), pen.begin)
     shared, leave = [[pen.begin] for _ in live], {1: [1], 3: [0]}
     for step in range(6):
@@ -87,12 +87,12 @@ def test_every_step_s_scores_are_those_of_a_whole_pass(task):
 
 
 HOWS = {
-    "drawn": Decoding(max_tokens=8, temperature=1.3),
-    "drawn of few": Decoding(max_tokens=8, temperature=1.0, top_k=9, top_p=0.9, min_p=0.02, seed=4),
-    "beams": Decoding(max_tokens=8, beams=3),
-    "guided": Decoding(max_tokens=8, guidance=2.5),
-    "guided beams": Decoding(max_tokens=8, guidance=0.5, beams=2),
-    "guided and drawn": Decoding(max_tokens=8, guidance=3.0, temperature=1.0),
+    "drawn": GenerationConfig(max_tokens=8, temperature=1.3),
+    "drawn of few": GenerationConfig(max_tokens=8, temperature=1.0, top_k=9, top_p=0.9, min_p=0.02, seed=4),
+    "beams": GenerationConfig(max_tokens=8, num_beams=3),
+    "guided": GenerationConfig(max_tokens=8, guidance=2.5),
+    "guided beams": GenerationConfig(max_tokens=8, guidance=0.5, num_beams=2),
+    "guided and drawn": GenerationConfig(max_tokens=8, guidance=3.0, temperature=1.0),
 }
 
 
@@ -112,13 +112,15 @@ def test_a_row_in_a_batch_is_the_row_alone(how, task):
 def test_draws_repeat_by_seed_and_differ_by_row_only_through_it():
     model, batch = any_model(), toy_batch()
     one, again, other = (
-        write(model, parse("image>text"), batch, Decoding(max_tokens=9, temperature=1.0, seed=seed)).ids
+        write(model, parse("image>text"), batch, GenerationConfig(max_tokens=9, temperature=1.0, seed=seed)).ids
         for seed in (0, 0, 1)
     )
     assert one == again != other
-    same = write(model, parse(">text"), batch, Decoding(max_tokens=9, temperature=1.0)).ids
+    same = write(model, parse(">text"), batch, GenerationConfig(max_tokens=9, temperature=1.0)).ids
     assert all(row == same[0] for row in same)
-    apart = write(model, parse(">text"), batch, Decoding(max_tokens=9, temperature=1.0), seeds=torch.arange(6)).ids
+    apart = write(
+        model, parse(">text"), batch, GenerationConfig(max_tokens=9, temperature=1.0), seeds=torch.arange(6)
+    ).ids
     assert apart[0] == same[0] and len({tuple(row) for row in apart}) > 3
 
 
@@ -127,23 +129,23 @@ def test_the_grammar_keeps_to_the_range_of_text():
     model = any_model()
     with torch.no_grad():
         model.embedding.weight[model.vocabulary.span("image").start :] *= 100
-    ids = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=6)).ids
+    ids = write(model, parse("image>text"), toy_batch(), GenerationConfig(max_tokens=6)).ids
     assert any(ids) and all(0 <= token < TEXT_IDS for row in ids for token in row)
 
 
 def test_a_thousand_draws_of_a_form_all_decode():
     """Two books in turn, six ids, never an end before; and of an open form whole turns, at least one."""
     model, batch = any_model(), toy_batch()
-    pen = read_sources(model, [], (), "image", Decoding(), 1_000)
-    ids = torch.tensor([step.ids for step in steps(pen, torch.arange(1_000), Decoding(temperature=5.0))]).T
+    pen = read_sources(model, [], (), "image", GenerationConfig(), 1_000)
+    ids = torch.tensor([step.ids for step in steps(pen, torch.arange(1_000), GenerationConfig(temperature=5.0))]).T
     assert ids.shape == (1_000, 6) and len({tuple(row) for row in ids.tolist()}) > 500
     books = torch.arange(6) % 2
     assert torch.equal((ids >= 4).long(), books.expand_as(ids)) and ids.min() >= 0 and ids.max() < 7
-    how, seeds = Decoding(temperature=2.0, max_tokens=9), torch.arange(6)
+    how, seeds = GenerationConfig(temperature=2.0, max_tokens=9), torch.arange(6)
     for ids in write(model, parse("image>audio"), batch, how, seeds=seeds).ids:
         assert len(ids) in (2, 4, 6, 8) and all((local >= 5) == (at % 2 == 1) for at, local in enumerate(ids))
     with pytest.raises(UserError, match="max_tokens=1 is less than the 2 ids of one step of audio"):
-        write(model, parse("image>audio"), batch, Decoding(max_tokens=1))
+        write(model, parse("image>audio"), batch, GenerationConfig(max_tokens=1))
 
 
 def test_guidance_is_its_formula():
@@ -151,10 +153,10 @@ def test_guidance_is_its_formula():
     model, batch, task = any_model(5), toy_batch(), parse("image,audio>text")
     none, only_image, only_audio = (True, True), (False, True), (True, False)
     cases = [
-        (Decoding(max_tokens=6, guidance=4.0), [(none, -3.0), ((), 4.0)]),
-        (Decoding(max_tokens=6, guidance=0.0), [(none, 1.0)]),
+        (GenerationConfig(max_tokens=6, guidance=4.0), [(none, -3.0), ((), 4.0)]),
+        (GenerationConfig(max_tokens=6, guidance=0.0), [(none, 1.0)]),
         (
-            Decoding(max_tokens=6, guide=(("audio", 3.0), ("image", 2.0))),
+            GenerationConfig(max_tokens=6, guide=(("audio", 3.0), ("image", 2.0))),
             [(none, -4.0), (only_audio, 3.0), (only_image, 2.0)],
         ),
     ]
@@ -164,9 +166,9 @@ def test_guidance_is_its_formula():
         different.add(str(ids))
         for row, found in zip(rows, ids, strict=True):
             assert found == slow(model, task, batch, row, 6, passes)
-    plain = write(model, task, batch, Decoding(max_tokens=6)).ids
+    plain = write(model, task, batch, GenerationConfig(max_tokens=6)).ids
     assert (
-        plain == write(model, task, batch, Decoding(max_tokens=6, guidance=1.0)).ids
+        plain == write(model, task, batch, GenerationConfig(max_tokens=6, guidance=1.0)).ids
         and len(different | {str(plain)}) == 4
     )
 
@@ -196,12 +198,12 @@ def test_the_flat_step_is_the_trunk_s():
 def test_a_hook_and_a_foreign_part_are_not_passed_over():
     """What is more than a plain linear map is called: a hook on one changes the flat step as it changes the model."""
     model = any_model()
-    before = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=8)).ids
+    before = write(model, parse("image>text"), toy_batch(), GenerationConfig(max_tokens=8)).ids
     handle = model.trunk.blocks[1].mlp.down.register_forward_hook(lambda module, inputs, out: -out)
-    hooked = write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=8)).ids
+    hooked = write(model, parse("image>text"), toy_batch(), GenerationConfig(max_tokens=8)).ids
     assert hooked != before and hooked[0] == slow(model, parse("image>text"), toy_batch(), 0, 8)
     handle.remove()
-    assert write(model, parse("image>text"), toy_batch(), Decoding(max_tokens=8)).ids == before
+    assert write(model, parse("image>text"), toy_batch(), GenerationConfig(max_tokens=8)).ids == before
 
 
 def test_bfloat16_autocast_writes():
@@ -211,7 +213,7 @@ def test_bfloat16_autocast_writes():
     found = []
     for on in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
-            pen = read_sources(model, sources, ("image",), "text", Decoding(), len(rows))
+            pen = read_sources(model, sources, ("image",), "text", GenerationConfig(), len(rows))
             tokens = torch.full((len(rows),), pen.begin)
             with torch.no_grad():
                 found.append([pen.scores(tokens + 5 * step, step) for step in range(5)])
@@ -224,7 +226,9 @@ def text_of(ids) -> str:
     return "".join("abcdefghijklmnopqrst"[index] for index in ids)
 
 
-@pytest.mark.parametrize("how", [Decoding(max_tokens=12, temperature=1.0, seed=2), Decoding(max_tokens=6, beams=2)])
+@pytest.mark.parametrize(
+    "how", [GenerationConfig(max_tokens=12, temperature=1.0, seed=2), GenerationConfig(max_tokens=6, num_beams=2)]
+)
 def test_streamed_pieces_join_to_what_is_written(how):
     """Ids and texts of every row, in the order of their steps."""
     model, batch = any_model(), toy_batch()
@@ -241,11 +245,11 @@ def test_streamed_pieces_join_to_what_is_written(how):
 def test_a_stop_string_ends_its_row_alone():
     """The text ends before it, the others are as without it, and the row's streamed text is the same."""
     model, batch, task = any_model(), toy_batch(), parse("image>text")
-    how = Decoding(max_tokens=12, temperature=1.0, seed=2)
+    how = GenerationConfig(max_tokens=12, temperature=1.0, seed=2)
     free = write(model, task, batch, how, decode=text_of).texts
     longest = max(free, key=len)
     stop = longest[2:4]
-    cut = Decoding(max_tokens=12, temperature=1.0, seed=2, stop=(stop, "never"))
+    cut = GenerationConfig(max_tokens=12, temperature=1.0, seed=2, stop=(stop, "never"))
     found = write(model, task, batch, cut, decode=text_of)
     assert found.texts == [text.split(stop)[0] for text in free] and len(longest.split(stop)[0]) <= 2
     assert len(found.ids[free.index(longest)]) <= 4
@@ -266,12 +270,12 @@ def test_what_is_cut_says_so(beams):
     A row whose ids just fit was not seen to end. What is streamed says the same; a picture is always whole.
     """
     model, batch, task = any_model(), toy_batch(), parse("image>text")
-    free = write(model, task, batch, Decoding(max_tokens=200, beams=beams))
+    free = write(model, task, batch, GenerationConfig(max_tokens=200, num_beams=beams))
     lengths = [len(ids) for ids in free.ids]
-    whole = Decoding(max_tokens=max(lengths) + 1, beams=beams)
+    whole = GenerationConfig(max_tokens=max(lengths) + 1, num_beams=beams)
     if max(lengths) < 200:
         assert write(model, task, batch, whole).finish == ["stop"] * len(lengths) == list(free.finish)
-    short = Decoding(max_tokens=2, beams=beams)
+    short = GenerationConfig(max_tokens=2, num_beams=beams)
     found = write(model, task, batch, short)
     assert [one == "length" for one in found.finish] == [len(ids) == 2 for ids in found.ids]
     assert "length" in found.finish
@@ -282,10 +286,10 @@ def test_what_is_cut_says_so(beams):
 
 def test_a_stop_string_is_an_end():
     model, batch, task = any_model(), toy_batch(), parse("image>text")
-    how = Decoding(max_tokens=12, temperature=1.0, seed=2)
+    how = GenerationConfig(max_tokens=12, temperature=1.0, seed=2)
     free = write(model, task, batch, how, decode=text_of)
     longest = max(free.texts, key=len)
-    cut = Decoding(max_tokens=12, temperature=1.0, seed=2, stop=(longest[2:4],))
+    cut = GenerationConfig(max_tokens=12, temperature=1.0, seed=2, stop=(longest[2:4],))
     found = write(model, task, batch, cut, decode=text_of)
     assert found.finish[free.texts.index(longest)] == "stop"
 
@@ -302,14 +306,14 @@ def test_the_cache_holds_what_a_whole_pass_computes():
     for room in (0, 3, 100):
         cache = model.trunk.new_cache(room)
         model.trunk([source], cache)
-        mark = cache.mark()
+        mark = cache.snapshot()
         for _ in range(2):
             pieces = [
                 model.trunk([model.target(ids[:, part], keep[:, part])], cache)[0]
                 for part in (slice(0, 2), slice(2, 3), slice(3, 6))
             ]
             torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-12)
-            cache.back(mark)
+            cache.rollback(mark)
 
 
 def test_a_padded_place_is_never_seen():
@@ -332,7 +336,9 @@ def test_one_seen_row_needs_no_mask():
         assert (model.trunk.next(1, cache)[1] is None) == none
 
 
-@pytest.mark.parametrize("how", [Decoding(), Decoding(beams=2), Decoding(temperature=1.0, top_p=0.9)])
+@pytest.mark.parametrize(
+    "how", [GenerationConfig(), GenerationConfig(num_beams=2), GenerationConfig(temperature=1.0, top_p=0.9)]
+)
 @pytest.mark.parametrize("task", ["image>text", "text>image"])
 def test_scores_that_are_no_numbers_write_nothing(task, how):
     """One weight, and one bias of a norm's output, that is nan: one line that names it; never ids out of nothing."""
@@ -351,10 +357,10 @@ def test_a_precision_that_is_too_narrow_is_named():
     model = any_model().float()
     with torch.no_grad():
         model.trunk.norm.weight.fill_(6e4)
-    write(model, parse(">text"), toy_batch(), Decoding(max_tokens=2))
+    write(model, parse(">text"), toy_batch(), GenerationConfig(max_tokens=2))
     with pytest.raises(UserError, match="in half precision: give dtype float32"):
-        write(model.half(), parse(">text"), toy_batch(), Decoding(max_tokens=2))
+        write(model.half(), parse(">text"), toy_batch(), GenerationConfig(max_tokens=2))
     with torch.no_grad():
         model.float().trunk.norm.weight.fill_(3e38)
     with pytest.raises(UserError, match=r"or inf\): give another of the run's checkpoints"):
-        write(model, parse(">text"), toy_batch(), Decoding(max_tokens=2))
+        write(model, parse(">text"), toy_batch(), GenerationConfig(max_tokens=2))

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mmfm.config import Model, Trunk
 from mmfm.data.vocabulary import MARKS
-from mmfm.generation import Decoding
+from mmfm.generation import GenerationConfig
 from mmfm.generation.beam_search import search
-from mmfm.generation.decoding_state import Pen
+from mmfm.generation.decoding_state import DecodingState
 from mmfm.models.mappings import convert
 from mmfm.models.model import build
 
@@ -34,11 +34,11 @@ def both(seed: int):
     return theirs, ours
 
 
-def pen_behind(model, ids: Tensor) -> Pen:
+def pen_behind(model, ids: Tensor) -> DecodingState:
     cache = model.trunk.new_cache()
     with torch.no_grad():
         model.trunk([model.target(ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool))], cache)
-    return Pen(model=model, target="text", cache=cache, weights=(1.0,))
+    return DecodingState(model=model, target="text", cache=cache, weights=(1.0,))
 
 
 @pytest.mark.parametrize("beams", [2, 5])
@@ -58,7 +58,7 @@ def test_sequences_and_scores_are_those_of_transformers(beams, penalty):
                 suppress_tokens=[at for at in range(len(MARKS)) if at != end], return_dict_in_generate=True,
                 output_scores=True,
             )  # fmt: skip
-            how = Decoding(max_tokens=9, beams=beams, length_penalty=penalty)
+            how = GenerationConfig(max_tokens=9, num_beams=beams, length_penalty=penalty)
             found, scores, finish = search(pen_behind(ours, ids), len(ids), how)
         for row, (ours_ids, score) in enumerate(zip(found, scores, strict=True)):
             written = out.sequences[row, PROMPT:].tolist()
@@ -76,7 +76,7 @@ def test_a_wide_search_finds_the_likeliest_of_all():
         _, ours = both(2)
         ours.forms["text"] = type(ours.forms["text"])((3,), length=3)
         ids = torch.tensor([[9, ours.vocabulary.begin("text")]])
-        (found,), (score,), _ = search(pen_behind(ours, ids), 1, Decoding(beams=27, length_penalty=0.0))
+        (found,), (score,), _ = search(pen_behind(ours, ids), 1, GenerationConfig(num_beams=27, length_penalty=0.0))
         every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
         whole = torch.cat([ids.expand(27, -1), torch.tensor(every) + len(MARKS)], 1)
         with torch.no_grad():

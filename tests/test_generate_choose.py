@@ -12,8 +12,8 @@ from transformers import (
 
 from mmfm.config import UserError
 from mmfm.config.task import parse
-from mmfm.generation import Decoding, check_guidance
-from mmfm.generation.sampling import choose, drawn_seeds, likely, waits
+from mmfm.generation import GenerationConfig, check_guidance
+from mmfm.generation.sampling import drawn_seeds, filtered_logits, sample, waits
 
 IDS = torch.arange(10, 60)
 
@@ -41,7 +41,7 @@ def planted(rows: int = 64) -> torch.Tensor:
 def test_what_survives_is_what_survives_in_transformers(how, warpers, temperature):
     scores = planted()
     theirs = LogitsProcessorList([TemperatureLogitsWarper(temperature), *warpers])(torch.empty(0), scores)
-    ours = likely(scores / temperature, Decoding(temperature=temperature, **how))
+    ours = filtered_logits(scores / temperature, GenerationConfig(temperature=temperature, **how))
     assert torch.equal(ours, theirs > -torch.inf)
     assert 1 <= ours.sum(1).min() < ours.sum(1).max() or how.get("top_k") == 7 or how.get("top_p") == 1e-6
 
@@ -51,19 +51,23 @@ def test_a_nucleus_of_many_and_of_equals():
     draw = torch.Generator().manual_seed(1)
     scores = torch.randn(4, 2_000, generator=draw, dtype=torch.float64) * torch.tensor([0.1, 1.0, 3.0, 9.0])[:, None]
     theirs = TopPLogitsWarper(0.9)(torch.empty(0), scores)
-    together = likely(scores, Decoding(temperature=1.0, top_p=0.9))
+    together = filtered_logits(scores, GenerationConfig(temperature=1.0, top_p=0.9))
     assert torch.equal(together, theirs > -torch.inf) and together.sum(1)[0] > 1_000 > 100 > together.sum(1)[3]
     for row in range(4):
-        assert torch.equal(likely(scores[[row]], Decoding(temperature=1.0, top_p=0.9))[0], together[row])
+        assert torch.equal(
+            filtered_logits(scores[[row]], GenerationConfig(temperature=1.0, top_p=0.9))[0], together[row]
+        )
     equal = torch.tensor([[3.0, 1.0, 1.0, 1.0, -9.0]])
-    assert likely(equal, Decoding(temperature=1.0, top_p=0.8)).tolist() == [[True, True, True, True, False]]
+    assert filtered_logits(equal, GenerationConfig(temperature=1.0, top_p=0.8)).tolist() == [
+        [True, True, True, True, False]
+    ]
 
 
 def test_draws_follow_the_softmax():
     """Planted logits: frequencies over 20,000 seeds lie within five deviations of the softmax at the temperature."""
-    scores, how = torch.tensor([2.0, 1.0, 0.0, -1.0]), Decoding(temperature=2.0)
+    scores, how = torch.tensor([2.0, 1.0, 0.0, -1.0]), GenerationConfig(temperature=2.0)
     for step in (0, 3):
-        drawn = choose(scores.expand(20_000, 4), IDS[:4], torch.arange(20_000), step, how)
+        drawn = sample(scores.expand(20_000, 4), IDS[:4], torch.arange(20_000), step, how)
         expected = (scores / 2).softmax(0)
         deviation = (expected * (1 - expected) / 20_000).sqrt()
         assert ((drawn.bincount(minlength=4) / 20_000 - expected).abs() < 5 * deviation).all()
@@ -72,12 +76,14 @@ def test_draws_follow_the_softmax():
 def test_only_survivors_are_drawn_and_the_first_alone_is_greedy():
     scores, seeds = planted(), torch.arange(64)
     for how in ({"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}):
-        decoding = Decoding(temperature=1.5, **how)
-        drawn = torch.stack([choose(scores, IDS, seeds, step, decoding) for step in range(50)], 1)
-        assert likely(scores / 1.5, decoding).gather(1, drawn).all()
+        decoding = GenerationConfig(temperature=1.5, **how)
+        drawn = torch.stack([sample(scores, IDS, seeds, step, decoding) for step in range(50)], 1)
+        assert filtered_logits(scores / 1.5, decoding).gather(1, drawn).all()
         assert len(drawn.unique()) > 10
-    first = choose(scores, IDS, seeds, 0, Decoding(temperature=1.5, top_k=1))
-    assert torch.equal(first, scores.argmax(1)) and torch.equal(first, choose(scores, IDS, seeds, 0, Decoding()))
+    first = sample(scores, IDS, seeds, 0, GenerationConfig(temperature=1.5, top_k=1))
+    assert torch.equal(first, scores.argmax(1)) and torch.equal(
+        first, sample(scores, IDS, seeds, 0, GenerationConfig())
+    )
 
 
 def test_noise_belongs_to_seed_step_and_id():
@@ -114,16 +120,16 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_what_does_not_go_together_is_refused_in_one_line(words):
     with pytest.raises(UserError, match=words) as caught:
-        Decoding(**MISTAKES[words])
+        GenerationConfig(**MISTAKES[words])
     assert "\n" not in str(caught.value).replace("('\\n',)", "")
 
 
 def test_guidance_needs_sources_scales_for_all_and_a_model_that_was_trained_without_them():
     with pytest.raises(UserError, match="guidance needs sources, and this task has none"):
-        Decoding(guidance=2.0).passes(())
+        GenerationConfig(guidance=2.0).passes(())
     with pytest.raises(UserError, match="guide gives image; it must give a scale for each of image, audio"):
-        Decoding(guide=(("image", 2.0),)).passes(("image", "audio"))
+        GenerationConfig(guide=(("image", 2.0),)).passes(("image", "audio"))
     with pytest.raises(UserError, match="guidance of image>text needs a model trained with Write"):
-        check_guidance(Decoding(guidance=2.0), parse("image>text"), 0.0)
-    check_guidance(Decoding(guidance=2.0), parse("image>text"), 0.1)
-    check_guidance(Decoding(), parse("image>text"), 0.0)
+        check_guidance(GenerationConfig(guidance=2.0), parse("image>text"), 0.0)
+    check_guidance(GenerationConfig(guidance=2.0), parse("image>text"), 0.1)
+    check_guidance(GenerationConfig(), parse("image>text"), 0.0)

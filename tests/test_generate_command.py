@@ -50,8 +50,8 @@ def test_a_run_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_several_pictures_are_one_sheet_or_a_file_each(model: Interface):
     """Picture i of the sheet is that of seed i; so is the file with its number, which counts from 1."""
-    assert generate("text>image", "--text", "seven", "--n", "10", "--out", "all.png") == 0
-    assert generate("text>image", "--text", "seven", "--n", "10", "--out", "one-{}.png") == 0
+    assert generate("text>image", "--text", "seven", "--num-samples", "10", "--out", "all.png") == 0
+    assert generate("text>image", "--text", "seven", "--num-samples", "10", "--out", "one-{}.png") == 0
     assert sorted(path.name for path in Path().iterdir()) == ["all.png", *(f"one-{i:02}.png" for i in range(1, 11))]
     whole = pixels(Image.open("all.png"))
     assert whole.shape == (5 * 8 + 4 * 2, 2 * 16 + 2)
@@ -85,7 +85,19 @@ def test_a_sound_is_what_the_model_says(model: Interface, capsys: pytest.Capture
 
 def test_texts_are_lines_and_leave_no_file(model: Interface, capsys: pytest.CaptureFixture[str]):
     Image.fromarray(np.zeros((8, 16), np.uint8)).save("a.png")
-    line = ["image>text", "--image", "a.png", "--max-tokens", "5", "--temperature", "1", "--n", "2", "--seed", "3"]
+    line = [
+        "image>text",
+        "--image",
+        "a.png",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "1",
+        "--num-samples",
+        "2",
+        "--seed",
+        "3",
+    ]
     assert generate(*line) == 0
     said = [model.generate("image>text", image="a.png", max_tokens=5, temperature=1.0, seed=seed) for seed in (3, 4)]
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in said)
@@ -119,20 +131,20 @@ def test_what_is_interrupted_leaves_nothing(error: BaseException, status: int, m
 
     open_and_write = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert generate("text>image", "--text", "a", "--n", "3", "--out", "p-{}.png", "--force") == status
+    assert generate("text>image", "--text", "a", "--num-samples", "3", "--out", "p-{}.png", "--force") == status
     assert [(path.name, path.read_bytes()) for path in Path().iterdir()] == [("p-1.png", b"before")]
 
 
 def test_what_is_there_is_kept_unless_one_says_so(capsys: pytest.CaptureFixture[str]):
     """Told before anything is made; and in batches the things are those of all at once."""
     Path("p-2.png").write_bytes(b"before")
-    words = ["text>image", "--text", "a", "--n", "3", "--out", "p-{}.png"]
+    words = ["text>image", "--text", "a", "--num-samples", "3", "--out", "p-{}.png"]
     assert generate(*words) == 2
     assert capsys.readouterr().err.endswith(
         "--out: p-2.png is there already; give another name, or --force replaces it\n"
     )
     assert [path.name for path in Path().iterdir()] == ["p-2.png"]
-    assert generate(*words, "--force", "--batch", "2") == 0
+    assert generate(*words, "--force", "--batch-size", "2") == 0
     batched = {path.name: path.read_bytes() for path in Path().iterdir()}
     assert generate(*words, "--force") == 0
     assert {path.name: path.read_bytes() for path in Path().iterdir()} == batched and len(batched) == 3

@@ -9,26 +9,30 @@ from toys import pick, toy_batch, toy_model
 from mmfm.config import UserError
 from mmfm.config.task import Task, parse
 from mmfm.data.batch import Ids
-from mmfm.data.vocabulary import Form
-from mmfm.generation import Decoding, fill
+from mmfm.data.vocabulary import CodeFormat
+from mmfm.generation import GenerationConfig, fill
 from mmfm.generation import masked_decoding as module
 from mmfm.objectives.task_pass import sources_of
 
 SIZE, TIME = 6, 8
-FORMS = {"one book": Form((7,), length=TIME), "two books": Form((4, 3), length=TIME)}
+FORMS = {"one book": CodeFormat((7,), length=TIME), "two books": CodeFormat((4, 3), length=TIME)}
 
 
-def filler(form: Form = FORMS["one book"]):
+def filler(form: CodeFormat = FORMS["one book"]):
     model = toy_model(3, image_codes=7)
     model.forms["image"] = form
     return model
 
 
-def given(form: Form, seed: int = 0) -> tuple[Ids, torch.Tensor]:
+def given(form: CodeFormat, seed: int = 0) -> tuple[Ids, torch.Tensor]:
     """Ids of which each row hides others, one row all of them and one row one."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.stack(
-        [torch.randint(min(span), max(span) + 1, (SIZE,), generator=draw) for span in map(form.span, range(TIME))], 1
+        [
+            torch.randint(min(span), max(span) + 1, (SIZE,), generator=draw)
+            for span in map(form.candidates, range(TIME))
+        ],
+        1,
     )
     hidden = torch.rand(SIZE, TIME, generator=draw) < 0.6
     hidden[0], hidden[1] = True, torch.arange(TIME) == 3
@@ -66,7 +70,7 @@ def test_as_many_rounds_as_places_is_the_surest_first(form, task, guidance):
     model, batch, (ids, hidden) = filler(FORMS[form]), toy_batch(SIZE), given(FORMS[form])
     passes = [((), 1.0)] if guidance == 1 else [((True,), 1 - guidance), ((), guidance)]
     task = parse(task)
-    rows, found = fill(model, task, batch, ids, hidden, Decoding(rounds=TIME, guidance=guidance))
+    rows, found = fill(model, task, batch, ids, hidden, GenerationConfig(num_steps=TIME, guidance=guidance))
     assert len(rows) >= 5
     for at, row in enumerate(rows):
         assert torch.equal(found[at][~hidden[row]], ids.ids[row][~hidden[row]])
@@ -79,9 +83,9 @@ def test_forms_are_obeyed_and_rows_are_alone(rounds, temperature):
     """Every place has an id of its book, and a row is what it is without the others, drawn or not."""
     form = FORMS["two books"]
     model, batch, (ids, hidden) = filler(form), toy_batch(SIZE), given(form)
-    how, seeds = Decoding(rounds=rounds, temperature=temperature), 100 * torch.arange(SIZE)
+    how, seeds = GenerationConfig(num_steps=rounds, temperature=temperature), 100 * torch.arange(SIZE)
     rows, found = fill(model, parse("text>image~"), batch, ids, hidden, how, seeds=seeds)
-    assert all(local in form.span(at) for row in found.tolist() for at, local in enumerate(row))
+    assert all(local in form.candidates(at) for row in found.tolist() for at, local in enumerate(row))
     for at, row in enumerate(rows):
         alone = Ids(ids.ids[[row]], ids.keep[[row]])
         own = fill(model, parse("text>image~"), pick(batch, [row]), alone, hidden[[row]], how, seeds=seeds[[row]])
@@ -93,7 +97,7 @@ def test_a_round_of_draws_follows_the_softmax():
     model, batch, (ids, hidden) = filler(), toy_batch(SIZE), given(FORMS["one book"])
     ids = Ids(ids.ids[:1].expand(SIZE, -1), ids.keep)
     hidden = hidden[:1].expand(SIZE, -1)
-    how, drawn = Decoding(rounds=1, temperature=1.0), []
+    how, drawn = GenerationConfig(num_steps=1, temperature=1.0), []
     for part in range(200):
         seeds = SIZE * part + torch.arange(SIZE)
         drawn.append(fill(model, parse("image~"), batch, ids, hidden, how, seeds=seeds)[1])
@@ -109,7 +113,7 @@ def test_the_schedule_is_a_cosine(monkeypatch):
     model, batch, (ids, hidden) = filler(), toy_batch(SIZE), given(FORMS["one book"])
     left, guess = [], module._guess
     monkeypatch.setattr(module, "_guess", lambda *args: (left.append(args[3].sum(1).tolist()), guess(*args))[1])
-    fill(model, parse("image~"), batch, ids, hidden, Decoding(rounds=4))
+    fill(model, parse("image~"), batch, ids, hidden, GenerationConfig(num_steps=4))
     assert [row[0] for row in left] == [TIME, *(math.floor(TIME * math.cos(math.pi * r / 8)) for r in (1, 2, 3))]
     assert [row[1] for row in left] == [1, 0, 0, 0]
 
@@ -119,14 +123,14 @@ def test_scores_that_are_no_numbers_fill_nothing():
     with torch.no_grad():
         model.trunk.blocks[0].attn.qkv.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"the weights trunk\.blocks\.0\.attn\.qkv\.weight are not: give another"):
-        fill(model, parse("text>image~"), batch, ids, hidden, Decoding(rounds=2))
+        fill(model, parse("text>image~"), batch, ids, hidden, GenerationConfig(num_steps=2))
 
 
 def test_what_cannot_be_filled_is_refused():
     model, batch, (ids, hidden) = filler(), toy_batch(SIZE), given(FORMS["one book"])
     with pytest.raises(UserError, match="filling in has no beams, draws or stop strings"):
-        fill(model, parse("image~"), batch, ids, hidden, Decoding(beams=2))
+        fill(model, parse("image~"), batch, ids, hidden, GenerationConfig(num_beams=2))
     with pytest.raises(UserError, match="a place to fill in is padding"):
-        fill(model, parse("image~"), batch, Ids(ids.ids, ~hidden), hidden, Decoding())
+        fill(model, parse("image~"), batch, Ids(ids.ids, ~hidden), hidden, GenerationConfig())
     with pytest.raises(UserError, match="guidance needs sources"):
-        fill(model, parse("image~"), batch, ids, hidden, Decoding(guidance=2.0))
+        fill(model, parse("image~"), batch, ids, hidden, GenerationConfig(guidance=2.0))

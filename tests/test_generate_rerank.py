@@ -8,10 +8,10 @@ from toys import pick, toy_batch, toy_model
 from mmfm.config import UserError
 from mmfm.config.task import parse
 from mmfm.data.batch import Items
-from mmfm.generation import Decoding, embed_items, int8, nearness, source_embeddings, write
+from mmfm.generation import GenerationConfig, embed_items, int8, nearness, source_embeddings, write
 from mmfm.generation.best_of import best
 from mmfm.generation.int8 import Int8Linear
-from mmfm.runtime.randomness import mix
+from mmfm.runtime.randomness import splitmix64
 
 
 def test_the_best_of_each_row_s_draws():
@@ -39,15 +39,15 @@ def test_the_planted_draw_is_kept():
             seen.setdefault(row, []).append(each)
         return torch.tensor([float(at % 5 == row % 5) for at, row in enumerate(rows)])
 
-    how = Decoding(max_tokens=8, temperature=1.5, draws=5)
+    how = GenerationConfig(max_tokens=8, temperature=1.5, best_of=5)
     rows, ids, _, scores, _ = write(model, task, batch, how, seeds=torch.arange(6), judge=judge)
     assert ids == [seen[row][row % 5] for row in rows] and scores == [1.0] * len(rows)
     assert all(len({tuple(each) for each in draws}) > 1 for draws in seen.values())
-    one = write(model, task, batch, Decoding(max_tokens=8, temperature=1.5), seeds=torch.arange(6)).ids
+    one = write(model, task, batch, GenerationConfig(max_tokens=8, temperature=1.5), seeds=torch.arange(6)).ids
     assert one == [seen[row][0] for row in rows]
     other = write(
-        model, task, pick(batch, [rows[1]]), Decoding(max_tokens=8, temperature=1.5),
-        seeds=mix(torch.tensor([rows[1]]) + 2 * torch.tensor(-7046029254386353131)),
+        model, task, pick(batch, [rows[1]]), GenerationConfig(max_tokens=8, temperature=1.5),
+        seeds=splitmix64(torch.tensor([rows[1]]) + 2 * torch.tensor(-7046029254386353131)),
     )  # fmt: skip
     assert other.ids == [seen[rows[1]][2]]
     with pytest.raises(UserError, match="draws=5 needs what judges them"):
@@ -67,7 +67,7 @@ def test_the_model_judges_by_its_own_embeddings():
         every["ids"], every["z"] = ids, z
         return z
 
-    how = Decoding(max_tokens=5, temperature=2.0, draws=6)
+    how = GenerationConfig(max_tokens=5, temperature=2.0, best_of=6)
     rows, ids, _, scores, _ = write(model, task, batch, how, seeds=torch.arange(6), judge=nearness(sources, embed))
     assert list(sources) == ["image"] and sources["image"][0] == rows
     cosines = (every["z"] * sources["image"][1].repeat_interleave(6, 0)).sum(1).view(-1, 6)
@@ -97,7 +97,7 @@ def test_a_model_in_8_bits_writes_the_same_form_and_nearly_the_same_scores():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert isinstance(small.output, Int8Linear) and model.output is None
     assert isinstance(small.trunk.blocks[0].attn.qkv, Int8Linear)
-    ids = write(small, parse("image>text"), batch, Decoding(max_tokens=7)).ids
+    ids = write(small, parse("image>text"), batch, GenerationConfig(max_tokens=7)).ids
     assert any(ids) and all(0 <= local < 20 for row in ids for local in row)
     x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
     low, high = (m.logits(x) for m in (small, model))

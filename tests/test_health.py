@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmfm.config import UserError
-from mmfm.data.bad_samples import WINDOW, Bad, Health
+from mmfm.data.bad_samples import WINDOW, Bad, BadSampleCounter
 from mmfm.preprocessing import CODES
 
 
@@ -14,26 +14,26 @@ def bad(n: int, source: int = 0, code: str = "image_damaged") -> list[Bad]:
     return [Bad(source, f"shard-{i}.tar", f"k{i}", code, f"shard-{i}.tar: k{i}: no image", i) for i in range(n)]
 
 
-def feed(health: Health, reads: list[int], found: list[Bad]) -> None:
-    health.note(reads, found)
-    health.add(health.take())
+def feed(health: BadSampleCounter, reads: list[int], found: list[Bad]) -> None:
+    health.record(reads, found)
+    health.add(health.drain())
 
 
 def test_ranks_that_add_up_know_the_same():
     """Two ranks that met different samples, given the sum of both, have equal counts and equal state."""
-    ranks = [Health(["a", "b"], 0.01) for _ in range(2)]
-    ranks[0].note([8, 4], bad(2))
-    ranks[1].note([6, 6], bad(1, 1, "audio_cut"))
-    totals = [sum(pair) for pair in zip(*(rank.take() for rank in ranks), strict=True)]
+    ranks = [BadSampleCounter(["a", "b"], 0.01) for _ in range(2)]
+    ranks[0].record([8, 4], bad(2))
+    ranks[1].record([6, 6], bad(1, 1, "audio_cut"))
+    totals = [sum(pair) for pair in zip(*(rank.drain() for rank in ranks), strict=True)]
     for rank in ranks:
         rank.add(totals)
     assert ranks[0].counts() == {"a": {"read": 14, "image_damaged": 2}, "b": {"read": 10, "audio_cut": 1}}
-    assert ranks[0].state() == ranks[1].state() and not any(ranks[0].take())
+    assert ranks[0].state() == ranks[1].state() and not any(ranks[0].drain())
 
 
 def test_the_budget_is_of_the_last_ten_thousand():
     """A hundred bad ones of the last 10,000 pass and one more stops; what lies further back is forgiven."""
-    health = Health(["a"], 0.01)
+    health = BadSampleCounter(["a"], 0.01)
     feed(health, [WINDOW], bad(100))
     for _ in range(10):
         feed(health, [WINDOW // 10], [])
@@ -50,7 +50,7 @@ BATCHES = (8, 64, 512, 4_096, 32_768, 65_536)
 
 def read_until_stopped(step: int, share: float, reads: int) -> int:
     """How many samples are read until the run stops, of which this share is bad, at random; 0: it never does."""
-    draw, health = np.random.default_rng(step), Health(["a"], 0.01)
+    draw, health = np.random.default_rng(step), BadSampleCounter(["a"], 0.01)
     for at in range(-(-reads // step)):
         found = int(draw.binomial(step, share))
         try:
@@ -74,7 +74,7 @@ def test_the_budget_is_a_fraction_whatever_the_batch(batch, together):
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_source_that_turns_bad_stops_soon(batch):
     """However much of it was good before: one of twenty is noticed within four steps, or ten thousand samples."""
-    health, reads = Health(["a"], 0.01), 0
+    health, reads = BadSampleCounter(["a"], 0.01), 0
     for _ in range(max(8, 20_000 // batch)):
         feed(health, [batch], [])
     while reads < max(10_000, 4 * batch):
@@ -82,45 +82,45 @@ def test_a_source_that_turns_bad_stops_soon(batch):
         try:
             health.add([batch, found, *[0] * len(CODES)])  # the other codes, and what was truncated
         except UserError as why:
-            assert "over data.most_bad=0.01 of" in str(why)
+            assert "over data.max_bad_fraction=0.01 of" in str(why)
             return
     raise AssertionError("should have stopped")
 
 
 def test_sources_have_budgets_of_their_own():
     """Sixty bad ones of each of two sources pass where 120 of one do not."""
-    feed(Health(["a", "b"], 0.01), [5_000, 5_000], bad(60) + bad(60, 1))
+    feed(BadSampleCounter(["a", "b"], 0.01), [5_000, 5_000], bad(60) + bad(60, 1))
     with pytest.raises(UserError, match="120 of the last 5000 samples of 'b'"):
-        feed(Health(["a", "b"], 0.01), [5_000, 5_000], bad(120, 1))
+        feed(BadSampleCounter(["a", "b"], 0.01), [5_000, 5_000], bad(120, 1))
 
 
 def test_no_budget_means_none():
-    with pytest.raises(UserError, match=r"1 of the last 8 samples of 'a' .*most_bad=0 "):
-        feed(Health(["a"], 0.0), [8], bad(1))
+    with pytest.raises(UserError, match=r"1 of the last 8 samples of 'a' .*max_bad_fraction=0 "):
+        feed(BadSampleCounter(["a"], 0.0), [8], bad(1))
 
 
 def test_state_survives_json_and_forgets_what_came_after():
     """Loaded, it counts on as if nothing had happened since; the lines of what was met in between are not repeated."""
-    health = Health(["a"], 0.01)
+    health = BadSampleCounter(["a"], 0.01)
     feed(health, [100], bad(90))
     state = json.loads(json.dumps(health.state()))
-    health.note([50], bad(5))
+    health.record([50], bad(5))
     health.load(state)
     assert (
-        not any(health.take())
+        not any(health.drain())
         and health.skipped() == []
         and health.counts() == {"a": {"read": 100, "image_damaged": 90}}
     )
     with pytest.raises(UserError, match="101 of the last 120"):
         feed(health, [20], bad(11))
     with pytest.raises(UserError, match="other sources or codes"):
-        Health(["a", "b"], 0.01).load(state)
+        BadSampleCounter(["a", "b"], 0.01).load(state)
 
 
 def test_lines_name_source_shard_and_key():
     """Each bad sample is one line of JSON, handed out once."""
-    health = Health(["pictures"], 0.01)
-    health.note([3], bad(1))
+    health = BadSampleCounter(["pictures"], 0.01)
+    health.record([3], bad(1))
     (line,) = health.skipped()
     assert json.loads(line) == {
         "source": "pictures", "shard": "shard-0.tar", "key": "k0", "code": "image_damaged",

@@ -158,7 +158,7 @@ def test_logits_and_loss_are_those_of_training(made, face, pictures, waves):
             "audio": made_items(inputs["input_features"], inputs["input_features_mask"]),
             "text": made_items(ids := made.model.tokenize(texts), ids >= 0),
         }
-        losses = Objectives(core, made.model.run)(Batch(size=3, items=items, same=torch.arange(3)))
+        losses = Objectives(core, made.model.run)(Batch(size=3, items=items, positive_ids=torch.arange(3)))
     want = core.scale("image-text") * image @ text.T + core.biases["image-text"]
     torch.testing.assert_close(found.logits_per_image, want, rtol=0, atol=1e-4)
     assert torch.equal(found.logits_per_text, found.logits_per_image.T)

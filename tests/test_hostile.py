@@ -23,6 +23,7 @@ from mmfm.config.serialization import from_json, to_json
 from mmfm.data.sample import Sample, text_of
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
+from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
@@ -128,7 +129,7 @@ def test_archives_that_are_refused(name: str, tmp_path: Path, monkeypatch: pytes
     maker, words = REFUSED[name]
     path = maker(tmp_path)
     with harmless(monkeypatch, tmp_path), pytest.raises(UserError, match=words) as caught:
-        open_shards([str(path)], config.Store())
+        open_shards([str(path)], config.RemoteCache())
     one_line(caught)
 
 
@@ -151,7 +152,7 @@ def test_archives_of_which_the_good_is_read(name: str, tmp_path: Path, monkeypat
     (tmp_path / "in").mkdir()
     path = TAKEN[name](tmp_path / "in")
     with harmless(monkeypatch, tmp_path / "in"):
-        shards = open_shards([str(path)], config.Store())
+        shards = open_shards([str(path)], config.RemoteCache())
         samples = {sample.key: sample.parts for sample in map(shards.__getitem__, range(len(shards)))}
     assert all(samples[str(n)]["cls"] == b"%d" % n and samples[str(n)]["txt"].endswith(b"%d" % n) for n in range(3))
     assert all(set(parts) <= {"txt", "cls"} and b"root" not in parts.get("txt", b"") for parts in samples.values())
@@ -207,7 +208,7 @@ def test_the_index_that_is_changed_here_is_good(tmp_path: Path) -> None:
         {"txt": b"text %d" % n, "cls": b"%d" % n} for n in range(3)
     ]
     (tmp_path / "x.idx.json").unlink()
-    assert len(open_shards([str(listed()(tmp_path))], config.Store())) == 3
+    assert len(open_shards([str(listed()(tmp_path))], config.RemoteCache())) == 3
 
 
 LISTS = {
@@ -235,7 +236,7 @@ def test_lists(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     maker, words = LISTS[name]
     path = maker(tmp_path)
     with harmless(monkeypatch, tmp_path), pytest.raises(UserError, match=words) as caught:
-        open_shards([str(path)], config.Store())
+        open_shards([str(path)], config.RemoteCache())
     one_line(caught)
 
 
@@ -267,7 +268,7 @@ def test_specifications(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GOPEN_REWRITE", f"{tmp_path}=pipe:touch marker;x=pipe:touch marker ")
     monkeypatch.setenv("WDS_REWRITE", "x=pipe:touch marker ")
     with harmless(monkeypatch, tmp_path), pytest.raises(UserError, match=words) as caught:
-        open_shards([spec], config.Store())
+        open_shards([spec], config.RemoteCache())
     one_line(caught)
 
 
@@ -490,7 +491,7 @@ def test_checkpoints(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     change, words = CHECKPOINTS[name]
     folder = h.sealed(saved(tmp_path), **change)
     with harmless(monkeypatch, tmp_path), pytest.raises(UserError, match=words) as caught:
-        checkpoint.load_model(folder)
+        load_model(folder)
     one_line(caught)
 
 
@@ -541,7 +542,7 @@ def test_what_is_no_checkpoint_of_ours(name: str, tmp_path: Path, monkeypatch: p
     maker, words = FOREIGN[name]
     given = maker(tmp_path)
     with harmless(monkeypatch, tmp_path), pytest.raises(UserError, match=words) as caught:
-        checkpoint.load_model(given)
+        load_model(given)
     one_line(caught)
 
 
@@ -549,7 +550,7 @@ def test_the_environment_cannot_ask_for_pickles(tmp_path: Path, monkeypatch: pyt
     """torch would execute what weights_only refuses; a good checkpoint is refused too."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(UserError, match="is set: loaded files could execute code; unset it"):
-        checkpoint.load_model(saved(tmp_path))
+        load_model(saved(tmp_path))
 
 
 BPE = b'{"version": "1.0", "added_tokens": [%s], "model": {"type": "BPE", "vocab": {%s}, "merges": [%s]}}'

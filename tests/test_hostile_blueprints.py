@@ -17,15 +17,15 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from toy_encoders import BLOCKS, PICTURE, WORDS, hf_folder, open_clip_folder, timm_folder, wordpieces
 
-from mmfm.config import Blueprint, KnownCodec, Pixels, Sound, Tower, UserError, Words
+from mmfm.config import AudioPreprocess, EncoderSpec, ImagePreprocess, KnownCodec, TokenizerSpec, Tower, UserError
 from mmfm.export import importer
 from mmfm.models.codecs import known
 from mmfm.pretrained import build, resolve
 
 VISION = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-IMAGE = Pixels(height_px=32, width_px=32)
-LINE = Words(sha256="0" * 64, context=8)
+IMAGE = ImagePreprocess(height_px=32, width_px=32)
+LINE = TokenizerSpec(sha256="0" * 64, context=8)
 VIT = {"model_type": "vit", **PICTURE}
 
 
@@ -64,28 +64,30 @@ def told(caught: pytest.ExceptionInfo[UserError]) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def of_timm(**more: Any) -> Blueprint:
+def of_timm(**more: Any) -> EncoderSpec:
     shape = {"name": "test_vit", "kwargs": {"num_classes": 0}, "pretrained_cfg": {}} | more
-    return Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=64, pixels=IMAGE)
+    return EncoderSpec(library="timm", modality="image", architecture=json.dumps(shape), width=64, pixels=IMAGE)
 
 
-def of_open_clip(modality: Any = "image", **more: Any) -> Blueprint:
+def of_open_clip(modality: Any = "image", **more: Any) -> EncoderSpec:
     tower = (VISION if modality == "image" else TEXT) | more
     shape = {"embed_dim": 8, "quick_gelu": False, "tower": tower}
     contract: dict[str, Any] = {"pixels": IMAGE} if modality == "image" else {"words": LINE}
     made = json.dumps(shape)
-    return Blueprint(library="open_clip", modality=modality, architecture=made, width=16, **contract)
+    return EncoderSpec(library="open_clip", modality=modality, architecture=made, width=16, **contract)
 
 
-def of_hf(modality: Any = "image", **config: Any) -> Blueprint:
-    contract: dict[str, Any] = {"image": {"pixels": IMAGE}, "text": {"words": LINE}, "audio": {"sound": Sound()}}[
-        modality
-    ]
+def of_hf(modality: Any = "image", **config: Any) -> EncoderSpec:
+    contract: dict[str, Any] = {
+        "image": {"pixels": IMAGE},
+        "text": {"words": LINE},
+        "audio": {"sound": AudioPreprocess()},
+    }[modality]
     made = json.dumps({"config": config})
-    return Blueprint(library="hf", modality=modality, architecture=made, width=16, **contract)
+    return EncoderSpec(library="hf", modality=modality, architecture=made, width=16, **contract)
 
 
-REFUSED: dict[str, Blueprint] = {
+REFUSED: dict[str, EncoderSpec] = {
     "timm: a repository": of_timm(name="hf-hub:nobody/evil"),
     "timm: a folder": of_timm(name="local-dir:/nowhere/evil"),
     "timm: an unknown name": of_timm(name="no_such_model"),
@@ -99,8 +101,8 @@ REFUSED: dict[str, Blueprint] = {
     "timm: a word of its own": of_timm(custom_load=True),
     "timm: a path as an argument": of_timm(kwargs={"act_layer": "/nowhere/x"}),
     "timm: an argument that is none": of_timm(kwargs={"nonsense": 3}),
-    "timm: a list": Blueprint(library="timm", modality="image", architecture="[]", width=1, pixels=IMAGE),
-    "timm: no JSON": Blueprint(library="timm", modality="image", architecture="{", width=1, pixels=IMAGE),
+    "timm: a list": EncoderSpec(library="timm", modality="image", architecture="[]", width=1, pixels=IMAGE),
+    "timm: no JSON": EncoderSpec(library="timm", modality="image", architecture="{", width=1, pixels=IMAGE),
     "open_clip: timm's repository": of_open_clip(timm_model_name="hf-hub:nobody/evil"),
     "open_clip: timm's folder": of_open_clip(timm_model_name="local-dir:/nowhere/evil"),
     "open_clip: transformers' repository": of_open_clip("text", hf_model_name="nobody/evil"),
@@ -113,8 +115,9 @@ REFUSED: dict[str, Blueprint] = {
     "hf: quantised": of_hf(**VIT, quantization_config={"quant_method": "bitsandbytes"}),
     "hf: a path as an activation": of_hf(**VIT | {"hidden_act": "/nowhere/x"}),
     "hf: a wrong type": of_hf(**VIT | {"hidden_size": "many"}),
-    "torchaudio: another factory": Blueprint(
-        library="torchaudio", modality="audio", architecture='{"model": "os", "params": {}}', width=1, sound=Sound()
+    "torchaudio: another factory": EncoderSpec(
+        library="torchaudio", modality="audio", architecture='{"model": "os", "params": {}}', width=1,
+        sound=AudioPreprocess(),
     ),
 }  # fmt: skip
 
@@ -274,5 +277,5 @@ def test_hostile_codecs(name: str, watched: list[str]) -> None:
     codec = KnownCodec(source="hf:x")
     for made in (json.dumps({"config": CODECS[name]}), "{", "[]"):
         with pytest.raises(UserError) as caught:
-            known.build(replace(codec, architecture=made, sound=Sound()))
+            known.build(replace(codec, architecture=made, sound=AudioPreprocess()))
         told(caught)

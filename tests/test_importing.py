@@ -21,7 +21,20 @@ from toys import toy_batch, toy_config
 
 import mmfm
 from mmfm.__main__ import main
-from mmfm.config import Conformer, Contrast, Model, Optim, Rate, Run, TextTower, Tower, Trunk, UserError, Vit, Write
+from mmfm.config import (
+    Conformer,
+    Contrastive,
+    Generative,
+    Model,
+    Optim,
+    ParamGroup,
+    Run,
+    TextTower,
+    Tower,
+    Trunk,
+    UserError,
+    Vit,
+)
 from mmfm.export import importer
 from mmfm.inference import bundle
 from mmfm.inference.bundle.encoder import BundledEncoder
@@ -237,10 +250,10 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
     assert (proof.modality, proof.part) == ("trunk", "Trunk") and proof.holds and proof.padding_invariant
     trunk = mmfm.native(str(tmp_path / "out"))
     assert 'trunk = mmfm.native("' in (tmp_path / "out/README.md").read_text()
-    assert isinstance(trunk, Trunk) and trunk.kv_heads == 1 and trunk.tied == tied
+    assert isinstance(trunk, Trunk) and trunk.kv_heads == 1 and trunk.tie_embeddings == tied
     cfg = toy_config(trunk=trunk, tokenizer=str(tmp_path / "out/tokenizer.json"))
     tokenizer = load_tokenizer(cfg.tokenizer)
-    core = build(cfg, tokenizer.size, (Contrast(pair=("image", "text")),))
+    core = build(cfg, tokenizer.size, (Contrastive(pair=("image", "text")),))
     bundle.start(core, cfg)
     ids = torch.tensor([tokenizer.encode("forty-two")])
     target = core.target(core.vocabulary.shared("text", ids), torch.ones_like(ids, dtype=torch.bool))
@@ -267,12 +280,12 @@ def test_a_language_model_that_is_locked_stays_what_it_was(tied, tmp_path):
     language(tmp_path / "lm", tied)
     importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
     model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
-    rates = (Rate(of="trunk.*", lr=0.0), Rate(of="towers.*", lr=0.5))
-    optim = Optim(steps=9, lr=1e-2, warmup_steps=1, weight_decay=0.5, rates=rates)
-    run = Run(name="x", model=model, contrast=(Contrast(pair=("image", "text")),), optim=optim)
-    run = replace(run, write=(Write(task="image>text"),))
+    rates = (ParamGroup(pattern="trunk.*", lr_scale=0.0), ParamGroup(pattern="towers.*", lr_scale=0.5))
+    optim = Optim(steps=9, lr=1e-2, warmup_steps=1, weight_decay=0.5, param_groups=rates)
+    run = Run(name="x", model=model, contrastive=(Contrastive(pair=("image", "text")),), optim=optim)
+    run = replace(run, generative=(Generative(task="image>text"),))
     tokenizer = load_tokenizer(model.tokenizer)
-    core = build(model, tokenizer.size, run.contrast)
+    core = build(model, tokenizer.size, run.contrastive)
     bundle.start(core, model)
     before = {name: value.clone() for name, value in core.named_parameters()}
     module = JointModule(run, core).train()
@@ -294,8 +307,8 @@ def test_a_language_model_that_is_locked_stays_what_it_was(tied, tmp_path):
     assert lines[1].startswith("towers.*: ") and "at 0.5 x the rate (towers)" in lines[1]
     assert lines[2].startswith("all else: ") and "at 1 x the rate (biases, connectors, heads" in lines[2]
     assert lines[3].startswith("of embedding.weight the rows of text are locked")
-    whole = replace(run, optim=replace(optim, rates=(*rates, Rate(of="embedding.*", lr=1.0))))
-    assert JointModule(whole, build(model, tokenizer.size, run.contrast)).learning.factor["embedding.weight"] == 1
+    whole = replace(run, optim=replace(optim, param_groups=(*rates, ParamGroup(pattern="embedding.*", lr_scale=1.0))))
+    assert JointModule(whole, build(model, tokenizer.size, run.contrastive)).learning.factor["embedding.weight"] == 1
 
 
 def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeypatch):
@@ -304,13 +317,13 @@ def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeyp
     language(tmp_path / "lm")
     importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
     model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
-    optim = Optim(steps=9, rates=(Rate(of="trunk.*", lr=0.1),), warmup_steps=1)
-    run = Run(name="x", out=str(tmp_path), model=model, contrast=(Contrast(pair=("image", "text")),), optim=optim)
-    run = replace(run, write=(Write(task="image>text"),))
+    optim = Optim(steps=9, param_groups=(ParamGroup(pattern="trunk.*", lr_scale=0.1),), warmup_steps=1)
+    run = Run(name="x", out=str(tmp_path), model=model, contrastive=(Contrastive(pair=("image", "text")),), optim=optim)
+    run = replace(run, generative=(Generative(task="image>text"),))
     tokenizer = load_tokenizer(model.tokenizer)
 
     def module() -> JointModule:
-        return JointModule(run, build(model, tokenizer.size, run.contrast))
+        return JointModule(run, build(model, tokenizer.size, run.contrastive))
 
     with monkeypatch.context() as before:
         before.setattr(optimising, "ALSO", {})
@@ -323,7 +336,7 @@ def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeyp
         module().on_load_checkpoint(state)
     weights = dict(old.objectives.model.state_dict())
     save(run.folder, 4, run, tokenizer, weights, {})
-    fresh = build(model, tokenizer.size, run.contrast)
+    fresh = build(model, tokenizer.size, run.contrastive)
     (line,) = bundle.start_whole(fresh, replace(run, name="y", start=str(run.folder)), tokenizer)
     assert "starts from" in line and all(torch.equal(value, weights[key]) for key, value in fresh.state_dict().items())
 
@@ -371,12 +384,12 @@ def test_a_model_with_imported_towers_travels(tmp_path):
     run = Run(
         name="x",
         model=Model(**towers, trunk=toy_config().trunk, embed_dim=8),
-        contrast=(Contrast(pair=("image", "text")),),
-        write=(Write(task="image>text"),),
+        contrastive=(Contrastive(pair=("image", "text")),),
+        generative=(Generative(task="image>text"),),
     )
     prepared = prepare(run)
     torch.manual_seed(5)
-    core = build(prepared.run.model, prepared.tokenizer.size, run.contrast)
+    core = build(prepared.run.model, prepared.tokenizer.size, run.contrastive)
     begin(core, prepared)
     model = Interface(core.eval(), prepared.run, prepared.tokenizer).eval()
     mmfm.save_bundle(model, tmp_path / "whole")

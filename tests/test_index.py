@@ -161,9 +161,9 @@ def test_scattered_members_are_put_together_and_told(tmp_path, write_shard):
 def test_what_a_source_declares_is_counted_from_the_lists(folder):
     """A few samples without what is provided are allowed up to the budget, more are refused with the first one."""
     found = Shards(expand(str(folder / "image.tar")))
-    check_holds(Source(shards="x", provides=("image", "text")), found, 0.2)
+    check_holds(Source(shards="x", modalities=("image", "text")), found, 0.2)
     with pytest.raises(UserError, match=r"i3 has no text, which its source provides; neither have 0 others of 5"):
-        check_holds(Source(shards="x", provides=("image", "text")), found, 0.19)
+        check_holds(Source(shards="x", modalities=("image", "text")), found, 0.19)
 
 
 def test_an_index_is_written_whole_or_not_at_all(folder, monkeypatch):

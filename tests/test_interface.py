@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm.config import UserError, Write
+from mmfm.config import Generative, UserError
 from mmfm.data.decode import Example, collate
 from mmfm.inference.interface import Interface
 from mmfm.inference.known_tasks import known_tasks
@@ -127,8 +127,8 @@ def test_a_model_without_a_tower_says_what_it_reads():
 
 
 def test_pictures_and_sounds_are_cut_as_the_run_says(model, files):
-    """fit="crop" shows the middle of a picture, and crop_seconds is the middle of a long clip; a short one is whole."""
-    tower = dataclasses.replace(toy_config().image, fit="crop")
+    """resize_mode="crop" shows the middle of a picture, crop_seconds that of a long clip; a short one is whole."""
+    tower = dataclasses.replace(toy_config().image, resize_mode="crop")
     data = dataclasses.replace(toy_run().data, crop_seconds=0.2)
     run = dataclasses.replace(toy_run(), data=data, model=dataclasses.replace(toy_config(), image=tower))
     cut = Interface(model.core, run, TOKENIZER).eval()
@@ -144,7 +144,11 @@ def test_pictures_and_sounds_are_cut_as_the_run_says(model, files):
 def test_what_was_dropped_is_a_task_too() -> None:
     """A target that at times saw none of its sources can be made without any; one that always saw them can not."""
     run = toy_run(
-        write=(Write(task="text>image", drop=0.1), Write(task="text>audio"), Write(task="text>image~", drop=0.5))
+        write=(
+            Generative(task="text>image", condition_dropout=0.1),
+            Generative(task="text>audio"),
+            Generative(task="text>image~", condition_dropout=0.5),
+        )
     )
-    found = {str(task) for task in known_tasks(run.write)}
+    found = {str(task) for task in known_tasks(run.generative)}
     assert found == {"text>image", ">image", "text>audio", "text>image~", "image~"}

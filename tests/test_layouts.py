@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from mmfm.config import Pixels, TextTower, UserError, Vit, Words
+from mmfm.config import ImagePreprocess, TextTower, TokenizerSpec, UserError, Vit
 from mmfm.models.layers import ACTIVATIONS
 from mmfm.models.mappings import Foreign, convert, find
 from mmfm.models.text_transformer import TextTransformer
@@ -309,7 +309,7 @@ def test_another_size_of_picture(name: str) -> None:
     expected = theirs.forward_features(x)
     _, tower = ours(source, theirs.state_dict())
     torch.testing.assert_close(tower(x).x, expected, rtol=0, atol=1e-5)
-    converted, tower = ours(replace(source, contract=Pixels(height_px=48, width_px=24)), theirs.state_dict())
+    converted, tower = ours(replace(source, contract=ImagePreprocess(height_px=48, width_px=24)), theirs.state_dict())
     assert isinstance(converted.part, Vit) and converted.part.grid == (6, 3) == tower.grid
     torch.testing.assert_close(tower(x).x, expected, rtol=0, atol=1e-5)
 
@@ -319,7 +319,7 @@ def test_another_size_of_picture(name: str) -> None:
 def test_another_size_of_picture_as_transformers_has_it(name: str, size: tuple[int, int]) -> None:
     """Converted for a contract of that size, positions are as transformers interpolates them, antialiased or not."""
     theirs, source = HF[name]()
-    contract = Pixels(height_px=size[0], width_px=size[1])
+    contract = ImagePreprocess(height_px=size[0], width_px=size[1])
     _, tower = ours(replace(source, contract=contract), theirs.state_dict())
     x = drawn(2, 3, *size).float()
     how = {} if name.startswith("DINO") else {"interpolate_pos_encoding": True}
@@ -344,7 +344,9 @@ def test_the_tower_renormalises() -> None:
     """Fed -1..1 it gives what timm's gives for the same picture under its own mean and deviation."""
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     theirs, source = TIMM["deit"]()
-    contract = Pixels(height_px=32, width_px=32, fit="crop", central=0.9, interpolation="bicubic", mean=mean, std=std)
+    contract = ImagePreprocess(
+        height_px=32, width_px=32, resize_mode="crop", crop_pct=0.9, interpolation="bicubic", mean=mean, std=std
+    )
     converted, tower = ours(replace(source, contract=contract), theirs.state_dict())
     assert isinstance(converted.part, Vit) and converted.part.pixels == contract
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -360,7 +362,7 @@ def test_a_masked_token_is_the_mean_of_all_or_the_tokenizers_own() -> None:
     table = theirs.state_dict()["embeddings.token_embedding.weight"]
     row = convert(source, theirs.state_dict()).weights["embedding.weight"][-1]
     torch.testing.assert_close(row, table.mean(0))
-    words = Words(sha256="0" * 64, context=12, mask=7)
+    words = TokenizerSpec(sha256="0" * 64, context=12, mask=7)
     converted = convert(replace(source, contract=words), theirs.state_dict())
     assert torch.equal(converted.weights["embedding.weight"][-1], table[7])
     assert isinstance(converted.part, TextTower) and converted.part.words == words

@@ -10,7 +10,7 @@ from peers import SPEECH, built, double, drawn, of_hf, ours, padded, shaken
 from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor
 
-from mmfm.config import Conformer, Mel, Sound, UserError
+from mmfm.config import AudioPreprocess, Conformer, Mel, UserError
 from mmfm.data.batch import Tokens
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.mappings import Foreign, convert
@@ -149,7 +149,7 @@ def test_frames_of_other_settings_are_refused() -> None:
     """An extractor that is not ours in one number would feed the tower something else without a word."""
     theirs, source = w2v_bert(feature_projection_input_dim=160)
     said = SeamlessM4TFeatureExtractor().to_json_string()
-    contract = Sound(rate_hz=16_000, extractor=said)
+    contract = AudioPreprocess(rate_hz=16_000, extractor=said)
     assert convert(replace(source, contract=contract), theirs.state_dict()).part.mel.recipe == "kaldi"
     other = replace(contract, extractor=said.replace('"stride": 2', '"stride": 1'))
     with pytest.raises(UserError, match=r"frames made with \{'stride': 1\}"):

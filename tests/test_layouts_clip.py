@@ -10,7 +10,7 @@ from peers import OPEN_CLIP, SMALL, TEXT, built, double, drawn, ids_of, of_open_
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, Dinov2Config
 
-from mmfm.config import Blueprint, Pixels, TextTower, Trunk, UserError, Vit, Words
+from mmfm.config import EncoderSpec, ImagePreprocess, TextTower, TokenizerSpec, Trunk, UserError, Vit
 from mmfm.models.mappings import Part, convert, foreign, to_open_clip
 from mmfm.pretrained import build
 
@@ -19,7 +19,7 @@ IMAGE = Vit(
     mean=(0.4, 0.5, 0.6), std=(0.3,),
 )  # fmt: skip
 WORDS = TextTower(width=32, depth=2, heads=4, context=9, causal=True, vocabulary=20, eps=1e-5)
-FILLED = Words(sha256="0" * 64, context=9, fill=True)
+FILLED = TokenizerSpec(sha256="0" * 64, context=9, fill=True)
 PARTS: dict[str, Part] = {
     "image": replace(IMAGE, patch_bias=False, activation="quick_gelu"),
     "image with a bias in its stem": IMAGE,
@@ -135,8 +135,8 @@ def test_a_model_of_timm_within_open_clip(pool: str) -> None:
     torch.testing.assert_close(tower(x).x, theirs.visual.trunk.forward_features(x), rtol=0, atol=1e-5)
 
 
-PIXELS = Pixels(height_px=32, width_px=32, fit="crop", mean=(0.5,), std=(0.5,))
-CLIP_WORDS = Words(sha256="0" * 64, context=9, begin=(1,), end=(2,))
+PIXELS = ImagePreprocess(height_px=32, width_px=32, resize_mode="crop", mean=(0.5,), std=(0.5,))
+CLIP_WORDS = TokenizerSpec(sha256="0" * 64, context=9, begin=(1,), end=(2,))
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "patch_size": 8}
 BLUEPRINTS = {
     "timm": {
@@ -182,7 +182,7 @@ def test_what_is_wrapped_becomes_ours(name: str) -> None:
     """From the blueprint and the weights of a wrapped encoder: the same tokens, and the same contract."""
     made = BLUEPRINTS[name]
     image = "pixels" in made
-    blueprint = Blueprint(
+    blueprint = EncoderSpec(
         **made | {"architecture": json.dumps(made["architecture"])}, modality="image" if image else "text"
     )
     wrapped = shaken(build(blueprint))

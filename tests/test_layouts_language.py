@@ -46,7 +46,7 @@ CLOSE = 1e-5  # rotary angles are fp32 on both sides
 def logits(converted: Converted, states: Tensor) -> Tensor:
     table = converted.embedding if converted.output is None else converted.output
     assert table is not None and isinstance(converted.part, Trunk)
-    assert converted.part.tied == (converted.output is None)
+    assert converted.part.tie_embeddings == (converted.output is None)
     return F.linear(states, table)
 
 
@@ -121,9 +121,9 @@ def test_it_writes_what_transformers_writes(name: str) -> None:
 
 
 TRAPS = {
-    "Qwen3": {"rope_base": 10_000.0},
+    "Qwen3": {"rope_theta": 10_000.0},
     "Llama with biases": {"eps": 1e-6},
-    "Llama 3.1": {"rope_stretch": ()},
+    "Llama 3.1": {"rope_scaling": ()},
     "Mistral": {"activation": "gelu_tanh"},
 }
 
@@ -160,7 +160,7 @@ def test_a_model_without_a_head_and_one_of_the_older_configurations() -> None:
     assert convert(source, theirs.state_dict()).output is None
     old = {key: value for key, value in source.architecture.items() if key not in ("rope_parameters", "head_dim")}
     part = convert(replace(source, architecture=old | {"rope_theta": 777.0}), theirs.state_dict()).part
-    assert isinstance(part, Trunk) and part.rope_base == 777.0 and part.head_dim == 8
+    assert isinstance(part, Trunk) and part.rope_theta == 777.0 and part.head_dim == 8
 
 
 def test_a_sliding_window_is_a_limit() -> None:
@@ -171,7 +171,7 @@ def test_a_sliding_window_is_a_limit() -> None:
         converted, trunk = ours(source, theirs.state_dict())
         found = logits(converted, trunk([sentence(converted, ids, keep)])[0])
         torch.testing.assert_close(found, theirs(input_ids=ids).logits, rtol=0, atol=CLOSE)
-        with pytest.raises(UserError, match=r"a sentence of 7 tokens is longer than Trunk.window=6"):
+        with pytest.raises(UserError, match=r"a sentence of 7 tokens is longer than Trunk.max_position_embeddings=6"):
             trunk([sentence(converted, ids_of(1, 7), padded([7], 7))])
         cache = trunk.new_cache()
         trunk([sentence(converted, ids, keep)], cache)
@@ -185,7 +185,7 @@ def test_a_window_that_is_switched_off_is_none() -> None:
     part = convert(
         replace(source, architecture=source.architecture | {"tie_word_embeddings": True}), theirs.state_dict()
     )
-    assert isinstance(part.part, Trunk) and part.part.window == 0
+    assert isinstance(part.part, Trunk) and part.part.max_position_embeddings == 0
 
 
 REFUSED = {
@@ -263,7 +263,7 @@ def test_a_whole_model_writes_with_the_language_models_tables(name: str) -> None
         assert isinstance(part, Trunk) and converted.embedding is not None
         model = build(Model(trunk=part, image=None, audio=None, text=None, embed_dim=8, image_codes=4), 20).eval()
         model.trunk.load_state_dict(converted.weights)
-        assert ("output.weight" in model.state_dict()) == (not part.tied)
+        assert ("output.weight" in model.state_dict()) == (not part.tie_embeddings)
         ids, keep, vocabulary = ids_of(3, TIME), PADDINGS["right"], model.vocabulary
         with torch.no_grad():
             model.embedding.weight.copy_(place_embeddings(converted.embedding, model.embedding.weight, vocabulary))

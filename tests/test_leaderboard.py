@@ -20,7 +20,7 @@ from mmfm.__main__ import main
 from mmfm.config import Optim, Run, UserError
 from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
-from mmfm.evals.metrics import Figure, mean, mean_per_class, median, ratio
+from mmfm.evals.metrics import Score, mean, mean_per_class, median, ratio
 from mmfm.evals.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
 from mmfm.evals.resampling import Bootstrap, resampled
 from mmfm.evals.run import Scores, evaluate_run, finish, row_of
@@ -61,9 +61,9 @@ def a_split(name: str, n: int, **changes: Any) -> Split:
     return Split(**{**parts, **changes})
 
 
-def accuracy(values: Sequence[float] | np.ndarray, task: str = "image->text", metric: str = "acc@1") -> Figure:
+def accuracy(values: Sequence[float] | np.ndarray, task: str = "image->text", metric: str = "acc@1") -> Score:
     names = tuple(f"k{i}" for i in range(len(values)))
-    return Figure(
+    return Score(
         task=task, metric=metric, statistic=mean(np.asarray(values, float)), n=len(values), chance=0.1, items=names
     )
 
@@ -71,7 +71,7 @@ def accuracy(values: Sequence[float] | np.ndarray, task: str = "image->text", me
 def scored(
     folder: Path,
     name: str,
-    figures: Mapping[str, Sequence[Figure]],
+    figures: Mapping[str, Sequence[Score]],
     *,
     splits: Mapping[str, Split] | None = None,
     classes: Sequence[str] = ("a", "b"),
@@ -235,12 +235,10 @@ def test_a_page_of_many_comparisons_can_be_won(tmp_path: Path) -> None:
     lengths = draw.integers(3, 9, 60)
     for name, rate in (("good", 0.1), ("bad", 0.5)):
         figures = [
-            Figure(
-                task=f"t{at}", metric="wer", statistic=ratio(draw.binomial(lengths, rate), lengths), n=60, chance=1.0
-            )
+            Score(task=f"t{at}", metric="wer", statistic=ratio(draw.binomial(lengths, rate), lengths), n=60, chance=1.0)
             for at in range(300)
         ]
-        few = Figure(task="few", metric="wer", statistic=ratio(np.full(5, 9 * rate), np.full(5, 9)), n=5, chance=1.0)
+        few = Score(task="few", metric="wer", statistic=ratio(np.full(5, 9 * rate), np.full(5, 9)), n=5, chance=1.0)
         folders.append(scored(tmp_path, name, {"test": [*figures, few]}))
     shown = board_of(read_contenders(folders), Bootstrap(resamples=99))
     assert [one.better for one in shown.comparisons] == [0] * 300 + [None]
@@ -254,7 +252,7 @@ def test_other_normalizers_are_not_compared(tmp_path: Path) -> None:
     for name, rule in (("a", "letters"), ("b", "whisper_english")):
         rate = ratio(np.arange(40) % 3, lengths)
         told = {"task": "audio>text", "metric": "wer", "n": 40, "chance": 1.0, "normalizer": rule}
-        folders.append(scored(tmp_path, name, {"test": [Figure(statistic=rate, **told)]}))
+        folders.append(scored(tmp_path, name, {"test": [Score(statistic=rate, **told)]}))
     shown = board(*folders)
     words = "test: audio>text WER is of texts that were normalised differently (letters, whisper_english), and is not"
     assert shown.comparisons == [] and shown.notes == [f"{words} tested"]
@@ -297,13 +295,13 @@ def test_every_kind_of_figure_is_compared_as_it_is_scored(tmp_path: Path) -> Non
     draw = np.random.default_rng(0)
     lengths = draw.integers(2, 9, 200)
 
-    def figures(errors: float) -> list[Figure]:
+    def figures(errors: float) -> list[Score]:
         edits = draw.binomial(lengths, errors)
-        rate = Figure(task="audio>text", metric="wer", statistic=ratio(edits, lengths), n=200, chance=1.0)
-        middle = Figure(task="a", metric="median_rank", statistic=median(edits.astype(float)), n=200, chance=1.0)
+        rate = Score(task="audio>text", metric="wer", statistic=ratio(edits, lengths), n=200, chance=1.0)
+        middle = Score(task="a", metric="median_rank", statistic=median(edits.astype(float)), n=200, chance=1.0)
         balanced = mean_per_class((edits == 0).astype(float), lengths)
-        per_class = Figure(task="a", metric="mean_per_class", statistic=balanced, n=200, chance=0.1)
-        loose = Figure(task="b", metric="mAP", statistic=lambda index: index.mean(1), n=200, chance=0.1)
+        per_class = Score(task="a", metric="mean_per_class", statistic=balanced, n=200, chance=0.1)
+        loose = Score(task="b", metric="mAP", statistic=lambda index: index.mean(1), n=200, chance=0.1)
         return [rate, middle, per_class, loose]
 
     good, bad = (scored(tmp_path, name, {"test": figures(e)}) for name, e in (("good", 0.1), ("bad", 0.4)))
@@ -505,7 +503,7 @@ def test_the_use_of_codes_is_shown_and_said_not_to_be_tested(tmp_path: Path) -> 
         return (np.sort(index, axis=1)[:, 1:] != np.sort(index, axis=1)[:, :-1]).mean(1)
 
     used = [
-        Figure(task="image codec", metric=f"codes_used/{book}", statistic=share, n=9, chance=0.1) for book in (0, 1)
+        Score(task="image codec", metric=f"codebook_usage/{book}", statistic=share, n=9, chance=0.1) for book in (0, 1)
     ]
     folders = [scored(tmp_path, name, {"test": [*used, accuracy(flips(9, 5))]}) for name in ("a", "b")]
     (note,) = [line for line in board(*folders).notes if "not tested" in line]

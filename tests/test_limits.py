@@ -7,21 +7,21 @@ import pytest
 import torch
 from toys import PAIRS, toy_batch, toy_config, toy_model, toy_run
 
-from mmfm.config import Contrast, Data, Run, Source, TextTower, Trunk, UserError, Words, Write
+from mmfm.config import Contrastive, Data, Generative, Run, Source, TextTower, TokenizerSpec, Trunk, UserError
 from mmfm.config.task import parse
-from mmfm.data.bad_samples import Health
+from mmfm.data.bad_samples import BadSampleCounter
 from mmfm.data.batch import Ids
 from mmfm.data.decode import Decode, Example, collate, require_short
-from mmfm.data.remote_cache import Store
+from mmfm.data.remote_cache import ShardCache
 from mmfm.data.stream import TrainStream
-from mmfm.doctor.scan import lengths, presence, sweep
+from mmfm.doctor.scan import lengths, presence, scan
 from mmfm.doctor.shard_integrity import look, sets_of
 from mmfm.evals.split import read_split
-from mmfm.generation import Decoding, fill, write
+from mmfm.generation import GenerationConfig, fill, write
 from mmfm.inference.interface import Interface, in_parts
 from mmfm.models.model import build
 from mmfm.models.transformer import UnifiedTransformer
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.text_limits import Limits, check_window, limits_of
 from mmfm.preprocessing.tokenizer import Reader, Tokenizer, load_tokenizer
@@ -33,12 +33,12 @@ LONG = "b" * 100_000
 
 def run_of(most: int = 2_048, long_text: str = "truncate", write=(), contrast=(), **model: object) -> Run:
     data = Data(max_text_tokens=most, long_text=long_text)  # pyright: ignore[reportArgumentType]
-    return Run(name="limits", model=toy_config(**model), data=data, write=write, contrast=contrast)
+    return Run(name="limits", model=toy_config(**model), data=data, generative=write, contrastive=contrast)
 
 
 IMAGE_TOKENS = 8  # of the toy pictures
 SEVEN = TextTower(width=16, depth=1, heads=2, context=7)
-THIRTY = Trunk(width=16, depth=1, heads=4, kv_heads=2, window=30)
+THIRTY = Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=30)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,15 @@ THIRTY = Trunk(width=16, depth=1, heads=4, kv_heads=2, window=30)
         (run_of(), 2_048, 2_048, "data"),
         (run_of(0), 0, 0, "data"),
         (run_of(text=SEVEN, contrast=PAIRS[:1]), 7, 7, "tower"),
-        (run_of(text=SEVEN, write=(Write(task="image>text"),)), 7, 2_048, "tower"),
+        (run_of(text=SEVEN, write=(Generative(task="image>text"),)), 7, 2_048, "tower"),
         (run_of(5, text=SEVEN, contrast=PAIRS[:1]), 5, 5, "data"),
         (run_of(0, trunk=THIRTY, contrast=PAIRS[:1]), 29, 29, "window"),
         (
-            run_of(trunk=THIRTY, write=(Write(task="image>text"),)),
+            run_of(trunk=THIRTY, write=(Generative(task="image>text"),)),
             30 - (IMAGE_TOKENS + 1) - 1, 30 - (IMAGE_TOKENS + 1) - 1, "window",
         ),
         (
-            run_of(trunk=THIRTY, write=(Write(task="image,text>text"),)),
+            run_of(trunk=THIRTY, write=(Generative(task="image,text>text"),)),
             (30 - (IMAGE_TOKENS + 1)) // 2 - 1, (30 - (IMAGE_TOKENS + 1)) // 2 - 1, "window",
         ),
     ],
@@ -68,7 +68,7 @@ def test_the_least_bound_counts(run: Run, read: int, written: int, by: str) -> N
 @pytest.mark.parametrize("task", ["image>text", "image,text>text", "text>text", ">text", "text~", "image>text~"])
 def test_texts_at_the_limit_fill_the_window_and_no_more(task: str) -> None:
     """Of any length, cut at the limit the sentence is read; a token more of each would be over the window."""
-    run = run_of(trunk=THIRTY, write=(Write(task=task),))
+    run = run_of(trunk=THIRTY, write=(Generative(task=task),))
     limits = limits_of(run)
     model = build(run.model, 256).eval()
     image = torch.zeros(1, 8, 16, dtype=torch.uint8)
@@ -77,20 +77,20 @@ def test_texts_at_the_limit_fill_the_window_and_no_more(task: str) -> None:
         first = Example(key="a", text="x" * 500)
         batch = collate([Example(key="a", image=image, text="y" * 500, before=(first,))], tokenizer)
         if fits:
-            assert read(model, parse(task), batch) is not None
+            assert forward_task(model, parse(task), batch) is not None
         else:
             with pytest.raises(UserError, match=r"Trunk\.window=30"):
-                read(model, parse(task), batch)
+                forward_task(model, parse(task), batch)
 
 
 def test_the_window_counts_real_tokens_alone() -> None:
     """Padding to the double does not refuse what fits, and gives what it gives alone; the cache counts alike."""
-    model = toy_model(trunk=Trunk(width=16, depth=2, heads=4, kv_heads=2, window=16))
+    model = toy_model(trunk=Trunk(width=16, depth=2, heads=4, kv_heads=2, max_position_embeddings=16))
     batch = toy_batch()
     text = batch.items["text"]
     wide = replace(text, x=torch.nn.functional.pad(text.x, (0, 20)), keep=torch.nn.functional.pad(text.keep, (0, 20)))
     padded = replace(batch, items={**batch.items, "text": replace(wide, written=Ids(wide.x, wide.keep))})
-    alone, found = read(model, parse("image>text"), batch), read(model, parse("image>text"), padded)
+    alone, found = forward_task(model, parse("image>text"), batch), forward_task(model, parse("image>text"), padded)
     assert alone is not None and found is not None
     torch.testing.assert_close(found.states, alone.states)
     trunk = model.trunk
@@ -104,26 +104,26 @@ def test_the_window_counts_real_tokens_alone() -> None:
         trunk.step(torch.zeros(2, 1, 16, dtype=torch.float64), cache)
     cache = trunk.new_cache()
     trunk([model.target(torch.zeros(2, 14, dtype=torch.int64), keep)], cache)
-    cache.select(torch.tensor([0]))
+    cache.reorder(torch.tensor([0]))
     for _ in range(13):  # the longer row has left
         trunk.step(torch.zeros(1, 1, 16, dtype=torch.float64), cache)
 
 
 def test_a_continuation_that_cannot_fit_is_refused_before_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt of nine in a window of twelve has room for three: four are refused in one line, whose remedy works."""
-    model = toy_model(trunk=Trunk(width=16, depth=1, heads=4, kv_heads=2, window=12))
+    model = toy_model(trunk=Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=12))
     batch, task = toy_batch(), parse("image>text")
     calls: list[int] = []
     forward = UnifiedTransformer.forward
     monkeypatch.setattr(UnifiedTransformer, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
     with pytest.raises(UserError, match=r"9 tokens .* 4 .* Trunk\.window=12; give max_tokens=3") as caught:
-        write(model, task, batch, Decoding(max_tokens=4))
+        write(model, task, batch, GenerationConfig(max_tokens=4))
     assert not calls and "\n" not in str(caught.value)
-    assert max(map(len, write(model, task, batch, Decoding(max_tokens=3)).ids)) <= 3
+    assert max(map(len, write(model, task, batch, GenerationConfig(max_tokens=3)).ids)) <= 3
     every = toy_batch().items["text"]
     given = Ids(torch.zeros(6, 6, dtype=torch.int64), torch.ones(6, 6, dtype=torch.bool))
     with pytest.raises(UserError, match=r"Trunk\.window=12"):
-        fill(model, parse("image>text~"), batch, given, given.keep, Decoding(rounds=1))
+        fill(model, parse("image>text~"), batch, given, given.keep, GenerationConfig(num_steps=1))
     assert every is not None
 
 
@@ -135,11 +135,11 @@ def test_a_text_that_was_cut_has_no_end() -> None:
         [Example(key="a", text="abcdef"), Example(key="b", text="abcd"), Example(key="c", text="ab")], tokenizer
     )
     assert batch.truncated == (0,) and batch.items["text"].keep.sum(1).tolist() == [4, 4, 2]
-    found = read(wide, parse(">text"), batch)
+    found = forward_task(wide, parse(">text"), batch)
     assert found is not None
     ends = found.labels == wide.vocabulary.end
-    assert found.owners[ends].tolist() == [1, 2]
-    assert torch.bincount(found.owners).tolist() == [4, 5, 3]
+    assert found.sample_ids[ends].tolist() == [1, 2]
+    assert torch.bincount(found.sample_ids).tolist() == [4, 5, 3]
 
 
 def test_the_tower_reads_less_than_is_written() -> None:
@@ -152,7 +152,7 @@ def test_the_tower_reads_less_than_is_written() -> None:
 
 def test_a_reader_is_bounded_too() -> None:
     """A tower's own tokenizer: marks stand around what is left, and what it has positions for is the most."""
-    words = Words(context=8, begin=(1,), end=(2,), pad=0, sha256="")
+    words = TokenizerSpec(context=8, begin=(1,), end=(2,), pad=0, sha256="")
     for most, kept in ((0, 6), (3, 3), (90, 6)):
         tokenizer = replace(Tokenizer(BYTES.inner, Reader(BYTES.inner, words, "")), limits=Limits(read=most))
         assert tokenizer.read("abcdefgh") == [1, *b"abcdefgh"[:kept], 2]
@@ -183,16 +183,16 @@ def shard(tmp_path, write_shard):
 
 
 def text_run(shard, long_text: str = "truncate", **data: object) -> Run:
-    source = Source(shards=str(shard), provides=("text",))
+    source = Source(shards=str(shard), modalities=("text",))
     more = {
         "train": (source,),
         "batch": 5,
         "workers": 0,
         "max_text_tokens": 10,
         "long_text": long_text,
-        "most_bad": 1.0,
+        "max_bad_fraction": 1.0,
     }
-    return toy_run(data=Data(**(more | data)), write=(Write(task=">text"),), contrast=())
+    return toy_run(data=Data(**(more | data)), write=(Generative(task=">text"),), contrast=())
 
 
 @pytest.mark.parametrize("long_text", ["truncate", "skip"])
@@ -201,7 +201,7 @@ def test_training_cuts_or_skips_and_counts(shard, long_text: str) -> None:
     run = text_run(shard, long_text)
     stream = TrainStream(run, BYTES.limited(run), rank=0, world=1)
     batch = next(iter(stream))
-    stream.health.add(stream.health.take())
+    stream.health.add(stream.health.drain())
     counts = stream.health.counts()[str(shard)]
     assert int(batch.items["text"].keep.sum(1).max()) == (10 if long_text == "truncate" else 5)
     if long_text == "truncate":
@@ -212,26 +212,26 @@ def test_training_cuts_or_skips_and_counts(shard, long_text: str) -> None:
 
 
 def test_the_count_survives_and_old_checkpoints_have_none() -> None:
-    health = Health(["a", "b"], 1.0)
-    health.note([3, 4], [], [1, 2])
-    health.add(health.take())
-    again = Health(["a", "b"], 1.0)
+    health = BadSampleCounter(["a", "b"], 1.0)
+    health.record([3, 4], [], [1, 2])
+    health.add(health.drain())
+    again = BadSampleCounter(["a", "b"], 1.0)
     again.load(health.state())
     assert again.counts() == health.counts() == {"a": {"read": 3, "truncated": 1}, "b": {"read": 4, "truncated": 2}}
     old = {name: value for name, value in health.state().items() if name != "truncated"}
     again.load(old)
-    assert again.counts() == {"a": {"read": 3}, "b": {"read": 4}} and not any(again.take())
+    assert again.counts() == {"a": {"read": 3}, "b": {"read": 4}} and not any(again.drain())
 
 
 def interface_of(run: Run) -> Interface:
     torch.manual_seed(0)
-    return Interface(build(run.model, BYTES.size, run.contrast).eval(), run, BYTES)
+    return Interface(build(run.model, BYTES.size, run.contrastive).eval(), run, BYTES)
 
 
 @pytest.mark.parametrize("long_text", ["truncate", "skip"])
 def test_evaluation_does_alike_and_says_so(shard, long_text: str) -> None:
     """100 kB among short texts is read in no time and little memory; no likelihood is made up of half a text."""
-    run = replace(text_run(shard, long_text), contrast=(Contrast(pair=("image", "text")),))
+    run = replace(text_run(shard, long_text), contrastive=(Contrastive(pair=("image", "text")),))
     found = read_split(interface_of(run), str(shard), name="s", batch=5, decode=Decode(), max_tokens=4)
     left_out = [row for row, nats in enumerate(found.nats[">text"]) if nats != nats]
     assert left_out == [1, 3]
@@ -241,7 +241,7 @@ def test_evaluation_does_alike_and_says_so(shard, long_text: str) -> None:
 
 def test_python_cuts_aloud_or_refuses() -> None:
     """The beginning counts, with a warning; where long texts are skipped one is refused. Prompts are refused."""
-    model = interface_of(run_of(5, contrast=PAIRS[:1], write=(Write(task="text>text"),)))
+    model = interface_of(run_of(5, contrast=PAIRS[:1], write=(Generative(task="text>text"),)))
     with pytest.warns(UserWarning, match="a text of 100004 tokens is longer than the 5"):
         found = model.encode_text(["hello", LONG.replace("b", "hello", 1)])
     torch.testing.assert_close(found[0], found[1])
@@ -259,7 +259,7 @@ def test_many_long_texts_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert in_parts([3, 1, 2], 9) == [([0, 1, 2], 3)] and in_parts([], 9) == []
     assert in_parts([9, 1, 2, 1], 9) == [([0], 9), ([1, 2, 3], 2)] and in_parts([20], 9) == [([0], 20)]
     assert in_parts([9, 1, 1, 5], 20) == [([0, 3], 9), ([1, 2], 1)]
-    model = interface_of(run_of(contrast=PAIRS[:1], write=(Write(task=">text"),)))
+    model = interface_of(run_of(contrast=PAIRS[:1], write=(Generative(task=">text"),)))
     texts = ["a", "b" * 40, "cc", "d" * 39, ""]
     batch = collate([Example(key=text, text=text) for text in texts[:4]], BYTES)
     whole, nats = model.encode_text(texts), model.nats(">text", batch)
@@ -280,8 +280,8 @@ def test_no_square_of_a_text_is_made() -> None:
 
 def test_a_window_that_can_hold_no_sentence_is_refused_before_the_start() -> None:
     """With what helps: shorter sounds, which are longer than they may be; and then it is not refused."""
-    trunk = Trunk(width=16, depth=1, heads=4, kv_heads=2, window=60)
-    run = run_of(trunk=trunk, write=(Write(task="audio>text"),))
+    trunk = Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=60)
+    run = run_of(trunk=trunk, write=(Generative(task="audio>text"),))
     with pytest.raises(
         UserError, match=r"audio>text takes up to 753 tokens and Trunk\.window=60 .*crop_seconds"
     ) as caught:
@@ -292,15 +292,15 @@ def test_a_window_that_can_hold_no_sentence_is_refused_before_the_start() -> Non
         limits_of(run).written == 59 and limits_of(replace(run, data=replace(run.data, crop_seconds=2.0))).written == 8
     )
     with pytest.raises(UserError, match=r"Trunk\.window"):
-        check(replace(run, data=replace(run.data, train=(Source(shards="none", provides=("audio", "text")),))))
+        check(replace(run, data=replace(run.data, train=(Source(shards="none", modalities=("audio", "text")),))))
 
 
 @pytest.mark.parametrize("long_text", ["truncate", "skip"])
 def test_doctor_finds_them(shard, long_text: str) -> None:
     run = text_run(shard, long_text)
-    sets, _ = look(sets_of(run), Store(run.data.store), sums=False, fetch=False)
+    sets, _ = look(sets_of(run), ShardCache(run.data.remote_cache), sums=False, fetch=False)
     tokenizer = BYTES.limited(run)
-    swept = [sweep(one, run, tokenizer) for one in sets]
+    swept = [scan(one, run, tokenizer) for one in sets]
     found = {item.code: item for item in lengths(sets, swept, run, tokenizer).findings}
     lacks = {item.code: item for item in presence(sets, swept, run).findings}
     if long_text == "truncate":
@@ -322,7 +322,7 @@ def test_exports_read_as_much() -> None:
     start = model.core.vocabulary.span("text").start
     assert [index - start for index in ids[1:]] == model.tokenizer.read("hello and more") == [*b"hello"]
     assert contract(run.model, ["text"], model.tokenizer.longest)["text"]["context"] == 5
-    words = Words(context=8, begin=(1,), end=(2,), pad=0, sha256="")
+    words = TokenizerSpec(context=8, begin=(1,), end=(2,), pad=0, sha256="")
     own = replace(model.tokenizer, reader=Reader(BYTES.inner, words, ""))
     assert own.longest == 7 and replace(own, limits=Limits()).longest == 8 and BYTES.longest == 0
     found = reading_tokenizer(own.reader, own.longest)(["hello and more"], truncation=True).input_ids[0]

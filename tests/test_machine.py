@@ -165,7 +165,7 @@ def a_batch() -> Loaded:
         draws=torch.rand(2, 4),
         written=Ids(torch.arange(4).reshape(2, 2), torch.ones(2, 2, dtype=torch.bool)),
     )
-    return Loaded(Batch(size=2, items={"image": items}, same=torch.arange(2), keys=("a", "b")), (2,), ())
+    return Loaded(Batch(size=2, items={"image": items}, positive_ids=torch.arange(2), keys=("a", "b")), (2,), ())
 
 
 def test_a_batch_goes_through_the_pipe_where_shared_memory_is_full(monkeypatch):
@@ -238,7 +238,7 @@ def test_a_disk_that_hangs_is_an_error_in_the_end():
 
 DIED = "DataLoader worker (pid 7) is killed by signal: Killed. "
 FAULTS: dict[str, tuple[BaseException, str]] = {
-    "memory": (MemoryError(), "mmfm: not enough memory; lower data.batch"),
+    "memory": (MemoryError(), "mmfm: not enough memory; lower data.batch_size"),
     "numpy": (np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("u1")), "mmfm: not enough memory (Unable to"),
     "torch": (
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from toys import toy_config, toy_run
 
-from mmfm.config import AudioCodec, ImageCodec, Mel, Run, Trunk, UserError, Words, Write
+from mmfm.config import AudioCodec, Generative, ImageCodec, Mel, Run, TokenizerSpec, Trunk, UserError
 from mmfm.data.decode import Example, collate
 from mmfm.export.hf.config import config_of
 from mmfm.export.hf.folder import generation
@@ -39,19 +39,19 @@ CODECS = {
     "image_codec": ImageCodec(
         height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1, weights="runs/elsewhere"
     ),
-    "audio_codec": AudioCodec(mel=Mel(bins=16), stack=4, levels=(3, 3), width=16, depth=1),
+    "audio_codec": AudioCodec(mel=Mel(bins=16), frame_stack=4, levels=(3, 3), width=16, depth=1),
 }
 STEP = 640  # samples of a turn of codes: 4 frames of 10 ms at 16 kHz
 
 
 def codec_run(**changes: object) -> Run:
-    writes = tuple(Write(task=task, drop=0.1 if task == "text>image" else 0.0) for task in TASKS)
+    writes = tuple(Generative(task=task, condition_dropout=0.1 if task == "text>image" else 0.0) for task in TASKS)
     return toy_run(**{"model": toy_config(**CODECS), "write": writes, **changes})
 
 
 def toy_interface(run: Run) -> Interface:
     torch.manual_seed(0)
-    core = build(run.model, TOKENIZER.size, run.contrast)
+    core = build(run.model, TOKENIZER.size, run.contrastive)
     with torch.no_grad():
         for name, parameter in core.named_parameters():
             parameter += (0.02 if "codecs" in name else 0.3) * torch.randn_like(parameter)
@@ -178,9 +178,9 @@ def test_what_is_not_hidden_stays(model, picture, clip):
     hidden = side_of("left", (2, 4))
     assert hidden.tolist() == [True, True, False, False] * 2
     assert (torch.tensor(coded.ids)[~hidden] == own[~hidden]).all()
-    drawn = model.generate("image~", image=picture, hide="left")
+    drawn = model.generate("image~", image=picture, mask="left")
     assert (pixels(drawn) == pixels(model.decode("image", coded.ids))).all()
-    assert not (pixels(drawn) == pixels(model.generate("image~", image=picture, hide="left", seed=1))).all()
+    assert not (pixels(drawn) == pixels(model.generate("image~", image=picture, mask="left", seed=1))).all()
     written = model.generate("text~", text="fo__y-two")
     assert len(written.encode()) >= 9 and written.startswith("fo") and written.endswith("y-two")
     sounds = batch_of([{"audio": [clip]}], model.run, TOKENIZER)
@@ -194,7 +194,7 @@ def test_everything_of_a_picture_can_be_made_in_rounds(model):
     blank = Image.fromarray(np.zeros((8, 16), np.uint8))
     for options in ({}, {"rounds": 1}):
         drawn = model.generate("text>image~", text="seven", **options)
-        same = model.generate("text>image~", text="seven", image=blank, hide=1.0, **options)
+        same = model.generate("text>image~", text="seven", image=blank, mask=1.0, **options)
         assert (pixels(drawn) == pixels(same)).all()
 
 
@@ -235,7 +235,7 @@ def test_a_chain_may_end_in_rounds(model, picture):
 
 def test_the_one_that_is_kept_lies_nearest(model):
     """Of three draws rerank gives the one whose embedding has the largest cosine with the text's."""
-    kept = model.generate("text>image", text="seven", rerank=3, seed=2)
+    kept = model.generate("text>image", text="seven", best_of=3, seed=2)
     seeds = drawn_seeds(torch.tensor([2]), 3).tolist()
     draws = [model.generate("text>image", text="seven", seed=seed) for seed in seeds]
     cosines = model.encode_image(draws) @ model.encode_text(["seven"]).T
@@ -328,7 +328,9 @@ def test_a_stream_takes_no_other_names_either(model, picture):
 def test_a_prompt_beyond_the_context_is_refused(picture):
     """Of a trunk with a window: a text for which a picture's codes leave no room, before anything is read."""
     model = toy_interface(
-        codec_run(model=toy_config(trunk=Trunk(width=16, depth=1, heads=4, kv_heads=2, window=12), **CODECS))
+        codec_run(
+            model=toy_config(trunk=Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=12), **CODECS)
+        )
     )
     with pytest.raises(UserError, match=r"a text of 26 tokens is longer than the \d+ .*Trunk\.window.*cut it"):
         model.generate("text>image", text="a text of more than twelve")
@@ -336,7 +338,7 @@ def test_a_prompt_beyond_the_context_is_refused(picture):
 
 def test_a_text_that_its_tower_would_cut_is_refused(model):
     """A tower from elsewhere with a context of eight, one mark on either side: six tokens are read, seven are not."""
-    words = Words(context=8, begin=(1,), end=(2,), pad=0, sha256="")
+    words = TokenizerSpec(context=8, begin=(1,), end=(2,), pad=0, sha256="")
     tokenizer = Tokenizer(TOKENIZER.inner, Reader(TOKENIZER.inner, words, ""))
     assert batch_of([{"text": ["sixsix"]}], model.run, tokenizer).items["text"].keep.sum() == 8
     with pytest.raises(

@@ -22,15 +22,15 @@ from mmfm.config import Data, UserError
 from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
 from mmfm.evals.examples import SHOWN
-from mmfm.evals.generation import Asking, Making, Own, Product
+from mmfm.evals.generation import GenerationEvalConfig, Making, Own, Product
 from mmfm.evals.judges import choose
 from mmfm.evals.judges.contract import HeldOut
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.run import How, evaluate, evaluate_run
+from mmfm.evals.run import EvalConfig, evaluate, evaluate_run
 from mmfm.evals.split import Split
 from mmfm.inference.interface import Interface
 from mmfm.models.checkpoint import save
-from mmfm.runtime.distributed import Alone
+from mmfm.runtime.distributed import SingleProcess
 
 WORDS = ("dark", "light")
 QUICK = {"bootstrap": Bootstrap(resamples=20), "batch": 3, "max_tokens": 2}
@@ -83,7 +83,7 @@ def split(folder: Path) -> str:
 
 
 def asked(model: Interface, spec: str, **asking: Any):
-    return evaluate(model, spec, split="val", how=How(**QUICK, asking=Asking(**asking)))
+    return evaluate(model, spec, split="val", how=EvalConfig(**QUICK, asking=GenerationEvalConfig(**asking)))
 
 
 def value(rows: Sequence[dict[str, Any]], task: str, metric: str) -> tuple[float, int]:
@@ -181,7 +181,7 @@ def test_a_chain_is_asked_by_its_name(model: Interface, tmp_path: Path):
 
 
 def test_without_judges_things_are_made_to_be_looked_at(model: Interface, tmp_path: Path):
-    """--make alone: no figures, no verdicts, but pictures and sounds; nothing said makes nothing."""
+    """--num-samples alone: no figures, no verdicts, but pictures and sounds; nothing said makes nothing."""
     spec = split(tmp_path / "val")
     plain, made = asked(model, spec), asked(model, spec, most=3)
     assert plain.rows == made.rows and "makings" not in plain.details
@@ -193,12 +193,12 @@ def test_without_judges_things_are_made_to_be_looked_at(model: Interface, tmp_pa
 def test_any_number_of_ranks_makes_the_same(model: Interface, tmp_path: Path):
     """1, 2 and 3 ranks: rows and gallery, byte for byte."""
     spec = split(tmp_path / "val")
-    how = How(**QUICK, asking=Asking(judges=("eye", "ear"), most=5))
+    how = EvalConfig(**QUICK, asking=GenerationEvalConfig(judges=("eye", "ear"), most=5))
 
     def score(ranks: Any) -> Any:
         return evaluate(deepcopy(model), spec, split="val", how=how, ranks=ranks)
 
-    alone = score(Alone())
+    alone = score(SingleProcess())
     for size in (2, 3):
         first, *others = on_ranks(size, score)
         assert json.dumps([first.rows, first.details]) == json.dumps([alone.rows, alone.details])
@@ -211,8 +211,8 @@ def test_any_number_of_ranks_makes_the_same(model: Interface, tmp_path: Path):
         ({"judges": ("nose",)}, "no judge 'nose'; there are digits, speech, whisper"),
         ({"judges": ("ear",), "tasks": ("text>image",)}, "judge 'shade of audio'|the judge 'ear' reads audio"),
         ({"judges": ("eye",), "tasks": ("text>image",), "options": {"rerank": 0}}, "draws=0 must be above 0"),
-        ({"options": {"rerank": 2}}, "--rerank says how things are made; say what: --judges or --make"),
-        ({"most": -1}, "--make -1 must not be negative"),
+        ({"options": {"rerank": 2}}, "--best-of says how things are made; say what: --judges or --num-samples"),
+        ({"most": -1}, "--num-samples -1 must not be negative"),
     ],
 )
 def test_what_cannot_be_judged_says_why(model: Interface, tmp_path: Path, asking: dict[str, Any], words: str):
@@ -224,7 +224,7 @@ def test_a_run_without_codecs_makes_nothing(tmp_path: Path):
     assert SMALL.codecs == {}
     made = saved_run(tmp_path, split(tmp_path / "val"))
     with pytest.raises(UserError, match="this run draws and says nothing; it writes image>text, audio>text, >text"):
-        evaluate_run(made.folder, asking=Asking(judges=("eye",)))
+        evaluate_run(made.folder, asking=GenerationEvalConfig(judges=("eye",)))
 
 
 class Counts:
@@ -272,7 +272,9 @@ def test_the_report_shows_what_was_drawn_and_said(model: Interface, tmp_path: Pa
     run.folder.mkdir()
     (run.folder / "run.json").write_text(to_json(run))
     save(run.folder, 1, run, TOKENIZER, model.core.state_dict(), {})
-    rows = evaluate_run(run.folder, data=[spec], batch=3, bootstrap=20, asking=Asking(judges=("eye", "ear"), most=6))
+    rows = evaluate_run(
+        run.folder, data=[spec], batch_size=3, bootstrap=20, asking=GenerationEvalConfig(judges=("eye", "ear"), most=6)
+    )
     details = json.loads((run.folder / "results.details.json").read_text())["splits"]["val"]["makings"]
     page = page_of(run.folder)
     cards = page.all("li", "making")

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from mmfm.evals import metrics, resampling
-from mmfm.evals.metrics import Figure, Ranks
+from mmfm.evals.metrics import Ranks, Score
 from mmfm.evals.resampling import Bootstrap, drawn, interval, numbered
 
 
@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def value(statistic: metrics.Statistic, n: int) -> float:
-    return Figure(task="t", metric="m", statistic=statistic, n=n, chance=0.0).value
+    return Score(task="t", metric="m", statistic=statistic, n=n, chance=0.0).value
 
 
 def test_planted_recall() -> None:
@@ -222,7 +222,7 @@ def test_one_item_has_no_interval() -> None:
     for n, clusters in ((1, None), (5, np.zeros(5, int))):
         assert np.isnan(interval(metrics.mean(np.ones(n)), n, Bootstrap(resamples=20), clusters)).all()
     names = ("k", "k", "k")
-    figure = Figure(task="t", metric="acc@1", statistic=metrics.mean(np.ones(3)), n=3, chance=0.0, items=names)
+    figure = Score(task="t", metric="acc@1", statistic=metrics.mean(np.ones(3)), n=3, chance=0.0, items=names)
     assert figure.independent == 1 and np.isnan(figure.interval(Bootstrap(resamples=20))).all()
 
 

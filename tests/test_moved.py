@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from mmfm.config import Data, Model, Optim, Run, Source, TextTower, UserError, Write
+from mmfm.config import Data, Generative, Model, Optim, Run, Source, TextTower, UserError
 from mmfm.data.stream import TrainStream
 from mmfm.preprocessing.tokenizer import load_tokenizer
-from mmfm.training.resume import _same_configuration
+from mmfm.training.resume import check_same_configuration
 
 
 def run_on(shards: str, **changes: object) -> Run:
-    source = Source(shards=shards, provides=("text",))
+    source = Source(shards=shards, modalities=("text",))
     data = Data(**{"train": (source,), "batch": 4, "workers": 0, **changes})
     model = Model(image=None, audio=None, text=TextTower(width=32, heads=2))
-    return Run(name="t", model=model, data=data, write=(Write(task=">text"),), optim=Optim(steps=5, warmup_steps=1))
+    return Run(
+        name="t", model=model, data=data, generative=(Generative(task=">text"),), optim=Optim(steps=5, warmup_steps=1)
+    )
 
 
 def plan(run: Run) -> str:
@@ -33,13 +35,13 @@ def test_shards_elsewhere_are_the_same_by_content(
     known = plan(before)
     shutil.move(tmp_path / "a", tmp_path / "b")
     monkeypatch.chdir(tmp_path)
-    named = Source(shards="b", provides=("text",), name="texts")
+    named = Source(shards="b", modalities=("text",), name="texts")
     for now in (run_on(str(tmp_path / "b")), run_on("b", val="other"), run_on("b/t.tar"), run_on("", train=(named,))):
-        _same_configuration(before, now)
+        check_same_configuration(before, now)
         assert plan(now) == known
-    for wrong in (run_on("b", batch=8), replace(run_on("b"), seed=1), run_on("b", train=(replace(named, share=2),))):
+    for wrong in (run_on("b", batch=8), replace(run_on("b"), seed=1), run_on("b", train=(replace(named, weight=2),))):
         with pytest.raises(UserError, match="was trained with another configuration"):
-            _same_configuration(before, wrong)
+            check_same_configuration(before, wrong)
     write_shard(tmp_path / "b" / "t.tar", {f"{n}": {"txt": b"x"} for n in range(6)})
     assert plan(run_on("b")) != known, "other shards of the same name are others"
 
@@ -53,7 +55,7 @@ def test_a_tokenizer_elsewhere_is_the_same_by_content(tmp_path: Path) -> None:
         replace(run_on("b"), model=replace(run_on("b").model, tokenizer=str(tmp_path / name)))
         for name in ("a", "b", "none")
     )
-    _same_configuration(before, now, own)
+    check_same_configuration(before, now, own)
     for run, known in ((now, "{}"), (gone, own)):
         with pytest.raises(UserError, match=r"another configuration: model\.tokenizer was .*/a\" and is "):
-            _same_configuration(before, run, known)
+            check_same_configuration(before, run, known)

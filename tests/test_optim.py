@@ -45,8 +45,8 @@ def test_the_schedule_at_its_corners(step, factor):
 
 def test_a_schedule_that_follows_rises_from_the_floor_and_falls_again():
     """Until its first end a run that was lengthened has the rates that it had; ends and peaks are where stated."""
-    short, long = Optim(steps=100, warmup_steps=10, lr_floor=0.1), Optim(steps=300, extends=(100,), warmup_steps=10)
-    long = replace(long, lr_floor=0.1)
+    short, long = Optim(steps=100, warmup_steps=10, min_lr_ratio=0.1), Optim(steps=300, extends=(100,), warmup_steps=10)
+    long = replace(long, min_lr_ratio=0.1)
     assert [rate_factor(step, long) for step in range(100)] == [rate_factor(step, short) for step in range(100)]
     found = [rate_factor(step, long) for step in (100, 105, 110, 205, 299, 300)]
     assert found == pytest.approx([0.1, 0.55, 1.0, 0.55, 0.1, 0.1], abs=1e-3)

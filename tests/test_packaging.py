@@ -119,9 +119,10 @@ def config():
         name="toy", out=str(OUT / "runs"), accelerator="cpu",
         model=Model(image=Vit(height_px=8, width_px=16, patch_px=4, channels=1, **width), audio=None,
                     text=TextTower(**width), trunk=Trunk(width=16, depth=1, heads=2, kv_heads=1), embed_dim=8),
-        data=Data(train=(Source(shards=str(OUT / "data" / "train"), provides=("image", "text")),),
-                  val=str(OUT / "data" / "val"), batch=4, workers=0),
-        contrast=(Contrast(pair=("image", "text")),), write=(Write(task="image>text"), Write(task=">text")),
+        data=Data(train=(Source(shards=str(OUT / "data" / "train"), modalities=("image", "text")),),
+                  val=str(OUT / "data" / "val"), batch_size=4, num_workers=0),
+        contrastive=(Contrastive(pair=("image", "text")),), 
+        generative=(Generative(task="image>text"), Generative(task=">text")),
         optim=Optim(steps=3, warmup_steps=1), eval=Eval(every_steps=2, bootstrap=10),
     )
 """

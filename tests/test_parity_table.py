@@ -9,7 +9,7 @@ import torch
 from parity_rows import COMMITTED, ROWS, cases, check_row, check_saved, parity
 from timm import data as timm
 
-from mmfm.config import Pixels, Sound
+from mmfm.config import AudioPreprocess, ImagePreprocess
 
 # torch's attention warns of the two kinds of mask that transformers' WavLM gives it.
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask:UserWarning")
@@ -64,7 +64,7 @@ TIMM = timm.create_transform((3, 32, 32), interpolation="bicubic", crop_pct=1.0,
         ({}, 0, 0.01),
         ({"interpolation": "bilinear"}, 2.1, 255),
         ({"fit": "stretch"}, 2.1, 255),
-        ({"central": 0.875}, 2.1, 255),
+        ({"crop_pct": 0.875}, 2.1, 255),
         ({"mean": (0.52, 0.5, 0.5)}, 5, 5.2),
         ({"height_px": 33}, float("inf"), float("inf")),
     ],
@@ -72,7 +72,7 @@ TIMM = timm.create_transform((3, 32, 32), interpolation="bicubic", crop_pct=1.0,
 def test_another_preparation_does_not_hold(wrong, least: float, most: float) -> None:
     """Planted: one setting of pictures that is not the library's; a mean that is 0.02 off is 5.1 levels off."""
     right = {"interpolation": "bicubic", "resizer": "pillow", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    pixels = Pixels(**{"height_px": 32, "width_px": 32, "fit": "shortest", **right, **wrong})
+    pixels = ImagePreprocess(**{"height_px": 32, "width_px": 32, "fit": "shortest", **right, **wrong})
     found = prepared_by(TIMM, pixels=pixels)
     assert found is not None and least <= found <= most
     row = {"preprocessing": found, "difference": 0.0, "size": 1.0}
@@ -81,10 +81,12 @@ def test_another_preparation_does_not_hold(wrong, least: float, most: float) -> 
 
 def test_other_features_of_sounds_do_not_hold() -> None:
     """Planted: features a fiftieth too loud, and a frame too many."""
-    louder = prepared_by(lambda wave: wave, sound=Sound(rate_hz=16_000), features=lambda x, keep: (x * 1.02, keep))
+    louder = prepared_by(
+        lambda wave: wave, sound=AudioPreprocess(rate_hz=16_000), features=lambda x, keep: (x * 1.02, keep)
+    )
     assert louder == pytest.approx(0.02 * 255, rel=1e-3)
     longer = lambda x, keep: (torch.nn.functional.pad(x, (0, 1)), keep)  # noqa: E731
-    assert prepared_by(lambda wave: wave, sound=Sound(rate_hz=16_000), features=longer) == float("inf")
+    assert prepared_by(lambda wave: wave, sound=AudioPreprocess(rate_hz=16_000), features=longer) == float("inf")
 
 
 def prepared_by(theirs, pixels=None, sound=None, features=None) -> float | None:

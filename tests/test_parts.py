@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mmfm.__main__ import main
-from mmfm.config import Store, UserError
+from mmfm.config import RemoteCache, UserError
 from mmfm.data import index
 from mmfm.data.member_names import How
-from mmfm.data.remote_cache import Store as Fetched
+from mmfm.data.remote_cache import ShardCache as Fetched
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
@@ -79,7 +79,7 @@ def test_frames_are_told_from_documents(tmp_path: Path, write_shard: Callable[..
     """22.0.png and 22.1.png are parts of one document, which is said; or samples of their own, if that is asked."""
     write_shard(tmp_path / "t.tar", {"22": {f"{n}.png": b"%d" % n for n in range(5)}, "v.7": {"txt": b"x"}})
     frames = Set(split="train", label="frames", spec=str(tmp_path))
-    _, whole = look([frames], Fetched(Store()), sums=False, fetch=False)
+    _, whole = look([frames], Fetched(RemoteCache()), sums=False, fetch=False)
     (note,) = [item for item in whole.findings if item.code == "documents"]
     assert note.count == 2 and "--last-dot" in note.message and note.examples == (f"{tmp_path / 't.tar'}: 22",)
     index_folder(tmp_path, progress=False)
@@ -104,7 +104,7 @@ def test_an_empty_tar_blocks_nothing(tmp_path: Path, write_shard: Callable[..., 
     assert "without any sample: a.tar, c.tar, d.tar" in capsys.readouterr().out
     assert [entry.samples for entry in index.read_list(tmp_path).values()] == [0, 3, 0, 0]
     with pytest.raises(UserError, match=r"the 2 tars of .*hold no sample; write or fetch them again"):
-        open_shards([f"{tmp_path}/{{a,c}}.tar"], Store())
+        open_shards([f"{tmp_path}/{{a,c}}.tar"], RemoteCache())
 
 
 @pytest.mark.parametrize("name", ["a [1]", "x,y", "b {1,2}", "c {0..3}, d", "e*f?", "g;h & 'i'", "http:z"])

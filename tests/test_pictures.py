@@ -13,7 +13,7 @@ import transformers as hf
 from PIL import Image
 from toy_encoders import BLOCKS, PICTURE, WORDS, hf_folder, open_clip_folder, timm_folder
 
-from mmfm.config import Pixels, Tower, UserError
+from mmfm.config import ImagePreprocess, Tower, UserError
 from mmfm.pretrained import resolve
 from mmfm.pretrained.preprocessing_parity import MOST, apart, ours, stored
 
@@ -25,7 +25,7 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
 
 
-def gap(pixels: Pixels, theirs: Any) -> float:
+def gap(pixels: ImagePreprocess, theirs: Any) -> float:
     return apart(pixels, [(stored(picture), theirs(picture)) for picture in pictures()])
 
 
@@ -124,7 +124,7 @@ def test_defaults_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """Where there truly is no file, the class's defaults at the model's size, and a line that says so."""
     hf_folder(tmp_path, hf.ViTConfig(**PICTURE))
     found = resolve(Tower(source=str(tmp_path)), "image").blueprint.pixels
-    assert (found.height_px, found.fit) == (32, "stretch")
+    assert (found.height_px, found.resize_mode) == (32, "stretch")
     told = capsys.readouterr().err
     assert "has no preprocessor_config.json: pictures are prepared as ViTImageProcessor" in told and "32 x 32" in told
 
@@ -183,16 +183,18 @@ def test_open_clips_own_transform(mode: str, size: Any, tmp_path: Path) -> None:
 def test_a_very_long_picture_is_cut_first() -> None:
     """The shorter side of 4 by 40,000 is not resized to 32 by 320,000."""
     row = np.tile(np.arange(40_000) % 251, (4, 1)).astype(np.uint8)
-    found = ours(Pixels(height_px=32, width_px=32, fit="shortest"), Image.fromarray(row).convert("RGB"))
+    found = ours(
+        ImagePreprocess(height_px=32, width_px=32, resize_mode="shortest"), Image.fromarray(row).convert("RGB")
+    )
     assert found.shape == (3, 32, 32)
 
 
 def test_the_old_cut_is_as_it_was() -> None:
-    """fit="crop" of runs that are saved cuts before it resizes, as ever."""
+    """resize_mode="crop" of runs that are saved cuts before it resizes, as ever."""
     (picture, *_) = pictures()
     whole = torch.from_numpy(np.array(picture))[50:251].permute(2, 0, 1)
     middle = torch.from_numpy(np.array(picture))[50:250].permute(2, 0, 1)
-    found = ours(Pixels(height_px=32, width_px=32, fit="crop"), picture)
+    found = ours(ImagePreprocess(height_px=32, width_px=32, resize_mode="crop"), picture)
     assert whole.shape[1] == 201 and middle.shape == (3, 200, 200)
     small = torch.nn.functional.interpolate(middle[None], (32, 32), mode="bicubic", antialias=True)[0]
     assert torch.equal(found, (small.float() / 255 - 0.5) / 0.5)
@@ -203,4 +205,6 @@ def test_two_halves_of_one_model(tmp_path: Path) -> None:
     config = hf.CLIPConfig(text_config=BLOCKS | WORDS, vision_config=PICTURE)
     hf_folder(tmp_path, config, hf.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE))
     found = resolve(Tower(source=str(tmp_path), height_px=48, width_px=48), "image").blueprint.pixels
-    assert (found.height_px, found.fit, found.central) == (48, "shortest", 0.8), "another size of the same preparation"
+    assert (found.height_px, found.resize_mode, found.crop_pct) == (48, "shortest", 0.8), (
+        "another size of the same preparation"
+    )

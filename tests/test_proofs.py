@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from toy_encoders import BLOCKS, LAYERED, hf_folder, open_clip_folder
 
-from mmfm.config import Pixels, Tower, UserError
+from mmfm.config import ImagePreprocess, Tower, UserError
 from mmfm.data.batch import Items, Tokens
 from mmfm.export import importer
 from mmfm.models.imported import Kept
@@ -132,7 +132,10 @@ def test_as_many_patches_in_another_grid(tmp_path: Path) -> None:
     config = hf.ViTConfig(image_size=32, patch_size=8, **BLOCKS)
     theirs = hf_folder(tmp_path / "h", config)
     what = Foreign(
-        library="hf", architecture=config.to_dict(), modality="image", contract=Pixels(height_px=16, width_px=64)
+        library="hf",
+        architecture=config.to_dict(),
+        modality="image",
+        contract=ImagePreprocess(height_px=16, width_px=64),
     )
     made = convert(what, theirs.state_dict())
     ours = VisionTransformer(made.part).eval()
@@ -157,7 +160,7 @@ def test_kept_tokens_belong_to_their_precision(tmp_path: Path) -> None:
     kept(x, keep, encoder, encode)
     assert len(calls) == 2, "and in each it is made once"
     blueprint = resolve(Tower(source="timm:test_vit", weights="random"), "image").blueprint
-    other = replace(blueprint, pixels=replace(blueprint.pixels, fit="stretch", central=0.5))
+    other = replace(blueprint, pixels=replace(blueprint.pixels, resize_mode="stretch", crop_pct=0.5))
     for contract in (blueprint, other):
         Kept(tmp_path, "none")(x, keep, encoder, encode, contract)
     assert len(calls) == 4

@@ -7,34 +7,34 @@ import torch
 from test_augment import correlations
 from toys import toy_batch, toy_model
 
-from mmfm.config import Augment, Run, UserError, Write
+from mmfm.config import Augment, Generative, Run, UserError
 from mmfm.config.task import parse
 from mmfm.data.augment import DRAWS
 from mmfm.generation.sampling import drawn_seeds, waits
 from mmfm.inference.infill import scattered
-from mmfm.models.layers import Dropout, Noise
-from mmfm.models.token_dropout import shown
+from mmfm.models.layers import Dropout, DropoutKey
+from mmfm.models.token_dropout import keep_mask
 from mmfm.objectives.task_pass import _masked, _seeds
-from mmfm.runtime.randomness import mix, uniform
+from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 ROWS, PLACES = 256, 1_200
 KEEP = torch.ones(ROWS, PLACES, dtype=torch.bool)
-SEEDS = {"of positions": mix(torch.arange(ROWS)), "one after the other": torch.arange(ROWS)}
+SEEDS = {"of positions": splitmix64(torch.arange(ROWS)), "one after the other": torch.arange(ROWS)}
 
 
 def dropped(seeds: torch.Tensor) -> torch.Tensor:
     """What a dropout zeroes of the first channel of every place."""
     layer = Dropout(0.5).train()
-    return layer(torch.ones(ROWS, PLACES, 1), Noise(seeds, torch.arange(PLACES).expand(ROWS, -1)))[..., 0] == 0
+    return layer(torch.ones(ROWS, PLACES, 1), DropoutKey(seeds, torch.arange(PLACES).expand(ROWS, -1)))[..., 0] == 0
 
 
 DRAWN = {
-    "hidden from all": lambda seeds: ~shown(seeds, KEEP, 0.5),
-    "masked of a target": lambda seeds: _masked(KEEP, seeds, Write(task="text~", hide=(0.5, 0.5))),
+    "hidden from all": lambda seeds: ~keep_mask(seeds, KEEP, 0.5),
+    "masked of a target": lambda seeds: _masked(KEEP, seeds, Generative(task="text~", mask_ratio=(0.5, 0.5))),
     "masked by people": lambda seeds: scattered(KEEP, 0.5, seeds),
     "dropped": dropped,
     "waits": lambda seeds: waits(seeds, 3, torch.arange(PLACES)) < 0.693,
-    "draws of one row": lambda seeds: uniform(drawn_seeds(seeds, PLACES).view(ROWS, PLACES), 0) < 0.5,
+    "draws of one row": lambda seeds: hash_uniform(drawn_seeds(seeds, PLACES).view(ROWS, PLACES), 0) < 0.5,
 }
 
 
@@ -56,7 +56,7 @@ def test_what_is_drawn_for_one_thing_says_nothing_of_another() -> None:
     for task in ("text~", "image>text~", "text>text", ">text"):
         seeds = _seeds(batch, parse(task), torch.arange(ROWS))
         assert seeds is not None
-        found[task] = _masked(KEEP, seeds, Write(task="text~", hide=(0.5, 0.5)))
+        found[task] = _masked(KEEP, seeds, Generative(task="text~", mask_ratio=(0.5, 0.5)))
     names = list(found)
     for at, one in enumerate(names):
         for other in names[at + 1 :]:
@@ -80,7 +80,7 @@ def test_runs_of_books_and_spans_are_masked_whole() -> None:
     """With two books a turn is hidden whole; spans of three are hidden together wherever they begin."""
     turns = scattered(KEEP, 0.5, SEEDS["of positions"], books=2).view(ROWS, -1, 2)
     assert (turns[..., 0] == turns[..., 1]).all() and correlations(turns[..., 0]).abs().max() < 5.5
-    spans = _masked(KEEP, SEEDS["of positions"], Write(task="text~", hide=(0.5, 0.5), span=3))
+    spans = _masked(KEEP, SEEDS["of positions"], Generative(task="text~", mask_ratio=(0.5, 0.5), mask_span=3))
     first = [int(row.long().diff().nonzero()[0]) % 3 for row in spans[:60]]
     assert len(set(first)) == 3
 
@@ -88,7 +88,7 @@ def test_runs_of_books_and_spans_are_masked_whole() -> None:
 def test_what_is_hidden_of_a_tower_moves_nothing() -> None:
     """The trunk reads what stays at its own positions: as a pass by hand does, with all positions and fewer keys."""
     model = toy_model()
-    model.augment = Augment(hide_tower_tokens=0.5)
+    model.augment = Augment(tower_token_dropout=0.5)
     items = drawn_batch(5).items["text"]
     segment = model.source("text", items)
     assert segment.shown is not None and segment.tokens.keep.all() and 0 < int((~segment.shown).sum()) < 25
@@ -104,7 +104,7 @@ def test_what_is_hidden_of_a_tower_moves_nothing() -> None:
 def test_no_one_sees_what_is_hidden_of_a_tower() -> None:
     """Its pixels have no gradient of the target, nor of the embedding, in the pass that learns."""
     model = toy_model()
-    model.augment = Augment(hide_tower_tokens=0.5)
+    model.augment = Augment(tower_token_dropout=0.5)
     items = drawn_batch(5).items["text"]
     segment = model.source("text", items)
     x = segment.tokens.x.detach().requires_grad_()
@@ -119,7 +119,9 @@ def test_no_one_sees_what_is_hidden_of_a_tower() -> None:
 def test_two_names_of_one_task_are_one() -> None:
     """ ">image~" and "image~" ask for the same: two of them are refused, and one of either is learned."""
     with pytest.raises(UserError, match="image~"):
-        Run(name="twice", write=(Write(task="image~"), Write(task=">image~", weight=2.0)))
-    assert Write(task=">text~").name == Write(task="text~").name == str(parse(">text~")) == str(parse("text~"))
+        Run(name="twice", generative=(Generative(task="image~"), Generative(task=">image~", weight=2.0)))
+    assert (
+        Generative(task=">text~").name == Generative(task="text~").name == str(parse(">text~")) == str(parse("text~"))
+    )
     for task in ("image>text", ">text", "text>image~", "image,text>text"):
-        assert Write(task=task).name == str(parse(task)) == task
+        assert Generative(task=task).name == str(parse(task)) == task

@@ -25,7 +25,7 @@ from mmfm import config
 from mmfm.config import UserError
 from mmfm.data import index, remote_servers
 from mmfm.data.index import Entry
-from mmfm.data.remote_cache import FetchError, Store, expand_remote
+from mmfm.data.remote_cache import FetchError, ShardCache, expand_remote
 from mmfm.data.shards import Shards
 from mmfm.data.splits import is_remote
 from mmfm.data.urls import SCHEMES, check_scheme, shown
@@ -151,20 +151,20 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., Store]:
+def make_store(tmp_path: Path) -> Callable[..., ShardCache]:
     """make_store(limit_gb=..., tries=...): never sleeps; what it would have slept is in `store.slept`."""
 
-    def make(**settings: Any) -> Store:
+    def make(**settings: Any) -> ShardCache:
         slept: list[float] = []
         given = {"folder": str(tmp_path / "cache"), "timeout_s": 0.2, "tries": 3, **settings}
-        store = Store(config.Store(**given), sleep=slept.append)
+        store = ShardCache(config.RemoteCache(**given), sleep=slept.append)
         store.slept = slept  # type: ignore[attr-defined]
         return store
 
     return make
 
 
-def leftovers(store: Store) -> list[str]:
+def leftovers(store: ShardCache) -> list[str]:
     return sorted(path.name for path in store.folder.iterdir() if path.suffix not in (".tar", ".lock"))
 
 
@@ -190,7 +190,7 @@ FULL, REST = ("/a.tar", ""), ("/a.tar", f"bytes={HALF}-")
     ids=str,
 )
 def test_right_bytes_whatever_the_server_does(
-    server: Server, make_store: Callable[..., Store], faults: list[str], asked: list[tuple[str, str]]
+    server: Server, make_store: Callable[..., ShardCache], faults: list[str], asked: list[tuple[str, str]]
 ) -> None:
     """A fault costs one more request, which goes on where the last one stopped if that can be; never a byte."""
     server.faults = list(faults)
@@ -215,7 +215,7 @@ def test_right_bytes_whatever_the_server_does(
     ],
 )
 def test_what_goes_on_failing_is_the_machines_fault(
-    server: Server, make_store: Callable[..., Store], fault: str, words: str
+    server: Server, make_store: Callable[..., ShardCache], fault: str, words: str
 ) -> None:
     """After the tries: an OSError of one line, with URL, reason and remedy; no sample is blamed, nothing is left."""
     server.faults = [fault] * 20
@@ -244,7 +244,7 @@ def test_a_trickle_is_as_good_as_nothing() -> None:
 
 
 @pytest.mark.parametrize("crc32", [CRC, None])
-def test_a_page_is_no_shard(server: Server, make_store: Callable[..., Store], crc32: int | None) -> None:
+def test_a_page_is_no_shard(server: Server, make_store: Callable[..., ShardCache], crc32: int | None) -> None:
     """One to log in, answered as if all were well: told at once, for a shard and for a list, and nothing is kept."""
     server.faults = ["page"] * 2
     store = make_store()
@@ -257,7 +257,7 @@ def test_a_page_is_no_shard(server: Server, make_store: Callable[..., Store], cr
 
 
 def test_a_shard_that_cannot_be_fetched_is_asked_for_as_often_as_was_said(
-    server: Server, make_store: Callable[..., Store]
+    server: Server, make_store: Callable[..., ShardCache]
 ) -> None:
     """Reading a sample adds no tries of its own, and no words about a reason that is not known."""
     server.faults = ["500"] * 99
@@ -271,7 +271,7 @@ def test_a_shard_that_cannot_be_fetched_is_asked_for_as_often_as_was_said(
     assert len(server.asked) == 3
 
 
-def test_nobody_there(make_store: Callable[..., Store]) -> None:
+def test_nobody_there(make_store: Callable[..., ShardCache]) -> None:
     """A refused connection is tried as often as was said, with longer and longer waits, and then told."""
     store = make_store(tries=5)
     with pytest.raises(FetchError, match="5 times in a row: ConnectionRefusedError"):
@@ -281,7 +281,7 @@ def test_nobody_there(make_store: Callable[..., Store]) -> None:
     assert all(0.25 * 2**n <= wait <= 0.5 * 2**n for n, wait in enumerate(waits))
 
 
-def test_a_server_may_say_when(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_server_may_say_when(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Retry-After is a lower bound of the wait."""
     server.faults = ["503"]
     store = make_store()
@@ -289,7 +289,9 @@ def test_a_server_may_say_when(server: Server, make_store: Callable[..., Store])
     assert store.slept == [7.0]  # type: ignore[attr-defined]
 
 
-def test_a_link_that_breaks_often_but_brings_much_is_borne(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_link_that_breaks_often_but_brings_much_is_borne(
+    server: Server, make_store: Callable[..., ShardCache]
+) -> None:
     """Failures are counted in a row: one that brought a mebibyte is the first again."""
     server.files["/big.tar"] = body = bytes(range(256)) * (1 << 17)  # 32 MiB, halved by each cut
     server.faults = ["cut"] * 4
@@ -308,7 +310,9 @@ def test_a_link_that_breaks_often_but_brings_much_is_borne(server: Server, make_
         ("400", "400"),
     ],
 )
-def test_a_wrong_url_is_told_at_once(server: Server, make_store: Callable[..., Store], fault: str, words: str) -> None:
+def test_a_wrong_url_is_told_at_once(
+    server: Server, make_store: Callable[..., ShardCache], fault: str, words: str
+) -> None:
     """Neither a missing file nor missing rights get better by waiting. No secret of the URL is in the words."""
     server.faults = [fault]
     store = make_store()
@@ -320,7 +324,7 @@ def test_a_wrong_url_is_told_at_once(server: Server, make_store: Callable[..., S
     assert len(server.asked) == 1 and store.slept == [] and leftovers(store) == []  # type: ignore[attr-defined]
 
 
-def test_credentials_reach_their_host_and_no_other(server: Server, make_store: Callable[..., Store]) -> None:
+def test_credentials_reach_their_host_and_no_other(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Of a URL with a password the server gets it; the host that it leads to does not, nor does a file name."""
     (other,) = [next(others := serving(Server()))]
     server.faults = [f"to {other.url}/a.tar"]
@@ -333,14 +337,14 @@ def test_credentials_reach_their_host_and_no_other(server: Server, make_store: C
 
 
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1/a.tar", "file:///etc/passwd", "data:,x"])
-def test_no_redirect_leaves_http(server: Server, make_store: Callable[..., Store], target: str) -> None:
+def test_no_redirect_leaves_http(server: Server, make_store: Callable[..., ShardCache], target: str) -> None:
     """A server cannot send us to a local file."""
     server.faults = [f"to {target}"]
     with pytest.raises(UserError, match="not opened; give the final URL"):
         make_store().local(f"{server.url}/a.tar")
 
 
-def test_without_a_list_the_server_says_the_size(server: Server, make_store: Callable[..., Store]) -> None:
+def test_without_a_list_the_server_says_the_size(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Content-Length catches a cut; where even that is missing, the end could be anywhere, and the shard is refused."""
     server.faults = ["cut", "", "no length"]
     assert make_store().local(f"{server.url}/a.tar").read_bytes() == BODY
@@ -348,7 +352,7 @@ def test_without_a_list_the_server_says_the_size(server: Server, make_store: Cal
         make_store().local(f"{server.url}/a.tar?2")
 
 
-def test_two_versions_are_never_joined(server: Server, make_store: Callable[..., Store]) -> None:
+def test_two_versions_are_never_joined(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """A file that is replaced between two tries comes whole from the second: the server is asked by the first's tag."""
     store = make_store()
     server.faults = ["cut"]
@@ -370,13 +374,13 @@ FETCH = """
 import sys
 from mmfm import config
 from mmfm.data.remote import Store
-store = Store(config.Store(folder=sys.argv[1], timeout_s=30.0, limit_gb=float(sys.argv[5])))
+store = Store(config.ShardStore(folder=sys.argv[1], timeout_s=30.0, limit_gb=float(sys.argv[5])))
 print("ready", flush=True)
 print(store.local(sys.argv[2], size=int(sys.argv[3]), crc32=int(sys.argv[4])), flush=True)
 """
 
 
-def fetching(store: Store, url: str) -> subprocess.Popen[str]:
+def fetching(store: ShardCache, url: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", FETCH, str(store.folder), url, str(len(BODY)), str(CRC)]
     command.append(str(store.settings.limit_gb))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -384,7 +388,7 @@ def fetching(store: Store, url: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_two_processes_fetch_once(server: Server, make_store: Callable[..., Store]) -> None:
+def test_two_processes_fetch_once(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """While one fetches, the other waits, and gets the same file."""
     server.faults, store = ["stall"], make_store()
     first = fetching(store, f"{server.url}/a.tar")
@@ -396,7 +400,7 @@ def test_two_processes_fetch_once(server: Server, make_store: Callable[..., Stor
     assert server.asked == [FULL, REST], "the stall was the first process's; the second never asked"
 
 
-def test_a_killed_fetch_leaves_nothing_that_counts(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_killed_fetch_leaves_nothing_that_counts(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """A process killed half-way leaves a part which is never taken for whole, and goes when room is next made."""
     server.faults, store = ["stall"], make_store()
     process = fetching(store, f"{server.url}/a.tar")
@@ -410,7 +414,7 @@ def test_a_killed_fetch_leaves_nothing_that_counts(server: Server, make_store: C
     assert store.local(f"{server.url}/a.tar", size=len(BODY), crc32=CRC).read_bytes() == BODY
 
 
-def test_a_part_that_is_being_written_is_left_alone(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_part_that_is_being_written_is_left_alone(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Room is made without the file that another process is fetching, and that file counts."""
     server.faults, store = ["stall"], make_store(limit_gb=1.5 * len(BODY) / 1e9)
     process = fetching(store, f"{server.url}/a.tar")
@@ -428,7 +432,7 @@ def test_a_part_that_is_being_written_is_left_alone(server: Server, make_store: 
 # Room
 
 
-def test_the_bound_holds_and_the_last_used_stay(server: Server, make_store: Callable[..., Store]) -> None:
+def test_the_bound_holds_and_the_last_used_stay(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Of shards for which there is no room the least recently used goes; its open descriptor can still be read."""
     store = make_store(limit_gb=3.5 * len(BODY) / 1e9)
     paths = {}
@@ -447,7 +451,7 @@ def test_the_bound_holds_and_the_last_used_stay(server: Server, make_store: Call
     assert sum(path.stat().st_size for path in store.folder.iterdir()) <= store.limit
 
 
-def test_a_shard_over_the_limit_is_refused(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_shard_over_the_limit_is_refused(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """By the size that the list says, before anything is asked; else by what the server says."""
     store = make_store(limit_gb=1e-6)
     for size, asked in ((len(BODY), 0), (None, 1)):
@@ -456,7 +460,9 @@ def test_a_shard_over_the_limit_is_refused(server: Server, make_store: Callable[
         assert len(server.asked) == asked
 
 
-def test_a_full_disk_is_said(server: Server, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said(
+    server: Server, make_store: Callable[..., ShardCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once, without another try, in words, and with nothing left behind."""
     real, store = os.pwrite, make_store()
 
@@ -471,13 +477,13 @@ def test_a_full_disk_is_said(server: Server, make_store: Callable[..., Store], m
     assert leftovers(store) == [] and not list(store.folder.glob("*.tar")) and len(server.asked) == 1
 
 
-def test_a_folder_that_cannot_be(make_store: Callable[..., Store], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be(make_store: Callable[..., ShardCache], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FetchError, match="file/in cannot be written"):
         make_store(folder=str(tmp_path / "file" / "in")).local("http://127.0.0.1:1/a.tar")
 
 
-def test_a_shard_that_was_cut_here_is_fetched_again(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_shard_that_was_cut_here_is_fetched_again(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """A local copy of another size than the list says is none."""
     store = make_store()
     path = store.local(f"{server.url}/a.tar", size=len(BODY))
@@ -492,12 +498,12 @@ def entry(url: str, crc32: int | None = CRC, size: int = len(BODY)) -> Entry:
     return Entry(place=url, bytes=size, samples=1, holds={}, crc32=crc32)
 
 
-def test_ahead_fetches_in_order(server: Server, make_store: Callable[..., Store]) -> None:
+def test_ahead_fetches_in_order(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Wishes are fetched in the background; what fails there is quiet, until `local` asks for it and says why."""
     store = make_store(tries=1)
-    store.ahead([])
+    store.prefetch([])
     server.files["/z.tar"] = BODY
-    store.ahead([entry(f"{server.url}/{name}.tar") for name in ("a", "missing", "z")])
+    store.prefetch([entry(f"{server.url}/{name}.tar") for name in ("a", "missing", "z")])
     path = store.folder / next(iter([store.local(f"{server.url}/a.tar", size=len(BODY), crc32=CRC)])).name
     assert path.read_bytes() == BODY
     assert store.local(f"{server.url}/z.tar", size=len(BODY), crc32=CRC).read_bytes() == BODY
@@ -506,28 +512,28 @@ def test_ahead_fetches_in_order(server: Server, make_store: Callable[..., Store]
     assert [path for path, _ in server.asked].count("/z.tar") == 1
 
 
-def test_ahead_never_wishes_for_more_than_there_is_room(server: Server, make_store: Callable[..., Store]) -> None:
+def test_ahead_never_wishes_for_more_than_there_is_room(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Else a wish would push out the one before it."""
     store = make_store(limit_gb=2.5 * len(BODY) / 1e9)
-    store.ahead([entry(f"{server.url}/{name}.tar") for name in "abcd"])
+    store.prefetch([entry(f"{server.url}/{name}.tar") for name in "abcd"])
     assert len(store._kept) == 2
 
 
-def test_a_store_travels_to_another_process(make_store: Callable[..., Store]) -> None:
+def test_a_store_travels_to_another_process(make_store: Callable[..., ShardCache]) -> None:
     """A worker that is spawned gets no thread, and starts its own."""
     store = make_store()
-    store.ahead([])
+    store.prefetch([])
     store._sleep = print
     copy = pickle.loads(pickle.dumps(store))
     assert copy.folder == store.folder and copy._ahead is None
-    copy.ahead([])
+    copy.prefetch([])
     assert copy._ahead.process == os.getpid()
 
 
 # Text, lists and patterns
 
 
-def test_text_is_bounded_and_tried_again(server: Server, make_store: Callable[..., Store]) -> None:
+def test_text_is_bounded_and_tried_again(server: Server, make_store: Callable[..., ShardCache]) -> None:
     server.files |= {"/t.tar": "naïve".encode(), "/bad.tar": b"\xff\xfe"}
     server.faults = ["cut", "500"]
     store = make_store()
@@ -546,7 +552,7 @@ def listed(*names: str) -> bytes:
     return json.dumps({"format": 1, "shards": shards}).encode()
 
 
-def test_a_folder_and_a_pattern_are_read_from_the_list(server: Server, make_store: Callable[..., Store]) -> None:
+def test_a_folder_and_a_pattern_are_read_from_the_list(server: Server, make_store: Callable[..., ShardCache]) -> None:
     """Both give the same entries; the list is read once; names are joined to the URL as its letters allow."""
     server.files["/set/shards.json"] = listed("x-0.tar", "x-1.tar", "odd name.tar")
     folder = expand_remote(f"{server.url}/set/", make_store())
@@ -560,7 +566,7 @@ def test_a_folder_and_a_pattern_are_read_from_the_list(server: Server, make_stor
 
 
 def test_a_url_that_holds_credentials_opens_a_set(
-    server: Server, make_store: Callable[..., Store], write_shard: Callable[..., Path], tmp_path: Path
+    server: Server, make_store: Callable[..., ShardCache], write_shard: Callable[..., Path], tmp_path: Path
 ) -> None:
     """What opens the folder opens its lists, indexes and shards, and no message has it; nor has the shard's name."""
     shard = write_shard(tmp_path / "set" / "odd name.tar", {"a\nb": {"txt": b" "}})
@@ -589,7 +595,7 @@ def test_a_url_that_holds_credentials_opens_a_set(
         ("{}/set/x-0.tar, local.tar", r"'local\.tar' is no scheme"),
     ],
 )
-def test_what_no_list_says(server: Server, make_store: Callable[..., Store], spec: str, words: str) -> None:
+def test_what_no_list_says(server: Server, make_store: Callable[..., ShardCache], spec: str, words: str) -> None:
     """One line, and what to do."""
     server.files |= {"/set/shards.json": listed("x-0.tar"), "/evil/shards.json": listed("../../x.tar")}
     server.files["/evil2/shards.json"] = b"[" * 100_000
@@ -603,7 +609,7 @@ def test_what_no_list_says(server: Server, make_store: Callable[..., Store], spe
     ["pipe:touch marker", "file:///etc/passwd", "ftp://h/a.tar", "data:,x", "S3:/x", "http:///a.tar", "s3://", "hf:x",
      "http://[::1/a.tar", "http://h:port/a.tar", "memory://a", "simplecache::http://h/a", "ht\ntp://h/a", "gopher://h/1"],
 )  # fmt: skip
-def test_what_is_no_url_of_ours_is_refused(make_store: Callable[..., Store], url: str) -> None:
+def test_what_is_no_url_of_ours_is_refused(make_store: Callable[..., ShardCache], url: str) -> None:
     """By its scheme alone, and in one line: nothing runs, and nothing is opened."""
     assert is_remote(url) or "\n" in url
     for refuse in (check_scheme, make_store().local, make_store().text, lambda spec: expand_remote(spec, make_store())):
@@ -636,7 +642,7 @@ def test_shown(url: str, told: str) -> None:
 # Stores with a scheme of their own
 
 
-def test_hugging_face(server: Server, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face(server: Server, make_store: Callable[..., ShardCache], monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set's file is asked for at its revision, with the token, which no redirect takes to another host."""
     (other,) = [next(others := serving(Server()))]
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -655,7 +661,7 @@ def test_hugging_face(server: Server, make_store: Callable[..., Store], monkeypa
     others.close()
 
 
-def test_google(server: Server, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_google(server: Server, make_store: Callable[..., ShardCache], monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket's file is asked for with the machine's token."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
     monkeypatch.setattr(remote_servers, "_google_token", lambda: lambda: "secret")
@@ -694,7 +700,7 @@ def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("faults", [[], ["500"], ["cut"], ["stall"], ["wrong"], ["hang up"], ["503", "cut"]], ids=str)
-def test_s3(bucket: Server, make_store: Callable[..., Store], faults: list[str]) -> None:
+def test_s3(bucket: Server, make_store: Callable[..., ShardCache], faults: list[str]) -> None:
     """From an S3-compatible server: the right bytes, after as many requests as there were faults and one."""
     bucket.faults = list(faults)
     path = make_store().local("s3://bucket/set/a.tar", size=len(BODY), crc32=CRC)
@@ -702,7 +708,7 @@ def test_s3(bucket: Server, make_store: Callable[..., Store], faults: list[str])
     assert [path for path, _ in bucket.asked] == ["/bucket/set/a.tar"] * (len(faults) + 1)
 
 
-def test_s3_without_a_size(bucket: Server, make_store: Callable[..., Store]) -> None:
+def test_s3_without_a_size(bucket: Server, make_store: Callable[..., ShardCache]) -> None:
     """The bucket says how long a file is; a list there is read as any other."""
     store = make_store()
     assert store.local("s3://bucket/set/a.tar").read_bytes() == BODY
@@ -720,7 +726,7 @@ def test_s3_without_a_size(bucket: Server, make_store: Callable[..., Store]) -> 
     ],
 )
 def test_s3_in_words(
-    bucket: Server, make_store: Callable[..., Store], fault: str, url: str, error: type[Exception], words: str
+    bucket: Server, make_store: Callable[..., ShardCache], fault: str, url: str, error: type[Exception], words: str
 ) -> None:
     """What goes on failing is said as for http; what a wrong name or right is, at once."""
     bucket.faults = [fault] * 9 if fault else []
@@ -732,7 +738,7 @@ def test_s3_in_words(
 
 @pytest.mark.parametrize(("url", "package"), [("s3://b/a.tar", "s3fs"), ("gs://b/a.tar", "google.auth")])
 def test_a_missing_package_is_named(
-    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, url: str, package: str
+    make_store: Callable[..., ShardCache], monkeypatch: pytest.MonkeyPatch, url: str, package: str
 ) -> None:
     """pip's line, instead of a traceback."""
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)

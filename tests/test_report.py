@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfm.config import Contrast, Data, Optim, Run, Source, UserError, Write
+from mmfm.config import Contrastive, Data, Generative, Optim, Run, Source, UserError
 from mmfm.config.serialization import to_json
 from mmfm.report import charts, examples, heatmap, mistakes, run_record, scores
 from mmfm.report.report import write_report
@@ -81,12 +81,12 @@ def page_of(folder: Path) -> Node:
 
 def run(**changes: Any) -> Run:
     sources = (
-        Source(shards="d/image.tar", provides=("image", "text")),
-        Source(shards="d/audio.tar", provides=("audio", "text")),
+        Source(shards="d/image.tar", modalities=("image", "text")),
+        Source(shards="d/audio.tar", modalities=("audio", "text")),
     )
-    pairs = (Contrast(pair=("image", "text")), Contrast(pair=("audio", "text")))
-    settings = {"name": "toy", "data": Data(train=sources, val="d/val", batch=8), "contrast": pairs}
-    return Run(**{**settings, "write": (Write(task="image>text"),), "optim": Optim(steps=200), **changes})
+    pairs = (Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text")))
+    settings = {"name": "toy", "data": Data(train=sources, val="d/val", batch_size=8), "contrast": pairs}
+    return Run(**{**settings, "write": (Generative(task="image>text"),), "optim": Optim(steps=200), **changes})
 
 
 def row(split: str, task: str, metric: str, value: float | None, **changes: Any) -> dict[str, Any]:
@@ -205,8 +205,8 @@ def test_a_pair_that_never_met_is_called_so(tmp_path: Path) -> None:
     """image->audio is emergent here; with an objective for the pair, or a source that provides both, it is not."""
     page = page_of(make(tmp_path, rows=ROWS))
     assert "never met" in page.one("ul", "tiles").one("li", having="image → audio").text
-    assert not scores.never_met(run(contrast=(Contrast(pair=("audio", "image")),)), "image->audio")
-    both = Data(train=(Source(shards="x", provides=("image", "audio", "text")),), batch=8)
+    assert not scores.never_met(run(contrast=(Contrastive(pair=("audio", "image")),)), "image->audio")
+    both = Data(train=(Source(shards="x", modalities=("image", "audio", "text")),), batch_size=8)
     assert not scores.never_met(run(data=both), "image->audio")
     assert not scores.never_met(run(), "image>text")
 

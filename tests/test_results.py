@@ -18,7 +18,7 @@ from test_leaderboard import accuracy, board, flips, scored
 
 from mmfm.config import Run, UserError
 from mmfm.config.serialization import to_json
-from mmfm.evals.metrics import Figure, mean, ratio
+from mmfm.evals.metrics import Score, mean, ratio
 from mmfm.evals.paths import write_json
 from mmfm.evals.provenance import digest_of, weights_of
 from mmfm.evals.results import Scores, finish, row_of
@@ -33,7 +33,7 @@ from mmfm.report.markup import tag
 from mmfm.report.report import write_report
 from mmfm.report.run_record import read_record
 from mmfm.report.scored_runs import read_contenders
-from mmfm.training import fit
+from mmfm.training import resume
 
 QUIET = {"max_tokens": 2, "bootstrap": 10}
 
@@ -46,7 +46,7 @@ def again(made: Run, step: int, seed: int = 1) -> None:
     """Another checkpoint of the run: other weights."""
     torch.manual_seed(seed)
     tokenizer = load_tokenizer("bytes")
-    core = build(made.model, tokenizer.size, made.contrast)
+    core = build(made.model, tokenizer.size, made.contrastive)
     save(made.folder, step, made, tokenizer, core.state_dict(), {})
 
 
@@ -154,7 +154,7 @@ def test_training_anew_removes_all_results(tmp_path: Path) -> None:
     names += ["results.json.partial", "results.mine.details.json.partial", "report.html", "metrics.jsonl"]
     for name in (*names, "notes.txt"):
         (made.folder / name).write_text("old")
-    fit._make_way(made, None)
+    resume.clear_for_start(made, None)
     left = {path.name for path in made.folder.iterdir()}
     assert not left & set(names) and {"notes.txt", "run.json"} <= left
 
@@ -275,8 +275,8 @@ def test_odd_numbers_and_signs_are_written(tmp_path: Path) -> None:
 def test_chance_that_is_unknown_is_null(tmp_path: Path) -> None:
     """A level that cannot be computed, and a rate over nothing, cost no other figure."""
     figures = [
-        Figure(task="c", metric="stoi", statistic=mean(np.ones(4)), n=4, chance=math.nan),
-        Figure(task="d", metric="wer", statistic=ratio(np.ones(4), np.zeros(4)), n=4, chance=1.0),
+        Score(task="c", metric="stoi", statistic=mean(np.ones(4)), n=4, chance=math.nan),
+        Score(task="d", metric="wer", statistic=ratio(np.ones(4), np.zeros(4)), n=4, chance=1.0),
     ]
     folder = scored(tmp_path, "a", {"test": figures})
     rows = strict(folder / "results.json")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from toys import PAIRS, toy_config
 
-from mmfm.config import AudioCodec, ImageCodec, Mel, Run, UserError, Write
+from mmfm.config import AudioCodec, Generative, ImageCodec, Mel, Run, UserError
 from mmfm.config.task import parse
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch, Ids
 from mmfm.data.decode import Example, collate
-from mmfm.generation import Decoding, fill
+from mmfm.generation import GenerationConfig, fill
 from mmfm.inference.interface import Interface, Sound
 from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.joint import Objectives
@@ -19,7 +19,7 @@ from mmfm.preprocessing.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
-AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, levels=(3, 3), width=16, depth=1)
+AUDIO = AudioCodec(mel=Mel(bins=16), frame_stack=4, levels=(3, 3), width=16, depth=1)
 TASKS = (
     ">text", "text>text", "image>text", "audio>text", "text~", "image>text~", "text>text~", "audio~", "text>audio",
     "audio>audio", "image~", "text>image", "audio>image~",
@@ -27,8 +27,8 @@ TASKS = (
 RUN = Run(
     name="shortest",
     model=toy_config(image_codec=IMAGE, audio_codec=AUDIO),
-    contrast=PAIRS,
-    write=tuple(Write(task=task, blind=0.3, hide=(0.1, 0.5)) for task in TASKS),
+    contrastive=PAIRS,
+    generative=tuple(Generative(task=task, target_dropout=0.3, mask_ratio=(0.1, 0.5)) for task in TASKS),
 )
 SHORT = {
     "nothing": "", "one": "a", "NUL": "\0", "white space": " \n", "half a character": "\ud800", "two": "ab",
@@ -37,7 +37,9 @@ SHORT = {
 
 def model_of() -> UnifiedModel:
     torch.manual_seed(0)
-    return build(RUN.model, 256, RUN.contrast, replace(RUN.data.augment, hide_source_tokens=0.5, hide_tower_tokens=0.5))
+    return build(
+        RUN.model, 256, RUN.contrastive, replace(RUN.data.augment, source_token_dropout=0.5, tower_token_dropout=0.5)
+    )
 
 
 def batch_of(texts: list[str], samples: int) -> Batch:
@@ -102,10 +104,10 @@ def picture():
 def test_what_is_too_short_to_fill_in_or_to_continue_is_refused_in_a_line() -> None:
     model = Interface(model_of().eval(), RUN, BYTES)
     with pytest.raises(UserError, match="an empty text has nothing to fill in"):
-        model.generate("text~", text="", hide=0.5)
+        model.generate("text~", text="", mask=0.5)
     with pytest.raises(UserError, match="too short to continue"):
         model.generate("audio>audio", audio=Sound(torch.full((1,), 0.5), 16_000))
-    made = model.generate("audio~", audio=Sound(torch.full((1,), 0.5), 16_000), hide=1.0)
+    made = model.generate("audio~", audio=Sound(torch.full((1,), 0.5), 16_000), mask=1.0)
     assert isinstance(made, Sound) and made.wave.isfinite().all()
 
 
@@ -114,5 +116,5 @@ def test_rows_of_no_place_are_filled_with_nothing() -> None:
     model, batch = model_of().eval(), batch_of(["", "abc"], 400)
     for given in (torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)):
         keep = torch.tensor([[0], [3]]) > torch.arange(given.shape[1])
-        rows, ids = fill(model, parse("image>text~"), batch, Ids(given, keep), keep, Decoding(rounds=2))
+        rows, ids = fill(model, parse("image>text~"), batch, Ids(given, keep), keep, GenerationConfig(num_steps=2))
         assert rows == [0, 1] and ids.shape == given.shape

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfm.config import Data, Model, Optim, Run, Source, Store, TextTower, UserError, Write
+from mmfm.config import Data, Generative, Model, Optim, RemoteCache, Run, Source, TextTower, UserError
 from mmfm.data import index
 from mmfm.data.sources import open_shards, open_source
 from mmfm.data.stream import TrainStream
@@ -44,11 +44,13 @@ def url(folder) -> Iterator[str]:
 
 
 def run_on(shards: str, cache: Path, workers: int = 0, limit_gb: float = 1.0) -> Run:
-    store = Store(folder=str(cache), limit_gb=limit_gb)
-    source = Source(shards=shards, provides=("text",))
-    data = Data(train=(source,), batch=4, workers=workers, shuffle=8, store=store)
+    store = RemoteCache(folder=str(cache), limit_gb=limit_gb)
+    source = Source(shards=shards, modalities=("text",))
+    data = Data(train=(source,), batch_size=4, num_workers=workers, shuffle_buffer=8, remote_cache=store)
     model = Model(image=None, audio=None, text=TextTower(width=32, heads=2))
-    return Run(name="t", model=model, data=data, write=(Write(task=">text"),), optim=Optim(steps=25, warmup_steps=1))
+    return Run(
+        name="t", model=model, data=data, generative=(Generative(task=">text"),), optim=Optim(steps=25, warmup_steps=1)
+    )
 
 
 def keys(run: Run, start: int = 0) -> list[tuple[str, ...]]:
@@ -93,7 +95,7 @@ def test_a_store_that_is_smaller_than_what_is_shuffled_is_refused(folder, url, t
 
 
 def test_a_folder_is_its_list(folder, url, tmp_path):
-    shards = open_shards([url], Store(folder=str(tmp_path)))
+    shards = open_shards([url], RemoteCache(folder=str(tmp_path)))
     assert len(shards) == 40 and shards.held["text"] == 40 and shards.remote
     assert [shards[i].parts["txt"] for i in (0, 39)] == [b"text 0 0", b"text 9 3"]
 
@@ -105,13 +107,13 @@ def test_check_counts_what_is_remote(url, tmp_path):
 
 
 def test_what_cannot_be_mixed_or_found(folder, url, tmp_path):
-    store = Store(folder=str(tmp_path))
+    store = RemoteCache(folder=str(tmp_path))
     with pytest.raises(UserError, match="some are URLs and some are not"):
         open_shards([url, str(folder)], store)
     with pytest.raises(UserError, match=r"text-77.tar is not in shards.json"):
         open_shards([f"{url}/text-77.tar"], store)
     with pytest.raises(UserError, match=r"pipe"):
         open_shards(["pipe:cat x.tar"], store)
-    source = Source(shards=url, provides=("text", "image"))
+    source = Source(shards=url, modalities=("text", "image"))
     with pytest.raises(UserError, match=r"00 has no image, which its source provides; neither have 39 others of 40"):
-        open_source(source, replace(run_on(url, tmp_path).data, store=store))
+        open_source(source, replace(run_on(url, tmp_path).data, remote_cache=store))

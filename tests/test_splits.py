@@ -14,7 +14,7 @@ from rich.console import Console
 from test_evals import SMALL, numbers, saved_run, shard
 
 from mmfm.cli import opener_for
-from mmfm.config import Data, Eval, Optim, Run, Source, Store, UserError, Write
+from mmfm.config import Data, Eval, Generative, Optim, RemoteCache, Run, Source, UserError
 from mmfm.data import index
 from mmfm.data.shard_specs import expand
 from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
@@ -201,13 +201,13 @@ def test_training_scores_a_set_behind_a_url_as_on_disk(tmp_path: Path, served: s
     val = listed(numbers(tmp_path / "data" / "val", ("one", "two")))
     found = {}
     for name, spec in {"disk": val, "url": f"{served}/val"}.items():
-        data = Data(train=(Source(shards=val, provides=("text",)),), val=spec, batch=4, workers=0)
+        data = Data(train=(Source(shards=val, modalities=("text",)),), val=spec, batch_size=4, num_workers=0)
         run = Run(
             name=name,
             out=str(tmp_path / "runs"),
             model=SMALL,
-            data=replace(data, store=Store(folder=str(tmp_path / "store"))),
-            write=(Write(task=">text"),),
+            data=replace(data, remote_cache=RemoteCache(folder=str(tmp_path / "store"))),
+            generative=(Generative(task=">text"),),
             optim=Optim(steps=2, warmup_steps=1),
             eval=Eval(every_steps=1, samples=8),
             accelerator="cpu",
@@ -223,11 +223,13 @@ def test_check_looks_at_the_validation_set_behind_a_url(tmp_path: Path, served: 
     """One that is there passes, with the list alone; one that is not is refused before anything is trained."""
     val = listed(numbers(tmp_path / "data" / "val", ("one", "two")))
     made = saved_run(tmp_path, val, eval=Eval(every_steps=5))
-    source = Source(shards=val, provides=())
-    data = Data(train=(source,), val=f"{served}/val", store=Store(folder=str(tmp_path / "store"), tries=1))
-    for write in (made.write[:1],):
-        run = replace(made, data=replace(data, train=(replace(source, provides=("image", "text")),)), write=write)
-        run = replace(run, data=replace(run.data, most_bad=1.0))
+    source = Source(shards=val, modalities=())
+    data = Data(train=(source,), val=f"{served}/val", remote_cache=RemoteCache(folder=str(tmp_path / "store"), tries=1))
+    for write in (made.generative[:1],):
+        run = replace(
+            made, data=replace(data, train=(replace(source, modalities=("image", "text")),)), generative=write
+        )
+        run = replace(run, data=replace(run.data, max_bad_fraction=1.0))
         assert check(run, opener_for(run)) and not (tmp_path / "store").exists()
         gone = replace(run, data=replace(run.data, val=f"{served}/gone"))
         with pytest.raises(UserError, match=r"there is no .*gone/shards\.json"):
@@ -239,8 +241,8 @@ def test_check_refuses_a_validation_set_that_cannot_be_scored(tmp_path: Path) ->
     train = shard(tmp_path / "train" / "0.tar", {"p": {"image": 1, "txt": "one"}})
     val = shard(tmp_path / "val" / "0.tar", {"s": {"audio": 1}})
     made = saved_run(tmp_path, val)
-    data = Data(train=(Source(shards=train, provides=("image", "text")),), val=val)
-    run = replace(made, model=replace(made.model, audio=None), write=made.write[:1], data=data)
+    data = Data(train=(Source(shards=train, modalities=("image", "text")),), val=val)
+    run = replace(made, model=replace(made.model, audio=None), generative=made.generative[:1], data=data)
     assert check(run)
     with pytest.raises(UserError, match=r"data\.val=.*: none of its 1 samples has what this run reads \(image, text\)"):
         check(replace(run, eval=Eval(every_steps=5)))

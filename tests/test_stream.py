@@ -57,10 +57,10 @@ def folder(tmp_path_factory, write_shard, encode_image, encode_audio, sine):
 
 def run_on(folder, *, workers=0, batch=12, shares=(2, 1), steps=9, seed=0):
     sources = (
-        Source(shards=f"{folder}/image-*.tar", provides=("image", "text"), share=shares[0]),
-        Source(shards=f"{folder}/audio-0.tar", provides=("audio", "text"), share=shares[1]),
+        Source(shards=f"{folder}/image-*.tar", modalities=("image", "text"), weight=shares[0]),
+        Source(shards=f"{folder}/audio-0.tar", modalities=("audio", "text"), weight=shares[1]),
     )
-    data = Data(train=sources, batch=batch, workers=workers)
+    data = Data(train=sources, batch_size=batch, num_workers=workers)
     return Run(name="t", seed=seed, model=MODEL, data=data, optim=Optim(steps=steps, warmup_steps=1))
 
 
@@ -78,7 +78,7 @@ def equal(a: Batch, b: Batch) -> bool:
     """Every field, every tensor, to the bit."""
     if (a.size, a.keys, a.texts, set(a.items)) != (b.size, b.keys, b.texts, set(b.items)):
         return False
-    tensors = [(a.same, b.same)]
+    tensors = [(a.positive_ids, b.positive_ids)]
     for name in a.items:
         tensors += [
             (getattr(a.items[name], field), getattr(b.items[name], field)) for field in ("x", "keep", "rows", "draws")
@@ -192,7 +192,7 @@ def test_no_rank_waits_for_another(tmp_path, write_shard, shards, world, workers
     """
     for n in range(shards):
         write_shard(tmp_path / f"{n}.tar", {f"{n}-{i}": {"txt": f"{n} {i}".encode()} for i in range(1 + 5 * n)})
-    data = Data(train=(Source(shards=str(tmp_path), provides=("text",)),), batch=4, workers=workers)
+    data = Data(train=(Source(shards=str(tmp_path), modalities=("text",)),), batch_size=4, num_workers=workers)
     run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=12, warmup_steps=1))
     ranks = [[batch.size for batch in stream(run, rank, world)] for rank in range(world)]
     assert ranks == [[4 // world] * 12] * world
@@ -235,10 +235,10 @@ def test_a_damaged_json_that_nothing_reads_is_none_of_ours(tmp_path, write_shard
     """The picture, the .txt, and what is scored without a label are as good as before; who asks for it is told."""
     png = encode_image(np.zeros((8, 16), np.uint8))
     write_shard(tmp_path / "t.tar", {"a": {"png": png, "txt": b"x", "json": b"{"}})
-    data = Data(train=(Source(shards=str(tmp_path), provides=("image", "text")),), batch=4, workers=0)
+    data = Data(train=(Source(shards=str(tmp_path), modalities=("image", "text")),), batch_size=4, num_workers=0)
     run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=2, warmup_steps=1))
     named = replace(data.train[0], texts=(Text(field="txt"),))
-    for source in (data.train[0], replace(data.train[0], provides=("image",)), named):
+    for source in (data.train[0], replace(data.train[0], modalities=("image",)), named):
         batches = stream(replace(run, data=replace(data, train=(source,))))
         assert len(list(batches)) == 2 and not any(batches.health.skipped())
     sample = Shards([tmp_path / "t.tar"])[0]
@@ -252,8 +252,8 @@ def test_captions_in_a_list_are_told_with_the_way_to_read_them(tmp_path, write_s
     """As CLAP's and others' shards have them: the first words say which field to name, and that works."""
     many = {"text": ["a dog", "a bark"], "tag": []}
     write_shard(tmp_path / "t.tar", {f"{n}": {"json": json.dumps(many).encode()} for n in range(4)})
-    source = Source(shards=str(tmp_path), provides=("text",))
-    data = Data(train=(source,), batch=4, workers=0)
+    source = Source(shards=str(tmp_path), modalities=("text",))
+    data = Data(train=(source,), batch_size=4, num_workers=0)
     run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=5, warmup_steps=1))
     with pytest.raises(UserError, match=r'the "text" of its .json is a list of texts, which is read by Source\(texts='):
         stream(run)
@@ -338,7 +338,7 @@ def test_batch_carries_only_what_exists(folder):
     rows = {name: items.rows.tolist() for name, items in batch.items.items()}
     assert rows == {"audio": [0, 2, 4], "image": [1, 3], "text": [0, 1, 2, 3]}
     assert set(collate(mixed[1::2], BYTES).items) == {"image", "text"}
-    assert batch.keys == ("a0", "i0", "a1", "i1", "a0") and batch.texts[4] is None and batch.same[4] == NO_TEXT
+    assert batch.keys == ("a0", "i0", "a1", "i1", "a0") and batch.texts[4] is None and batch.positive_ids[4] == NO_TEXT
     assert [batch.items["text"].x[i, : len(t)].tolist() for i, t in enumerate(batch.texts[:4])] == [
         list(text.encode()) for text in batch.texts[:4]
     ]
@@ -349,7 +349,7 @@ def test_same_marks_equal_texts(folder):
     batch = whole(folder)
     for i in range(batch.size):
         for j in range(batch.size):
-            assert (batch.same[i] == batch.same[j]) == (batch.texts[i] == batch.texts[j])
+            assert (batch.positive_ids[i] == batch.positive_ids[j]) == (batch.texts[i] == batch.texts[j])
     assert min(text_hash(str(i)) for i in range(1_000)) >= 0 > text_hash(None)
 
 
@@ -389,22 +389,22 @@ def spoiled(tmp_path_factory, write_shard, encode_image):
     del samples["11"]["png"]
     samples["29"]["txt"] = b" "
     write_shard(folder / "t.tar", samples)
-    source = Source(shards=str(folder), provides=("image", "text"), name="pictures")
-    data = Data(train=(source,), batch=8, workers=0, most_bad=0.1)
+    source = Source(shards=str(folder), modalities=("image", "text"), name="pictures")
+    data = Data(train=(source,), batch_size=8, num_workers=0, max_bad_fraction=0.1)
     return Run(name="t", model=MODEL, data=data, optim=Optim(steps=15, warmup_steps=1))
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (4, 1)])
 def test_bad_samples_are_replaced_whatever_the_ranks_and_workers(spoiled, world, workers):
     """The stream is the same, its batches are full, and each bad sample met is counted, with its code, once a time."""
-    run = replace(spoiled, data=replace(spoiled.data, workers=workers))
+    run = replace(spoiled, data=replace(spoiled.data, num_workers=workers))
     ours = stream(spoiled)
     reference = [batch.keys for batch in ours]
     ranks = [stream(run, rank, world) for rank in range(world)]
     parts = [list(rank) for rank in ranks]
     assert [sum((part[step].keys for part in parts), ()) for step in range(15)] == reference
-    taken = [rank.health.take() for rank in ranks]
-    ours.health.add(ours.health.take())
+    taken = [rank.health.drain() for rank in ranks]
+    ours.health.add(ours.health.drain())
     ranks[0].health.add([sum(counts) for counts in zip(*taken, strict=True)])
     counts = ranks[0].health.counts()["pictures"]
     assert counts == ours.health.counts()["pictures"]
@@ -430,8 +430,8 @@ def test_resumed_redraws_alike(spoiled):
 def test_a_source_of_rubbish_stops_in_one_line(tmp_path, write_shard, workers):
     """Eight bad samples in a row: one line, no traceback of a worker, with the source and the last sample's fault."""
     write_shard(tmp_path / "t.tar", {f"{n}": {"png": b"rubbish", "txt": b"x"} for n in range(9)})
-    source = Source(shards=str(tmp_path), provides=("image", "text"), name="bin")
-    run = Run(name="t", model=MODEL, data=Data(train=(source,), batch=2, workers=workers))
+    source = Source(shards=str(tmp_path), modalities=("image", "text"), name="bin")
+    run = Run(name="t", model=MODEL, data=Data(train=(source,), batch_size=2, num_workers=workers))
     with pytest.raises(UserError, match=r"8 samples of 'bin', .* cannot be used: .*: no readable PNG") as error:
         list(stream(run))
     assert "\n" not in str(error.value)
@@ -450,7 +450,7 @@ def test_errors_of_the_machine_are_tried_again_then_raised(folder, monkeypatch):
 
     ours, broken = stream(run_on(folder)), stream(run_on(folder))
     monkeypatch.setattr(shards_module.os, "pread", flaky)
-    assert [batch.keys for batch in ours] == reference and sum(ours.health.take()) == 9 * 12
+    assert [batch.keys for batch in ours] == reference and sum(ours.health.drain()) == 9 * 12
 
     def failing(*_):
         raise OSError(errno.EIO, "Input/output error")
@@ -481,7 +481,7 @@ def test_a_loader_process_that_dies_is_told_in_one_line():
     batches = Batches()
     error = data_stream._next(batches)
     assert isinstance(error, ChildProcessError) and batches.forgotten and "\n" not in str(error)
-    assert "a loader process was killed, most likely for lack of memory; lower data.workers" in str(error)
+    assert "a loader process was killed, most likely for lack of memory; lower data.num_workers" in str(error)
     assert str(error).endswith("--resume continues from the last whole checkpoint")
 
 
@@ -513,8 +513,8 @@ def test_crops_of_long_clips_follow_the_position(tmp_path, write_shard, encode_a
     """A second of five, another one each epoch, the same when asked again; evaluation hears the middle."""
     wave = np.linspace(-0.5, 0.5, 80_000, dtype=np.float32)
     write_shard(tmp_path / "t.tar", {"a": {"wav": encode_audio(wave, subtype="FLOAT"), "txt": b"x"}})
-    source = Source(shards=str(tmp_path), provides=("audio", "text"))
-    data = Data(train=(source,), batch=1, workers=0, crop_seconds=1.0, max_seconds=2.0)
+    source = Source(shards=str(tmp_path), modalities=("audio", "text"))
+    data = Data(train=(source,), batch_size=1, num_workers=0, crop_seconds=1.0, max_seconds=2.0)
     run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=4, warmup_steps=1))
     starts = [float(batch.items["audio"].x[0, 0]) for batch in stream(run)]
     assert len(set(starts)) == 4 and starts == [float(batch.items["audio"].x[0, 0]) for batch in stream(run)]
@@ -529,8 +529,8 @@ def test_one_of_several_texts_by_position(tmp_path, write_shard, encode_image, c
     picture = encode_image(np.zeros((8, 16), np.uint8))
     write_shard(tmp_path / "t.tar", {"a": {"png": picture, "json": json.dumps(tree).encode()}})
     texts = (Text(field="caption", weight=2.0), Text(field="captions.*"), Text(field="all"), Text(field="none"))
-    source = Source(shards=str(tmp_path), provides=("image", "text"), texts=texts)
-    data = Data(train=(source,), batch=20, workers=0, cache_mb=cache_mb)
+    source = Source(shards=str(tmp_path), modalities=("image", "text"), texts=texts)
+    data = Data(train=(source,), batch_size=20, num_workers=0, cache_mb=cache_mb)
     run = Run(name="t", model=MODEL, data=data, optim=Optim(steps=12, warmup_steps=1))
     drawn = [batch.texts for batch in stream(run)]
     seen = Counter(text for texts in drawn for text in texts)
@@ -545,7 +545,7 @@ def test_balanced_ranks_hold_the_same_samples(folder, world):
     for name in ("image-0", "image-1", "audio-0"):
         index.write(folder / f"{name}.tar")
     run = run_on(folder, shares=(1, 1))
-    even = replace(run, data=replace(run.data, balance=True))
+    even = replace(run, data=replace(run.data, balance_by_length=True))
     plain, dealt = ([list(stream(r, rank, world)) for rank in range(world)] for r in (run, even))
     worst = {"plain": 0.0, "dealt": 0.0}
     for step in range(9):
@@ -572,8 +572,8 @@ def test_evaluation_sees_each_sample_once(n, world):
 
 def test_source_without_what_it_provides(folder):
     """A declared modality that a sample lacks is refused at the start, by shard and key."""
-    source = Source(shards=str(folder), provides=("image", "text"))
-    run = Run(name="t", model=MODEL, data=Data(train=(source,), batch=2))
+    source = Source(shards=str(folder), modalities=("image", "text"))
+    run = Run(name="t", model=MODEL, data=Data(train=(source,), batch_size=2))
     with pytest.raises(UserError, match=r"audio-0.tar: a0 has no image, which its source provides") as error:
         stream(run)
     assert "\n" not in str(error.value)
@@ -583,7 +583,7 @@ def test_plans_that_cannot_be_followed(folder):
     """No source, ranks that do not divide the batch, and shards that are not there."""
     with pytest.raises(UserError, match=r"Data\.train is empty"):
         stream(Run(name="t"))
-    with pytest.raises(UserError, match="batch=12 is no multiple of the 5 ranks"):
+    with pytest.raises(UserError, match="batch_size=12 is no multiple of the 5 ranks"):
         stream(run_on(folder), 0, 5)
     with pytest.raises(UserError, match="there is no"):
         stream(run_on(folder / "none"))

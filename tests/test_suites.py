@@ -15,7 +15,7 @@ from mmfm.config import UserError
 from mmfm.config.serialization import to_json
 from mmfm.evals.collection import open_data
 from mmfm.evals.resampling import Bootstrap
-from mmfm.evals.run import How, evaluate
+from mmfm.evals.run import EvalConfig, evaluate
 from mmfm.evals.suite import (
     KNN,
     Caption,
@@ -38,11 +38,11 @@ from mmfm.models.checkpoint import save
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import load_tokenizer
 
-QUICK = How(bootstrap=Bootstrap(resamples=20), batch=3)
+QUICK = EvalConfig(bootstrap=Bootstrap(resamples=20), batch_size=3)
 ROOT = Path(__file__).parent.parent
 
 
-def asked(model: Any, root: Path, *tasks: Task, how: How = QUICK) -> Any:
+def asked(model: Any, root: Path, *tasks: Task, how: EvalConfig = QUICK) -> Any:
     """The scores of a suite of these tasks, all under its own name."""
     return suite_scores(model, Suite(name="s", tasks=tasks, layout="a place", source="a set"), root, how)["s"]
 
@@ -260,7 +260,7 @@ def test_no_line_of_a_table_vanishes(tmp_path: Path, ending: str) -> None:
     for seed, key in enumerate("pq"):
         picture(tmp_path / "seen" / f"{key}.jpg", seed)
     data = Table(table=f"t.{ending}", media="seen", file="name", captions=("said",))
-    found = open_data(data, tmp_path, ("image",), "", config.Store())
+    found = open_data(data, tmp_path, ("image",), "", config.RemoteCache())
     assert [item.captions for item in found.items] == [("#sunset #sea", "one\n#two\n\nthree"), ("a\u2028b\x0cc",)]
     (tmp_path / "classnames.txt").write_text("#hashtag\ncat\u2028dog\n", encoding="utf-8-sig")
     assert read_names(tmp_path / "classnames.txt")[1] == ("#hashtag", "cat\u2028dog")
@@ -378,14 +378,14 @@ def saved_run(
     folder: Path,
     model: config.Model = SMALL,
     tasks: tuple[str, ...] = ("image>text",),
-    contrast: tuple[config.Contrast, ...] = config.Run(name="x").contrast,
+    contrast: tuple[config.Contrastive, ...] = config.Run(name="x").contrastive,
 ) -> Path:
     """A run of an untrained small model, as training leaves it."""
-    write = tuple(config.Write(task=task) for task in tasks)
-    made = config.Run(name="small", model=model, write=write, contrast=contrast, out=str(folder))
+    write = tuple(config.Generative(task=task) for task in tasks)
+    made = config.Run(name="small", model=model, generative=write, contrastive=contrast, out=str(folder))
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
-    core = build(made.model, tokenizer.size, made.contrast)
+    core = build(made.model, tokenizer.size, made.contrastive)
     made.folder.mkdir(parents=True)
     (made.folder / "run.json").write_text(to_json(made))
     save(made.folder, 1, made, tokenizer, core.state_dict(), {})

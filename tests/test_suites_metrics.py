@@ -20,11 +20,11 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 
 from mmfm.config import UserError
 from mmfm.evals import metrics
-from mmfm.evals.metrics import Figure
+from mmfm.evals.metrics import Score
 from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import kept_apart, nearest_neighbours, probe_figures, regression
 from mmfm.evals.resampling import Bootstrap
-from mmfm.evals.retrieval import Side, retrieve
+from mmfm.evals.retrieval import EmbeddingSet, retrieve
 from mmfm.evals.split import at_rest
 from mmfm.evals.suite import Transcribe, Transcripts
 from mmfm.evals.templates import imagenet_names, openai_imagenet, simple_imagenet
@@ -71,13 +71,13 @@ def test_a_resample_without_any_class_has_no_map() -> None:
     assert np.isnan(figure.statistic(np.zeros((1, 30), int)))
 
 
-def sides(seed: int) -> tuple[Side, Side]:
+def sides(seed: int) -> tuple[EmbeddingSet, EmbeddingSet]:
     """Twenty pictures with one to five captions each, at random."""
     draws = torch.Generator().manual_seed(seed)
     rows = np.repeat(np.arange(20), generator(seed).integers(1, 6, 20))
     places = {"image": np.arange(20), "text": rows}
     made = [
-        Side(
+        EmbeddingSet(
             modality=name,
             x=F.normalize(torch.randn(len(groups), 8, generator=draws), dim=-1),
             groups=groups,
@@ -211,7 +211,7 @@ REFERENCES = ["It's a DOG, isn't it?", "two  owls", "Stra\u00dfe 12", "--", "wel
 HEARD = ["its a dog isn't", "", "strasse 12!", "what was that", "well known", "doctor smith's color"]
 
 
-def pairs_of(rule: str, spellings: Path | None = None) -> tuple[dict[str, Figure], list[str], list[str]]:
+def pairs_of(rule: str, spellings: Path | None = None) -> tuple[dict[str, Score], list[str], list[str]]:
     normalize = normalizer(rule, spellings)
     names = tuple(f"k{n}" for n in range(len(HEARD)))
     figures = transcription_figures("audio>text", REFERENCES, HEARD, normalize, rule, names)

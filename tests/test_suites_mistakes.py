@@ -174,7 +174,7 @@ def test_what_is_no_task_and_no_data(tasks: str, words: str, tmp_path: Path) -> 
 def test_a_model_without_the_modality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model of pictures and text is not asked about sounds."""
     deaf = config.Model(image=SMALL.image, audio=None, text=SMALL.text, trunk=SMALL.trunk, embed_dim=8)
-    contrast = (config.Contrast(pair=("image", "text")),)
+    contrast = (config.Contrastive(pair=("image", "text")),)
     run = saved_run(tmp_path / "runs", deaf, (), contrast)
     sound(tmp_path / "dog" / "a.wav")
     suite = suite_file(tmp_path / "mine.py", "KNN(train=ClassFolders(), modality='audio', name='near'),")

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 from toys import TEXT_IDS, toy_batch, toy_config, toy_model
 
-from mmfm.config import AudioCodec, ImageCodec, Mel, Run, TextTower, Trunk, Write
+from mmfm.config import AudioCodec, Generative, ImageCodec, Mel, Run, TextTower, Trunk
 from mmfm.config.task import parse
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch, Ids, Items
-from mmfm.generation import Decoding, fill, write
+from mmfm.generation import GenerationConfig, fill, write
 from mmfm.inference.pipeline import holding, of_rows, without_last
 from mmfm.models.model import UnifiedModel, build
 from mmfm.models.transformer import Segment
 from mmfm.objectives.continuation import with_halves
 from mmfm.objectives.joint import Objectives
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 
 pytestmark = pytest.mark.xdist_group("by heart")  # one process for all: what they ask has learned once
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
-AUDIO = AudioCodec(mel=Mel(bins=16), stack=4, levels=(3, 3), width=16, depth=1)
+AUDIO = AudioCodec(mel=Mel(bins=16), frame_stack=4, levels=(3, 3), width=16, depth=1)
 STEP = 640  # samples of one audio code
 TRIPLES, SHOTS, PAIRS = 8, 4, 4
 TEXT, SOUND = 4, 6  # tokens; codes
@@ -33,7 +33,8 @@ TASKS = (
 
 HARD = {"text~": 2.0, "image~": 4.0, "audio~": 3.0, "text>image~": 4.0, "audio>audio": 2.0, "audio>image": 2.0}
 WRITES = tuple(
-    Write(task=task, weight=HARD.get(task, 1.0), hide=(0.5, 1.0) if ">" in task else (0.1, 0.5)) for task in TASKS
+    Generative(task=task, weight=HARD.get(task, 1.0), mask_ratio=(0.5, 1.0) if ">" in task else (0.1, 0.5))
+    for task in TASKS
 )
 
 
@@ -74,10 +75,12 @@ def things(seed: int = 0) -> Batch:
             keep = torch.ones_like(x, dtype=torch.bool)
         held[name] = Items(x=x, keep=keep, rows=rows, written=written)
     size = TRIPLES + SHOTS + PAIRS
-    return Batch(size=size, items=held, same=torch.arange(size))
+    return Batch(size=size, items=held, positive_ids=torch.arange(size))
 
 
-def learned(batch: Batch, tasks: tuple[Write, ...], *, steps: int, width: int = 32, rate: float = 1e-2) -> UnifiedModel:
+def learned(
+    batch: Batch, tasks: tuple[Generative, ...], *, steps: int, width: int = 32, rate: float = 1e-2
+) -> UnifiedModel:
     """A tiny model that was trained on this one batch, every step with other draws."""
     torch.manual_seed(0)
     cfg = toy_config(
@@ -91,7 +94,7 @@ def learned(batch: Batch, tasks: tuple[Write, ...], *, steps: int, width: int = 
         parameter.requires_grad_(False)
         if "decoder" not in name and "leave" not in name:  # codes that differ, from codecs that nobody trained
             parameter.add_(0.5 * torch.randn_like(parameter))
-    goal = Objectives(model, Run(name="toy", model=cfg, write=tasks))
+    goal = Objectives(model, Run(name="toy", model=cfg, generative=tasks))
     live = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(live, rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
@@ -115,10 +118,10 @@ def answers(model: UnifiedModel, name: str, batch: Batch) -> tuple[Tensor, list[
     ids, keep = model.written(str(task.target), items)
     true = [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
     if not task.fill:
-        return rows, true, write(model, task, sources, Decoding(max_tokens=12)).ids
+        return rows, true, write(model, task, sources, GenerationConfig(max_tokens=12)).ids
     some = keep & (torch.arange(ids.shape[1]) % 4 == rows[:, None] % 4)
     hidden = keep if task.sources else some
-    _, found = fill(model, task, sources, Ids(ids.masked_fill(hidden, 0), keep), hidden, Decoding(rounds=8))
+    _, found = fill(model, task, sources, Ids(ids.masked_fill(hidden, 0), keep), hidden, GenerationConfig(num_steps=8))
     return rows, true, found.tolist()
 
 
@@ -145,7 +148,7 @@ def test_every_direction_is_learned_by_heart(model: UnifiedModel, name: str) -> 
 def test_a_text_of_the_heart_comes_from_nothing(model: UnifiedModel) -> None:
     """Without a source the likeliest text is one that was learned."""
     text = things().items["text"]
-    (found,) = {tuple(row) for row in write(model, parse(">text"), things(), Decoding(max_tokens=12)).ids}
+    (found,) = {tuple(row) for row in write(model, parse(">text"), things(), GenerationConfig(max_tokens=12)).ids}
     assert list(found) in text.x.tolist()
 
 
@@ -154,12 +157,12 @@ def test_the_answer_depends_on_the_shot(model: UnifiedModel) -> None:
     batch, task = things(), parse("image,text,image>text")
     rows = holding(batch, task)
     sources, _ = without_last(of_rows(batch, rows), "text")
-    plain = write(model, task, sources, Decoding(max_tokens=12)).ids
+    plain = write(model, task, sources, GenerationConfig(max_tokens=12)).ids
     image, text = sources.items["image"], sources.items["text"]
     swap = torch.tensor([2, 1, 0, 3, 6, 5, 4, 7])  # first pictures of the rows, two by two
     other = replace(image, x=image.x[swap], written=None)
     items = {**sources.items, "image": other, "text": replace(text, x=text.x[[1, 0, 3, 2]])}
-    changed = write(model, task, replace(sources, items=items), Decoding(max_tokens=12)).ids
+    changed = write(model, task, replace(sources, items=items), GenerationConfig(max_tokens=12)).ids
     assert changed == [plain[at] for at in (1, 0, 3, 2)] and plain[0] != plain[1]
 
 
@@ -169,13 +172,13 @@ def test_codes_of_real_codecs_come_back_as_pictures_and_sounds() -> None:
     batch = of_rows(things(), torch.arange(4))
     held = {name: replace(items, written=None) for name, items in batch.items.items()}
     bare = replace(batch, items=held)
-    tasks = tuple(Write(task=task) for task in ("text>image", "text>audio"))
+    tasks = tuple(Generative(task=task) for task in ("text>image", "text>audio"))
     model = learned(bare, tasks, steps=30, width=48)
     texts = replace(bare, items={"text": held["text"]})
     for name in ("image", "audio"):
         true = model.written(name, held[name])
         assert len(torch.unique(true.ids, dim=0)) > 1, "a codec that tells nothing apart is no test"
-        made = write(model, parse(f"text>{name}"), texts, Decoding(max_tokens=12)).ids
+        made = write(model, parse(f"text>{name}"), texts, GenerationConfig(max_tokens=12)).ids
         assert made == true.ids.tolist()
         again = model.codec(name).decode(torch.tensor(made), torch.ones_like(true.keep))
         whole = model.codec(name).decode(true.ids, true.keep)
@@ -203,7 +206,7 @@ def test_a_dropped_source_has_no_gradient_from_the_target(monkeypatch: pytest.Mo
         return segment
 
     monkeypatch.setattr(model, "source", watched)
-    reading = read(model, task, batch, Write(task="image>text", drop=0.5))
+    reading = forward_task(model, task, batch, Generative(task="image>text", condition_dropout=0.5))
     assert reading is not None
     (gradient,) = torch.autograd.grad(reading.states.square().sum(), seen[0])
     held = torch.isin(reading.rows, batch.items["text"].rows)
@@ -211,19 +214,22 @@ def test_a_dropped_source_has_no_gradient_from_the_target(monkeypatch: pytest.Mo
     assert 0 < int(learns.sum()) < len(learns)
     dropped = reading.rows[held][~learns]
     other = replace(batch.items["image"], x=255 - batch.items["image"].x)
-    changed = read(
-        model, task, replace(batch, items={**batch.items, "image": other}), Write(task="image>text", drop=0.5)
+    changed = forward_task(
+        model,
+        task,
+        replace(batch, items={**batch.items, "image": other}),
+        Generative(task="image>text", condition_dropout=0.5),
     )
     assert changed is not None
     same = (changed.states == reading.states).all(1)
-    assert torch.equal(same, torch.isin(reading.owners, dropped))
+    assert torch.equal(same, torch.isin(reading.sample_ids, dropped))
 
 
 def test_the_embedding_does_not_know_of_the_drop() -> None:
     """One pass with dropped sources gives every picture the embedding that it has alone."""
     model, batch = toy_model(), with_draws(toy_batch(24))
-    joint = read(model, parse("image>text"), batch, Write(task="image>text", drop=0.5))
-    alone = read(model, parse("image"), batch)
+    joint = forward_task(model, parse("image>text"), batch, Generative(task="image>text", condition_dropout=0.5))
+    alone = forward_task(model, parse("image"), batch)
     assert joint is not None and alone is not None
     known = torch.isin(alone.rows, joint.rows)
     torch.testing.assert_close(joint.embedding, alone.embedding[known], rtol=0, atol=1e-6)
@@ -242,8 +248,8 @@ def test_what_is_masked_is_not_seen(task: str, monkeypatch: pytest.MonkeyPatch) 
         return filled(modality, ids, hidden, keep)
 
     monkeypatch.setattr(model, "filled", watched)
-    how = Write(task=task, hide=(0.3, 0.7))
-    before = read(model, parse(task), batch, how)
+    how = Generative(task=task, mask_ratio=(0.3, 0.7))
+    before = forward_task(model, parse(task), batch, how)
     assert before is not None
     text, hidden = batch.items["text"], masks[0]
     mine = torch.isin(text.rows, before.rows)
@@ -251,7 +257,7 @@ def test_what_is_masked_is_not_seen(task: str, monkeypatch: pytest.MonkeyPatch) 
     wide[mine, : hidden.shape[1]] = hidden
     for where, same in ((wide, True), (text.keep & ~wide, False)):
         other = replace(text, x=torch.where(where, (text.x + 1) % TEXT_IDS, text.x))
-        after = read(model, parse(task), replace(batch, items={**batch.items, "text": other}), how)
+        after = forward_task(model, parse(task), replace(batch, items={**batch.items, "text": other}), how)
         assert after is not None and torch.equal(masks[-1], hidden)
         assert torch.equal(after.states, before.states) == same
         assert bool((after.labels != before.labels).all()) == same
@@ -260,7 +266,7 @@ def test_what_is_masked_is_not_seen(task: str, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_blind_is_predicted_and_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """About half of the inputs stand as the mark of what is hidden, no label does; a row's own, alone and in a batch.
     Without draws, as in evaluation, everything is seen."""
-    model, batch, how = toy_model(), with_draws(toy_batch(60)), Write(task="image>text", blind=0.5)
+    model, batch, how = toy_model(), with_draws(toy_batch(60)), Generative(task="image>text", target_dropout=0.5)
     seen: list[Tensor] = []
     target = model.target
 
@@ -270,32 +276,32 @@ def test_what_is_blind_is_predicted_and_not_seen(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(model, "target", watched)
     task, mark = parse("image>text"), model.vocabulary.hidden
-    every, plain = read(model, task, batch, how), read(model, task, batch)
+    every, plain = forward_task(model, task, batch, how), forward_task(model, task, batch)
     assert every is not None and plain is not None and torch.equal(every.labels, plain.labels)
     hidden = seen[0] == mark
     assert 0.35 < hidden.float().mean() < 0.65 and not (seen[1] == mark).any()
     assert torch.equal(seen[0][~hidden], seen[1][~hidden])
     rows = every.rows[7:9]
-    assert read(model, task, of_rows(batch, rows), how) is not None
-    lengths = torch.bincount(every.owners)[every.rows] - 1
+    assert forward_task(model, task, of_rows(batch, rows), how) is not None
+    lengths = torch.bincount(every.sample_ids)[every.rows] - 1
     start = int(lengths[:7].sum())
     assert torch.equal(seen[2], seen[0][start : start + int(lengths[7:9].sum())])
     bare = {name: replace(items, draws=None) for name, items in batch.items.items()}
-    assert read(model, task, replace(batch, items=bare), how) is not None
+    assert forward_task(model, task, replace(batch, items=bare), how) is not None
     assert torch.equal(seen[3], seen[1])
 
 
 @pytest.mark.parametrize("task", ["image>text", ">text", "text~"])
 def test_the_share_is_of_positions_and_not_of_ranks(task: str) -> None:
     """Half of the samples: the same ones, whether they come in one batch or in two; and about half."""
-    model, batch, how = toy_model(), with_draws(toy_batch(48)), Write(task=task, share=0.5)
+    model, batch, how = toy_model(), with_draws(toy_batch(48)), Generative(task=task, sample_fraction=0.5)
 
     def chosen(part: Batch) -> list[int]:
-        reading = read(model, parse(task), part, how)
+        reading = forward_task(model, parse(task), part, how)
         return [] if reading is None else reading.rows.tolist()
 
     whole = chosen(batch)
     first, second = (of_rows(batch, torch.arange(at, at + 24)) for at in (0, 24))
     assert whole == [*chosen(first), *(24 + row for row in chosen(second))]
-    every = read(model, parse(task), batch)
+    every = forward_task(model, parse(task), batch)
     assert every is not None and 0.3 < len(whole) / len(every.rows) < 0.7

@@ -20,9 +20,10 @@ from toys import toy_config
 
 import mmfm
 from mmfm.__main__ import main
-from mmfm.config import Augment, Contrast, Data, Eval, Optim, Rate, Run, Source, UserError, Write
+from mmfm.config import Augment, Contrastive, Data, Eval, Generative, Optim, ParamGroup, Run, Source, UserError
 from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json
+from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
 from mmfm.training import callbacks, fit, initialize
@@ -56,16 +57,16 @@ def run(shards, tmp_path) -> Run:
         model=toy_config(dropout=0.1),
         data=Data(
             train=(
-                Source(shards=str(shards / "image.tar"), provides=("image", "text")),
-                Source(shards=str(shards / "audio.tar"), provides=("audio", "text")),
+                Source(shards=str(shards / "image.tar"), modalities=("image", "text")),
+                Source(shards=str(shards / "audio.tar"), modalities=("audio", "text")),
             ),
             val=str(shards),
-            batch=16,
-            workers=0,
-            augment=Augment(shift=0.1, speed=0.1, mask_frames=3, hide_source_tokens=0.1, hide_target_tokens=0.1),
+            batch_size=16,
+            num_workers=0,
+            augment=Augment(translate=0.1, speed=0.1, time_mask=3, source_token_dropout=0.1, target_token_dropout=0.1),
         ),
-        contrast=(Contrast(pair=("image", "text")), Contrast(pair=("audio", "text"))),
-        write=(Write(task="image>text"), Write(task="audio>text"), Write(task=">text")),
+        contrastive=(Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text"))),
+        generative=(Generative(task="image>text"), Generative(task="audio>text"), Generative(task=">text")),
         optim=Optim(steps=20, lr=3e-3, warmup_steps=5),
         eval=Eval(every_steps=0, samples=64),
         save_every_steps=10,
@@ -99,7 +100,7 @@ def test_it_learns_what_was_planted(run):
 
 def test_every_objective_is_logged_by_name(run):
     """metrics.jsonl holds each loss, their weighted sum, the rate, the gradient's norm and the speed."""
-    run = replace(run, write=(Write(task="image>text", weight=0.5),))
+    run = replace(run, generative=(Generative(task="image>text", weight=0.5),))
     fit.train(run)
     first, last = lines(run)
     assert first["step"] == 10 and last["step"] == 20
@@ -117,7 +118,7 @@ def test_resumed_is_uninterrupted(run):
     whole = replace(run, name="whole")
     fit.train(whole)
 
-    class Interrupt(fit.Saves):
+    class Interrupt(fit.CheckpointSaver):
         def after_step(self, trainer, *rest) -> None:
             super().after_step(trainer, *rest)
             if trainer.global_step == 9:
@@ -172,7 +173,7 @@ def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, ca
     seconds never fall."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(ticks)))
-    optim = replace(run.optim, steps=4, warmup_steps=1, rates=(Rate(of="trunk.*", lr=0.5),))
+    optim = replace(run.optim, steps=4, warmup_steps=1, param_groups=(ParamGroup(pattern="trunk.*", lr_scale=0.5),))
     half = replace(run, optim=optim, save_every_steps=2)
     fit.train(half)
     said = capsys.readouterr().err
@@ -220,7 +221,7 @@ def test_no_loss_is_cut_at_80_columns(run, monkeypatch):
     """The bar has a line of its own; all losses stand below it, on as many lines as they need."""
     screen = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
     monkeypatch.setattr(callbacks, "console", screen)
-    bar = callbacks.Bar(run, callbacks.Journal(run))
+    bar = callbacks.ProgressBar(run, callbacks.MetricsLogger(run))
     losses = "  ".join(f"loss-{i} 1.234" for i in range(9))
     bar.progress.update(bar.task, completed=3, losses=losses)
     screen.print(bar.progress.get_renderable())
@@ -237,7 +238,7 @@ def test_a_checkpoint_is_no_place_for_a_run(run):
         fit.train(read_run(there), force=True)
     checkpoint.verify(there)
     with pytest.raises(UserError, match=r"toy has no checkpoint of step 5; it has those of 1$"):
-        checkpoint.load_model(run.folder, 5)
+        load_model(run.folder, 5)
 
 
 def test_a_finished_run_is_lengthened_by_a_schedule_of_its_own(run):
@@ -260,8 +261,8 @@ def test_a_run_starts_from_another_with_all_that_it_learned(run, capsys):
     run = replace(run, save_every_steps=2, optim=replace(run.optim, steps=2, warmup_steps=1))
     fit.train(run)
     before = weights(run, 2)
-    pairs = (*run.contrast, Contrast(pair=("image", "audio")))
-    warm = replace(run, name="warm", start=str(run.folder), contrast=pairs)
+    pairs = (*run.contrast, Contrastive(pair=("image", "audio")))
+    warm = replace(run, name="warm", start=str(run.folder), contrastive=pairs)
     prepared = initialize.prepare(warm)
     model = build(prepared.run.model, prepared.tokenizer.size, warm.contrast)
     first, second = initialize.begin(model, prepared)
@@ -360,7 +361,7 @@ def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, wri
     samples["007"]["png"] = samples["033"]["png"] = b"\x89PNG no picture"
     path = write_shard(tmp_path / "image.tar", samples)
     sources = (replace(run.data.train[0], shards=str(path)), run.data.train[1])
-    run = replace(run, data=replace(run.data, train=sources, most_bad=0.5), eval=Eval(every_steps=0))
+    run = replace(run, data=replace(run.data, train=sources, max_bad_fraction=0.5), eval=Eval(every_steps=0))
     fit.train(run)
     whole = (run.folder / "skipped.jsonl").read_text()
     listed = [json.loads(line) for line in whole.splitlines()]
@@ -374,16 +375,16 @@ def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, wri
 
 
 def test_too_much_that_is_bad_stops_the_run(run, tmp_path, write_shard, encode_image):
-    """Over `most_bad`, here ten samples, the error of the health ends the run before it saves; all that was skipped
+    """Over `max_bad_fraction`, here ten samples, an error ends the run before it saves; all that was skipped
     by then is listed."""
     pixels = np.random.default_rng(0).integers(0, 255, (8, 16), dtype=np.uint8)
     pictures = [encode_image(pixels) if i % 8 else b"no picture" for i in range(64)]
     path = write_shard(tmp_path / "image.tar", {f"{i:03d}": {"png": x, "txt": b"one"} for i, x in enumerate(pictures)})
-    data = replace(run.data, train=(replace(run.data.train[0], shards=str(path)),), most_bad=0.001)
+    data = replace(run.data, train=(replace(run.data.train[0], shards=str(path)),), max_bad_fraction=0.001)
     with pytest.raises(
-        UserError, match=r"1\d of the last \d+ samples of .* cannot be used .*, over data.most_bad=0.001"
+        UserError, match=r"1\d of the last \d+ samples of .* cannot be used .*, over data.max_bad_fraction=0.001"
     ):
-        fit.train(replace(run, data=data, contrast=run.contrast[:1], write=run.write[:1]))
+        fit.train(replace(run, data=data, contrastive=run.contrast[:1], generative=run.write[:1]))
     assert 10 < len((run.folder / "skipped.jsonl").read_text().splitlines()) < 20
     assert not checkpoint.steps_of(run.folder)
 

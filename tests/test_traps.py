@@ -169,7 +169,7 @@ def test_a_resume_rewrites_no_checkpoint(run):
 def stopped(run: Run, at: int) -> None:
     """Train until a signal after step `at`."""
 
-    class Interrupt(callbacks.Bar):
+    class Interrupt(callbacks.ProgressBar):
         def after_step(self, trainer, *rest) -> None:
             super().after_step(trainer, *rest)
             if trainer.global_step == at:
@@ -372,7 +372,7 @@ def test_saving_by_the_clock(run, monkeypatch):
     its number of steps counts, too."""
     minutes = iter(range(1_000))
 
-    class Ticking(callbacks.Agree):
+    class Ticking(callbacks.StopConsensus):
         def __init__(self, *parts) -> None:
             super().__init__(*parts, clock=lambda: 60.0 * next(minutes))
 
@@ -408,7 +408,7 @@ class Two:
 
 
 class Steps(L.Trainer):
-    """As much of a Trainer as `Agree` asks for."""
+    """As much of a Trainer as `StopConsensus` asks for."""
 
     global_step, should_stop = 0, False
 
@@ -416,16 +416,16 @@ class Steps(L.Trainer):
         pass
 
 
-def agreeing(run: Run, ranks: Two) -> tuple[callbacks.Agree, module.JointModule]:
+def agreeing(run: Run, ranks: Two) -> tuple[callbacks.StopConsensus, module.JointModule]:
     tokenizer = load_tokenizer("bytes")
-    owner = module.JointModule(run, fit.build(run.model, tokenizer.size, run.contrast))
+    owner = module.JointModule(run, fit.build(run.model, tokenizer.size, run.contrastive))
     owner.objectives.ranks = ranks
-    return callbacks.Agree(run, module.StreamData(run, tokenizer), process.Signals(), clock=lambda: 0.0), owner
+    return callbacks.StopConsensus(run, module.StreamData(run, tokenizer), process.Signals(), clock=lambda: 0.0), owner
 
 
-def silence(agree: callbacks.Agree, first: int = 0) -> list[int]:
+def silence(agree: callbacks.StopConsensus, first: int = 0) -> list[int]:
     """What a rank says that was asked nothing and read nothing, with one number changed."""
-    return [0] * first + [1] + [0] * (2 + len(agree.data.open().health.take()) - first)
+    return [0] * first + [1] + [0] * (2 + len(agree.data.open().health.drain()) - first)
 
 
 def test_ranks_meet_after_every_step(run):
@@ -461,7 +461,7 @@ def test_what_the_other_rank_asks_is_done(run, place, stop):
 def test_what_the_other_rank_could_not_read_stops_this_one(run):
     """Trap: a rank is over the budget and leaves, the others wait for it. What counts is the sum, and all stop."""
     ranks = Two()
-    agree, owner = agreeing(replace(run, data=replace(run.data, most_bad=0.001)), ranks)
+    agree, owner = agreeing(replace(run, data=replace(run.data, max_bad_fraction=0.001)), ranks)
     said = silence(agree)
     said[0], said[3], said[5] = 0, 100, 11  # samples of the first source, and those of its first code
     ranks.other.append(said)

@@ -5,18 +5,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmfm.config import Conformer, Contrast, Mel, Model, Run, TextTower, Trunk, Vit, Write
+from mmfm.config import Conformer, Contrastive, Generative, Mel, Model, Run, TextTower, Trunk, Vit
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import NO_TEXT, Batch, Items
 from mmfm.models.model import UnifiedModel, build
 
 TEXT_IDS = 20
 PAIRS = (
-    Contrast(pair=("image", "text")),
-    Contrast(pair=("audio", "text"), loss="sigmoid"),
-    Contrast(pair=("image", "audio"), weight=0.5),  # of samples that may have no text to be the same
+    Contrastive(pair=("image", "text")),
+    Contrastive(pair=("audio", "text"), loss="sigmoid"),
+    Contrastive(pair=("image", "audio"), weight=0.5),  # of samples that may have no text to be the same
 )
-WRITES = (Write(task="image>text"), Write(task="audio>text", weight=0.5), Write(task=">text"))
+WRITES = (Generative(task="image>text"), Generative(task="audio>text", weight=0.5), Generative(task=">text"))
 
 
 def toy_config(**changes: object) -> Model:
@@ -30,7 +30,7 @@ def toy_config(**changes: object) -> Model:
     return Model(**(parts | changes))
 
 
-def toy_model(seed: int = 0, contrast: tuple[Contrast, ...] = PAIRS, **changes: object) -> UnifiedModel:
+def toy_model(seed: int = 0, contrast: tuple[Contrastive, ...] = PAIRS, **changes: object) -> UnifiedModel:
     """In float64, with every parameter away from its neutral start, so that nothing hides behind a zero or a one."""
     torch.manual_seed(seed)
     model = build(toy_config(**changes), TEXT_IDS, contrast).double()
@@ -65,7 +65,7 @@ def toy_batch(size: int = 6, seed: int = 0, repeats: bool = False) -> Batch:
         "audio": padded(waves, 2_400 - 311 * torch.arange(len(audio)) % 1_500, audio),
         "text": padded(torch.randint(0, TEXT_IDS, (len(text), 5), generator=draw), lengths, text),
     }
-    return Batch(size=size, items=items, same=torch.where(torch.arange(size) < size - 1, same, -1))
+    return Batch(size=size, items=items, positive_ids=torch.where(torch.arange(size) < size - 1, same, -1))
 
 
 def random_batch(size: int, seed: int, texts: int = 3) -> Batch:
@@ -89,7 +89,7 @@ def random_batch(size: int, seed: int, texts: int = 3) -> Batch:
     numbers = torch.rand(size, 3, DRAWS, generator=draw)
     drawn = {name: replace(item, draws=numbers[item.rows, i]) for i, (name, item) in enumerate(items.items())}
     same = torch.full((size,), NO_TEXT).index_copy(0, held["text"], of_text)
-    return Batch(size=size, items=drawn, same=same)
+    return Batch(size=size, items=drawn, positive_ids=same)
 
 
 def padded(x: Tensor, lengths: Tensor, rows: Tensor) -> Items:
@@ -113,4 +113,4 @@ def pick(batch: Batch, rows: list[int]) -> Batch:
         draws = None if item.draws is None else item.draws[chosen]
         x = x if name == "image" else x[:, :longest]
         items[name] = Items(x=x, keep=keep[:, :longest], rows=new_rows, draws=draws)
-    return Batch(size=len(rows), items=items, same=batch.same[rows])
+    return Batch(size=len(rows), items=items, positive_ids=batch.positive_ids[rows])

@@ -6,7 +6,7 @@ prompt of 32 ids: one row of 48 ids, and 8 rows of 32. transformers runs as it c
 changing order; what counts is the processor's time, and the median of the rounds' ratios. Logits of every step are
 compared with those of one pass over the whole sentence.
 
-    python tools/bench_generate.py [--rounds 15] [--out tools/bench_generate.json]
+    python tools/bench_generate.py [--num-steps 15] [--out tools/bench_generate.json]
 """
 
 import argparse
@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmfm.config import Model, Trunk
 from mmfm.data.vocabulary import MARKS
-from mmfm.generation import Decoding, int8
-from mmfm.generation.decoding_state import Pen
+from mmfm.generation import GenerationConfig, int8
+from mmfm.generation.decoding_state import DecodingState
 from mmfm.generation.generate import steps
 from mmfm.models.mappings import Foreign, convert
 from mmfm.models.model import UnifiedModel, build
@@ -66,15 +66,15 @@ def prompt(model: UnifiedModel, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def pen_for(model: UnifiedModel, ids: Tensor, new: int) -> Pen:
+def pen_for(model: UnifiedModel, ids: Tensor, new: int) -> DecodingState:
     cache = model.trunk.new_cache(PROMPT + new)
     model.trunk([model.target(ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool))], cache)
-    return Pen(model=model, target="text", cache=cache, weights=(1.0,))
+    return DecodingState(model=model, target="text", cache=cache, weights=(1.0,))
 
 
 def by_us(model: UnifiedModel, ids: Tensor, new: int) -> Tensor:
     pen = pen_for(model, ids, new)
-    found = steps(pen, torch.zeros(len(ids), dtype=torch.int64), Decoding(max_tokens=new))
+    found = steps(pen, torch.zeros(len(ids), dtype=torch.int64), GenerationConfig(max_tokens=new))
     return torch.tensor([step.ids for step in found]).T + len(MARKS)
 
 
@@ -97,7 +97,7 @@ def off(model: UnifiedModel, ids: Tensor, written: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--num-steps", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ bytes, turning captions into ids and, as every loader must, copying pixels side 
 of 512 px; it is also given with that copy. All times are the process's on the processor. Medians over rounds, with
 95 % bootstrap intervals.
 
-    python tools/bench_read.py [--rounds 9] [--out tools/bench_read.json]
+    python tools/bench_read.py [--num-steps 9] [--out tools/bench_read.json]
 """
 
 import argparse
@@ -129,11 +129,11 @@ def seek(paths: list[Path], rounds: int) -> list[dict[str, Any]]:
 
 
 def plan_of(folder: Path) -> stream.Plan:
-    source = Source(shards=str(folder), provides=("image", "text"))
+    source = Source(shards=str(folder), modalities=("image", "text"))
     run = Run(
         name="bench",
         model=Model(image=Vit(height_px=SIDE_PX, width_px=SIDE_PX), audio=None),
-        data=Data(train=(source,), batch=BATCH, workers=0, augment=Augment(crop=CROP)),
+        data=Data(train=(source,), batch_size=BATCH, num_workers=0, augment=Augment(crop=CROP)),
         optim=Optim(steps=1_000),
     )
     return stream.TrainStream(run, load_tokenizer("bytes"), rank=0, world=1).plan
@@ -191,7 +191,7 @@ def spans_of(shards: Shards, sample: int) -> list[tuple[int, int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--num-steps", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("tools/bench_read.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

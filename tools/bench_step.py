@@ -8,7 +8,7 @@ open_clip has no trunk: how far the towers' tokens are apart, and the losses and
 figures. Steps and matmuls take turns, so that a busy machine slows all alike; medians over rounds, with 95 % bootstrap
 intervals. `wall` rows are what one waits; `cpu` rows count the process's CPU time, which others disturb less.
 
-    python tools/bench_step.py [--rounds 5] [--threads 1] [--precisions fp32 bf16] [--out tools/bench_step.json]
+    python tools/bench_step.py [--num-steps 5] [--threads 1] [--precisions fp32 bf16] [--out tools/bench_step.json]
 """
 
 import argparse
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from mmfm.config import Contrast, Data, Model, Optim, Run, TextTower, Trunk, Vit
+from mmfm.config import Contrastive, Data, Model, Optim, Run, TextTower, Trunk, Vit
 from mmfm.data.batch import Batch, Items
 from mmfm.models.mappings import Foreign, convert
 from mmfm.models.model import build
@@ -72,14 +72,14 @@ def our_run(reference: open_clip.CLIP) -> tuple[Run, dict[str, Any]]:
     trunk = Trunk(width=width, depth=1, heads=width // 64, kv_heads=width // 64)
     model = Model(image=image.part, text=text.part, audio=None, trunk=trunk, embed_dim=width)
     optim = Optim(lr=RATE, weight_decay=DECAY, betas=BETAS)
-    run = Run(name="bench", data=Data(), model=model, contrast=(Contrast(pair=("image", "text")),), optim=optim)
+    run = Run(name="bench", data=Data(), model=model, contrastive=(Contrastive(pair=("image", "text")),), optim=optim)
     weights = {f"towers.image.{name}": value for name, value in image.weights.items()}
     return run, weights | {f"towers.text.{name}": value for name, value in text.weights.items()}
 
 
 def our_module(reference: open_clip.CLIP) -> JointModule:
     run, weights = our_run(reference)
-    core = build(run.model, SHAPES["text_cfg"]["vocab_size"], run.contrast)
+    core = build(run.model, SHAPES["text_cfg"]["vocab_size"], run.contrastive)
     missing, extra = core.load_state_dict(weights, strict=False)
     assert not extra and not any(name.startswith("towers.") for name in missing)
     return JointModule(run, core).train()
@@ -92,7 +92,7 @@ def batch_of(pixels: Tensor, ids: Tensor) -> Batch:
     keep = torch.arange(int(lengths.max())) < lengths[:, None]
     image = Items(x=pixels, keep=torch.ones(len(ids), 1, dtype=torch.bool), rows=rows)
     text = Items(x=ids[:, : keep.shape[1]] * keep, keep=keep, rows=rows)
-    return Batch(size=len(ids), items={"image": image, "text": text}, same=rows)
+    return Batch(size=len(ids), items={"image": image, "text": text}, positive_ids=rows)
 
 
 def our_step(module: JointModule, batch: Batch, precision: str) -> Step:
@@ -292,7 +292,7 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--num-steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--out", type=Path, default=Path("tools/bench_step.json"))

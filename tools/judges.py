@@ -30,7 +30,7 @@ from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.distances import features, frechet, kid
 from mmfm.evals.judges.figures import is_number, read_right, same_speaker, word_errors
 from mmfm.evals.judges.speech_sounds import through_mel
-from mmfm.evals.metrics import Bootstrap, Figure
+from mmfm.evals.metrics import Bootstrap, Score
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import picture, resize
 from mmfm.pretrained import wheels
@@ -61,7 +61,7 @@ def real(folder: Path, split: str, kind: str, most: int = 0) -> Real:
     return Real(things=things, labels=[one["label"] for one in about], voices=[one.get("voice", "") for one in about])
 
 
-def row(part: str, figure: Figure) -> dict[str, Any]:
+def row(part: str, figure: Score) -> dict[str, Any]:
     low, high = (round(value, 4) for value in figure.interval(Bootstrap()))
     found = {"part": part, "what": figure.task, "metric": figure.metric, "value": round(figure.value, 4), "low": low}
     print(f"{figure.task}: {figure.metric} {figure.value:.4f} ({low} to {high}), n={figure.n}", flush=True)

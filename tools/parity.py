@@ -32,7 +32,7 @@ from parity_models import IDS, MARKS, Case, Peer
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfm.config import Blueprint, Conformer, Pixels, TextTower, Tower, Trunk, UserError, Vit
+from mmfm.config import Conformer, EncoderSpec, ImagePreprocess, TextTower, Tower, Trunk, UserError, Vit
 from mmfm.data.batch import Tokens
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.mappings import Converted, Foreign, convert, find, foreign
@@ -60,7 +60,7 @@ Ours = Callable[[Given], Tokens]
 
 def encoder_of(peer: Peer, modality: str) -> Encoder:
     """As training builds it: from the blueprint alone; then the weights, strictly."""
-    if isinstance(peer.source, Blueprint):
+    if isinstance(peer.source, EncoderSpec):
         blueprint, weights = peer.source, {f"trunk.{name}": value for name, value in peer.weights.items()}
     else:
         assert isinstance(peer.source, str)
@@ -82,10 +82,10 @@ def native(what: Foreign, weights: Any) -> Ours | None:
         made = convert(what, weights) if find(what) else None
     except UserError:
         made = None
-    return None if made is None else part(made, what.contract if isinstance(what.contract, Pixels) else None)
+    return None if made is None else part(made, what.contract if isinstance(what.contract, ImagePreprocess) else None)
 
 
-def part(made: Converted, pixels: Pixels | None) -> Ours:
+def part(made: Converted, pixels: ImagePreprocess | None) -> Ours:
     match made.part:
         case Vit():
             assert pixels is not None
@@ -110,7 +110,7 @@ def loaded(module: Any, made: Converted) -> Any:
     return module.eval()
 
 
-def inputs(blueprint: Blueprint) -> Given:
+def inputs(blueprint: EncoderSpec) -> Given:
     if blueprint.pixels is not None:
         x = torch.randn(2, blueprint.pixels.channels, blueprint.pixels.height_px, blueprint.pixels.width_px)
         return Given(x, torch.ones(2, 1, dtype=torch.bool))

@@ -23,7 +23,7 @@ from timm import data as timm_data
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from mmfm.config import Blueprint, Sound
+from mmfm.config import AudioPreprocess, EncoderSpec
 from mmfm.models.mappings import Foreign
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -41,7 +41,7 @@ class Peer:
     own layouts take, of what is no tower of another library. given: its input, where no blueprint says what that is.
     """
 
-    source: str | Blueprint | Foreign
+    source: str | EncoderSpec | Foreign
     weights: Mapping[str, Tensor]
     run: Callable[[Tensor, Tensor], Tensor]
     given: tuple[Tensor, Tensor] | None = None
@@ -259,12 +259,12 @@ def torchaudio_case(name: str, **params: Any) -> Case:
     def make(folder: Path) -> Peer:
         model = drawn(torchaudio.models.wav2vec2_model(**params))
         shape = {"model": "Wav2Vec2", "params": params, "normalize": False}
-        made = Blueprint(
+        made = EncoderSpec(
             library="torchaudio",
             modality="audio",
             architecture=json.dumps(shape),
             width=params["encoder_embed_dim"],
-            sound=Sound(rate_hz=16_000),
+            sound=AudioPreprocess(rate_hz=16_000),
         )
         run = lambda waves, keep: model(waves * keep, keep.sum(1))[0]  # noqa: E731
         return Peer(source=made, weights=model.state_dict(), run=run, prepare=lambda wave: wave)

@@ -10,4 +10,4 @@ JOINT = Path(__file__).parents[1] / "001-one-pass" / "one.py"
 
 
 def config() -> Run:
-    return replace(read_run(JOINT), name="writing", contrast=())
+    return replace(read_run(JOINT), name="writing", contrastive=())

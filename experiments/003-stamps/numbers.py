@@ -12,4 +12,4 @@ MIXED = Path(__file__).parents[2] / "configs" / "stamps.py"
 def config() -> Run:
     run = read_run(MIXED)
     sources = tuple(source for source in run.data.train if source.label.startswith("numbers"))
-    return replace(run, name="numbers-alone", data=replace(run.data, train=sources, batch=64))
+    return replace(run, name="numbers-alone", data=replace(run.data, train=sources, batch_size=64))

@@ -73,7 +73,7 @@ class Rival(nn.Module):
 def training(model: Rival) -> tuple[Tensor, Tensor, list[str]]:
     """Features of the training pictures, unit vectors of their captions, and these."""
     source = model.run.data.train[0]
-    shards: Shards = open_shards([source.shards], model.run.data.store)
+    shards: Shards = open_shards([source.shards], model.run.data.remote_cache)
     samples = (shards.read(number, frozenset({"png", "txt", "json"})) for number in range(len(shards)))
     examples = [read_example(sample, model.config, decode_of(model.run.data)) for sample in samples]
     parts = [model.features(collate(examples[i : i + 64], model.tokenizer)) for i in range(0, len(examples), 64)]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmfm.config import Store
+from mmfm.config import RemoteCache
 from mmfm.data.sample import Sample
 from mmfm.data.sources import open_shards
 from mmfm.data.writer import ShardWriter
@@ -22,7 +22,7 @@ PARTS = frozenset({"png", "ogg", "wav", "txt", "json"})
 
 
 def samples(stamps: Path, split: str, kind: str) -> Iterator[Sample]:
-    shards = open_shards([f"{stamps}/{split}/{kind}-*.tar"], Store())
+    shards = open_shards([f"{stamps}/{split}/{kind}-*.tar"], RemoteCache())
     yield from (shards.read(number, PARTS) for number in range(len(shards)))
 
 

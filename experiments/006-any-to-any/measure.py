@@ -30,7 +30,7 @@ from mmfm.evals.judges.contract import Judge, seen
 from mmfm.evals.judges.digits import halves
 from mmfm.evals.judges.figures import is_number, read_right, same_speaker
 from mmfm.evals.judges.speaker import nearer, speaker
-from mmfm.evals.metrics import Bootstrap, Figure, mean
+from mmfm.evals.metrics import Bootstrap, Score, mean
 from mmfm.inference.interface import Interface, Sound
 from mmfm.inference.media_files import files_of, write_files
 
@@ -69,7 +69,7 @@ def label(example: Example) -> str:
 
 
 def made(model: Interface, task: str, held: Sequence[Example], **options: Any) -> list[Any]:
-    """A picture (uint8 tensor) or a `Sound` for each example, whose place is its seed."""
+    """A picture (uint8 tensor) or a `AudioPreprocess` for each example, whose place is its seed."""
     things = []
     for start in range(0, len(held), AT_ONCE):
         part = held[start : start + AT_ONCE]
@@ -106,7 +106,7 @@ def real(model: Interface, held: Sequence[Example], modality: str, decoded: bool
     return things
 
 
-def figures_of(model: Interface, split: str, most: int, judges: Mapping[str, Sequence[Judge]]) -> Iterator[Figure]:
+def figures_of(model: Interface, split: str, most: int, judges: Mapping[str, Sequence[Judge]]) -> Iterator[Score]:
     """Everything that is asked of one split."""
     eight = most if split == "val" else most // 2
     for task, needs in NEEDS.items():
@@ -130,7 +130,7 @@ def figures_of(model: Interface, split: str, most: int, judges: Mapping[str, Seq
 
 def readings(
     model: Interface, task: str, held: Sequence[Example], readers: Sequence[Judge], name: str = "", **options: Any
-) -> Iterator[Figure]:
+) -> Iterator[Score]:
     things = made(model, task, held, **options)
     for reader in readers:
         found = read(reader, things)
@@ -139,7 +139,7 @@ def readings(
             yield is_number(name + task, reader.name, found)
 
 
-def continued(model: Interface, held: Sequence[Example], readers: Sequence[Judge]) -> Iterator[Figure]:
+def continued(model: Interface, held: Sequence[Example], readers: Sequence[Judge]) -> Iterator[Score]:
     """Sounds cut in their middle and continued: whether the whole is a number, and whose voice the new part is."""
     coded = []
     options = {key: value for key, value in CHOSEN["audio"].items() if key != "guidance"}
@@ -163,12 +163,12 @@ def continued(model: Interface, held: Sequence[Example], readers: Sequence[Judge
     yield same_speaker("audio>audio", nearer(prompts, answers, prompts, others).numpy())
 
 
-def filled(model: Interface, held: Sequence[Example], svc: Judge) -> Iterator[Figure]:
+def filled(model: Interface, held: Sequence[Example], svc: Judge) -> Iterator[Score]:
     """The right half hidden and filled in: whether two classifiers of different kinds see one digit there."""
     scans, digits = load_digits(return_X_y=True)
     near = KNeighborsClassifier(3).fit(scans[1_437:], digits[1_437:])
     things = {
-        "image~": made(model, "image~", held, hide="right", **CHOSEN["fill"]),
+        "image~": made(model, "image~", held, mask="right", **CHOSEN["fill"]),
         "image, real": real(model, held, "image", False),
     }
     things["image, noise"] = [
@@ -178,10 +178,10 @@ def filled(model: Interface, held: Sequence[Example], svc: Judge) -> Iterator[Fi
         right = torch.stack([halves(picture)[1] for picture in seen(pictures)]).flatten(1).numpy() * 16
         units = [name_of(text) for text in svc.read(pictures)]
         agree = np.array([a == str(b) for a, b in zip(units, near.predict(right), strict=True)], float)
-        yield Figure(
+        yield Score(
             task=task, metric="two readers agree on the right half", statistic=mean(agree), n=len(agree), chance=0.1
         )
-    with_text = made(model, "text>image~", held, hide="right", **CHOSEN["fill"], guidance=CHOSEN["image"]["guidance"])
+    with_text = made(model, "text>image~", held, mask="right", **CHOSEN["fill"], guidance=CHOSEN["image"]["guidance"])
     yield read_right("text>image~, right half", svc.name, list(map(label, held)), svc.read(with_text))
 
 
@@ -192,7 +192,7 @@ def name_of(text: str) -> str:
     return str(NAMES.index(text) % 10) if text in NAMES else ""
 
 
-def rows_of(split: str, figures: Iterator[Figure]) -> list[dict[str, Any]]:
+def rows_of(split: str, figures: Iterator[Score]) -> list[dict[str, Any]]:
     rows = []
     for figure in figures:
         low, high = figure.interval(Bootstrap())
@@ -261,7 +261,7 @@ def tune(model: Interface, judges: Mapping[str, Sequence[Judge]], most: int) -> 
 def show(model: Interface, judges: Mapping[str, Sequence[Judge]]) -> dict[str, str]:
     """What the README shows: drawings, a sound; what the model writes of the first, and a judge hears in the last."""
     drawings = model.generate_many("text>image", text="forty-two", n=8, **CHOSEN["image"])
-    (sound,) = model.generate_many("text>audio", text="forty-two", rerank=8, **CHOSEN["audio"])
+    (sound,) = model.generate_many("text>audio", text="forty-two", best_of=8, **CHOSEN["audio"])
     for name, things in {"forty-two.png": drawings, "forty-two.wav": [sound]}.items():
         write_files(files_of(things, str(HERE / name)))
     sentence = str(model.generate("image>text", image=drawings[0]))

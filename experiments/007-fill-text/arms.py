@@ -52,7 +52,7 @@ def length_bits() -> float:
 def more(rows: list[dict[str, Any]], cost: float, length: float) -> list[dict[str, Any]]:
     """The rows, with those that are made of them."""
     own = [row for row in rows if row["metric"] not in ("bits_per_byte_with_length", "cpu_ms_per_step")]
-    bounds = [row for row in own if row["metric"] == "bits_per_byte_bound"]
+    bounds = [row for row in own if row["metric"] == "nelbo_bits_per_byte"]
     moved = [{**row, **{name: row[name] + length for name in ("value", "low", "high")}} for row in bounds]
     step = 1_000 * cost / STEPS
     of = {name: own[0][name] for name in ("step", "weights", "version") if name in own[0]}

@@ -10,4 +10,4 @@ from mmfm.config import Run
 def config() -> Run:
     run = runpy.run_path(str(Path(__file__).with_name("all.py")))["config"]()
     alone = tuple(item for item in run.write if item.task == "text>image")
-    return replace(run, name="draw", contrast=(), write=alone)
+    return replace(run, name="draw", contrastive=(), generative=alone)

@@ -6,43 +6,43 @@ A reference run is a Python file in `configs/` whose `config()` returns a `Run`;
 
 from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, one_line, positive, require
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
-from mmfm.config.data import Augment, Data, Source, Store, Text
-from mmfm.config.encoders import Blueprint, Pixels, Sound, Tower, Words
+from mmfm.config.data import Augment, Data, RemoteCache, Source, Text
+from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, TokenizerSpec, Tower
 from mmfm.config.model import Model
-from mmfm.config.run import Contrast, Eval, Optim, Rate, Reconstruct, Run, Write
+from mmfm.config.run import Contrastive, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
 
 __all__ = [
     "LONGEST_MESSAGE",
     "MODALITIES",
     "AudioCodec",
+    "AudioPreprocess",
     "Augment",
-    "Blueprint",
     "Checked",
     "Conformer",
-    "Contrast",
+    "Contrastive",
     "Data",
+    "EncoderSpec",
     "Eval",
+    "Generative",
     "ImageCodec",
+    "ImagePreprocess",
     "KnownCodec",
     "Mel",
     "Model",
     "Optim",
-    "Pixels",
-    "Rate",
-    "Reconstruct",
+    "ParamGroup",
+    "Reconstruction",
+    "RemoteCache",
     "Run",
-    "Sound",
     "Source",
-    "Store",
     "Text",
     "TextTower",
+    "TokenizerSpec",
     "Tower",
     "Trunk",
     "UserError",
     "Vit",
-    "Words",
-    "Write",
     "one_line",
     "positive",
     "require",

@@ -5,7 +5,7 @@ from math import prod
 from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
-from mmfm.config.encoders import Pixels, Sound
+from mmfm.config.encoders import AudioPreprocess, ImagePreprocess
 from mmfm.config.towers import Mel
 
 
@@ -22,7 +22,7 @@ class ImageCodec(Checked):
 
     height_px: int = 224
     width_px: int = 224
-    fit: Literal["stretch", "crop", "shortest"] = "stretch"
+    resize_mode: Literal["stretch", "crop", "shortest"] = "stretch"
     channels: int = 3
     patch_px: int = 16  # one code stands for so many pixels each way; a power of two
     levels: tuple[int, ...] = (8, 5, 5, 5)  # of each dimension of a code; their product is how many codes there are
@@ -43,9 +43,11 @@ class ImageCodec(Checked):
         _check_levels(self)
 
     @property
-    def pixels(self) -> Pixels:
+    def pixels(self) -> ImagePreprocess:
         """What it expects of a picture."""
-        return Pixels(height_px=self.height_px, width_px=self.width_px, channels=self.channels, fit=self.fit)
+        return ImagePreprocess(
+            height_px=self.height_px, width_px=self.width_px, channels=self.channels, resize_mode=self.resize_mode
+        )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -63,8 +65,8 @@ class AudioCodec(Checked):
     """An autoencoder of log-mel frames with a finite scalar grid; a vocoder makes the sound from the frames."""
 
     mel: Mel = field(default_factory=Mel)
-    stack: int = 4  # frames that one step of codes stands for
-    books: int = 1  # codes of a step, each of `levels`
+    frame_stack: int = 4  # frames that one step of codes stands for
+    num_codebooks: int = 1  # codes of a step, each of `levels`
     levels: tuple[int, ...] = (8, 5, 5, 5)
     width: int = 128
     depth: int = 2
@@ -73,19 +75,19 @@ class AudioCodec(Checked):
     weights: str = ""  # as for ImageCodec
 
     def __post_init__(self) -> None:
-        positive(self, "stack", "books", "width", "depth")
+        positive(self, "frame_stack", "num_codebooks", "width", "depth")
         require(self.adversarial >= 0, f"AudioCodec.adversarial={self.adversarial} must not be negative")
         require(bool(self.scales) and min(self.scales) > 0, f"AudioCodec.scales={self.scales} must be 1 or more each")
         _check_levels(self)
 
     @property
-    def sound(self) -> Sound:
+    def sound(self) -> AudioPreprocess:
         """What it expects of a sound."""
-        return Sound(rate_hz=self.mel.rate_hz)
+        return AudioPreprocess(rate_hz=self.mel.rate_hz)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return (prod(self.levels),) * self.books
+        return (prod(self.levels),) * self.num_codebooks
 
     @property
     def length(self) -> int:
@@ -99,14 +101,16 @@ class KnownCodec(Checked):
 
     source: str  # "hf:NAME", or a folder that transformers wrote
     weights: Literal["pretrained", "random"] = "pretrained"
-    books: int = 0  # only so many of its codebooks: a lower rate; 0: all
+    num_codebooks: int = 0  # only so many of its codebooks: a lower rate; 0: all
     height_px: int = 0  # of pictures; 0: as its architecture says
     width_px: int = 0
     architecture: str = ""  # JSON; this and what follows are written by training; leave them out
     sizes: tuple[int, ...] = ()  # of the books in use
     length: int = 0  # codes of a picture
-    pixels: Pixels | None = None  # what it expects of a picture, or of a sound
-    sound: Sound | None = None
+    pixels: ImagePreprocess | None = None  # what it expects of a picture, or of a sound
+    sound: AudioPreprocess | None = None
 
     def __post_init__(self) -> None:
-        require(min(self.books, self.height_px, self.width_px) >= 0, "KnownCodec: books and sizes are at least 0")
+        require(
+            min(self.num_codebooks, self.height_px, self.width_px) >= 0, "KnownCodec: books and sizes are at least 0"
+        )

@@ -13,27 +13,29 @@ class Augment(Checked):
     rotate_deg: float = 0.0
     scale: float = 0.0  # 0.1: from 1/1.1 to 1.1 times the size, each axis on its own
     shear: float = 0.0
-    shift: float = 0.0  # as a fraction of the shorter side
+    translate: float = 0.0  # as a fraction of the shorter side
     elastic: float = 0.0  # smooth random displacement, as a fraction of the shorter side
-    contrast: float = 0.0
+    brightness: float = 0.0
     crop: float = (
         0.0  # 0.1: a random part of 0.9 to 1 of the picture's area, 3:4 to 4:3 as wide as high (torchvision's)
     )
-    mirror: bool = False  # left and right are exchanged, half of the time
+    horizontal_flip: bool = False  # left and right are exchanged, half of the time
     cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
-    hide_source_tokens: float = 0.0  # probability that a token of a text that is read is masked
-    hide_tower_tokens: float = 0.0  # and that the trunk does not see a token of a tower (arXiv 2212.00794), in training
-    hide_target_tokens: float = 0.0  # and of one that is to be continued, so that the sources must be read
+    source_token_dropout: float = 0.0  # probability that a token of a text that is read is masked
+    tower_token_dropout: float = (
+        0.0  # and that the trunk does not see a token of a tower (arXiv 2212.00794), in training
+    )
+    target_token_dropout: float = 0.0  # and of one that is to be continued, so that the sources must be read
     speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
-    formant: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
-    mask_frames: int = 0  # longest masked run of 10 ms frames (SpecAugment)
-    mask_bins: int = 0
+    vtlp: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
+    time_mask: int = 0  # longest masked run of 10 ms frames (SpecAugment)
+    freq_mask: int = 0
     noise: float = 0.0  # standard deviation on the normalised spectrogram
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             require(value >= 0, f"Augment.{name}={value} must not be negative")
-        for name in ("crop", "cutout", "hide_source_tokens", "hide_tower_tokens", "hide_target_tokens"):
+        for name in ("crop", "cutout", "source_token_dropout", "tower_token_dropout", "target_token_dropout"):
             require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
 
 
@@ -54,21 +56,21 @@ class Source(Checked):
     """Shards that provide the same modalities. Of every sum-of-shares samples (or batches), `share` come from here."""
 
     shards: str  # a folder, a tar, a pattern such as data/train/image-{000000..000007}.tar, or the same as a URL
-    provides: tuple[str, ...]
-    share: int = 1
+    modalities: tuple[str, ...]
+    weight: int = 1
     name: str = ""  # in logs and reports; empty: `shards`
     texts: tuple[Text, ...] = ()  # empty: the .txt, else "caption" or "text" of the .json
-    answers: tuple[Text, ...] = ()  # a second text, behind the first one ("text>text"); of two lists as long as each
-    # other, such as texts=(Text(field="questions"),) and answers=(Text(field="answers"),), the same place is drawn
-    shots: int = 0  # so many other samples of this source come before each ("image,text,image>text")
+    targets: tuple[Text, ...] = ()  # a second text, behind the first one ("text>text"); of two lists as long as each
+    # other, such as texts=(Text(field="questions"),) and targets=(Text(field="answers"),), the same place is drawn
+    num_shots: int = 0  # so many other samples of this source come before each ("image,text,image>text")
 
     def __post_init__(self) -> None:
-        positive(self, "share")
-        for name in self.provides:
-            require(name in MODALITIES, f"Source.provides names {name!r}; modalities are {', '.join(MODALITIES)}")
-        require(self.shots >= 0, f"Source.shots={self.shots} must not be negative")
-        told = "Source.answers are texts, which the source does not provide; add 'text' to provides"
-        require(not self.answers or "text" in self.provides, told)
+        positive(self, "weight")
+        for name in self.modalities:
+            require(name in MODALITIES, f"Source.modalities names {name!r}; modalities are {', '.join(MODALITIES)}")
+        require(self.num_shots >= 0, f"Source.num_shots={self.num_shots} must not be negative")
+        told = "Source.targets are texts, which the source does not provide; add 'text' to provides"
+        require(not self.targets or "text" in self.modalities, told)
 
     @property
     def label(self) -> str:
@@ -76,11 +78,13 @@ class Source(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store(Checked):
+class RemoteCache(Checked):
     """Where shards with a URL are kept on this machine while they are in use."""
 
     folder: str = "~/.cache/mmfm/shards"
-    limit_gb: float = 50.0  # the least recently used shards are removed beyond it; those of data.shuffle must fit
+    limit_gb: float = (
+        50.0  # the least recently used shards are removed beyond it; those of data.shuffle_buffer must fit
+    )
     tries: int = 5  # at one request, before an error of the network stops the run
     timeout_s: float = 30.0  # without a byte
 
@@ -92,11 +96,11 @@ class Store(Checked):
 class Data(Checked):
     train: tuple[Source, ...] = ()
     val: str = ""  # shards scored during training; empty: none
-    batch: int = 128  # samples per step, over all ranks
-    unit: Literal["sample", "batch"] = "sample"  # "batch": all samples of a step come from one source
-    shuffle: int = 65_536  # samples shuffled together, out of as many shards as hold them
-    balance: bool = False  # deal the samples of a step to ranks by length, so that none waits for the longest
-    workers: int = 1  # loader processes per rank
+    batch_size: int = 128  # samples per step, over all ranks
+    mix_by: Literal["sample", "batch"] = "sample"  # "batch": all samples of a step come from one source
+    shuffle_buffer: int = 65_536  # samples shuffled together, out of as many shards as hold them
+    balance_by_length: bool = False  # deal the samples of a step to ranks by length, so that none waits for the longest
+    num_workers: int = 1  # loader processes per rank
     cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
     crop_seconds: float = 0.0  # of a longer clip only this much is read, a random part in training; 0: all of it
@@ -105,22 +109,27 @@ class Data(Checked):
     long_text: Literal["truncate", "skip"] = "truncate"  # only its first tokens are read and learned; "skip": it is a
     # sample that cannot be used. Both are counted
     exact_decode: bool = False  # JPEG in full, then reduced; else decoded at a half, quarter or eighth: faster
-    most_bad: float = 0.01  # of a source's last 10,000 samples, or four steps, may be bad; above it the run stops
-    store: Store = field(default_factory=Store)
+    max_bad_fraction: float = (
+        0.01  # of a source's last 10,000 samples, or four steps, may be bad; above it the run stops
+    )
+    remote_cache: RemoteCache = field(default_factory=RemoteCache)
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        positive(self, "batch", "shuffle", "max_seconds")
-        require(self.workers >= 0, f"Data.workers={self.workers} must not be negative")
+        positive(self, "batch_size", "shuffle_buffer", "max_seconds")
+        require(self.num_workers >= 0, f"Data.num_workers={self.num_workers} must not be negative")
         require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
         require(self.max_text_tokens >= 0, f"Data.max_text_tokens={self.max_text_tokens} must not be negative")
         require(self.crop_seconds >= 0, f"Data.crop_seconds={self.crop_seconds} must not be negative")
-        require(0 <= self.most_bad <= 1, f"Data.most_bad={self.most_bad} is a fraction: between 0 and 1")
+        require(
+            0 <= self.max_bad_fraction <= 1,
+            f"Data.max_bad_fraction={self.max_bad_fraction} is a fraction: between 0 and 1",
+        )
         labels = [source.label for source in self.train]
         twice = next((label for label in labels if labels.count(label) > 1), "")
         require(not twice, f"Data.train: two sources are called {twice!r}; give each a name of its own")
-        total = sum(source.share for source in self.train)
+        total = sum(source.weight for source in self.train)
         require(
-            not self.train or self.unit == "batch" or self.batch % total == 0,
-            f"Data.batch={self.batch} must be a multiple of the sources' shares together ({total})",
+            not self.train or self.mix_by == "batch" or self.batch_size % total == 0,
+            f"Data.batch_size={self.batch_size} must be a multiple of the sources' shares together ({total})",
         )

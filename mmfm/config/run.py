@@ -11,7 +11,7 @@ from mmfm.config.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast(Checked):
+class Contrastive(Checked):
     """Bring together the embeddings of two modalities of one sample."""
 
     pair: tuple[str, str]
@@ -20,9 +20,9 @@ class Contrast(Checked):
 
     def __post_init__(self) -> None:
         for name in self.pair:
-            require(name in MODALITIES, f"Contrast.pair names {name!r}; modalities are {', '.join(MODALITIES)}")
-        require(self.pair[0] != self.pair[1], f"Contrast.pair={self.pair} must name two different modalities")
-        require(self.weight >= 0, f"Contrast.weight={self.weight} must not be negative")
+            require(name in MODALITIES, f"Contrastive.pair names {name!r}; modalities are {', '.join(MODALITIES)}")
+        require(self.pair[0] != self.pair[1], f"Contrastive.pair={self.pair} must name two different modalities")
+        require(self.weight >= 0, f"Contrastive.weight={self.weight} must not be negative")
 
     @property
     def name(self) -> str:
@@ -30,26 +30,43 @@ class Contrast(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Write(Checked):
+class Generative(Checked):
     """Predict the target of a task such as "image>text", ">audio" or "image,text>text" token by token, or what is
     masked of it, as in "image~" and "text>image~"."""
 
     task: str
     weight: float = 1.0
-    share: float = 1.0  # of the samples that can take part, so many do; which, their position in the stream decides
-    drop: float = 0.0  # how often the target does not see its sources, as guidance needs (arXiv 2207.12598)
-    blind: float = 0.0  # how often a token that was written is not seen by those after it, so that sources must be read
-    hide: tuple[float, float] = (0.1, 1.0)  # with "~": of a target's tokens a part between these is masked
-    span: int = 1  # with "~": in runs of so many tokens (arXiv 1907.10529); 1: each on its own
+    sample_fraction: float = (
+        1.0  # of the samples that can take part, so many do; which, their position in the stream decides
+    )
+    condition_dropout: float = (
+        0.0  # how often the target does not see its sources, as guidance needs (arXiv 2207.12598)
+    )
+    target_dropout: float = (
+        0.0  # how often a token that was written is not seen by those after it, so that sources must be read
+    )
+    mask_ratio: tuple[float, float] = (0.1, 1.0)  # with "~": of a target's tokens a part between these is masked
+    mask_span: int = 1  # with "~": in runs of so many tokens (arXiv 1907.10529); 1: each on its own
 
     def __post_init__(self) -> None:
-        positive(self, "span")
-        require(self.weight >= 0, f"Write.weight={self.weight} must not be negative")
-        require(0 < self.share <= 1, f"Write.share={self.share} must be above 0 and at most 1")
-        require(0 <= self.drop < 1, f"Write.drop={self.drop} must be at least 0 and below 1")
-        require(0 <= self.blind < 1, f"Write.blind={self.blind} must be at least 0 and below 1")
-        low, high = self.hide
-        require(0 <= low <= high <= 1 and high > 0, f"Write.hide={self.hide} must be two rising fractions")
+        positive(self, "mask_span")
+        require(self.weight >= 0, f"Generative.weight={self.weight} must not be negative")
+        require(
+            0 < self.sample_fraction <= 1,
+            f"Generative.sample_fraction={self.sample_fraction} must be above 0 and at most 1",
+        )
+        require(
+            0 <= self.condition_dropout < 1,
+            f"Generative.condition_dropout={self.condition_dropout} must be at least 0 and below 1",
+        )
+        require(
+            0 <= self.target_dropout < 1,
+            f"Generative.target_dropout={self.target_dropout} must be at least 0 and below 1",
+        )
+        low, high = self.mask_ratio
+        require(
+            0 <= low <= high <= 1 and high > 0, f"Generative.mask_ratio={self.mask_ratio} must be two rising fractions"
+        )
 
     @property
     def name(self) -> str:
@@ -58,14 +75,14 @@ class Write(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct(Checked):
+class Reconstruction(Checked):
     """Train the codec of a modality: what it decodes should be what it encoded."""
 
     modality: Literal["image", "audio"]
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, f"Reconstruct.weight={self.weight} must not be negative")
+        require(self.weight >= 0, f"Reconstruction.weight={self.weight} must not be negative")
 
     @property
     def name(self) -> str:
@@ -73,14 +90,16 @@ class Reconstruct(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate(Checked):
+class ParamGroup(Checked):
     """How fast some parameters learn. `of` is a pattern of their names, such as "towers.image.*"; * is any text."""
 
-    of: str
-    lr: float  # times Optim.lr; 0 locks them: no gradient, no dropout, no decay
+    pattern: str
+    lr_scale: float  # times Optim.lr; 0 locks them: no gradient, no dropout, no decay
 
     def __post_init__(self) -> None:
-        require(self.lr >= 0, f"Rate.lr={self.lr} of {self.of!r} must not be negative; 0 locks")
+        require(
+            self.lr_scale >= 0, f"ParamGroup.lr_scale={self.lr_scale} of {self.pattern!r} must not be negative; 0 locks"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +108,15 @@ class Optim(Checked):
     extends: tuple[int, ...] = ()  # where earlier schedules ended: steps=3000, extends=(1000,) lengthens 1000
     lr: float = 1e-3
     warmup_steps: int = 100
-    lr_floor: float = 0.01  # of the peak, at the end of the cosine
+    min_lr_ratio: float = 0.01  # of the peak, at the end of the cosine
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    rates: tuple[Rate, ...] = ()  # of several that match a parameter the last one counts
+    param_groups: tuple[ParamGroup, ...] = ()  # of several that match a parameter the last one counts
 
     def __post_init__(self) -> None:
-        positive(self, "steps", "lr", "clip_norm")
+        positive(self, "steps", "lr", "max_grad_norm")
         require(
             0 <= self.warmup_steps < self.steps,
             f"Optim.warmup_steps={self.warmup_steps} must be below steps={self.steps}",
@@ -107,7 +126,7 @@ class Optim(Checked):
         long = all(after - before > self.warmup_steps for before, after in pairwise(ends))
         require(not self.extends or long, f"{told} than warmup_steps={self.warmup_steps}")
         require(not self.extends or self.warmup_steps > 0, "Optim.extends warms up again; warmup_steps must be above 0")
-        require(0 <= self.lr_floor <= 1, f"Optim.lr_floor={self.lr_floor} must be between 0 and 1")
+        require(0 <= self.min_lr_ratio <= 1, f"Optim.min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
         require(self.weight_decay >= 0, f"Optim.weight_decay={self.weight_decay} must not be negative")
         told = f"Optim.betas={self.betas} must be at least 0 and below 1 each"
         require(all(0 <= beta < 1 for beta in self.betas), told)
@@ -119,13 +138,13 @@ class Eval(Checked):
     texts: tuple[Text, ...] = ()  # where the text of a split lies; empty: where the sources of training have it
     every_steps: int = 0  # zero-shot scores during training; 0: never
     samples: int = 256  # of the validation shards, for those scores
-    batch: int = 64
+    batch_size: int = 64
     templates: tuple[str, ...] = ("{}",)
     max_tokens: int = 0  # where a text that is written stops at the latest; 0: after twice the longest of the split
     bootstrap: int = 1_000
 
     def __post_init__(self) -> None:
-        positive(self, "samples", "batch", "bootstrap")
+        positive(self, "samples", "batch_size", "bootstrap")
         require(self.max_tokens >= 0, f"Eval.max_tokens={self.max_tokens} must not be negative; 0: what the texts need")
         require(self.every_steps >= 0, f"Eval.every_steps={self.every_steps} must not be negative; 0: never")
         require(bool(self.templates), 'Eval.templates is empty; "{}" is the name of the class alone')
@@ -139,9 +158,9 @@ class Run(Checked):
     seed: int = 0
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
-    contrast: tuple[Contrast, ...] = ()
-    write: tuple[Write, ...] = ()
-    reconstruct: tuple[Reconstruct, ...] = ()
+    contrastive: tuple[Contrastive, ...] = ()
+    generative: tuple[Generative, ...] = ()
+    reconstruction: tuple[Reconstruction, ...] = ()
     passes: Literal["one", "two"] = "one"  # "two": embed in a pass of its own (experiments/001-one-pass)
     optim: Optim = field(default_factory=Optim)
     eval: Eval = field(default_factory=Eval)
@@ -165,7 +184,7 @@ class Run(Checked):
         )
         plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
-        names = [item.name for item in (*self.contrast, *self.write, *self.reconstruct)]
+        names = [item.name for item in (*self.contrastive, *self.generative, *self.reconstruction)]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
-from mmfm.config.encoders import Pixels, Sound, Words
+from mmfm.config.encoders import AudioPreprocess, ImagePreprocess, TokenizerSpec
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 
@@ -15,7 +15,9 @@ class Vit(Checked):
 
     height_px: int = 224
     width_px: int = 224
-    fit: Literal["stretch", "crop", "shortest"] = "stretch"  # "crop": the middle, as much as has the right shape;
+    resize_mode: Literal["stretch", "crop", "shortest"] = (
+        "stretch"  # "crop": the middle, as much as has the right shape;
+    )
     # "shortest": the same as other libraries do it, resized before it is cut
     patch_px: int = 16
     channels: int = 3
@@ -31,7 +33,7 @@ class Vit(Checked):
     norm_pre: bool = False  # a norm before the first block (CLIP)
     norm_post: bool = True  # a norm after the last
     layer_scale: float = 0.0  # where the factors of a block's branches start (arXiv 2103.17239); 0: none
-    central: float = 1.0  # only this fraction of the sides is kept, their middle
+    crop_pct: float = 1.0  # only this fraction of the sides is kept, their middle
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     resizer: Literal["torch", "pillow"] = "torch"  # of a picture that is decoded exactly; torch's is faster
     odd: Literal["even", "down"] = (
@@ -54,14 +56,14 @@ class Vit(Checked):
         assert self.pixels  # it checks the fields that it is given
 
     @property
-    def pixels(self) -> Pixels:
+    def pixels(self) -> ImagePreprocess:
         """What it expects of a picture."""
-        return Pixels(
+        return ImagePreprocess(
             height_px=self.height_px,
             width_px=self.width_px,
             channels=self.channels,
-            fit=self.fit,
-            central=self.central,
+            resize_mode=self.resize_mode,
+            crop_pct=self.crop_pct,
             interpolation=self.interpolation,
             resizer=self.resizer,
             odd=self.odd,
@@ -143,9 +145,9 @@ class Conformer(Checked):
         )
 
     @property
-    def sound(self) -> Sound:
+    def sound(self) -> AudioPreprocess:
         """What it expects of a sound."""
-        return Sound(rate_hz=self.mel.rate_hz)
+        return AudioPreprocess(rate_hz=self.mel.rate_hz)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,7 @@ class TextTower(Checked):
     context: int = 0  # learned positions for so many tokens; 0: rotary ones, for any length
     causal: bool = False  # a token sees those before it only
     vocabulary: int = 0  # ids that it knows, where it has a tokenizer of its own; 0: those of Model.tokenizer
-    words: Words | None = None  # that tokenizer's contract; None: the model's tokenizer
+    words: TokenizerSpec | None = None  # that tokenizer's contract; None: the model's tokenizer
     weights: str = ""  # as for Vit
 
     def __post_init__(self) -> None:
@@ -183,24 +185,27 @@ class Trunk(Checked):
     hidden: int = 0  # inside the MLPs; 0: mlp_ratio times the width
     activation: Activation = "silu"  # of the MLPs' gates
     eps: float = 1e-6  # of the norms
-    rope_base: float = 10_000.0  # of the rotary positions
-    rope_stretch: tuple[float, ...] = ()  # Llama 3.1: factor, low, high, context (`layers.rotary`); empty: none
+    rope_theta: float = 10_000.0  # of the rotary positions
+    rope_scaling: tuple[float, ...] = ()  # Llama 3.1: factor, low, high, context (`layers.rotary`); empty: none
     qkv_bias: bool = False  # Qwen2
     out_bias: bool = False
     qk_norm: bool = False  # Qwen3
-    window: int = 0  # the longest sentence that it may read, where its source saw no further; 0: any
-    tied: bool = True  # the table of embeddings is the output's too
+    max_position_embeddings: int = 0  # the longest sentence that it may read, where its source saw no further; 0: any
+    tie_embeddings: bool = True  # the table of embeddings is the output's too
     weights: str = ""  # as for Vit; a causal language model, with its embeddings
 
     def __post_init__(self) -> None:
-        positive(self, "width", "heads", "kv_heads", "mlp_ratio", "eps", "rope_base")
+        positive(self, "width", "heads", "kv_heads", "mlp_ratio", "eps", "rope_theta")
         require(self.depth >= 0, f"Trunk.depth={self.depth} must not be negative; 0: a run that trains codecs alone")
-        require(min(self.head_dim, self.hidden, self.window) >= 0, "Trunk: head_dim, hidden, window are at least 0")
+        require(
+            min(self.head_dim, self.hidden, self.max_position_embeddings) >= 0,
+            "Trunk: head_dim, hidden, window are at least 0",
+        )
         require(
             self.head_dim > 0 or self.width % self.heads == 0,
             f"Trunk: width={self.width} is no multiple of heads={self.heads}; say head_dim",
         )
-        require(len(self.rope_stretch) in (0, 4), "Trunk.rope_stretch is factor, low, high, context, or empty")
+        require(len(self.rope_scaling) in (0, 4), "Trunk.rope_scaling is factor, low, high, context, or empty")
         head_dim = self.head_dim or self.width // self.heads
         require(head_dim % 2 == 0, f"Trunk: rotary positions need an even width per head, not {head_dim}")
         require(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmfm.config import Augment
 from mmfm.data.batch import Tokens, seeds_of
-from mmfm.runtime.randomness import GOLDEN, mix, uniform
+from mmfm.runtime.randomness import GOLDEN, hash_uniform, splitmix64
 
 # Uniform numbers per item. Of a picture: eight for the affine map, 48 for the mesh, four for what is done while it is
 # decoded (three for the crop, one for the mirror), the last four for the blanked rectangle.
@@ -41,7 +41,7 @@ def augment_images(
     """
     if pixels.dtype in HALF:  # places of pixels need more than eight bits
         return augment_images(pixels.float(), draws, how).to(pixels.dtype)
-    if any((how.rotate_deg, how.scale, how.shear, how.shift, how.elastic, how.contrast)):
+    if any((how.rotate_deg, how.scale, how.shear, how.translate, how.elastic, how.brightness)):
         pixels = _warp(pixels, draws, how)
     return _cut_out(pixels, draws[:, -4:], how.cutout) if how.cutout else pixels
 
@@ -55,14 +55,14 @@ def _warp(
     angle = _spread(u[:, 0], how.rotate_deg * torch.pi / 180)[:, None, None]
     x_scale, y_scale = (_factor(u[:, i], how.scale)[:, None, None] for i in (1, 2))
     slant = _spread(u[:, 3], how.shear)[:, None, None]
-    x_shift, y_shift = (_spread(u[:, i], how.shift * side)[:, None, None] for i in (4, 5))
+    x_shift, y_shift = (_spread(u[:, i], how.translate * side)[:, None, None] for i in (4, 5))
     across = (angle.cos() * x - angle.sin() * y + slant * y) * x_scale + x_shift
     down = (angle.sin() * x + angle.cos() * y) * y_scale + y_shift
     points = _spread(u[:, 8 : 8 + 2 * MESH[0] * MESH[1]], how.elastic * side).view(len(u), 2, *MESH)
     mesh = F.interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
     grid = torch.stack([(across + mesh[:, 0]) * 2 / width, (down + mesh[:, 1]) * 2 / height], dim=-1)
     warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    gain = _factor(u[:, 6], how.contrast)[:, None, None, None]
+    gain = _factor(u[:, 6], how.brightness)[:, None, None, None]
     return (((warped + 1) * gain) - 1).clamp(-1, 1)
 
 
@@ -81,7 +81,9 @@ def hide_tokens(
 ) -> Int[Tensor, "n time"]:
     """Each token is masked with this chance, by a hash of the item's draws and its place; another for each `salt`."""
     place = torch.arange(ids.shape[1], device=ids.device)
-    return ids.masked_fill(uniform(mix(seeds_of(draws))[:, None] + place * GOLDEN, HIDDEN + salt) < chance, mask)
+    return ids.masked_fill(
+        hash_uniform(splitmix64(seeds_of(draws))[:, None] + place * GOLDEN, HIDDEN + salt) < chance, mask
+    )
 
 
 def _axis(size: int, like: Tensor) -> Tensor:
@@ -94,24 +96,24 @@ def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) ->
 
     Masks as in SpecAugment (arXiv 1904.08779); a masked cell is the clip's mean.
     """
-    if not any((how.speed, how.formant, how.mask_frames, how.mask_bins, how.noise)):
+    if not any((how.speed, how.vtlp, how.time_mask, how.freq_mask, how.noise)):
         return frames
     if frames.x.dtype in HALF:
         found = augment_frames(Tokens(frames.x.float(), frames.keep), draws, how)
         return Tokens(found.x.to(frames.x.dtype), found.keep)
     u = draws.to(frames.x.dtype)
-    x, keep = _stretch(frames, _factor(u[:, 0], how.speed), _factor(u[:, 1], how.formant))
+    x, keep = _stretch(frames, _factor(u[:, 0], how.speed), _factor(u[:, 1], how.vtlp))
     time, bins = torch.arange(x.shape[1], device=x.device), torch.arange(x.shape[2], device=x.device)
     lengths = keep.sum(1)
     hidden = (
-        _run(u[:, 2], u[:, 3], float(how.mask_frames), lengths, time)[:, :, None]
-        | _run(u[:, 4], u[:, 5], float(how.mask_bins), torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
+        _run(u[:, 2], u[:, 3], float(how.time_mask), lengths, time)[:, :, None]
+        | _run(u[:, 4], u[:, 5], float(how.freq_mask), torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
     )
     x = x.masked_fill(hidden, 0.0)
     # Noise of its own for each cell would need as many draws: a hash of the clip's draws and the cell's place.
     if how.noise:
-        places = mix(mix(seeds_of(draws))[:, None] + time * GOLDEN)[:, :, None] + bins * GOLDEN
-        x = x + how.noise * _spread(uniform(places, NOISE).to(x.dtype), 3**0.5)
+        places = splitmix64(splitmix64(seeds_of(draws))[:, None] + time * GOLDEN)[:, :, None] + bins * GOLDEN
+        x = x + how.noise * _spread(hash_uniform(places, NOISE).to(x.dtype), 3**0.5)
     return Tokens(x * keep.unsqueeze(-1), keep)
 
 

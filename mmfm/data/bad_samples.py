@@ -30,16 +30,16 @@ class Bad(NamedTuple):
     position: int
 
 
-class Health:
+class BadSampleCounter:
     """Counts of what was read and what was bad. `labels` name the sources.
 
-    `most_bad` is a fraction of a source's last reads: of those of the last STEPS steps that read it, or of WINDOW where
-    that is more. A run that has read fewer may have as many bad as if it had read WINDOW: a few bad ones at its start
-    say little of the rest.
+    `max_bad_fraction` is a fraction of a source's last reads: of those of the last STEPS steps that read it, or of
+    WINDOW where that is more. A run that has read fewer may have as many bad as if it had read WINDOW: a few bad
+    ones at its start say little of the rest.
     """
 
-    def __init__(self, labels: Sequence[str], most_bad: float) -> None:
-        self.labels, self.most_bad = tuple(labels), most_bad
+    def __init__(self, labels: Sequence[str], max_bad_fraction: float) -> None:
+        self.labels, self.max_bad_fraction = tuple(labels), max_bad_fraction
         self.reads = [0] * len(self.labels)
         self.bad: Counter[tuple[int, str]] = Counter()  # (source, code), over all ranks, since the run began
         self.truncated = [0] * len(self.labels)  # samples of each source with a text that was cut; these are not bad
@@ -53,7 +53,7 @@ class Health:
         codes = [self.bad[source, code] for source in range(len(self.labels)) for code in NAMES]
         return [*self.reads, *codes]
 
-    def note(self, reads: Sequence[int], bad: Sequence[Bad], truncated: Sequence[int] = ()) -> None:
+    def record(self, reads: Sequence[int], bad: Sequence[Bad], truncated: Sequence[int] = ()) -> None:
         """What this rank met in one batch: reads of each source, the bad ones among them, and the truncated ones."""
         for source, count in enumerate(truncated):
             self._new[source - len(self.labels)] += count
@@ -64,7 +64,7 @@ class Health:
             self._lines.append(json.dumps({**item._asdict(), "source": self.labels[item.source]}))
         self._seen = [*self._seen, *bad][-SHOWN:]
 
-    def take(self) -> list[int]:
+    def drain(self) -> list[int]:
         """This rank's counts since the last call, as whole numbers to be added up over ranks."""
         new, self._new = self._new, [0] * len(self._new)
         return new
@@ -82,7 +82,7 @@ class Health:
             self._remember(source, totals[source], sum(found.values()))
         for source in sources:
             reads, bad = self._of_late[source].tolist()
-            if bad > self.most_bad * max(reads, WINDOW):
+            if bad > self.max_bad_fraction * max(reads, WINDOW):
                 raise UserError(self._over(source))
 
     def _remember(self, source: int, reads: int, bad: int) -> None:
@@ -100,8 +100,8 @@ class Health:
         told = f"{bad} of the last {reads} samples of {self.labels[source]!r}"
         seen = f" such as {where};" if where else ""
         return (
-            f"{told} cannot be used ({codes}), over data.most_bad={self.most_bad:g} of {max(reads, WINDOW)};{seen} "
-            "skipped.jsonl in the run's folder lists them: mend the shards, or allow more"
+            f"{told} cannot be used ({codes}), over data.max_bad_fraction={self.max_bad_fraction:g} of "
+            f"{max(reads, WINDOW)};{seen} skipped.jsonl in the run's folder lists them: mend the shards, or allow more"
         )
 
     def skipped(self) -> list[str]:

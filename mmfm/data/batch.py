@@ -97,11 +97,11 @@ class Batch:
 
     size: int
     items: Mapping[str, Items]
-    same: Int[Tensor, " size"]
+    positive_ids: Int[Tensor, " size"]
     keys: tuple[str, ...] = field(default=())
     texts: tuple[str | None, ...] = field(default=())
     truncated: tuple[int, ...] = field(default=())
 
     def to(self, device: torch.device) -> "Batch":
         items = {name: item.to(device) for name, item in self.items.items()}
-        return replace(self, items=items, same=self.same.to(device))
+        return replace(self, items=items, same=self.positive_ids.to(device))

@@ -20,7 +20,7 @@ from mmfm.data.index import CODES
 from mmfm.data.remote_servers import Absent
 from mmfm.data.sample import Sample
 from mmfm.data.urls import beside, folder_of
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.preprocessing import BadSample
 
 MANIFEST, FORMAT = "codes.json", 1
@@ -38,7 +38,7 @@ def packed(ids: Int[Tensor, " t"]) -> bytes:
     return file.getvalue()
 
 
-def stored_codes(sample: Sample, modality: str, form: Form) -> Int[Tensor, " t"] | None:
+def stored_codes(sample: Sample, modality: str, form: CodeFormat) -> Int[Tensor, " t"] | None:
     """The sample's codes for this modality, checked against the codec's form; None where none are stored."""
     data = sample.parts.get(CODES[modality])
     if data is None:
@@ -55,7 +55,7 @@ def stored_codes(sample: Sample, modality: str, form: Form) -> Int[Tensor, " t"]
     wrong = np.flatnonzero((values < (ends - form.sizes)[book]) | (values >= ends[book]))
     if len(wrong):
         at = int(wrong[0])
-        span = form.span(at)
+        span = form.candidates(at)
         told = f"has {values[at]} at place {at}, outside {span.start}..{span.stop - 1}"
         raise BadSample("codes_outside", f"{where} {told}; {AGAIN}")
     return torch.from_numpy(values.astype(np.int64))
@@ -80,7 +80,7 @@ def _row(data: bytes, where: str) -> np.ndarray:
 def codecs_said(folder: str, text: Callable[[str], str] | None = None) -> dict[str, str]:
     """Modality -> fingerprint, by the manifest of a folder or URL; empty where there is none.
 
-    text: reads a URL, such as `Store.text`.
+    text: reads a URL, such as `ShardStore.text`.
     """
     found = _manifest(folder, text)
     if found is None:

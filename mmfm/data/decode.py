@@ -19,7 +19,7 @@ from mmfm.data.codes import stored_codes
 from mmfm.data.documents import Example, joined, own_draws, steps_of
 from mmfm.data.index import MODALITY, numbered
 from mmfm.data.sample import Sample, text_of
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import picture
@@ -52,7 +52,7 @@ def decode_of(data: config.Data) -> Decode:
         crop_seconds=data.crop_seconds,
         exact=data.exact_decode,
         crop=data.augment.crop,
-        mirror=data.augment.mirror,
+        mirror=data.augment.horizontal_flip,
     )
 
 
@@ -97,13 +97,13 @@ def _step(
 def _codes(sample: Sample, model: config.Model, name: str) -> Int[Tensor, " t"]:
     """Those that `mmfm data encode` has stored."""
     codec = model.codecs[name]
-    found = stored_codes(sample, name, Form(codec.sizes, codec.length))
+    found = stored_codes(sample, name, CodeFormat(codec.sizes, codec.length))
     if found is None:
         raise BadSample("codes_missing", f"{sample.where} has no stored codes of its {name}; encode the shards again")
     return found
 
 
-def contracts_of(model: config.Model, name: str) -> list[config.Pixels | config.Sound]:
+def contracts_of(model: config.Model, name: str) -> list[config.ImagePreprocess | config.AudioPreprocess]:
     """What the tower expects of a picture or sound, and then the codec, where it expects something else."""
     tower, codec = getattr(model, name), model.codecs.get(name)
     field = {"image": "pixels", "audio": "sound"}[name]
@@ -111,18 +111,23 @@ def contracts_of(model: config.Model, name: str) -> list[config.Pixels | config.
     return asked[:1] if len(asked) == 2 and _alike(*asked) else asked
 
 
-def _alike(tower: config.Pixels | config.Sound, codec: config.Pixels | config.Sound) -> bool:
+def _alike(
+    tower: config.ImagePreprocess | config.AudioPreprocess, codec: config.ImagePreprocess | config.AudioPreprocess
+) -> bool:
     """Whether one decoding serves both; how a tower normalises is its own matter."""
-    if isinstance(tower, config.Pixels) and isinstance(codec, config.Pixels):
+    if isinstance(tower, config.ImagePreprocess) and isinstance(codec, config.ImagePreprocess):
         return shape_of(tower) == shape_of(codec)
-    assert isinstance(tower, config.Sound) and isinstance(codec, config.Sound)
+    assert isinstance(tower, config.AudioPreprocess) and isinstance(codec, config.AudioPreprocess)
     return tower.rate_hz == codec.rate_hz
 
 
 def _decoded(
-    data: bytes, how: config.Pixels | config.Sound, decode: Decode, draws: Float[np.ndarray, " k"] | None
+    data: bytes,
+    how: config.ImagePreprocess | config.AudioPreprocess,
+    decode: Decode,
+    draws: Float[np.ndarray, " k"] | None,
 ) -> Tensor:
-    if isinstance(how, config.Pixels):
+    if isinstance(how, config.ImagePreprocess):
         return _picture(data, how, decode, draws)
     return decode_audio(
         data,
@@ -134,13 +139,13 @@ def _decoded(
 
 
 def _picture(
-    data: bytes, how: config.Pixels, decode: Decode, draws: Float[np.ndarray, " k"] | None
+    data: bytes, how: config.ImagePreprocess, decode: Decode, draws: Float[np.ndarray, " k"] | None
 ) -> UInt8[Tensor, "channels height width"]:
     crop = {} if draws is None else {"draws": draws[:DRAWS], "crop": decode.crop, "mirror": decode.mirror}
     return picture(data, **shape_of(how), exact=decode.exact, **crop)
 
 
-def shape_of(how: config.Pixels) -> dict[str, Any]:
+def shape_of(how: config.ImagePreprocess) -> dict[str, Any]:
     """What `picture` is told of a tower's contract; its mean and deviation are the tower's own matter."""
     return {name: value for name, value in vars(how).items() if name not in ("mean", "std")}
 
@@ -179,7 +184,7 @@ def collate(
     texts = tuple(example.text for example in examples)
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
     known = {"keys": tuple(e.key for e in examples), "texts": texts, "truncated": tuple(sorted(truncated))}
-    return Batch(size=len(examples), items=items, same=same, **known)
+    return Batch(size=len(examples), items=items, positive_ids=same, **known)
 
 
 def require_short(example: Example, tokenizer: Tokenizer, where: str) -> None:

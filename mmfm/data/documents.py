@@ -15,7 +15,7 @@ from mmfm.config import MODALITIES
 from mmfm.data.batch import Items
 from mmfm.data.index import modality_of, numbered
 from mmfm.data.sample import Sample
-from mmfm.runtime.randomness import mix, uniform
+from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 EARLIER = 5  # what an item's draws decide: those of the items before it
 
@@ -96,5 +96,5 @@ def own_draws(items: Items) -> Float[Tensor, "n k"] | None:
         return None
     places = torch.arange(len(items.rows))
     after = torch.searchsorted(items.rows, items.rows, right=True) - 1 - places
-    fresh = uniform(mix(seeds + after)[:, None] + torch.arange(items.draws.shape[1]), EARLIER)
+    fresh = hash_uniform(splitmix64(seeds + after)[:, None] + torch.arange(items.draws.shape[1]), EARLIER)
     return torch.where(after[:, None] > 0, fresh, items.draws)

@@ -2,7 +2,7 @@
 
 By WebDataset's rule a key ends at the first dot. Parts of a document are counted ("k.2.png"); other people's fields
 have names ("k.input.jpg"): one of them is the sample's picture, sound or text where nothing else is. Where there are
-several, none is guessed: `How` says which, and an index keeps it. Standard library only.
+several, none is guessed: `EvalConfig` says which, and an index keeps it. Standard library only.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ class How:
 
 
 def how_of(tree: Mapping[str, Any]) -> How:
-    """Of an index's JSON. Raises TypeError, KeyError or ValueError for what `How.tree` did not write."""
+    """Of an index's JSON. Raises TypeError, KeyError or ValueError for what `EvalConfig.tree` did not write."""
     given = tree.get("read")
     if given is None:
         return How()

@@ -36,7 +36,7 @@ class FetchError(OSError):
     """The network, the server or this disk failed, and went on failing. One line; the samples are not at fault."""
 
 
-def expand_remote(spec: str, store: "Store") -> list[Entry]:
+def expand_remote(spec: str, store: "ShardCache") -> list[Entry]:
     """The shards that URLs name, joined by commas: folders, tars and patterns of tars, all in their folders' lists.
 
     Raises UserError for a scheme that is refused, a folder without a list, a shard that is not in it or is named twice.
@@ -55,7 +55,7 @@ def expand_remote(spec: str, store: "Store") -> list[Entry]:
     return list(found.values())
 
 
-def _list(folder: str, store: "Store") -> dict[str, Entry]:
+def _list(folder: str, store: "ShardCache") -> dict[str, Entry]:
     """Name -> entry, of the list in a folder."""
     url = beside(folder, index.LIST)
     try:
@@ -68,14 +68,14 @@ def _list(folder: str, store: "Store") -> dict[str, Entry]:
     return {name: replace(entry, place=beside(folder, name)) for name, entry in entries.items()}
 
 
-class Store:
+class ShardCache:
     """Whole shards of other machines, in a folder of this one that never holds more than `limit_gb`.
 
     A file that was opened stays readable, and keeps its room, when it is removed for others: who reads closes it soon.
     `open` opens it before it can be removed.
     """
 
-    def __init__(self, settings: config.Store, *, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, settings: config.RemoteCache, *, sleep: Callable[[float], object] = time.sleep) -> None:
         self.settings = settings
         self.folder = Path(settings.folder).expanduser()
         self.limit = round(settings.limit_gb * GIGABYTE)
@@ -127,7 +127,7 @@ class Store:
         except UnicodeDecodeError as why:
             raise UserError(f"{shown(url)} is not UTF-8 at byte {why.start}; check that it is the right file") from None
 
-    def ahead(self, wanted: Sequence[Entry]) -> None:
+    def prefetch(self, wanted: Sequence[Entry]) -> None:
         """Fetch these next, in this order, in the background, instead of what was wished before; as many as have room.
 
         What fails there is left alone: `local` tries it again, and says what is wrong.
@@ -169,7 +169,7 @@ class Store:
                 part.restart()
             part.version = answer.version
             if part.size != whole:
-                self._make_room(url, stem, whole, part)
+                self._evict(url, stem, whole, part)
             while part.at < whole:
                 chunk = answer.read(min(CHUNK, whole - part.at))
                 if not chunk:
@@ -198,10 +198,12 @@ class Store:
 
     def _check_limit(self, url: str, size: int) -> None:
         if size > self.limit:
-            told = f"{shown(url)} has {size / GIGABYTE:.3g} GB, over data.store.limit_gb={self.settings.limit_gb}"
+            told = (
+                f"{shown(url)} has {size / GIGABYTE:.3g} GB, over data.remote_cache.limit_gb={self.settings.limit_gb}"
+            )
             raise UserError(f"{told}; raise the limit, or write smaller shards")
 
-    def _make_room(self, url: str, stem: str, size: int, part: "_Part") -> None:
+    def _evict(self, url: str, stem: str, size: int, part: "_Part") -> None:
         """Remove what was used least recently, then take `size` bytes, so that other processes count them too."""
         self._check_limit(url, size)
         while True:
@@ -243,7 +245,7 @@ class Store:
         except FetchError:
             raise
         except OSError as why:
-            remedy = "make room, or set data.store.folder or a smaller data.store.limit_gb"
+            remedy = "make room, or set data.remote_cache.folder or a smaller data.remote_cache.limit_gb"
             raise FetchError(
                 f"{self.folder} cannot be written ({why.strerror or type(why).__name__}); {remedy}"
             ) from None

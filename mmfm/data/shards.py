@@ -35,12 +35,12 @@ Read = Callable[[int, int], bytes]  # of (count, offset)
 
 
 @runtime_checkable
-class Store(Protocol):
+class ShardStore(Protocol):
     """Where shards with a URL are fetched to; mmfm.data.remote_cache has one."""
 
     def open(self, url: str, *, size: int | None = None, crc32: int | None = None) -> int: ...
     def text(self, url: str, limit_bytes: int = ...) -> str: ...
-    def ahead(self, wanted: Sequence[Entry]) -> None: ...
+    def prefetch(self, wanted: Sequence[Entry]) -> None: ...
 
 
 class Shards:
@@ -49,7 +49,7 @@ class Shards:
     Raises UserError unless all tars are whole: by their index, or by a scan of those that have none.
     """
 
-    def __init__(self, shards: Iterable[Path | Entry], store: Store | None = None) -> None:
+    def __init__(self, shards: Iterable[Path | Entry], store: ShardStore | None = None) -> None:
         self._store = store
         self._scanned: dict[int, Index] = {}  # of tars without an index on disk: these stay
         self._live: dict[int, Index] = {}
@@ -238,12 +238,12 @@ class Shards:
     def remote(self) -> bool:
         return self._store is not None
 
-    def ahead(self, soon: Sequence[int]) -> None:
+    def prefetch(self, soon: Sequence[int]) -> None:
         """Fetch these tars in the background, the first ones first."""
         if self._store is None or list(soon) == self._soon:
             return
         self._soon = list(soon)
-        self._store.ahead(
+        self._store.prefetch(
             [
                 Entry(
                     place=self.places[shard],
@@ -291,14 +291,14 @@ def _patiently(read: Any, what: str, wait: Any = time.sleep) -> Any:
         raise OSError(why.errno, told) from why
 
 
-def check_holds(source: Source, shards: Shards, most_bad: float) -> None:
-    """Raises UserError where a larger fraction than `most_bad` of the samples lacks what the source provides.
+def check_holds(source: Source, shards: Shards, max_bad_fraction: float) -> None:
+    """Raises UserError where a larger fraction than `max_bad_fraction` of the samples lacks what the source provides.
 
     Fewer are read as they come: each is replaced by another, counted and listed.
     """
-    for name in source.provides:
+    for name in source.modalities:
         lack = len(shards) - shards.held[name]
-        if lack > most_bad * len(shards) and not (name == "text" and source.texts):
+        if lack > max_bad_fraction * len(shards) and not (name == "text" and source.texts):
             first = next(sample for sample in range(len(shards)) if name not in shards.modalities(sample))
             told = f"{shards.where(first)} has no {name}, which its source provides; neither have {lack - 1} others"
             why = why_no_text(shards.read(first, ("json",))) if name == "text" else ""

@@ -24,13 +24,13 @@ from mmfm.compat.torch import stop_workers
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.augment import DRAWS
-from mmfm.data.bad_samples import Bad, Health
+from mmfm.data.bad_samples import Bad, BadSampleCounter
 from mmfm.data.batch import Batch
 from mmfm.data.codes import require_own
 from mmfm.data.decode import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example, require_short
 from mmfm.data.documents import joined
 from mmfm.data.index import CODES, MODALITY
-from mmfm.data.remote_cache import Store
+from mmfm.data.remote_cache import ShardCache
 from mmfm.data.sample import modalities, text_of, why_no_text
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
@@ -93,7 +93,7 @@ class Asks(NamedTuple):
 
 
 def asks_of(source: config.Source, codes: Sequence[str] = ()) -> Asks:
-    wanted = source.provides
+    wanted = source.modalities
     stored = {CODES[name] for name in codes}
     return Asks(
         names=frozenset(name for name, modality in MODALITY.items() if modality in wanted)
@@ -128,9 +128,9 @@ class Plan(Dataset):
 
     def positions(self, number: int) -> list[int]:
         """This rank's positions of a step: a contiguous part, or the one that it is dealt by length."""
-        batch = self.run.data.batch
+        batch = self.run.data.batch_size
         mine, first = batch // self.world, number * batch
-        if not self.run.data.balance or self.world == 1:
+        if not self.run.data.balance_by_length or self.world == 1:
             return list(range(first + self.rank * mine, first + (self.rank + 1) * mine))
         places = [self.order(position) for position in range(first, first + batch)]
         lengths = [self.sources[source].length(sample) for source, sample in places]
@@ -141,7 +141,7 @@ class Plan(Dataset):
         for source, shards in enumerate(self.sources):
             first = next((position for position in positions if self.order.place(position).source == source), None)
             if shards.remote and first is not None:
-                shards.ahead(self.order.shards_soon(first))
+                shards.prefetch(self.order.shards_soon(first))
 
     def _load(self, positions: Sequence[int]) -> Loaded:
         numbers = order.draws(self.run.seed, positions, OF_ITEMS + 2)
@@ -149,7 +149,7 @@ class Plan(Dataset):
         examples = [self._example(position, own, bad) for position, own in zip(positions, numbers, strict=True)]
         reads = [item.source for item in bad]
         for source in (self.order.place(position).source for position in positions):
-            reads += [source] * (1 + self.run.data.train[source].shots)
+            reads += [source] * (1 + self.run.data.train[source].num_shots)
         table = torch.from_numpy(numbers[:, :OF_ITEMS]).reshape(-1, len(MODALITIES), DRAWS)
         counts = tuple(reads.count(source) for source in range(len(self.sources)))
         batch = collate(examples, self.tokenizer, table)
@@ -162,7 +162,7 @@ class Plan(Dataset):
         source, sample = self.order(position)
         again = (self.order.redraw(position, attempt) for attempt in itertools.count())
         sample, example = self._usable(position, source, itertools.chain([sample], again), draws, bad)
-        shots = self.run.data.train[source].shots
+        shots = self.run.data.train[source].num_shots
         if not shots:
             return example
         others, before = (other for other in self.order.others(position, shots) if other != sample), []
@@ -192,23 +192,23 @@ class Plan(Dataset):
         example = self.cache.found.get((source, sample)) or self.cache.keep(
             (source, sample), self._read(source, sample, draws)
         )
-        if how.texts and "text" in how.provides and example.words is not None:
+        if how.texts and "text" in how.modalities and example.words is not None:
             example = replace(example, text=text_of(example.words, how.texts, float(draws[TEXT_DRAW])))
-        if "text" in how.provides and example.text is None:
+        if "text" in how.modalities and example.text is None:
             named = f" ({' or '.join(text.field for text in how.texts)})" if how.texts else ""
             told = f"{self.sources[source].where(sample)} has no text, which its source provides{named}"
             why = "" if how.texts or example.words is None else why_no_text(example.words)
             raise BadSample("missing_text", f"{told}{why}")
-        example = self._answered(how, example, float(draws[TEXT_DRAW])) if how.answers else example
+        example = self._answered(how, example, float(draws[TEXT_DRAW])) if how.targets else example
         require_short(example, self.tokenizer, self.sources[source].where(sample))
         return example
 
     def _answered(self, how: config.Source, example: Example, draw: float) -> Example:
         """The example with its answer behind its text."""
         assert example.words is not None
-        answer = text_of(example.words, how.answers, draw)
+        answer = text_of(example.words, how.targets, draw)
         if answer is None:
-            named = " or ".join(text.field for text in how.answers)
+            named = " or ".join(text.field for text in how.targets)
             told = f"{example.words.where} has no answer, which its source asks for ({named})"
             raise BadSample("missing_text", told)
         question = Example(key=example.key, text=example.text)
@@ -232,8 +232,8 @@ class Plan(Dataset):
 
 def stored(modality: str, fingerprint: str, data: config.Data, sources: Sequence[Shards]) -> bool:
     """Whether the shards that provide this modality hold its codes, which must be this codec's."""
-    held = [shards for source, shards in zip(data.train, sources, strict=True) if modality in source.provides]
-    text = Store(data.store).text if any(shards.remote for shards in held) else None
+    held = [shards for source, shards in zip(data.train, sources, strict=True) if modality in source.modalities]
+    text = ShardCache(data.remote_cache).text if any(shards.remote for shards in held) else None
     found = require_own((place for shards in held for place in shards.places), modality, fingerprint, text)
     told = f"stored {modality} codes are of whole items, and crop, mirror or crop_seconds take parts: set them to 0"
     require(not (found and decode_of(data).random), f"{told}, or use shards without codes")
@@ -243,9 +243,9 @@ def stored(modality: str, fingerprint: str, data: config.Data, sources: Sequence
 def require_room(data: config.Data, sources: Sequence[Shards], turns: order.Order) -> None:
     """Shards behind URLs: one block of each source must fit into the store at once, or each step would fetch anew."""
     needs = [turns.room(at, shards.sizes) for at, shards in enumerate(sources) if shards.remote]
-    limit, enough = data.store.limit_gb, f"{1.01 * sum(needs) / 1e9:.3g}"
-    told = f"data.store.limit_gb={limit:g} is less than the {sum(needs) / 1e9:.3g} GB of the shards that are shuffled"
-    remedy = f"set it to {enough} or more, or lower data.shuffle={data.shuffle}"
+    limit, enough = data.remote_cache.limit_gb, f"{1.01 * sum(needs) / 1e9:.3g}"
+    told = f"data.remote_cache.limit_gb={limit:g} is less than the {sum(needs) / 1e9:.3g} GB of shards shuffled"
+    remedy = f"set it to {enough} or more, or lower data.shuffle_buffer={data.shuffle_buffer}"
     require(sum(needs) <= limit * 1e9, f"{told} together, so that each would be fetched again and again; {remedy}")
 
 
@@ -270,27 +270,30 @@ class TrainStream:
         """codecs: by modality, the fingerprints of those whose codes are wanted; stored ones must be theirs."""
         data = run.data
         require(bool(data.train), "Data.train is empty; list at least one Source")
-        require(data.batch % world == 0, f"Data.batch={data.batch} is no multiple of the {world} ranks; change either")
+        require(
+            data.batch_size % world == 0,
+            f"Data.batch_size={data.batch_size} is no multiple of the {world} ranks; change either",
+        )
         require(
             not data.cache_mb or not decode_of(data).random,
             f"data.cache_mb={data.cache_mb} would keep the first crop of each sample; set it, or the crops, to 0",
         )
         sources = tuple(open_source(source, data) for source in data.train)
         for source, shards in zip(data.train, sources, strict=True):
-            told = f"Source.shots={source.shots} of {source.label!r} needs more samples than its {len(shards)}"
-            require(len(shards) > source.shots, f"{told}; lower it")
+            told = f"Source.num_shots={source.num_shots} of {source.label!r} needs more samples than its {len(shards)}"
+            require(len(shards) > source.num_shots, f"{told}; lower it")
         turns = order.Order(
             run.seed,
             [shards.counts() for shards in sources],
-            [source.share for source in data.train],
-            block=data.shuffle,
-            unit=data.batch if data.unit == "batch" else 1,
+            [source.weight for source in data.train],
+            block=data.shuffle_buffer,
+            unit=data.batch_size if data.mix_by == "batch" else 1,
         )
         require_room(data, sources, turns)
         parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": turns, "rank": rank, "world": world}
         codes = tuple(name for name, found in (codecs or {}).items() if stored(name, found, data, sources))
         self.plan = Plan(**parts, cache=Cache(data.cache_mb), codes=codes)
-        self.health = Health([source.label for source in data.train], data.most_bad)
+        self.health = BadSampleCounter([source.label for source in data.train], data.max_bad_fraction)
         self.consumed = start
         self.asked: Callable[[], bool] = lambda: False  # to end, whoever asks; heard while a batch is waited for
 
@@ -302,12 +305,12 @@ class TrainStream:
         while (loaded := _next(batches, self.asked)) is not None:
             if isinstance(loaded, Exception):
                 raise loaded
-            self.health.note(loaded.reads, loaded.bad, loaded.truncated)
+            self.health.record(loaded.reads, loaded.bad, loaded.truncated)
             self.consumed += 1
             yield loaded.batch
 
     def _loader(self, numbers: range) -> DataLoader:
-        workers = self.plan.run.data.workers
+        workers = self.plan.run.data.num_workers
         more: dict[str, Any] = {}
         if workers:
             more = {"prefetch_factor": PREFETCH, "worker_init_fn": loader_worker, "timeout": LOOK_S}
@@ -324,15 +327,15 @@ class TrainStream:
                 [shards.name(shard) for shard in range(len(shards.places))],
                 shards.sizes.tolist(),
                 shards.counts(),
-                source.share,
-                source.provides,
+                source.weight,
+                source.modalities,
                 [[text.field, text.weight] for text in source.texts],
-                *([["answers", *([text.field, text.weight] for text in source.answers)]] if source.answers else []),
-                *([["shots", source.shots]] if source.shots else []),
+                *([["targets", *([text.field, text.weight] for text in source.targets)]] if source.targets else []),
+                *([["num_shots", source.num_shots]] if source.num_shots else []),
             ]
             for shards, source in zip(self.plan.sources, data.train, strict=True)
         ]
-        tree = json.dumps([self.plan.run.seed, data.batch, data.unit, data.shuffle, sources])
+        tree = json.dumps([self.plan.run.seed, data.batch_size, data.mix_by, data.shuffle_buffer, sources])
         return hashlib.blake2b(tree.encode(), digest_size=16).hexdigest()
 
 

@@ -11,7 +11,7 @@ MARKS = ("pad", "hidden", "end", "begin text", "begin image", "begin audio")
 
 
 @dataclass(frozen=True)
-class Form:
+class CodeFormat:
     """How the local ids of a target follow each other: step t takes one of book t % len(sizes), and book k's ids come
     after those of the books before it. The end comes after whole turns, and where `length` is given just there.
 
@@ -22,7 +22,7 @@ class Form:
     length: int = 0
     empty: bool = False
 
-    def span(self, step: int) -> range:
+    def candidates(self, step: int) -> range:
         """The local ids that may stand at this step; none where only the end may."""
         if self.length and step >= self.length:
             return range(0)

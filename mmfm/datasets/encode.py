@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmfm.config import AudioCodec, ImageCodec, KnownCodec, Pixels, Sound, UserError, require
+from mmfm.config import AudioCodec, AudioPreprocess, ImageCodec, ImagePreprocess, KnownCodec, UserError, require
 from mmfm.data import index
 from mmfm.data.codes import FORMAT, MANIFEST, codecs_said, packed
 from mmfm.data.decode import Decode, shape_of
@@ -45,7 +45,7 @@ class Coder:
     """A codec, what it expects, and by what it is known."""
 
     codec: Codec
-    contract: Pixels | Sound
+    contract: ImagePreprocess | AudioPreprocess
     cfg: ImageCodec | AudioCodec | KnownCodec
 
     @property
@@ -81,7 +81,7 @@ def encode(
     Raises UserError where `out` holds anything else, or where nothing at all can be encoded.
     """
     require(bool(coders), "this run has no codec; give one whose Model has image_codec or audio_codec")
-    require(batch > 0, f"batch={batch} must be greater than 0")
+    require(batch > 0, f"batch_size={batch} must be greater than 0")
     require(not is_remote(shards), f"{shards} is a URL; copy it to a folder, encode that, and upload what is written")
     paths = [path for path in expand(shards) if len(Shards([path]))]  # of an empty tar there is nothing to write
     require(bool(paths), f"the tars of {shards} hold no sample; write or fetch them again, or name others")
@@ -106,13 +106,15 @@ def encode(
         raise UserError(f"{told}; put that right, and the same command goes on where it stopped") from why
 
 
-def decoded(sample: Sample, modality: str, contract: Pixels | Sound, decode: Decode) -> Tensor | None:
+def decoded(
+    sample: Sample, modality: str, contract: ImagePreprocess | AudioPreprocess, decode: Decode
+) -> Tensor | None:
     """The sample's picture or sound as a codec wants it, whole and not augmented; None where it has none."""
     data = next((data for name, data in sample.parts.items() if MODALITY.get(name) == modality), None)
     if data is None:
         return None
     try:
-        if isinstance(contract, Pixels):
+        if isinstance(contract, ImagePreprocess):
             return picture(data, **shape_of(contract), exact=decode.exact)
         return decode_audio(data, rate_hz=contract.rate_hz, max_seconds=decode.max_seconds)
     except BadSample as why:

@@ -10,7 +10,7 @@ from rich.console import Console
 from mmfm.config import Run, UserError, require
 from mmfm.doctor.findings import to_json
 from mmfm.doctor.page import render
-from mmfm.doctor.run import Extent, examine
+from mmfm.doctor.run import ScanOptions, examine
 from mmfm.doctor.terminal import show
 from mmfm.models.checkpoint import replace_file
 from mmfm.runtime.machine import cores
@@ -25,7 +25,7 @@ def doctor(run: Run, *, config: str, html: str, json: str, samples: int, quick: 
     told = Console(stderr=True)
     with told.status("") if told.is_terminal else nullcontext() as status:
         watch = _plain(told) if status is None else (lambda what: status.update(f"looking at {what}"))
-        found = examine(run, config, Extent(samples=samples, quick=quick, fetch=fetch), watch)
+        found = examine(run, config, ScanOptions(samples=samples, quick=quick, fetch=fetch), watch)
     if json == "-":
         print(to_json(found), end="")
     else:

@@ -21,7 +21,7 @@ from mmfm.data.index import MODALITY
 from mmfm.data.sample import Sample
 from mmfm.data.stream import Cache, Plan
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
-from mmfm.doctor.scan import Swept
+from mmfm.doctor.scan import ScanStats
 from mmfm.doctor.shard_integrity import TRAIN, Proven, Set, but_for
 from mmfm.evals.reading import Reader
 from mmfm.evals.split import spread
@@ -67,7 +67,7 @@ def _reader(one: Set, run: Run, shards: Proven, tokenizer: Tokenizer) -> Callabl
     if one.source is None:
         how = Reader(model=run.model, decode=decode_of(run.data), sources=run.data.train, texts=run.eval.texts)
         return lambda at: how.read(shards[at])
-    own = replace(run, data=replace(run.data, train=(one.source,), batch=one.source.share))
+    own = replace(run, data=replace(run.data, train=(one.source,), batch_size=one.source.weight))
     turns = order.Order(run.seed, [shards.counts()], [1], block=1)
     plan = Plan(run=own, tokenizer=tokenizer, sources=(shards,), order=turns, rank=0, world=1, cache=Cache(0))
     middle = np.full(OF_ITEMS + 2, 0.5, np.float32)
@@ -85,7 +85,7 @@ def _header(found: Decoded, sample: Sample) -> None:
         found.channels.append(seen.channels)
 
 
-def decoding(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Swept], run: Run) -> Section:
+def decoding(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[ScanStats], run: Run) -> Section:
     """What fails, and what all of that does to the run."""
     findings = [item for one in zip(sets, decoded, swept, strict=True) for item in _failures(*one)]
     total = sum(found.read for found in decoded)
@@ -107,7 +107,7 @@ def decoding(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Sw
     )
 
 
-def _failures(one: Set, found: Decoded, known: Swept) -> Iterator[Finding]:
+def _failures(one: Set, found: Decoded, known: ScanStats) -> Iterator[Finding]:
     """But for those that the sweep has counted in all samples, and told."""
     for code, count in found.bad.most_common():
         if known.doomed[code]:
@@ -123,7 +123,7 @@ class Lost(NamedTuple):
     least: float
 
 
-def lost(samples: int, found: Decoded, known: Swept) -> Lost:
+def lost(samples: int, found: Decoded, known: ScanStats) -> Lost:
     """What is known of all `samples`, and what else failed among those that were decoded, of which the rest is like."""
     rest = sum(count for code, count in found.bad.items() if not code.startswith(SWEPT) and not known.doomed[code])
     sure, share = known.lost / max(samples, 1), rest / max(found.read, 1)
@@ -140,20 +140,22 @@ def at_least(cases: int, of: int, z: float = 1.645) -> float:
     return (share + z**2 / (2 * of) - spread) / (1 + z**2 / of)
 
 
-def _loss(one: Set, found: Decoded, known: Swept, run: Run) -> Iterator[Finding]:
-    share, most = lost(len(one), found, known), run.data.most_bad
+def _loss(one: Set, found: Decoded, known: ScanStats, run: Run) -> Iterator[Finding]:
+    share, most = lost(len(one), found, known), run.data.max_bad_fraction
     if not share.about or one.split != TRAIN:
         return
     told = f"{one.label}: about {share.about:.2%} of {plural(len(one), 'sample')} would be replaced by others"
     count = round(share.about * len(one))
     if share.least > most:
-        told += f", over data.most_bad={most:.2%}: training would stop; mend the shards, or allow more"
+        told += f", over data.max_bad_fraction={most:.2%}: training would stop; mend the shards, or allow more"
         yield finding("ERROR", "too_many_lost", told, (), count)
     elif share.about > most:
-        told += f", perhaps over data.most_bad={most:.2%}, where training stops; decode more of them: --samples 0"
+        told += (
+            f", perhaps over data.max_bad_fraction={most:.2%}, where training stops; decode more of them: --samples 0"
+        )
         yield finding("WARNING", "perhaps_too_many_lost", told, (), count)
     else:
-        yield finding("NOTE", "some_lost", f"{told}; data.most_bad={most:.2%} allows it", (), count)
+        yield finding("NOTE", "some_lost", f"{told}; data.max_bad_fraction={most:.2%} allows it", (), count)
 
 
 def _rates(sets: Sequence[Set], decoded: Sequence[Decoded], run: Run) -> Iterator[Finding]:
@@ -169,7 +171,7 @@ def _rates(sets: Sequence[Set], decoded: Sequence[Decoded], run: Run) -> Iterato
             yield finding("NOTE", "low_rate", told, (), low)
 
 
-def _table(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[Swept]) -> Table:
+def _table(sets: Sequence[Set], decoded: Sequence[Decoded], swept: Sequence[ScanStats]) -> Table:
     rows = [
         (
             one.label,

@@ -19,7 +19,7 @@ from mmfm.config import MODALITIES
 from mmfm.data.decode import text_hash
 from mmfm.data.index import EXTENSIONS, MODALITY, modality_of, numbered
 from mmfm.doctor.findings import Finding, finding, plural
-from mmfm.doctor.scan import Swept
+from mmfm.doctor.scan import ScanStats
 from mmfm.doctor.shard_integrity import TRAIN, Proven, Set, index_of
 
 MOST_CASES = 50  # of a kind, whose names are kept
@@ -150,7 +150,7 @@ def _tell(
     return finding("WARNING", f"shared_{kind}", f"{told}: their scores are not independent", cases, count)
 
 
-def captions(sets: Sequence[Set], swept: Sequence[Swept]) -> list[Finding]:
+def captions(sets: Sequence[Set], swept: Sequence[ScanStats]) -> list[Finding]:
     """How many different texts of a split training has too: as they are, and but for case, accents' form and marks."""
     train = _texts(sets, swept, TRAIN)
     plain_train = {plain_hash(text) for text in _spelled(sets, swept, TRAIN)}
@@ -174,7 +174,7 @@ def captions(sets: Sequence[Set], swept: Sequence[Swept]) -> list[Finding]:
     return findings
 
 
-def text_leaks(sets: Sequence[Set], swept: Sequence[Swept]) -> list[Finding]:
+def text_leaks(sets: Sequence[Set], swept: Sequence[ScanStats]) -> list[Finding]:
     """Texts alone in a sample, as of a language model's shards: there the text is all that could leak."""
     only = [i for i, one in enumerate(sets) if not any(swept[i].have[name] for name in MODALITIES if name != "text")]
     train = {mark for i in only if sets[i].split == TRAIN for mark in swept[i].hashes}
@@ -188,7 +188,7 @@ def text_leaks(sets: Sequence[Set], swept: Sequence[Swept]) -> list[Finding]:
     return findings
 
 
-def _texts(sets: Sequence[Set], swept: Sequence[Swept], split: str) -> dict[int, str]:
+def _texts(sets: Sequence[Set], swept: Sequence[ScanStats], split: str) -> dict[int, str]:
     """Hash of each different text -> the first sample that has it."""
     found: dict[int, str] = {}
     for one, each in zip(sets, swept, strict=True):
@@ -197,7 +197,7 @@ def _texts(sets: Sequence[Set], swept: Sequence[Swept], split: str) -> dict[int,
     return found
 
 
-def _spelled(sets: Sequence[Set], swept: Sequence[Swept], split: str) -> set[str]:
+def _spelled(sets: Sequence[Set], swept: Sequence[ScanStats], split: str) -> set[str]:
     return {text for one, each in zip(sets, swept, strict=True) if one.split == split for text in each.texts}
 
 

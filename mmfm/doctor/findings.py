@@ -87,7 +87,7 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnosis:
+class Report:
     """All sections of one examination of the run `run`, described by the file `config`."""
 
     run: str
@@ -114,7 +114,7 @@ class Diagnosis:
         return f"{self.run} can be trained: nothing is wrong with what was looked at."
 
 
-def to_json(diagnosis: Diagnosis) -> str:
+def to_json(diagnosis: Report) -> str:
     """Strict JSON: every finding, table and bin, with the verdict and the exit status; but for pictures."""
     counts = {level: diagnosis.count(level) for level in LEVELS}
     told = {"format": FORMAT, "verdict": diagnosis.verdict, "status": diagnosis.status, "counts": counts}

@@ -37,7 +37,7 @@ def speed(found: Measured, run: Run, have: int) -> Section:
     rows = [
         ("one loader process", round(found.batch / pace.load_s), round(1e3 * pace.load_s, 1)),
         (f"the model, {plural(run.threads, 'thread')}", round(found.batch / pace.step_s), round(1e3 * pace.step_s, 1)),
-        (f"both, data.workers={pace.workers}", round(found.batch / pace.every_s), round(1e3 * pace.every_s, 1)),
+        (f"both, data.num_workers={pace.workers}", round(found.batch / pace.every_s), round(1e3 * pace.every_s, 1)),
     ]
     drawn = table(f"Batches of {found.batch}, on this machine", ("", "samples per s", "ms per batch"), rows)
     return Section(name="Speed", findings=tuple(_advice(found, run, have)), tables=(drawn,))
@@ -47,11 +47,13 @@ def _advice(found: Measured, run: Run, have: int) -> list[Finding]:
     findings, pace = list[Finding](), found.pace
     enough = plural(pace.needed, "loader process")
     if pace.waiting <= PATIENT:
-        told = f"data.workers={pace.workers} keeps up with the model, which needs {enough}"
+        told = f"data.num_workers={pace.workers} keeps up with the model, which needs {enough}"
         findings.append(finding("OK", "keeps_up", told))
     else:
-        told = f"the model waits for data {pace.waiting:.0%} of the time with data.workers={pace.workers}; {enough} "
-        told += f"would keep up: set data.workers={pace.needed}"
+        told = (
+            f"the model waits for data {pace.waiting:.0%} of the time with data.num_workers={pace.workers}; {enough} "
+        )
+        told += f"would keep up: set data.num_workers={pace.needed}"
         findings.append(finding("WARNING", "starved", told, (), pace.needed))
     if run.data.cache_mb:
         told = (
@@ -103,8 +105,8 @@ def spoken(seconds: float) -> str:
 
 def memory(found: Memory, run: Run, room: int, shared: int | None = None) -> Section:
     """Of one rank, in MB, against what this machine has free. `shared`: free bytes of shared memory, if it has any."""
-    waiting = f"{run.data.workers} x {PREFETCH} batches" if run.data.workers else "no batch waits"
-    cached = f", {max(run.data.workers, 1)} x {run.data.cache_mb} MB cached at most" if run.data.cache_mb else ""
+    waiting = f"{run.data.num_workers} x {PREFETCH} batches" if run.data.num_workers else "no batch waits"
+    cached = f", {max(run.data.num_workers, 1)} x {run.data.cache_mb} MB cached at most" if run.data.cache_mb else ""
     rows = [
         ("parameters", found.parameters, "counted"),
         ("gradients", found.gradients, "as many"),
@@ -120,15 +122,17 @@ def memory(found: Memory, run: Run, room: int, shared: int | None = None) -> Sec
     told = f"about {total / 1e9:.2f} GB for {plural(run.devices, 'rank')}; this machine has {room / 1e9:.2f} GB free"
     one = finding("OK", "memory", told)
     if total > room and run.accelerator != "gpu":
-        one = finding("WARNING", "memory_short", f"{told}: lower data.batch or data.cache_mb, or take another machine")
+        one = finding(
+            "WARNING", "memory_short", f"{told}: lower data.batch_size or data.cache_mb, or take another machine"
+        )
     findings = [one, *_in_flight(found, run, shared)]
     return Section(name="Memory", findings=tuple(findings), tables=(drawn,))
 
 
 def _in_flight(found: Memory, run: Run, shared: int | None) -> Iterator[Finding]:
     """Batches that loader processes have ready lie in shared memory, of which a container has 64 MB by default."""
-    wanted = run.devices * run.data.workers * PREFETCH * found.batch
+    wanted = run.devices * run.data.num_workers * PREFETCH * found.batch
     if shared is not None and wanted > shared:
         told = f"batches in flight take up to {wanted / MEGABYTE:.3g} MB of shared memory, and {machine.SHARED} has "
         told += f"{shared / MEGABYTE:.3g} MB free: the rest goes through pipes, slower; give the container more "
-        yield finding("NOTE", "shared_memory", told + "(--shm-size), or lower data.workers or data.batch")
+        yield finding("NOTE", "shared_memory", told + "(--shm-size), or lower data.num_workers or data.batch_size")

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmfm.doctor.findings import LEVELS, Diagnosis, Distribution, Finding, Row, Section, Table, plural
+from mmfm.doctor.findings import LEVELS, Distribution, Finding, Report, Row, Section, Table, plural
 from mmfm.report import report
 from mmfm.report.charts import at, round_figure
 from mmfm.report.markup import Html, join, tag
@@ -15,7 +15,7 @@ CLASS = {"OK": "ok", "NOTE": "note-level", "WARNING": "warning", "ERROR": "error
 HEIGHT_PX = 22
 
 
-def render(diagnosis: Diagnosis) -> Html:
+def render(diagnosis: Report) -> Html:
     """The page. Nothing in it may act, and its policy says so; only the style of this package applies."""
     style = Html("\n".join(path.read_text(encoding="utf-8") for path in CSS))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -35,7 +35,7 @@ def render(diagnosis: Diagnosis) -> Html:
     return join((Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"))
 
 
-def _header(diagnosis: Diagnosis) -> Html:
+def _header(diagnosis: Report) -> Html:
     counts = ", ".join(plural(diagnosis.count(level), level) for level in reversed(LEVELS[1:])).lower()
     links = (tag("li", tag("a", section.name, href=f"#{_anchor(section)}")) for section in diagnosis.sections)
     return tag(

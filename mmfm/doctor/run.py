@@ -5,15 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmfm.config import MODALITIES, Run, UserError
-from mmfm.data.remote_cache import Store
+from mmfm.data.remote_cache import ShardCache
 from mmfm.data.sources import open_source
 from mmfm.data.splits import reads_remote
 from mmfm.doctor.decode import decode, decoding
 from mmfm.doctor.duplicates import captions, exact, text_leaks
-from mmfm.doctor.findings import Diagnosis, Finding, Section, finding, plural
+from mmfm.doctor.findings import Finding, Report, Section, finding, plural
 from mmfm.doctor.near_duplicates import near
 from mmfm.doctor.pace import pace_and_memory
-from mmfm.doctor.scan import Swept, lengths, presence, sweep
+from mmfm.doctor.scan import ScanStats, lengths, presence, scan
 from mmfm.doctor.shard_integrity import Set, but_for, look, sets_of
 from mmfm.inference.bundle import check_start
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -23,23 +23,23 @@ from mmfm.training.preflight import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extent:
+class ScanOptions:
     """How much is looked at. `samples` of each set are decoded, 0: all. `quick`: no sums, duplicates, speed."""
 
     samples: int = 512
     quick: bool = False
-    fetch: bool = False  # shards behind URLs, into data.store, to look inside
+    fetch: bool = False  # shards behind URLs, into data.remote_cache, to look inside
 
 
-def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object] = lambda _: None) -> Diagnosis:
+def examine(run: Run, config: str, extent: ScanOptions, watch: Callable[[str], object] = lambda _: None) -> Report:
     """Looks at all that the run would read. `watch` is told what comes next. Raises nothing for what data can be."""
     begun = time.perf_counter()
     prepared, start = _start(run)
     run, tokenizer = (native_only(run), None) if prepared is None else (prepared.run, prepared.tokenizer)
     watch("shards")
-    sets, shards = look(sets_of(run), Store(run.data.store), sums=not extent.quick, fetch=extent.fetch)
+    sets, shards = look(sets_of(run), ShardCache(run.data.remote_cache), sums=not extent.quick, fetch=extent.fetch)
     watch("lengths")
-    swept = [sweep(one, run, tokenizer) for one in sets]
+    swept = [scan(one, run, tokenizer) for one in sets]
     sections = [start, shards, presence(sets, swept, run), lengths(sets, swept, run, tokenizer)]
     watch("decoding")
     sections.append(decoding(sets, [decode(one, run, extent.samples, tokenizer) for one in sets], swept, run))
@@ -52,7 +52,7 @@ def examine(run: Run, config: str, extent: Extent, watch: Callable[[str], object
         watch("speed")
         sections += _speed(run, tokenizer, start)
     took = round(time.perf_counter() - begun, 1)
-    return Diagnosis(run=run.name, config=config, seconds=took, sections=tuple(sections))
+    return Report(run=run.name, config=config, seconds=took, sections=tuple(sections))
 
 
 def _start(run: Run) -> tuple[Prepared | None, Section]:
@@ -64,14 +64,14 @@ def _start(run: Run) -> tuple[Prepared | None, Section]:
         if run.start:
             check_start(run)
         device_of_rank(run.accelerator)
-        told = f"mmfm train would begin: {run.optim.steps:,} steps of {plural(run.data.batch, 'sample')}"
+        told = f"mmfm train would begin: {run.optim.steps:,} steps of {plural(run.data.batch_size, 'sample')}"
         findings.append(finding("OK", "begins", told))
     except (UserError, OSError) as why:
         findings.append(finding("ERROR", "refused", f"mmfm train would refuse this run: {why}"))
     return prepared, Section(name="Start", findings=tuple(findings))
 
 
-def duplicates(sets: list[Set], swept: list[Swept]) -> Section:
+def duplicates(sets: list[Set], swept: list[ScanStats]) -> Section:
     """Exact and near."""
     findings = [item for kind in MODALITIES if kind != "text" for item in exact(sets, kind)] + near(sets)
     if any(map(len, sets)) and not any(item.level in ("WARNING", "ERROR") for item in findings):

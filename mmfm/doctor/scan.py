@@ -29,7 +29,7 @@ NOTED = 50  # cases of one kind whose names are kept
 
 
 @dataclass
-class Swept:
+class ScanStats:
     """What the samples of one set have. `doomed`: cases that training replaces, or a score leaves out, by code."""
 
     have: Counter[str] = field(default_factory=Counter)
@@ -51,15 +51,15 @@ class Swept:
             noted.append(case)
 
 
-def sweep(one: Set, run: Run, tokenizer: Tokenizer | None = None) -> Swept:
+def scan(one: Set, run: Run, tokenizer: Tokenizer | None = None) -> ScanStats:
     """All samples of the set. tokenizer: the run's, by which a text may be too long."""
-    found = Swept()
+    found = ScanStats()
     for number, tar in enumerate(one.tars):
         _sweep_tar(found, one, run, tar, number, tokenizer)
     return found
 
 
-def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int, tokenizer: Tokenizer | None) -> None:
+def _sweep_tar(found: ScanStats, one: Set, run: Run, tar: Tar, number: int, tokenizer: Tokenizer | None) -> None:
     lies = index_of(tar)
     _sizes(found, tar)
     for place, sample in read(tar, WORDS):
@@ -72,10 +72,10 @@ def _sweep_tar(found: Swept, one: Set, run: Run, tar: Tar, number: int, tokenize
                 _note_length(found, text, sample.where, tokenizer)
         except BadSample as why:
             kinds.add("text")
-            if one.source is None or "text" in one.source.provides:
+            if one.source is None or "text" in one.source.modalities:
                 found.doom(why.code, str(why))
         found.have.update(kinds)
-        for name in one.source.provides if one.source is not None else ():
+        for name in one.source.modalities if one.source is not None else ():
             if name not in kinds:
                 found.doom(f"missing_{name}", sample.where)
         clips = _seconds(tar, lies, place)
@@ -93,9 +93,9 @@ def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], turn: flo
         found = how.words(sample, media)
         return [text for text in (found.text, found.answer) if text is not None]
     text = text_of(sample, one.source.texts, turn)
-    answer = text_of(sample, one.source.answers, turn) if one.source.answers and text is not None else None
-    if one.source.answers and text is not None and answer is None:
-        fields = " or ".join(place.field for place in one.source.answers)
+    answer = text_of(sample, one.source.targets, turn) if one.source.targets and text is not None else None
+    if one.source.targets and text is not None and answer is None:
+        fields = " or ".join(place.field for place in one.source.targets)
         raise BadSample("missing_text", f"{sample.where} has no answer, which its source asks for ({fields})")
     return [told for told in (text, answer) if told is not None]
 
@@ -121,17 +121,17 @@ def _measured(file: BinaryIO, name: str, offset: int, size: int) -> Measure:
 
 
 def _hears(one: Set, run: Run) -> bool:
-    return run.model.audio is not None and (one.source is None or "audio" in one.source.provides)
+    return run.model.audio is not None and (one.source is None or "audio" in one.source.modalities)
 
 
-def _note_text(found: Swept, text: str, case: str) -> None:
+def _note_text(found: ScanStats, text: str, case: str) -> None:
     found.characters.append(len(text))
     found.hashes.setdefault(text_hash(text), case)
     if text in found.texts or len(found.texts) < MOST_TEXTS:
         found.texts[text] += 1
 
 
-def _note_length(found: Swept, text: str, case: str, tokenizer: Tokenizer | None) -> None:
+def _note_length(found: ScanStats, text: str, case: str, tokenizer: Tokenizer | None) -> None:
     """BadSample where training would leave out a text for its length."""
     told = tokenizer.excess(text) if tokenizer is not None else ""
     if not told or tokenizer is None:
@@ -143,7 +143,7 @@ def _note_length(found: Swept, text: str, case: str, tokenizer: Tokenizer | None
         noted.append(f"{case}: {told}")
 
 
-def _sizes(found: Swept, tar: Tar) -> None:
+def _sizes(found: ScanStats, tar: Tar) -> None:
     """Width and height of every picture whose header says it."""
     lies = index_of(tar)
     names = [name for name in lies.size if modality_of(name) == "image"]
@@ -159,7 +159,7 @@ def _sizes(found: Swept, tar: Tar) -> None:
                     found.heights.append(seen.height)
 
 
-def presence(sets: Sequence[Set], swept: Sequence[Swept], run: Run) -> Section:
+def presence(sets: Sequence[Set], swept: Sequence[ScanStats], run: Run) -> Section:
     """What each set has, against what its source provides."""
     findings = [item for one, found in zip(sets, swept, strict=True) for item in _lacks(one, found, run)]
     if any(map(len, sets)) and not any(item.level in ("WARNING", "ERROR") for item in findings):
@@ -168,25 +168,25 @@ def presence(sets: Sequence[Set], swept: Sequence[Swept], run: Run) -> Section:
         (one.label, len(one), *(found.have[name] for name in MODALITIES), _provides(one))
         for one, found in zip(sets, swept, strict=True)
     ]
-    head = ("set", "samples", *(f"with {name}" for name in MODALITIES), "provides")
+    head = ("set", "samples", *(f"with {name}" for name in MODALITIES), "modalities")
     return Section(name="Modalities", findings=tuple(findings), tables=(table("", head, rows),))
 
 
 def _provides(one: Set) -> str:
-    return ", ".join(one.source.provides) if one.source is not None else "–"
+    return ", ".join(one.source.modalities) if one.source is not None else "–"
 
 
-def _lacks(one: Set, found: Swept, run: Run) -> list[Finding]:
+def _lacks(one: Set, found: ScanStats, run: Run) -> list[Finding]:
     findings, n = list[Finding](), len(one)
     for code, count in sorted(found.doomed.items()):
         if code.startswith(("missing_", "text_", "json_")):
-            over = one.split == TRAIN and count > run.data.most_bad * n
+            over = one.split == TRAIN and count > run.data.max_bad_fraction * n
             what = f"no {code[8:]}, which the source provides" if code.startswith("missing_") else code
             then = _then(one, over, run)
             told = f"{one.label}: {count:,} of {plural(n, 'sample')}: {what}; {then}"
             findings.append(finding("ERROR" if over else "WARNING", code, told, found.cases[code], count))
     for name in MODALITIES:
-        if one.source is not None and name not in one.source.provides and found.have[name]:
+        if one.source is not None and name not in one.source.modalities and found.have[name]:
             told = f"{one.label}: {found.have[name]:,} of {plural(n, 'sample')} have {name}, which is not read, as the "
             told += f"source does not provide it; add {name!r} to `provides` to learn from it"
             findings.append(finding("NOTE", f"unread_{name}", told, (), found.have[name]))
@@ -197,11 +197,12 @@ def _then(one: Set, over: bool, run: Run) -> str:
     if one.split != TRAIN:
         return "no score counts them"
     if over:
-        return f"more than data.most_bad={run.data.most_bad:g} allows: mend the shards, or declare what they have"
+        most = run.data.max_bad_fraction
+        return f"more than data.max_bad_fraction={most:g} allows: mend the shards, or declare what they have"
     return "each is replaced by another sample, and counted"
 
 
-def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: Tokenizer | None) -> Section:
+def lengths(sets: Sequence[Set], swept: Sequence[ScanStats], run: Run, tokenizer: Tokenizer | None) -> Section:
     """Distributions by the files' headers, and of texts."""
     named = [(one.label, found) for one, found in zip(sets, swept, strict=True)]
     drawn = [
@@ -227,18 +228,18 @@ def lengths(sets: Sequence[Set], swept: Sequence[Swept], run: Run, tokenizer: To
     return Section(name="Lengths", findings=tuple(findings), distributions=tuple(d for d in drawn if d is not None))
 
 
-def _too_long(one: Set, found: Swept, run: Run) -> list[Finding]:
+def _too_long(one: Set, found: ScanStats, run: Run) -> list[Finding]:
     count = found.doomed["audio_too_long"]
     if not count:
         return []
-    over = one.split == TRAIN and count > run.data.most_bad * len(one)
+    over = one.split == TRAIN and count > run.data.max_bad_fraction * len(one)
     remedy = "raise data.max_seconds, set data.crop_seconds, or cut them"
     told = f"{one.label}: {plural(count, 'sound')} longer than max_seconds={run.data.max_seconds:g}, "
     told += f"which {'stops training' if over else 'are not used'}; {remedy}"
     return [finding("ERROR" if over else "WARNING", "audio_too_long", told, found.cases["audio_too_long"], count)]
 
 
-def _truncated(one: Set, found: Swept) -> list[Finding]:
+def _truncated(one: Set, found: ScanStats) -> list[Finding]:
     if not found.truncated:
         return []
     told = (
@@ -249,7 +250,7 @@ def _truncated(one: Set, found: Swept) -> list[Finding]:
     return [finding("WARNING", "text_truncated", told, found.cases["text_truncated"], found.truncated)]
 
 
-def _unknown(one: Set, found: Swept) -> list[Finding]:
+def _unknown(one: Set, found: ScanStats) -> list[Finding]:
     unknown = found.sounds - len(found.seconds)
     if unknown <= 0:
         return []
@@ -257,13 +258,13 @@ def _unknown(one: Set, found: Swept) -> list[Finding]:
     return [finding("NOTE", "length_unknown", told, (), unknown)]
 
 
-def _capped(named: Sequence[tuple[str, Swept]]) -> list[Finding]:
+def _capped(named: Sequence[tuple[str, ScanStats]]) -> list[Finding]:
     capped = [name for name, found in named if sum(found.texts.values()) < len(found.characters)]
     told = f"tokens are those of the first {MOST_TEXTS:,} different texts of each set"
     return [finding("NOTE", "tokens_capped", told, capped)] if capped else []
 
 
-def _tokens(named: Sequence[tuple[str, Swept]], tokenizer: Tokenizer) -> Distribution | None:
+def _tokens(named: Sequence[tuple[str, ScanStats]], tokenizer: Tokenizer) -> Distribution | None:
     """Of every text, by the run's tokenizer; equal texts are encoded once."""
     sets = []
     for name, found in named:

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmfm.config import Run, Source, UserError
 from mmfm.data import index
 from mmfm.data.index import Index, again
-from mmfm.data.remote_cache import Store, expand_remote
+from mmfm.data.remote_cache import ShardCache, expand_remote
 from mmfm.data.sample import Sample
 from mmfm.data.shard_specs import expand, patterns
 from mmfm.data.shards import Shards
@@ -127,7 +127,7 @@ class _Seen:
     documents: Counter[str] = field(default_factory=Counter)
 
 
-def look(sets: Sequence[Set], store: Store, *, sums: bool, fetch: bool) -> tuple[list[Set], Section]:
+def look(sets: Sequence[Set], store: ShardCache, *, sums: bool, fetch: bool) -> tuple[list[Set], Section]:
     """The sets with their whole tars. `sums`: the bytes of each tar are compared with the CRC-32 of its index."""
     seen = [_look(one, store, sums, fetch) for one in sets]
     known = [replace(one, tars=tuple(each.tars), unseen=each.unseen) for one, each in zip(sets, seen, strict=True)]
@@ -143,7 +143,7 @@ def look(sets: Sequence[Set], store: Store, *, sums: bool, fetch: bool) -> tuple
     return known, Section(name="Shards", findings=tuple(findings), tables=(table("", head, rows),))
 
 
-def _look(one: Set, store: Store, sums: bool, fetch: bool) -> _Seen:
+def _look(one: Set, store: ShardCache, sums: bool, fetch: bool) -> _Seen:
     seen = _Seen()
     if is_remote(one.spec):
         _remote(one, store, fetch, seen)
@@ -207,7 +207,7 @@ def _listed(path: Path, lists: dict[Path, dict[str, index.Entry] | None], seen: 
 
 
 def _prove(
-    path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | None, store: Store | None = None
+    path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | None, store: ShardCache | None = None
 ) -> None:
     """Adds the tar if it is whole; says what it or its index lacks. With a store, `path` is a copy of a URL, `name`."""
     url, name = name, name if store is None else shown(name)
@@ -254,7 +254,7 @@ def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> 
     return True
 
 
-def _compare_remote(place: str, path: Path, headers: Index, seen: _Seen, store: Store) -> bool:
+def _compare_remote(place: str, path: Path, headers: Index, seen: _Seen, store: ShardCache) -> bool:
     """The same of the index beside a URL. It is not on this machine, and so never what is read here."""
     folder, tar = folder_of(place)
     url = beside(folder, tar.removesuffix(".tar") + ".idx.json")
@@ -307,7 +307,7 @@ def _shared(sets: Sequence[Set]) -> list[Finding]:
     return [finding("ERROR", "shard_shared", told, both)] if both else []
 
 
-def _remote(one: Set, store: Store, fetch: bool, seen: _Seen) -> None:
+def _remote(one: Set, store: ShardCache, fetch: bool, seen: _Seen) -> None:
     """Shards behind URLs: fetched and looked at, if that is asked for and they have room; else what their lists say."""
     try:
         entries = expand_remote(one.spec, store)
@@ -325,14 +325,14 @@ def _remote(one: Set, store: Store, fetch: bool, seen: _Seen) -> None:
     held = Counter[str]()
     for entry in entries:
         held.update(entry.holds)
-    why = "more than data.store.limit_gb holds, so" if fetch else "add --fetch to look inside;"
+    why = "more than data.remote_cache.limit_gb holds, so" if fetch else "add --fetch to look inside;"
     told += (
         f" ({', '.join(f'{kind} {count}' for kind, count in sorted(held.items()))}), {size / 1e9:.3g} GB: {why} only"
     )
     seen.unseen = len(entries)
     told = f"{told} their lists were read, and nothing is known of what they hold"
     seen.findings.append(finding("WARNING", "not_looked_at", told, [one.spec], samples))
-    for name in one.source.provides if one.source is not None and not one.source.texts else ():
+    for name in one.source.modalities if one.source is not None and not one.source.texts else ():
         if lack := samples - held[name]:
             told = f"{one.label}: {plural(lack, 'sample')} without {name}, which the source provides, by the lists"
             seen.findings.append(finding("WARNING", f"missing_{name}", told, [one.spec], lack))

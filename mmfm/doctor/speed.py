@@ -94,7 +94,7 @@ def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     batches, load_s, plan = load(run, tokenizer)
     torch.set_num_threads(min(run.threads, cores()))
     torch.manual_seed(run.seed)
-    model = build(run.model, tokenizer.size, run.contrast, run.data.augment)
+    model = build(run.model, tokenizer.size, run.contrastive, run.data.augment)
     objectives, learning = Objectives(model, run), set_learning(model, run)
     objectives.train()
     most = bearable(objectives, run, plan, room)
@@ -110,13 +110,13 @@ def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
         moments=2 * learnt,
         activations=round(kept * times),
         batch=largest,
-        loader=loader_bytes(largest, run.data.workers, run.data.cache_mb),
+        loader=loader_bytes(largest, run.data.num_workers, run.data.cache_mb),
     )
     return Measured(
         batch=batches[0].size,
         batches=len(batches),
         steps=STEPS,
-        pace=Pace(load_s=load_s, step_s=step_s * times, workers=run.data.workers),
+        pace=Pace(load_s=load_s, step_s=step_s * times, workers=run.data.num_workers),
         memory=memory,
         parameters=sum(p.numel() for p in objectives.parameters()),
         stepped=tried[0].size,
@@ -129,21 +129,21 @@ def bearable(objectives: Objectives, run: Run, plan: Plan, room: int) -> Batch |
 
     It tries twice as many as before, as long as those should be bearable too.
     """
-    whole = run.devices * (1 if run.data.unit == "batch" else sum(source.share for source in run.data.train))
-    count = min(run.data.batch, whole * max(1, math.ceil(SMALL * run.devices / whole)))
+    whole = run.devices * (1 if run.data.mix_by == "batch" else sum(source.weight for source in run.data.train))
+    count = min(run.data.batch_size, whole * max(1, math.ceil(SMALL * run.devices / whole)))
     activations(objectives, run, first_batch(plan, run, count))  # the first of all steps takes longer
-    while count < run.data.batch:
+    while count < run.data.batch_size:
         batch, start = first_batch(plan, run, count), time.perf_counter()
-        kept, more = activations(objectives, run, batch), min(2.0, run.data.batch / count)
+        kept, more = activations(objectives, run, batch), min(2.0, run.data.batch_size / count)
         if more * kept > room or more * (time.perf_counter() - start) > MOST_SECONDS:
             return batch
-        count = min(run.data.batch, 2 * count)
+        count = min(run.data.batch_size, 2 * count)
     return None
 
 
 def first_batch(plan: Plan, run: Run, count: int) -> Batch:
     """As the run would begin with `count` samples over all ranks."""
-    loaded = replace(plan, run=replace(run, data=replace(run.data, batch=count)))[0]
+    loaded = replace(plan, run=replace(run, data=replace(run.data, batch_size=count)))[0]
     if isinstance(loaded, Exception):
         raise loaded
     assert isinstance(loaded, Loaded)
@@ -152,7 +152,7 @@ def first_batch(plan: Plan, run: Run, count: int) -> Batch:
 
 def load(run: Run, tokenizer: Tokenizer) -> tuple[list[Batch], float, Plan]:
     """The first batches of the first rank, the seconds that one takes with nothing cached, and their plan."""
-    alone = replace(run, data=replace(run.data, workers=0))
+    alone = replace(run, data=replace(run.data, num_workers=0))
     stream = TrainStream(alone, tokenizer, rank=0, world=run.devices)
     return *_timed(islice(iter(stream), BATCHES)), stream.plan
 
@@ -176,7 +176,7 @@ def step_seconds(objectives: Objectives, run: Run, batches: Sequence[Batch], lea
     for number in range(STEPS):
         start = time.perf_counter()
         _backward(objectives, run, batches[number % len(batches)])
-        torch.nn.utils.clip_grad_norm_(objectives.parameters(), run.optim.clip_norm)
+        torch.nn.utils.clip_grad_norm_(objectives.parameters(), run.optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         took.append(time.perf_counter() - start)
@@ -212,7 +212,10 @@ def activations(objectives: Objectives, run: Run, batch: Batch) -> int:
 
 
 def bytes_of(batch: Batch) -> int:
-    found = [batch.same, *(tensor for item in batch.items.values() for tensor in (item.x, item.keep, item.rows))]
+    found = [
+        batch.positive_ids,
+        *(tensor for item in batch.items.values() for tensor in (item.x, item.keep, item.rows)),
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in found)
 
 

@@ -9,14 +9,14 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from mmfm.doctor import findings
-from mmfm.doctor.findings import Diagnosis, Distribution, Finding, Section
+from mmfm.doctor.findings import Distribution, Finding, Report, Section
 from mmfm.report.charts import round_figure
 
 STYLE = {"OK": "green", "NOTE": "cyan", "WARNING": "bold yellow", "ERROR": "bold red"}
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def show(diagnosis: Diagnosis, console: Console) -> None:
+def show(diagnosis: Report, console: Console) -> None:
     """Nothing of it is read as markup of the terminal's."""
     for section in diagnosis.sections:
         console.print(Rule(Text(section.name, "bold"), align="left", style="dim", characters="─"))

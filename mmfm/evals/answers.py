@@ -20,19 +20,19 @@ from mmfm.evals.captioning import caption_figures
 from mmfm.evals.collection import Item, Opened
 from mmfm.evals.coverage import told_of_texts
 from mmfm.evals.examples import Gallery
-from mmfm.evals.labels import Known, known_classes, known_labels, places_of
-from mmfm.evals.metrics import Figure
+from mmfm.evals.labels import SampleInfo, known_classes, known_labels, places_of
+from mmfm.evals.metrics import Score
 from mmfm.evals.multilabel import multilabel_figures
 from mmfm.evals.probes import Predicted, cross_predicted, nearest_neighbours, probe_figures, regression
-from mmfm.evals.retrieval import Side, retrieve
-from mmfm.evals.run import How
+from mmfm.evals.retrieval import EmbeddingSet, retrieve
+from mmfm.evals.run import EvalConfig
 from mmfm.evals.split import Evaluable, Split, Vectors, Written, comparable, encode_texts, unknown
 from mmfm.evals.suite import KNN, Caption, Classify, Key, LinearProbe, MultiLabel, Retrieve, Transcribe, keys_of
 from mmfm.evals.text_generation import cut_off
 from mmfm.evals.text_normalizers import Normalizer, normalizer
 from mmfm.evals.word_error_rate import transcription_figures
 from mmfm.evals.zero_shot import NONE, class_vectors, classify
-from mmfm.runtime.distributed import Ranks
+from mmfm.runtime.distributed import Collective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +59,16 @@ class Context:
     """What every answer needs. `see` gives what the model makes of a data set."""
 
     model: Evaluable
-    how: How
+    how: EvalConfig
     root: Path
     see: Callable[[Key], Seen]
-    ranks: Ranks
+    ranks: Collective
 
 
 class Result(NamedTuple):
     """Figures of one task, and what results.SUITE.details.json says of it."""
 
-    figures: list[Figure]
+    figures: list[Score]
     details: dict[str, Any]
 
 
@@ -80,7 +80,7 @@ class Answer:
     result: Callable[[], Result]
 
 
-def owned(known: Known, seen: Seen) -> Int[np.ndarray, " samples"]:
+def owned(known: SampleInfo, seen: Seen) -> Int[np.ndarray, " samples"]:
     """The class of each row, NONE where it has no label. Raises UserError for several labels."""
     place, rows = places_of(known, seen.opened), []
     for item in seen.items:
@@ -91,7 +91,7 @@ def owned(known: Known, seen: Seen) -> Int[np.ndarray, " samples"]:
 
 
 def heads(
-    task: Classify | MultiLabel, known: Known, context: Context
+    task: Classify | MultiLabel, known: SampleInfo, context: Context
 ) -> tuple[Float[Tensor, "classes d"], dict[str, Any]]:
     """A unit vector of each class, and how it was made."""
     templates = task.templates or context.how.templates or context.how.default_templates
@@ -155,11 +155,13 @@ def answer_retrieve(task: Retrieve, context: Context) -> Answer:
     return Answer(seen=(seen,), result=result)
 
 
-def side_of(modality: str, seen: Seen, context: Context) -> Side:
+def side_of(modality: str, seen: Seen, context: Context) -> EmbeddingSet:
     if modality != "text":
         vectors = seen.vectors(modality)
         every, names = np.ones(len(vectors.rows), bool), seen.split.names(vectors.rows)
-        return Side(modality=modality, x=vectors.x, groups=vectors.rows, rows=vectors.rows, asks=every, names=names)
+        return EmbeddingSet(
+            modality=modality, x=vectors.x, groups=vectors.rows, rows=vectors.rows, asks=every, names=names
+        )
     need_text(context.model, "Retrieve")
     usable = set(range(len(seen.split))) - set(seen.split.bad)
     pairs = [
@@ -170,7 +172,7 @@ def side_of(modality: str, seen: Seen, context: Context) -> Side:
     keys = seen.split.names(rows)
     names = tuple(f"{key}, caption {n}" for key, (_, n, _) in zip(keys, pairs, strict=True))
     x = encode_texts(context.model, [text for _, _, text in pairs], context.ranks)
-    return Side(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=every, names=names, of=keys)
+    return EmbeddingSet(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=every, names=names, of=keys)
 
 
 def need_text(model: Evaluable, task: str) -> None:
@@ -262,7 +264,7 @@ def answer_probe(
     return Answer(seen=seen, result=result)
 
 
-def labelled(known: Known, seen: Seen, modality: str) -> tuple[Any, Any, Any, tuple[str, ...]]:
+def labelled(known: SampleInfo, seen: Seen, modality: str) -> tuple[Any, Any, Any, tuple[str, ...]]:
     """Features, classes, folds and names of the samples that have a label."""
     vectors = seen.vectors(modality)
     classes, items = owned(known, seen)[vectors.rows], seen.items

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmfm.evals.metrics import Figure, Statistic, bleu, mean
+from mmfm.evals.metrics import Score, Statistic, bleu, mean
 
 LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # words: how much another length costs (arXiv 1411.5726, eq. 5)
@@ -184,7 +184,7 @@ def ciders(references: Sequence[Sequence[Words]], written: Sequence[Words], clip
 
 def caption_figures(
     task: str, references: Sequence[Sequence[str]], written: Sequence[str], names: tuple[str, ...] = ()
-) -> list[Figure]:
+) -> list[Score]:
     """Every sample has at least one reference. `names`: of the samples."""
     known, told = [[words_of(text) for text in texts] for texts in references], [words_of(text) for text in written]
     counted = matches(known, told)
@@ -195,6 +195,6 @@ def caption_figures(
         "cider_plain": mean(ciders(known, told, False)),
     }
     return [
-        Figure(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0, items=names)
+        Score(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0, items=names)
         for metric, statistic in statistics.items()
     ]

@@ -25,25 +25,25 @@ from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from mmfm.config import Pixels
+from mmfm.config import ImagePreprocess
 from mmfm.data.decode import Decode
 from mmfm.data.documents import steps_of
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.datasets.encode import Coder, coders_of, decoded, padded
-from mmfm.evals.metrics import Figure, Statistic, mean, ratio
+from mmfm.evals.metrics import Score, Statistic, mean, ratio
 from mmfm.evals.parts import media_of
 from mmfm.evals.sharding import shared
 from mmfm.evals.split import Samples, Watch, batches, reads, spread
 from mmfm.inference.interface import Interface
 from mmfm.models.codecs.losses import spectral_distance
 from mmfm.preprocessing import BadSample
-from mmfm.runtime.distributed import Alone, Ranks
+from mmfm.runtime.distributed import Collective, SingleProcess
 
 BEST_DB = 100.0  # of a picture that comes back to the bit; a mean of infinities would tell nothing
 SSIM_SIDE_PX = 11  # of its window: smaller pictures have no SSIM
 TOO_SHORT = 1e-5  # what pystoi says of a sound that is shorter than the 0.4 s of speech that it compares
 AT_ONCE = 1 << 22  # cells of a table of resamples by codes
-ALONE = Alone()
+ALONE = SingleProcess()
 Values = dict[str, Float[np.ndarray, " n"]]
 
 
@@ -64,7 +64,7 @@ class Coded(NamedTuple):
 class Coding:
     """Figures of all codecs that were scored, and a line for each thing that they do not cover."""
 
-    figures: list[Figure]
+    figures: list[Score]
     left_out: list[str]
 
 
@@ -72,7 +72,7 @@ def scored_codecs(model: object) -> dict[str, Coder]:
     """The codecs that the run trained, or all where it did nothing else."""
     if not isinstance(model, Interface):
         return {}
-    learned = {item.modality for item in model.run.reconstruct}
+    learned = {item.modality for item in model.run.reconstruction}
     chosen = {name: cfg for name, cfg in model.config.codecs.items() if name in learned or not reads(cast(Any, model))}
     return coders_of(dict(model.core.codecs.named_children()), chosen)
 
@@ -86,11 +86,11 @@ def score_codecs(
     limit: int | None = None,
     device: str | torch.device = "cpu",
     watch: Watch = iter,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> Coding:
     """All figures over the items of these samples. With `ranks` all must ask, and each gets the same."""
     places = spread(len(samples), limit)
-    figures: list[Figure] = []
+    figures: list[Score] = []
     left_out: list[str] = []
     for modality, coder in coders.items():
         pack, unpack = _packed, _unpacked
@@ -135,7 +135,7 @@ def code(
     x, keep = padded(items, device)
     ids, written = coder.codec.encode(x, keep)
     back, _ = coder.codec.decode(ids, written)
-    if isinstance(coder.contract, Pixels):
+    if isinstance(coder.contract, ImagePreprocess):
         values, plain = picture_values(back, x), picture_values(torch.full_like(x, 128), x)
         room = [float(coder.contract.height_px * coder.contract.width_px)] * len(items)
     else:
@@ -184,10 +184,10 @@ def _stoi(found: Float[np.ndarray, " n"], wanted: Float[np.ndarray, " n"], rate_
     return math.nan if value == TOO_SHORT else value
 
 
-def figures_of(modality: str, coder: Coder, found: Coded) -> tuple[list[Figure], list[str]]:
+def figures_of(modality: str, coder: Coder, found: Coded) -> tuple[list[Score], list[str]]:
     """Fidelity, cost and use of the codes."""
     task = f"{modality} codec"
-    figures: list[Figure] = []
+    figures: list[Score] = []
     lines: list[str] = []
     for metric, values in found.values.items():
         there = np.isfinite(values)
@@ -199,25 +199,27 @@ def figures_of(modality: str, coder: Coder, found: Coded) -> tuple[list[Figure],
     return [*figures, *_costs(task, coder, found), *_uses(task, coder.codec.form, found)], lines
 
 
-def _costs(task: str, coder: Coder, found: Coded) -> list[Figure]:
+def _costs(task: str, coder: Coder, found: Coded) -> list[Score]:
     """Bits where each code takes as many as its book needs."""
     form = coder.codec.form
     sizes = np.log2(form.sizes)
     bits = np.array([sizes[np.arange(len(codes)) % len(sizes)].sum() for codes in found.codes])
-    picture = isinstance(coder.contract, Pixels)
-    raw = 8.0 * coder.contract.channels if isinstance(coder.contract, Pixels) else 16.0 * coder.contract.rate_hz
+    picture = isinstance(coder.contract, ImagePreprocess)
+    raw = (
+        8.0 * coder.contract.channels if isinstance(coder.contract, ImagePreprocess) else 16.0 * coder.contract.rate_hz
+    )
     metric = "bits_per_pixel" if picture else "bits_per_second"
     return [_figure(task, metric, ratio(bits, np.array(found.room)), raw, found)]
 
 
-def _uses(task: str, form: Form, found: Coded) -> list[Figure]:
+def _uses(task: str, form: CodeFormat, found: Coded) -> list[Score]:
     """Of each book; a codec of one code would use one of them, and say nothing."""
-    figures: list[Figure] = []
+    figures: list[Score] = []
     for book, (start, size) in enumerate(_books(form)):
         own = [codes[book :: len(form.sizes)] - start for codes in found.codes]
         counts = _counts(own, size)
         last = f"/{book}" if len(form.sizes) > 1 else ""
-        figures.append(_figure(task, f"codes_used{last}", _over(counts, _share), 1 / size, found))
+        figures.append(_figure(task, f"codebook_usage{last}", _over(counts, _share), 1 / size, found))
         figures.append(_figure(task, f"code_entropy_bits{last}", _over(counts, _entropy), 0.0, found))
     return figures
 
@@ -229,16 +231,16 @@ def _figure(
     chance: float,
     found: Coded,
     there: Bool[np.ndarray, " n"] | None = None,
-) -> Figure:
+) -> Score:
     """Over all items, or those that are `there`."""
     keep = np.ones(len(found.keys), bool) if there is None else there
     names, media = (tuple(itertools.compress(every, keep)) for every in (found.keys, found.media))
     clusters = media if len(set(media)) < len(media) else ()
     told = {"n": len(names), "items": names, "clusters": clusters}
-    return Figure(task=task, metric=metric, statistic=statistic, chance=chance, **told)
+    return Score(task=task, metric=metric, statistic=statistic, chance=chance, **told)
 
 
-def _books(form: Form) -> Iterable[tuple[int, int]]:
+def _books(form: CodeFormat) -> Iterable[tuple[int, int]]:
     """First id and size of each."""
     return [(sum(form.sizes[:book]), size) for book, size in enumerate(form.sizes)]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmfm.config import Store, UserError, require
+from mmfm.config import RemoteCache, UserError, require
 from mmfm.data.index import MAX_PART, MODALITY
 from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.sources import open_shards
@@ -61,7 +61,9 @@ class Opened:
         return Sample(item.key, {**self.parts(number), **text}, self.where(number))
 
 
-def open_data(data: Data, root: Path, media: Collection[str], hint: str, store: Store, silence: bool = False) -> Opened:
+def open_data(
+    data: Data, root: Path, media: Collection[str], hint: str, store: RemoteCache, silence: bool = False
+) -> Opened:
     """The samples of a data set that have `media` ("image", "audio"). Raises UserError where it is not as declared.
 
     `silence`: texts may be empty. Halves of surrogate pairs, which JSON can hold and no text can, become U+FFFD.
@@ -93,7 +95,7 @@ def naming(data: Data) -> str:
     return f"{type(data).__name__} {place}" + (f" ({chosen})" if chosen else "")
 
 
-def opened(data: Data, root: Path, media: Collection[str], hint: str, store: Store, silence: bool) -> Opened:
+def opened(data: Data, root: Path, media: Collection[str], hint: str, store: RemoteCache, silence: bool) -> Opened:
     if isinstance(data, Tars):
         return open_tars(data, root, media, store, silence)
     if isinstance(data, ClassFolders):
@@ -201,7 +203,7 @@ def of_files(
     )
 
 
-def open_tars(data: Tars, root: Path, media: Collection[str], store: Store, silence: bool = False) -> Opened:
+def open_tars(data: Tars, root: Path, media: Collection[str], store: RemoteCache, silence: bool = False) -> Opened:
     """The samples of shards, which are looked through once for what they say of themselves."""
     spec = data.shards if "://" in data.shards else ",".join(str(root / part) for part in data.shards.split(","))
     shards = open_shards([spec], store)

@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from mmfm.config import Pixels
+from mmfm.config import ImagePreprocess
 from mmfm.config.task import parse, parse_chain
 from mmfm.data.decode import Decode, contracts_of, read_example
 from mmfm.data.sample import last_part
-from mmfm.evals.generation import Maker, Making, target_of
+from mmfm.evals.generation import Generator, Making, target_of
 from mmfm.evals.parts import Written
-from mmfm.evals.retrieval import Retrieved, Side
+from mmfm.evals.retrieval import EmbeddingSet, Retrieved
 from mmfm.evals.split import Evaluable, Split, spread
 from mmfm.evals.text_generation import correct, reference
 from mmfm.inference.interface import Made, Sound
@@ -100,7 +100,7 @@ class Gallery:
     def makings(self, task: str, making: Making) -> list[dict[str, Any]]:
         """The things that were picked, each with what it was made of, what was read in it, and the sample's own."""
         products, modality, model = making.products[task], target_of(task), self.model
-        assert isinstance(model, Maker)
+        assert isinstance(model, Generator)
         shown = []
         for place in pick(np.array([making.right(task, product) is not False for product in products], bool), SHOWN):
             product = products[place]
@@ -123,7 +123,7 @@ class Gallery:
             )
         return shown
 
-    def item(self, side: Side, place: int) -> dict[str, str]:
+    def item(self, side: EmbeddingSet, place: int) -> dict[str, str]:
         row = int(side.rows[place])
         if side.modality == "text":
             return {"modality": "text", "key": "", "caption": self.split.captions[row], "src": ""}
@@ -144,7 +144,7 @@ class Gallery:
             return picture_uri(*part)
         if modality == "audio" and (contracts := contracts_of(self.model.config, modality)):
             heard = read_example(sample, self.model.config, self.decode, wanted=("audio",)).audio
-            assert heard is not None and not isinstance(contracts[0], Pixels)
+            assert heard is not None and not isinstance(contracts[0], ImagePreprocess)
             return sound_uri(heard, contracts[0].rate_hz)
         return ""
 

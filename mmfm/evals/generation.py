@@ -19,13 +19,13 @@ from mmfm.data.batch import Batch
 from mmfm.data.decode import collate
 from mmfm.evals.judges.contract import HeldOut, Judge, Trained, compared
 from mmfm.evals.judges.figures import read_right, word_errors
-from mmfm.evals.metrics import Figure, mean
+from mmfm.evals.metrics import Score, mean
 from mmfm.evals.sharding import shared
 from mmfm.evals.split import Evaluable, Split, Watch, device_of, slices, spread
-from mmfm.inference.interface import Coded, Made, Sound
+from mmfm.inference.interface import GeneratedCodes, Made, Sound
 from mmfm.inference.modality_options import drop_of
 from mmfm.inference.processing import picture_of, rate_of
-from mmfm.runtime.distributed import Ranks
+from mmfm.runtime.distributed import Collective
 
 MOST = 256  # things of each task, unless said otherwise
 HALF = {"image": "right", "audio": 0.5}  # of what is to be filled in, hidden
@@ -34,7 +34,7 @@ KINDS = ("read", "read real", "read decoded")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class GenerationEvalConfig:
     """What is to be made: of each task for at most `most` samples. options: as `Interface.generate` takes them."""
 
     judges: tuple[str, ...] = ()
@@ -43,10 +43,14 @@ class Asking:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.most >= 0, f"--make {self.most} must not be negative; 0: {MOST} where judges or tasks are named")
+        require(
+            self.most >= 0, f"--num-samples {self.most} must not be negative; 0: {MOST} where judges or tasks are named"
+        )
         wanted = self.judges or self.tasks or self.most
         names = " and ".join(f"--{name}" for name in self.options)
-        require(bool(wanted) or not self.options, f"{names} says how things are made; say what: --judges or --make")
+        require(
+            bool(wanted) or not self.options, f"{names} says how things are made; say what: --judges or --num-samples"
+        )
 
     @property
     def count(self) -> int:
@@ -54,12 +58,14 @@ class Asking:
 
 
 @runtime_checkable
-class Maker(Evaluable, Protocol):
+class Generator(Evaluable, Protocol):
     """What is asked of a model besides."""
 
     run: Run
 
-    def make(self, task: str, batch: Batch, *, seeds: Tensor, hide: Any = None, **options: Any) -> list[Coded]: ...
+    def make(
+        self, task: str, batch: Batch, *, seeds: Tensor, hide: Any = None, **options: Any
+    ) -> list[GeneratedCodes]: ...
     def encode(self, modality: str, thing: Any) -> list[int]: ...
     def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made: ...
 
@@ -117,7 +123,7 @@ class Making:
     def _names(self, task: str) -> frozenset[str]:
         return self.names.get(target_of(task), frozenset())
 
-    def figures(self, split: Split) -> list[Figure]:
+    def figures(self, split: Split) -> list[Score]:
         found = [_of_judge(name, tried) for name, tried in self.held_out.items()]
         for task, products in self.products.items():
             known = [product for product in products if self.wanted[product.row] is not None]
@@ -134,15 +140,15 @@ class Making:
                     found += self._read(split, task, judge, kind, own_rows)
         return found
 
-    def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Figure:
+    def _named(self, split: Split, task: str, judge: str, rows: Sequence[tuple[int, str]]) -> Score:
         """The share of readings that are the name of some class."""
         values = np.array([compared(text) in self._names(task) for _, text in rows], float)
         told = {"task": task, "metric": f"{judge}/named", "n": len(rows), "chance": 0.0}
-        return _of(split, [row for row, _ in rows], Figure(**told, statistic=mean(values)))
+        return _of(split, [row for row, _ in rows], Score(**told, statistic=mean(values)))
 
     def _read(
         self, split: Split, task: str, judge: str, kind: str, rows: Sequence[tuple[int, str]], errors: bool = False
-    ) -> list[Figure]:
+    ) -> list[Score]:
         """Right readings; of sounds also wrong words."""
         if not rows:
             return []
@@ -153,16 +159,16 @@ class Making:
         return [_of(split, places, figure) for figure in figures]
 
 
-def _of(split: Split, rows: Sequence[int], figure: Figure) -> Figure:
+def _of(split: Split, rows: Sequence[int], figure: Score) -> Score:
     """With what its rows are called, and of which picture or sound each is."""
     return replace(figure, items=split.names(rows), clusters=split.clusters(rows))
 
 
-def _of_judge(name: str, tried: HeldOut) -> Figure:
+def _of_judge(name: str, tried: HeldOut) -> Score:
     """How well a judge reads what it has not learned from; of a hundred names."""
     right = np.arange(tried.of) < tried.right
     told = {"task": f"judge {name}", "metric": f"{name}/held_out", "n": tried.of, "chance": 0.01}
-    return Figure(**told, statistic=mean(right.astype(float)))
+    return Score(**told, statistic=mean(right.astype(float)))
 
 
 def _free(task: str) -> bool:
@@ -180,21 +186,21 @@ def make_all(
     split: Split,
     wanted: Sequence[str | None],
     names: Mapping[str, Sequence[str]],
-    asking: Asking,
+    asking: GenerationEvalConfig,
     *,
     batch: int,
     watch: Watch,
-    ranks: Ranks,
+    ranks: Collective,
 ) -> Making:
     """Every task's things for samples that are spread over the split; whole batches of them are dealt to ranks."""
     if not asking.count:
         return Making()
-    if not isinstance(model, Maker):
-        raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --make out")
+    if not isinstance(model, Generator):
+        raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --num-samples out")
     tasks = asking.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
     require(
         bool(tasks),
-        f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges and --make out",
+        f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges and --num-samples out",
     )
     for task in tasks:
         told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
@@ -288,7 +294,7 @@ def _rows(task: Task, held: Sequence[set[str]], most: int) -> tuple[list[int], s
 
 @dataclass(frozen=True, kw_only=True)
 class _Maker:
-    model: Maker
+    model: Generator
     split: Split
     judges: dict[str, list[Judge]]
 

@@ -17,7 +17,7 @@ LABELS = "the labels to learn from"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class SampleInfo:
     """Classes: what labels say of them, and what prompts call them."""
 
     marks: tuple[str, ...]
@@ -25,34 +25,34 @@ class Known:
     where: str
 
 
-def known_classes(classes: str | tuple[str, ...] | Names, opened: Opened, root: Path) -> Known:
+def known_classes(classes: str | tuple[str, ...] | Names, opened: Opened, root: Path) -> SampleInfo:
     """Those that are given; else of classnames.txt in the root; else the labels, with spaces for underscores."""
     if isinstance(classes, tuple):
         require(bool(classes), "a task's classes are an empty list; name some, or leave them out")
-        return Known(marks=classes, names=classes, where="the suite's list")
+        return SampleInfo(marks=classes, names=classes, where="the suite's list")
     if isinstance(classes, Names):
         table = root / classes.table
         require(table.is_file(), f"there is no table of classes {table}; {opened.hint}")
         marks, names = read_names_table(classes, table)
-        return Known(marks=marks, names=names, where=str(table))
+        return SampleInfo(marks=marks, names=names, where=str(table))
     file = root / (classes or "classnames.txt")
     told = f"there is no list of classes {file}; give a text file with one class a line"
     require(file.is_file() or not classes, told)
     if file.is_file():
         marks, names = read_names(file)
-        return Known(marks=marks, names=names, where=str(file))
+        return SampleInfo(marks=marks, names=names, where=str(file))
     return known_labels(opened)
 
 
-def known_labels(opened: Opened) -> Known:
+def known_labels(opened: Opened) -> SampleInfo:
     """What labels say, in order, numbers by their value; names have spaces for underscores."""
     labels = {str(label) for item in opened.items for label in item.labels}
     marks = opened.marks or tuple(sorted(labels, key=lambda mark: (not mark.isdecimal(), mark.zfill(20))))
     require(bool(marks), f"{opened.source} has no labels; name the classes by `classes`, or label the samples")
-    return Known(marks=marks, names=tuple(mark.replace("_", " ") for mark in marks), where=LABELS)
+    return SampleInfo(marks=marks, names=tuple(mark.replace("_", " ") for mark in marks), where=LABELS)
 
 
-def places_of(known: Known, opened: Opened) -> Callable[[Label], int]:
+def places_of(known: SampleInfo, opened: Opened) -> Callable[[Label], int]:
     """From a label to its class. Raises UserError for one that is none of the classes.
 
     By what it says, as a mark or as a name; else, where all are numbers, by place from 0; else the folders of classes,
@@ -80,7 +80,7 @@ def places_of(known: Known, opened: Opened) -> Callable[[Label], int]:
     raise UserError(f"{opened.source}: {strangers(strange, labels, known)}")
 
 
-def strangers(strange: Sequence[str], labels: Collection[Label], known: Known) -> str:
+def strangers(strange: Sequence[str], labels: Collection[Label], known: SampleInfo) -> str:
     first = strange[0] if strange else ""
     rule = f"{len(strange)} of {len(labels)} labels, such as {first!r}, are none of the {len(known.names)} classes"
     return f"{rule} of {known.where}; correct the list or the labels"

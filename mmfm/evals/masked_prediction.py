@@ -24,7 +24,7 @@ from torch import Tensor
 from mmfm.config.task import Task, parse
 from mmfm.data.batch import Batch, Ids
 from mmfm.data.decode import collate
-from mmfm.evals.metrics import Figure, bits_per_byte, ratio
+from mmfm.evals.metrics import Score, bits_per_byte, ratio
 from mmfm.evals.sharding import shared
 from mmfm.evals.split import Split, Watch, batches, device_of
 from mmfm.inference.interface import Interface
@@ -32,14 +32,14 @@ from mmfm.inference.pipeline import holding, of_rows, without_last
 from mmfm.models.model import UnifiedModel
 from mmfm.models.transformer import Segment
 from mmfm.objectives.task_pass import sources_of
-from mmfm.runtime.distributed import Alone, Ranks
-from mmfm.runtime.randomness import mix, uniform
+from mmfm.runtime.distributed import Collective, SingleProcess
+from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 DRAWS = 8  # sets of masked places, for the bound
 PART = 0.15  # masked, for the share of right ids (arXiv 1810.04805)
 COUNT, PLACES = 101, 102  # what the draws decide
 AT_ONCE = 4_096  # places that are scored together: each has a score for every id of the vocabulary
-ALONE = Alone()
+ALONE = SingleProcess()
 
 
 class Given(NamedTuple):
@@ -99,7 +99,7 @@ def filling_right(
     best = torch.zeros_like(ids)
     turns = torch.arange(ids.shape[1], device=ids.device) % len(form.sizes)
     for book in range(len(form.sizes)):
-        span, mine = form.span(book), hidden & (turns == book)
+        span, mine = form.candidates(book), hidden & (turns == book)
         allowed = slice(start + span.start, start + span.stop)
         parts = [model.logits(part)[:, allowed].argmax(-1) for part in states[mine].split(AT_ONCE)]
         best[mine] = torch.cat(parts) + span.start
@@ -110,7 +110,7 @@ def filling_right(
 
 def counts(length: Int[Tensor, " n"], seeds: Int[Tensor, " n"], draw: int, draws: int) -> Int[Tensor, " n"]:
     """How many places are masked: over all draws uniform in 1..length, one draw from each of equal parts."""
-    part = (draw + uniform(seeds, COUNT).double()) / draws
+    part = (draw + hash_uniform(seeds, COUNT).double()) / draws
     return (part * length).long().clamp(max=length - 1) + 1
 
 
@@ -118,8 +118,8 @@ def masked(
     keep: Bool[Tensor, "n t"], count: Int[Tensor, " n"], seeds: Int[Tensor, " n"], draw: int
 ) -> Bool[Tensor, "n t"]:
     """So many of the real places of each row, every set of them equally likely."""
-    own = mix(mix(seeds) + draw)[:, None] + torch.arange(keep.shape[1], device=keep.device)
-    order = uniform(own, PLACES).masked_fill(~keep, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    own = splitmix64(splitmix64(seeds) + draw)[:, None] + torch.arange(keep.shape[1], device=keep.device)
+    order = hash_uniform(own, PLACES).masked_fill(~keep, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
     return (order < count[:, None]) & keep
 
 
@@ -158,15 +158,15 @@ class Filling:
     found: dict[str, list[Filled]] = field(default_factory=dict)
     ids: dict[str, float] = field(default_factory=dict)  # how many may stand at a place, in the mean over books
 
-    def figures(self, split: Split) -> list[Figure]:
+    def figures(self, split: Split) -> list[Score]:
         return [figure for task, items in self.found.items() if items for figure in self._of(split, task, items)]
 
-    def _of(self, split: Split, task: str, items: Sequence[Filled]) -> list[Figure]:
+    def _of(self, split: Split, task: str, items: Sequence[Filled]) -> list[Score]:
         """The bound in bits for a byte of text, or for a code; and the share of right ids of all that were masked."""
         rows, ids = [item.row for item in items], self.ids[task]
         nats = np.array([item.nats for item in items])
         if parse(task).target == "text":
-            metric, chance = "bits_per_byte_bound", 8.0
+            metric, chance = "nelbo_bits_per_byte", 8.0
             bound = bits_per_byte(nats, [split.texts[item.row] or "" for item in items])
         else:
             metric, chance = "bits_per_code_bound", math.log2(ids)
@@ -177,8 +177,8 @@ class Filling:
         told = {"task": task, "n": len(items), "unknown": why}
         told |= {"items": split.names(rows), "clusters": split.clusters(rows)}
         return [
-            Figure(metric=metric, statistic=bound, chance=chance, **told),
-            Figure(metric=f"filled@{PART:.0%}", statistic=ratio(right, asked), chance=1 / ids, **told),
+            Score(metric=metric, statistic=bound, chance=chance, **told),
+            Score(metric=f"filled@{PART:.0%}", statistic=ratio(right, asked), chance=1 / ids, **told),
         ]
 
 
@@ -189,7 +189,7 @@ def fill_split(
     batch: int,
     draws: int = DRAWS,
     watch: Watch = iter,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> Filling:
     """All tasks with "~" of the model over a split that it has read, which must be at rest. Ranks share the batches."""
     tasks = [task for task in getattr(model, "tasks", ()) if parse(task).fill]

@@ -1,6 +1,6 @@
 """Figures from items: what is counted, what chance would give, and how far the sample may mislead. Pure numpy.
 
-A `Figure` keeps a statistic of the items that it is made of, so that its value and its bootstrap interval come from
+A `Score` keeps a statistic of the items that it is made of, so that its value and its bootstrap interval come from
 one definition: the statistic takes rows of item numbers (resamples) and gives one number per row.
 
 Ties are broken at random, in expectation: an item tied with others counts with the probability that a random order puts
@@ -25,7 +25,7 @@ SMALL, TINY = 1e-9, 1e-15  # below any share of words: they keep logarithms and 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Score:
     """One metric of one task over n rows, with the value that guessing would have.
 
     `items`: what each of the n is called, by which two runs are paired; (): by place. `clusters`: what each is of,

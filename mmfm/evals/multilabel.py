@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmfm.evals.metrics import Figure
+from mmfm.evals.metrics import Score
 from mmfm.evals.resampling import Statistic
 
 RESAMPLES_AT_ONCE = 64
@@ -74,8 +74,8 @@ def multilabel_figures(
     scores: Float[np.ndarray, "n classes"],
     truth: Bool[np.ndarray, "n classes"],
     names: tuple[str, ...] = (),
-) -> list[Figure]:
+) -> list[Score]:
     """mAP. Its chance level is the mean share of the items that have a class, over those that occur. `names`: of the
     items."""
     chance, statistic = float(truth[:, truth.any(0)].mean()), mean_average_precision(scores, truth)
-    return [Figure(task=task, metric="mAP", statistic=statistic, n=len(truth), chance=chance, items=names)]
+    return [Score(task=task, metric="mAP", statistic=statistic, n=len(truth), chance=chance, items=names)]

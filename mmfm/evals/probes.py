@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from mmfm.config import require
-from mmfm.evals.metrics import Figure, chance_recall, hits, mean, mean_per_class, ranks
+from mmfm.evals.metrics import Score, chance_recall, hits, mean, mean_per_class, ranks
 from mmfm.evals.split import slices
 
 QUERIES_AT_ONCE = 512
@@ -130,13 +130,13 @@ def cross_predicted(
 
 def probe_figures(
     task: str, scores: Float[np.ndarray, "n classes"], y: Int[np.ndarray, " n"], names: tuple[str, ...] = ()
-) -> list[Figure]:
+) -> list[Score]:
     """acc@1, acc@5 and mean per class; chance is a random order of the classes. `names`: of the items."""
     classes = scores.shape[1]
     found = ranks(scores, y[:, None] == np.arange(classes))
     values = [(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
     values.append(("mean_per_class", mean_per_class(hits(found, 1), y), 1 / classes))
     return [
-        Figure(task=task, metric=metric, statistic=statistic, n=len(y), chance=chance, items=names)
+        Score(task=task, metric=metric, statistic=statistic, n=len(y), chance=chance, items=names)
         for metric, statistic, chance in values
     ]

@@ -47,7 +47,7 @@ class Reader:
     @property
     def shots(self) -> int:
         """Samples that come before each, for tasks that name more than one sample holds."""
-        return max((source.shots for source in self.sources), default=0)
+        return max((source.num_shots for source in self.sources), default=0)
 
     def read(self, sample: Sample) -> tuple[Example, bool]:
         """The sample decoded, and whether it has a text that no source of the run would find. Raises BadSample."""
@@ -100,9 +100,9 @@ class Reader:
             yield Way(self.texts, ())
             return
         media = held - {"text"}
-        fitting = [one for one in self.sources if "text" in one.provides and set(one.provides) - {"text"} <= media]
-        for source in sorted(fitting, key=lambda one: -len(set(one.provides) & media)):
-            yield Way(source.texts, source.answers)
+        fitting = [one for one in self.sources if "text" in one.modalities and set(one.modalities) - {"text"} <= media]
+        for source in sorted(fitting, key=lambda one: -len(set(one.modalities) & media)):
+            yield Way(source.texts, source.targets)
 
     def _particular(self, sample: Sample) -> bool:
         """Whether a field is named for such samples at all."""

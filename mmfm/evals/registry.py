@@ -155,7 +155,7 @@ METRICS: dict[str, Metric] = {
         headline=True,
         chance="bytes that are equally likely",
     ),
-    "bits_per_byte_bound": Metric(
+    "nelbo_bits_per_byte": Metric(
         label="bits per byte, bound",
         meaning="at most the surprise at the true text",
         group=FILLING,
@@ -181,8 +181,8 @@ METRICS: dict[str, Metric] = {
         headline=True,
         chance="codes that are equally likely",
     ),
-    "filled@15%": Metric(
-        label="filled@15%",
+    "masked_acc@15": Metric(
+        label="masked_acc@15",
         meaning="right ids where 15 % are hidden",
         group=FILLING,
         headline=True,
@@ -248,7 +248,7 @@ METRICS: dict[str, Metric] = {
         headline=True,
         chance="16 bits for every sample",
     ),
-    "codes_used": Metric(
+    "codebook_usage": Metric(
         label="codes used",
         meaning="of all codes of the book, those that occur",
         group=CODECS,
@@ -317,7 +317,7 @@ def plain(metric: str) -> str:
 
 
 def entry_of(metric: str) -> str | None:
-    """The name in METRICS of a metric as results write it: wer, WER, speech/wer, codes_used/3; None where none is."""
+    """The name in METRICS of a metric of results: wer, WER, speech/wer, codebook_usage/3; None where none is."""
     return next((PLAIN[name] for name in _names(plain(metric)) if name in PLAIN), None)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from mmfm.config import require
-from mmfm.evals.metrics import Bootstrap, Figure
+from mmfm.evals.metrics import Bootstrap, Score
 from mmfm.evals.paths import write_json
 from mmfm.evals.provenance import Origin
 from mmfm.evals.registry import entry_of
@@ -36,7 +36,7 @@ class Scores:
     samples: dict[str, Any] = field(default_factory=dict)  # its entry in results.samples.json
 
 
-def row_of(split: str, figure: Figure, bootstrap: Bootstrap) -> dict[str, Any]:
+def row_of(split: str, figure: Score, bootstrap: Bootstrap) -> dict[str, Any]:
     """A row of results.json."""
     assert entry_of(figure.metric), f"{figure.metric} has no entry in mmfm.evals.registry.METRICS"
     value, (low, high) = figure.value, figure.interval(bootstrap)

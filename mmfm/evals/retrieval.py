@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.evals.metrics import (
-    Figure,
     Ranks,
+    Score,
     chance_median_rank,
     chance_recall,
     expected_ranks,
@@ -25,16 +25,16 @@ from mmfm.evals.metrics import (
     ranks,
 )
 from mmfm.evals.split import Evaluable, Split, comparable, encode_texts, slices, unknown
-from mmfm.runtime.distributed import Alone
-from mmfm.runtime.distributed import Ranks as Processes
+from mmfm.runtime.distributed import Collective as Processes
+from mmfm.runtime.distributed import SingleProcess
 
 QUERIES_AT_ONCE = 256
 RECALL_AT = (1, 5, 10)
-ALONE = Alone()
+ALONE = SingleProcess()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class EmbeddingSet:
     """Items to ask with or to choose from. `groups`: equal numbers are relevant to each other.
 
     `rows`: the sample of each item, or for text the place of the caption among the split's distinct captions.
@@ -56,8 +56,8 @@ class Side:
 class Retrieved:
     """One direction. `asked`: the queries that have an answer in the gallery; only they are ranked."""
 
-    query: Side
-    gallery: Side
+    query: EmbeddingSet
+    gallery: EmbeddingSet
     asked: Int[np.ndarray, " asked"]
     found: Ranks
 
@@ -76,7 +76,7 @@ class Retrieved:
     def relevant(self, places: Int[np.ndarray, " n"]) -> np.ndarray:
         return self.query.groups[self.asked[places], None] == self.gallery.groups
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[Score]:
         items, relevant = len(self.gallery), self.found.relevant
         why = "; ".join(filter(None, (unknown(side.modality, side.x) for side in (self.query, self.gallery))))
         names, clusters = (
@@ -85,7 +85,7 @@ class Retrieved:
         recalls = [(f"R@{k}", mean(hits(self.found, k)), chance_recall(relevant, items, k)) for k in RECALL_AT]
         middle = ("median_rank", median(expected_ranks(self.found)), chance_median_rank(relevant, items))
         return [
-            Figure(
+            Score(
                 task=self.task,
                 metric=metric,
                 statistic=statistic,
@@ -99,14 +99,14 @@ class Retrieved:
         ]
 
 
-def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> list[Side]:
+def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> list[EmbeddingSet]:
     """The sides that this split has, in the order image, audio, text. Ranks share the encoding of texts."""
     captions = {caption: number for number, caption in enumerate(split.captions)}
     alone = len(captions) + np.arange(len(split.keys))  # a sample without a text is relevant to itself only
     groups = np.array([alone[row] if text is None else captions[text] for row, text in enumerate(split.texts)], int)
     own = {text for text in split.texts[: len(split)] if text is not None}
     sides = [
-        Side(
+        EmbeddingSet(
             modality=name,
             x=split.vectors[name].x,
             groups=groups[split.vectors[name].rows],
@@ -124,11 +124,13 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
         x = encode_texts(model, list(captions), processes)
         first = {text: row for row, text in reversed(list(enumerate(split.texts))) if text is not None}
         of = split.clusters([first[caption] for caption in captions])  # captions of one picture are of one item
-        sides.append(Side(modality="text", x=x, groups=places, rows=places, asks=asks, names=tuple(captions), of=of))
+        sides.append(
+            EmbeddingSet(modality="text", x=x, groups=places, rows=places, asks=asks, names=tuple(captions), of=of)
+        )
     return sides
 
 
-def retrieve(query: Side, gallery: Side) -> Retrieved:
+def retrieve(query: EmbeddingSet, gallery: EmbeddingSet) -> Retrieved:
     """Rank the gallery for each query that has an answer in it."""
     asked = np.flatnonzero(np.isin(query.groups, gallery.groups) & query.asks)
     nobody = np.empty(0, int)

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from mmfm.config import Run, Source, Store, Text, require
+from mmfm.config import RemoteCache, Run, Source, Text, require
 from mmfm.data.decode import Decode, decode_of
 from mmfm.data.sample import why_no_text
 from mmfm.data.sources import check_there, open_shards
@@ -23,9 +23,9 @@ from mmfm.data.splits import asked_and_more, named
 from mmfm.evals.codec import Coding, score_codecs, scored_codecs
 from mmfm.evals.coverage import not_scored, told_of_texts
 from mmfm.evals.examples import show
-from mmfm.evals.generation import Asking, Making, make_all
+from mmfm.evals.generation import GenerationEvalConfig, Making, make_all
 from mmfm.evals.masked_prediction import Filling, fill_split
-from mmfm.evals.metrics import Bootstrap, Figure
+from mmfm.evals.metrics import Bootstrap, Score
 from mmfm.evals.paths import check_place, read_run, splits_to_score
 from mmfm.evals.provenance import origin_of
 from mmfm.evals.registry import metric_of
@@ -36,8 +36,8 @@ from mmfm.evals.split import Evaluable, Split, Watch, at_rest, device_of, read_s
 from mmfm.evals.text_generation import writing_figures
 from mmfm.evals.zero_shot import (
     NONE,
-    Classes,
     Classified,
+    ClassSet,
     class_of_samples,
     class_vectors,
     classes_of,
@@ -51,15 +51,15 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import MANIFEST, newest_step, steps_of
 from mmfm.runtime.devices import device_of_each
-from mmfm.runtime.distributed import Alone, Ranks, each, from_first
+from mmfm.runtime.distributed import Collective, SingleProcess, each, from_first
 from mmfm.runtime.machine import cores
 
-BOOTSTRAP, NOTHING = Bootstrap(), Asking()
-DECODE, STORE, ALONE = Decode(), Store(), Alone()
+BOOTSTRAP, NOTHING = Bootstrap(), GenerationEvalConfig()
+DECODE, STORE, ALONE = Decode(), RemoteCache(), SingleProcess()
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class EvalConfig:
     """What may be chosen. `classes` is a file; it and `templates`, unless given, are looked for beside the shards.
 
     sources: the run's, as which samples are read. texts: fields to read instead of theirs.
@@ -68,24 +68,24 @@ class How:
     classes: Path | None = None
     templates: tuple[str, ...] = ()
     default_templates: tuple[str, ...] = ("{}",)
-    batch: int = 64
+    batch_size: int = 64
     decode: Decode = DECODE
-    store: Store = STORE
+    store: RemoteCache = STORE
     max_tokens: int = 0
     sources: tuple[Source, ...] = ()
     texts: tuple[Text, ...] = ()
     bootstrap: Bootstrap = BOOTSTRAP
     limit: int | None = None
-    asking: Asking = NOTHING
+    asking: GenerationEvalConfig = NOTHING
 
     @property
     def reading(self) -> dict[str, Any]:
         """What `read_split` is told of it."""
-        names = ("batch", "decode", "store", "sources", "texts", "max_tokens", "limit")
-        return {name: getattr(self, name) for name in names}
+        names = ("decode", "store", "sources", "texts", "max_tokens", "limit")
+        return {"batch": self.batch_size, **{name: getattr(self, name) for name in names}}
 
     def __post_init__(self) -> None:
-        counts = {"batch": self.batch, "bootstrap": self.bootstrap.resamples}
+        counts = {"batch_size": self.batch_size, "bootstrap": self.bootstrap.resamples}
         for name, value in {**counts, "limit": 1 if self.limit is None else self.limit}.items():
             require(value > 0, f"{name}={value} must be greater than 0")
         require(self.max_tokens >= 0, f"max_tokens={self.max_tokens} must not be negative; 0: what the texts need")
@@ -96,7 +96,7 @@ class _Scored:
     """A split with all that was computed of it, before intervals."""
 
     split: Split
-    classes: Classes
+    classes: ClassSet
     templates: tuple[str, ...]
     owned: np.ndarray
     classified: dict[str, Classified]
@@ -106,7 +106,7 @@ class _Scored:
     filling: Filling
     whole: bool  # also what takes long
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[Score]:
         classes = [figure for found in self.classified.values() for figure in found.figures]
         pairs = [figure for found in self.retrieved if len(found.asked) for figure in found.figures()]
         written = writing_figures(self.split)
@@ -114,7 +114,9 @@ class _Scored:
         return [*classes, *pairs, *written, *made]
 
 
-def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch = iter, ranks: Ranks = ALONE) -> Scores:
+def evaluate(
+    model: Evaluable, spec: str, *, split: str, how: EvalConfig, watch: Watch = iter, ranks: Collective = ALONE
+) -> Scores:
     """All figures of one split, with intervals, and its gallery. Raises UserError where the data cannot be used.
 
     Ranks share the reading and encoding; figures are the first rank's, and the others get none.
@@ -142,7 +144,7 @@ def evaluate(model: Evaluable, spec: str, *, split: str, how: How, watch: Watch 
     return Scores(rows=rows, details=details, samples=samples)
 
 
-def scores_during_training(model: Evaluable, run: Run, ranks: Ranks = ALONE) -> tuple[dict[str, float], list[str]]:
+def scores_during_training(model: Evaluable, run: Run, ranks: Collective = ALONE) -> tuple[dict[str, float], list[str]]:
     """The leading scores over `eval.samples` samples of `data.val`, as "image->text/acc@1", and what they leave out.
 
     Shared over `ranks`, all of which must ask; the first gets the scores.
@@ -156,30 +158,30 @@ def scores_during_training(model: Evaluable, run: Run, ranks: Ranks = ALONE) -> 
         return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}, left_out(scored, model)
 
 
-def how_of(run: Run, **changes: Any) -> How:
+def how_of(run: Run, **changes: Any) -> EvalConfig:
     """The run's own settings, but for those `changes` that say something (not None, not empty, not 0)."""
     chosen = {name: value for name, value in changes.items() if value}
     chosen["bootstrap"] = Bootstrap(resamples=chosen.get("bootstrap", run.eval.bootstrap))
     own = {
-        "batch": run.eval.batch,
+        "batch_size": run.eval.batch_size,
         "max_tokens": run.eval.max_tokens,
         "decode": decode_of(run.data),
-        "store": run.data.store,
+        "store": run.data.remote_cache,
         "sources": run.data.train,
         "texts": run.eval.texts,
     }
-    return How(**{"default_templates": run.eval.templates, **own, **chosen})
+    return EvalConfig(**{"default_templates": run.eval.templates, **own, **chosen})
 
 
 def _score(
     model: Evaluable,
     spec: str,
     name: str,
-    how: How,
+    how: EvalConfig,
     *,
     with_nats: bool,
     watch: Watch = iter,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> _Scored:
     templates = find_templates(spec, how.templates, how.default_templates, how.store)
     split = read_split(
@@ -213,28 +215,28 @@ def _score(
             _wanted(split, classes, owned),
             {name: [classes.names[at] for at in classes_of(split, classes, name)] for name in ("image", "audio")},
             how.asking,
-            batch=how.batch,
+            batch=how.batch_size,
             watch=watch,
             ranks=ranks,
         ),
-        filling=fill_split(model, split, batch=how.batch, watch=watch, ranks=ranks) if with_nats else Filling(),
+        filling=fill_split(model, split, batch=how.batch_size, watch=watch, ranks=ranks) if with_nats else Filling(),
         whole=with_nats,
     )
 
 
-def _wanted(split: Split, classes: Classes, owned: np.ndarray) -> list[str | None]:
+def _wanted(split: Split, classes: ClassSet, owned: np.ndarray) -> list[str | None]:
     """What a picture or sound of each sample should say: its class, else its text."""
     named = zip(owned[: len(split)].tolist(), split.texts, strict=False)
     return [text if place == NONE else classes.names[place] for place, text in named]
 
 
-def _coding(model: Evaluable, spec: str, how: How, watch: Watch, ranks: Ranks) -> Coding:
+def _coding(model: Evaluable, spec: str, how: EvalConfig, watch: Watch, ranks: Collective) -> Coding:
     """Of the codecs that are to be scored, if any."""
     coders = scored_codecs(model)
     if not coders:
         return Coding(figures=[], left_out=[])
     samples = open_shards([asked_and_more(spec)[0]], how.store)
-    told = {"decode": how.decode, "batch": how.batch, "limit": how.limit}
+    told = {"decode": how.decode, "batch": how.batch_size, "limit": how.limit}
     return score_codecs(coders, samples, **told, device=device_of(model), watch=watch, ranks=ranks)
 
 
@@ -287,15 +289,15 @@ def evaluate_run(
     out: str | Path | None = None,
     classes: str | Path | None = None,
     templates: Sequence[str] = (),
-    batch: int | None = None,
+    batch_size: int | None = None,
     max_tokens: int | None = None,
     bootstrap: int | None = None,
     limit: int | None = None,
     step: int | None = None,
-    asking: Asking = NOTHING,
+    asking: GenerationEvalConfig = NOTHING,
     device: str = "auto",
     console: Console | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> list[dict[str, Any]]:
     """Evaluate a saved run on each SPEC or NAME=SPEC of `data` and write results.json and results.details.json.
 
@@ -307,14 +309,14 @@ def evaluate_run(
     folder = Path(run_folder)
     console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
 
-    def asked_for() -> tuple[Run, dict[str, str], How, Path]:
+    def asked_for() -> tuple[Run, dict[str, str], EvalConfig, Path]:
         run = read_run(folder)
         splits = splits_to_score(run, data)
         how = how_of(
             run,
             classes=Path(classes) if classes else None,
             templates=given_templates([templates] if isinstance(templates, str) else templates),
-            batch=batch,
+            batch=batch_size,
             max_tokens=max_tokens,
             bootstrap=bootstrap,
             limit=limit,
@@ -338,7 +340,7 @@ def evaluate_run(
     return [] if ranks.rank else finish(scores, splits, results, console, origin)
 
 
-def load_shared(folder: Path, step: int | None, device: str, accelerator: str, ranks: Ranks) -> Interface:
+def load_shared(folder: Path, step: int | None, device: str, accelerator: str, ranks: Collective) -> Interface:
     """The run's model on each rank's device: of the checkpoint that the first rank finds to be the newest whole one,
     where `step` names none. The others must be able to read that one."""
     mine = each(ranks, lambda: device_of_each(device, accelerator))

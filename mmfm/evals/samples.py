@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from mmfm.evals.metrics import Figure, Kept
+from mmfm.evals.metrics import Kept, Score
 from mmfm.evals.split import Split
 
 Tree = dict[str, Any]
 
 
 def samples_of(
-    splits: Sequence[Split], figures: Sequence[Figure], classes: Sequence[str], templates: Sequence[str]
+    splits: Sequence[Split], figures: Sequence[Score], classes: Sequence[str], templates: Sequence[str]
 ) -> Tree:
     """The entry of a split, or of a suite's task that reads several; `classes`: all names that were chosen among."""
     lists: dict[tuple[str, ...], int] = {}
@@ -39,7 +39,7 @@ def samples_of(
     }
 
 
-def _figure(figure: Figure, statistic: Kept, lists: dict[tuple[str, ...], int]) -> Tree:
+def _figure(figure: Score, statistic: Kept, lists: dict[tuple[str, ...], int]) -> Tree:
     assert len(figure.items) in (0, figure.n) and len(figure.clusters) in (0, figure.n)
     return {
         "task": figure.task,

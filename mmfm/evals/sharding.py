@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mmfm.models.checkpoint import join, split
-from mmfm.runtime.distributed import Ranks, together
+from mmfm.runtime.distributed import Collective, together
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -23,7 +23,7 @@ HEAD_BYTES = 8
 def shared(
     pieces: Sequence[Piece],
     work: Callable[[Piece], Result],
-    ranks: Ranks,
+    ranks: Collective,
     *,
     pack: Callable[[Result], Tree],
     unpack: Callable[[Tree], Result],

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.config import MODALITIES, Model, Source, Store, Text, require
+from mmfm.config import MODALITIES, Model, RemoteCache, Source, Text, require
 from mmfm.config.task import Task, parse
 from mmfm.data import order
 from mmfm.data.batch import Batch, Items
@@ -37,12 +37,12 @@ from mmfm.evals.reading import Reader, held_by
 from mmfm.evals.sharding import shared
 from mmfm.inference.pipeline import without_last
 from mmfm.preprocessing import BadSample
-from mmfm.runtime.distributed import Alone, Ranks
+from mmfm.runtime.distributed import Collective, SingleProcess
 
 TEXTS_AT_ONCE = 256
 LEAST_WRITTEN = 32  # tokens
 Watch = Callable[[list[list[int]]], Iterable[list[int]]]
-STORE, ALONE = Store(), Alone()
+STORE, ALONE = RemoteCache(), SingleProcess()
 
 
 @runtime_checkable
@@ -163,7 +163,7 @@ def device_of(model: Evaluable) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def encode_texts(model: Evaluable, texts: Sequence[str], ranks: Ranks = ALONE) -> Float[Tensor, "n d"]:
+def encode_texts(model: Evaluable, texts: Sequence[str], ranks: Collective = ALONE) -> Float[Tensor, "n d"]:
     """Unit vectors on the CPU, a few hundred texts at a time; with `ranks` all must ask, of the same texts."""
 
     def encode(part: slice) -> Tensor:
@@ -225,7 +225,7 @@ def read_split(
     name: str,
     batch: int,
     decode: Decode,
-    store: Store = STORE,
+    store: RemoteCache = STORE,
     sources: tuple[Source, ...] = (),
     texts: tuple[Text, ...] = (),
     max_tokens: int = 0,
@@ -234,7 +234,7 @@ def read_split(
     writing: Collection[str] | None = None,
     opened: Samples | None = None,
     watch: Watch = iter,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> Split:
     """Read every sample once and put all questions to the model, which must be `at_rest`. `watch` sees the batches go.
 

@@ -17,7 +17,7 @@ from mmfm.evals.labels import check_labels
 from mmfm.evals.paths import check_place, read_run
 from mmfm.evals.provenance import origin_of
 from mmfm.evals.results import Scores, finish, kept, row_of, write
-from mmfm.evals.run import How, how_of, load_shared, progress
+from mmfm.evals.run import EvalConfig, how_of, load_shared, progress
 from mmfm.evals.samples import samples_of
 from mmfm.evals.split import Evaluable, Watch, at_rest, read_split
 from mmfm.evals.suite import (
@@ -34,11 +34,11 @@ from mmfm.evals.suite import (
     root_of,
     task_name,
 )
-from mmfm.runtime.distributed import Alone, Ranks, each
+from mmfm.runtime.distributed import Collective, SingleProcess, each
 from mmfm.runtime.machine import cores
 
 Watches = Callable[[str], Watch]
-ALONE = Alone()
+ALONE = SingleProcess()
 
 
 def evaluate_suite(
@@ -47,14 +47,14 @@ def evaluate_suite(
     *,
     root: str = "",
     out: str | Path | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
     max_tokens: int | None = None,
     bootstrap: int | None = None,
     limit: int | None = None,
     step: int | None = None,
     device: str = "auto",
     console: Console | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> list[dict[str, Any]]:
     """Ask a saved run all of a suite, and write RUN/results.SUITE.json and RUN/results.SUITE.details.json.
 
@@ -64,9 +64,9 @@ def evaluate_suite(
     folder = Path(run_folder)
     console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
 
-    def asked() -> tuple[Run, Suite, Path, How, Path]:
+    def asked() -> tuple[Run, Suite, Path, EvalConfig, Path]:
         run, suite = read_run(folder), read_suite(suite_file)
-        how = how_of(run, batch=batch, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
+        how = how_of(run, batch=batch_size, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
         results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
         return run, suite, root_of(suite, root), how, results
 
@@ -88,9 +88,9 @@ def suite_scores(
     model: Evaluable,
     suite: Suite,
     root: Path,
-    how: How,
+    how: EvalConfig,
     watches: Watches = lambda _: iter,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
     keep: Callable[[str, Scores], None] = lambda name, score: None,
 ) -> dict[str, Scores]:
     """By the names of the tasks, tasks of one name together; nothing but for the first rank. `keep` is told of each
@@ -152,9 +152,9 @@ def seer(
     model: Evaluable,
     opened: Mapping[Key, Opened],
     writing: Mapping[Key, set[str]],
-    how: How,
+    how: EvalConfig,
     watches: Watches,
-    ranks: Ranks,
+    ranks: Collective,
 ) -> Callable[[Key], Seen]:
     """Reads a data set when it is first asked for."""
     seen: dict[Key, Seen] = {}
@@ -179,7 +179,7 @@ def seer(
     return see
 
 
-def scores_of(name: str, seen: Sequence[Seen], results: Sequence[Result], how: How) -> Scores:
+def scores_of(name: str, seen: Sequence[Seen], results: Sequence[Result], how: EvalConfig) -> Scores:
     """Rows and details of all tasks of one name."""
     figures = [figure for result in results for figure in result.figures]
     rows = [row_of(name, figure, how.bootstrap) for figure in figures]

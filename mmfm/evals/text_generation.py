@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfm.evals.metrics import Figure, bits_per_byte, characters, error_rate, mean, normalised, ratio, words
+from mmfm.evals.metrics import Score, bits_per_byte, characters, error_rate, mean, normalised, ratio, words
 from mmfm.evals.split import Split, Written
 
 ERROR_RATES: dict[str, Callable[[str], list[str]]] = {"wer": words, "cer": characters}
@@ -32,15 +32,15 @@ def named(split: Split, task: str, items: Sequence[Written]) -> dict[str, Any]:
     return {"task": task, "n": len(rows), "items": split.names(rows), "clusters": split.clusters(rows)}
 
 
-def exact_match(split: Split, task: str) -> list[Figure]:
+def exact_match(split: Split, task: str) -> list[Score]:
     items = split.written.get(task, [])
     if not items:
         return []
     right = mean(correct(split, items).astype(float))
-    return [Figure(metric="exact", statistic=right, chance=0.0, **named(split, task, items))]
+    return [Score(metric="exact", statistic=right, chance=0.0, **named(split, task, items))]
 
 
-def error_rates(split: Split, task: str) -> list[Figure]:
+def error_rates(split: Split, task: str) -> list[Score]:
     """WER and CER, where the references have a word at all."""
     items = split.written.get(task, [])
     figures = []
@@ -49,11 +49,11 @@ def error_rates(split: Split, task: str) -> list[Figure]:
         if lengths.sum() > 0:
             rate = ratio(edits, lengths)
             told = {"chance": 1.0, "normalizer": "plain", **named(split, task, items)}
-            figures.append(Figure(metric=metric, statistic=rate, **told))
+            figures.append(Score(metric=metric, statistic=rate, **told))
     return figures
 
 
-def likelihood(split: Split, task: str) -> list[Figure]:
+def likelihood(split: Split, task: str) -> list[Score]:
     """Bits per byte over the samples that have the sources and a text."""
     nats = split.nats.get(task, np.empty(0))
     rows = np.flatnonzero(~np.isnan(nats))
@@ -63,19 +63,19 @@ def likelihood(split: Split, task: str) -> list[Figure]:
     lost = int(np.isinf(nats[rows]).sum())
     why = f"{lost} of {len(rows)} surprises are not finite" if lost else ""
     told = {"n": len(rows), "chance": 8.0, "items": split.names(rows), "clusters": split.clusters(rows), "unknown": why}
-    return [Figure(task=task, metric="bits_per_byte", statistic=statistic, **told)]
+    return [Score(task=task, metric="bits_per_byte", statistic=statistic, **told)]
 
 
-def cut_off(split: Split, task: str) -> list[Figure]:
+def cut_off(split: Split, task: str) -> list[Score]:
     """The share of what was written that ended at the limit of tokens, and not where the model would end it."""
     items = split.written.get(task, [])
     if not items:
         return []
     share = mean(np.array([item.cut for item in items], float))
-    return [Figure(metric="truncated", statistic=share, chance=0.0, **named(split, task, items))]
+    return [Score(metric="truncated", statistic=share, chance=0.0, **named(split, task, items))]
 
 
-def writing_figures(split: Split) -> list[Figure]:
+def writing_figures(split: Split) -> list[Score]:
     """All figures of all writing tasks, task by task."""
     tasks = list(dict.fromkeys((*split.written, *split.nats)))
     kinds = (exact_match, error_rates, likelihood, cut_off)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mmfm.evals.metrics import Figure, error_rate, mean, ratio
+from mmfm.evals.metrics import Score, error_rate, mean, ratio
 from mmfm.evals.text_normalizers import Normalizer
 
 RATES: dict[str, Callable[[str], list[str]]] = {"wer": str.split, "cer": list}
@@ -21,7 +21,7 @@ def transcription_figures(
     normalize: Normalizer,
     rule: str,
     names: Sequence[str] = (),
-) -> list[Figure]:
+) -> list[Score]:
     """WER and CER of both sides after `normalize`, which results call `rule`; and of the references without a word the
     share for which a word was written, where there are such. `names`: of the texts.
 
@@ -32,11 +32,11 @@ def transcription_figures(
     silent = np.array([not text for text in said])
     why = "no reference has a word" if silent.all() else ""
     figures = [
-        Figure(metric=metric, statistic=ratio(*error_rate(said, heard, cut)), chance=1.0, unknown=why, **told)
+        Score(metric=metric, statistic=ratio(*error_rate(said, heard, cut)), chance=1.0, unknown=why, **told)
         for metric, cut in RATES.items()
     ]
     if silent.any():
         told |= {"n": int(silent.sum()), "items": tuple(np.array(names, object)[silent]) if names else ()}
         spoken = np.array([bool(text) for text in heard], float)[silent]
-        figures.append(Figure(metric="hallucinated", statistic=mean(spoken), chance=0.0, **told))
+        figures.append(Score(metric="hallucinated", statistic=mean(spoken), chance=0.0, **told))
     return figures

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.config import Store, UserError, require
+from mmfm.config import RemoteCache, UserError, require
 from mmfm.evals.beside import texts_beside
 from mmfm.evals.metrics import (
-    Figure,
     Ranks,
+    Score,
     Statistic,
     chance_recall,
     hits,
@@ -29,18 +29,18 @@ from mmfm.evals.metrics import (
     ranks,
 )
 from mmfm.evals.split import Evaluable, Split, comparable, encode_texts, slices, unknown
-from mmfm.runtime.distributed import Alone
-from mmfm.runtime.distributed import Ranks as Processes
+from mmfm.runtime.distributed import Collective as Processes
+from mmfm.runtime.distributed import SingleProcess
 
 ROWS_AT_ONCE = 512
 CLASSES_AT_ONCE = 256
 NONE = -1
-STORE = Store()
-ALONE = Alone()
+STORE = RemoteCache()
+ALONE = SingleProcess()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class ClassSet:
     """The names to choose from. `listed`: they come from a file, so that a number can mean a place in it."""
 
     names: tuple[str, ...]
@@ -48,21 +48,21 @@ class Classes:
     where: str
 
 
-def find_classes(split_captions: Sequence[str], spec: str, file: Path | None, store: Store = STORE) -> Classes:
+def find_classes(split_captions: Sequence[str], spec: str, file: Path | None, store: RemoteCache = STORE) -> ClassSet:
     """Those of `file`; else of classnames.txt beside the shards; else the distinct captions, sorted."""
     found = [(str(file), None)] if file is not None else texts_beside(spec, "classnames.txt", store)
     if not found:
-        return Classes(names=tuple(sorted(set(split_captions))), listed=False, where="the distinct captions")
+        return ClassSet(names=tuple(sorted(set(split_captions))), listed=False, where="the distinct captions")
     lists = [_lines(where, text, "class") for where, text in found]
     require(
         all(names == lists[0] for names in lists),
         f"{found[0][0]} and {found[-1][0]} list different classes; choose one by --classes FILE",
     )
-    return Classes(names=lists[0], listed=True, where=found[0][0])
+    return ClassSet(names=lists[0], listed=True, where=found[0][0])
 
 
 def find_templates(
-    spec: str, given: tuple[str, ...], default: tuple[str, ...], store: Store = STORE
+    spec: str, given: tuple[str, ...], default: tuple[str, ...], store: RemoteCache = STORE
 ) -> tuple[str, ...]:
     """Prompts with {} for the name: those given; else of templates.txt beside the shards; else `default`."""
     if given:
@@ -109,7 +109,7 @@ def lines_of(text: str, where: str, what: str) -> tuple[str, ...]:
     return lines
 
 
-def class_of_samples(split: Split, classes: Classes) -> Int[np.ndarray, " samples"]:
+def class_of_samples(split: Split, classes: ClassSet) -> Int[np.ndarray, " samples"]:
     """The class of each sample, NONE where it has none. In this order: its .cls, its json "label", its text.
 
     A number in .cls or "label" is a place in the listed classes, from 0; "label" and text may name a class, and are
@@ -131,7 +131,7 @@ def _number(mark: Any) -> int | None:
     return mark if isinstance(mark, int) and not isinstance(mark, bool) else None
 
 
-def _listed(number: int, classes: Classes, key: str) -> int:
+def _listed(number: int, classes: ClassSet, key: str) -> int:
     count = len(classes.names)
     rule = f"none of the {count} of {classes.where} (0 to {count - 1}); give the right list by --classes FILE"
     require(0 <= number < count, f"sample {key}: class {number} is {rule}")
@@ -157,11 +157,11 @@ def class_vectors(
 class Classified:
     """What one modality gave: figures, and how often each true class was taken for each other."""
 
-    figures: list[Figure]
+    figures: list[Score]
     confusion: list[list[int]]  # [true, predicted, count]
 
 
-def classes_of(split: Split, classes: Classes, modality: str) -> Int[np.ndarray, " some"]:
+def classes_of(split: Split, classes: ClassSet, modality: str) -> Int[np.ndarray, " some"]:
     """The places of the classes that a sample of this modality is one of: all that are listed, else the captions of the
     split's samples of this modality."""
     if classes.listed or modality not in split.vectors:
@@ -201,9 +201,9 @@ def classify(
     return Classified(figures=figures, confusion=confusion)
 
 
-def _figures(task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, told: dict[str, Any]) -> list[Figure]:
-    def figure(metric: str, statistic: Statistic, chance: float) -> Figure:
-        return Figure(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance, **told)
+def _figures(task: str, found: Ranks, truth: Int[np.ndarray, " n"], classes: int, told: dict[str, Any]) -> list[Score]:
+    def figure(metric: str, statistic: Statistic, chance: float) -> Score:
+        return Score(task=task, metric=metric, statistic=statistic, n=len(truth), chance=chance, **told)
 
     accuracy = [figure(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
     return [*accuracy, figure("mean_per_class", mean_per_class(hits(found, 1), truth), 1 / classes)]

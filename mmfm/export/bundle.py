@@ -76,8 +76,8 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, by
     encoders = [BundledEncoder(model.core, name, model.run, model.tokenizer) for name in modalities]
     tensors = {name: tensor for encoder in encoders for name, tensor in golden.make(encoder).items()}
     tensors |= golden.make_trunk(model.core.trunk)
-    contrast = tuple(item for item in model.run.contrast if set(item.pair) <= set(modalities))
-    writing = tuple(item for item in model.run.write if set(parse_writing(item.task).sources) <= set(modalities))
+    contrast = tuple(item for item in model.run.contrastive if set(item.pair) <= set(modalities))
+    writing = tuple(item for item in model.run.generative if set(parse_writing(item.task).sources) <= set(modalities))
     weights = split(model.core, modalities, [item.name for item in contrast])
     files = {f"{part}.safetensors": save_tensors(found) for part, found in weights.items()}
     files |= {FIXTURE: save_tensors(tensors)} | tokenizer_files(model.tokenizer, "text" in modalities)
@@ -86,7 +86,7 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, by
         format=FORMAT,
         made_with=f"torch {torch.__version__}",
         source=model.run.name,
-        holds=tuple(weights),
+        components=tuple(weights),
         model=replace(cfg, tokenizer=cfg.tokenizer if cfg.tokenizer == "bytes" else TOKENIZER),
         part=None,
         contrast=contrast,
@@ -147,7 +147,7 @@ def write_whole(
             load_encoder(modality, temporary)
         proofs = {name: text.encode() for name, text in prove(temporary).items()}
         told = {"source": bundle.source, "made_with": bundle.made_with}
-        card = CARD.format(holds=", ".join(bundle.holds), use=_use(bundle), **told)
+        card = CARD.format(holds=", ".join(bundle.components), use=_use(bundle), **told)
         write_file(temporary / "README.md", card.encode() + proofs.pop("README.md", b""))
         _write(temporary, {**files, **proofs})
     return folder

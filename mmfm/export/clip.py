@@ -41,7 +41,7 @@ def write_clip(image: Converted, text: Converted, heads: Mapping[str, Tensor], f
     state |= {name: heads[name] for name in (*HEADS, BIAS) if name in heads}
     _fits(model, state)
     pixels = image.part.pixels
-    how = {"interpolation": pixels.interpolation, "resize_mode": RESIZE[pixels.fit]}
+    how = {"interpolation": pixels.interpolation, "resize_mode": RESIZE[pixels.resize_mode]}
     colours = {name: list(values * (3 // len(values))) for name, values in (("mean", pixels.mean), ("std", pixels.std))}
     size = [pixels.height_px, pixels.width_px]
     write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": {"size": size, **colours, **how}})

@@ -161,7 +161,7 @@ def _audio(core: UnifiedModel, cfg: config.Model, _: int) -> Graph:
     )
 
 
-def _features(core: UnifiedModel, sound: config.Sound) -> Graph:
+def _features(core: UnifiedModel, sound: config.AudioPreprocess) -> Graph:
     encoder, rate = encoder_of(core), sound.rate_hz
 
     def example(size: Size) -> Arrays:
@@ -216,14 +216,14 @@ def _text(core: UnifiedModel, cfg: config.Model, known: int) -> Graph:
     )
 
 
-def _shortest(words: config.Words | None) -> tuple[Size, ...]:
+def _shortest(words: config.TokenizerSpec | None) -> tuple[Size, ...]:
     """Texts of one token and of none, as far as the tokenizer gives such."""
     if words is None or not (words.begin or words.end or words.fill):
         return Size(2, 1), Size(1, 1), Size(2, 0)
     return () if words.fill else tuple(Size(2, n) for n in {len(words.begin) + len(words.end)})
 
 
-def words_of(cfg: config.Model) -> config.Words | None:
+def words_of(cfg: config.Model) -> config.TokenizerSpec | None:
     """The contract of a text tower with a tokenizer of its own; None: it reads the model's tokenizer."""
     if isinstance(cfg.text, config.TextTower):
         return cfg.text.words

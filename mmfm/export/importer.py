@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from mmfm.config import MODALITIES, Blueprint, Data, Tower, Trunk, UserError, Words, require
+from mmfm.config import MODALITIES, Data, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
 from mmfm.export.bundle import check_free, sha256, write_whole
@@ -45,7 +45,7 @@ Run = Callable[[Items], Tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class ParityReport:
     """How far apart the source's own module and the bundle are, on real tokens of padded inputs; logits of a trunk."""
 
     source: str
@@ -86,7 +86,7 @@ def import_source(
     modality: str = "",
     layout: Literal["native", "wrapped", "auto"] = "auto",
     force: bool = False,
-) -> Proof:
+) -> ParityReport:
     """Writes the bundle `out`. modality: image, audio, text or trunk; empty: what the source is, if it is one thing.
 
     layout: "native" makes it a part of ours, "wrapped" keeps its module, "auto" does the first where it can. Raises
@@ -148,7 +148,7 @@ def _require_language(config: PreTrainedConfig, source: str) -> None:
     )
 
 
-def _import_tower(source: str, out: Path, modality: str, layout: str, force: bool) -> Proof:
+def _import_tower(source: str, out: Path, modality: str, layout: str, force: bool) -> ParityReport:
     resolved = resolve(Tower(source=source), modality)
     assert resolved.weights is not None
     theirs = build(resolved.blueprint).eval()
@@ -158,7 +158,7 @@ def _import_tower(source: str, out: Path, modality: str, layout: str, force: boo
     bundle = _bundle(source, part, (modality,), reader=sha256(text.encode()) if text else "")
     run, ours = run_of(bundle), load_tokenizer("bytes")
     if modality == "text":
-        words: Words | None = getattr(part, "words")  # noqa: B009
+        words: TokenizerSpec | None = getattr(part, "words")  # noqa: B009
         assert words is not None
         ours = replace(ours, reader=parse_reader(text, words, f"{source}: its tokenizer"))
     core = lone(run, modality, 0)
@@ -167,7 +167,7 @@ def _import_tower(source: str, out: Path, modality: str, layout: str, force: boo
     named = {f"towers.{modality}.{name}": tensor.contiguous() for name, tensor in weights.items()}
     files = {f"{modality}.safetensors": save_tensors(named), FIXTURE: save_tensors(golden.make(encoder))}
     files |= {READER: text.encode()} if text else {}
-    found: list[Proof] = []
+    found: list[ParityReport] = []
 
     def prove(folder: Path) -> Mapping[str, str]:
         opened = load_encoder(modality, folder, check=False)
@@ -200,7 +200,7 @@ def _bundle(source: str, part: Part, holds: tuple[str, ...], tokenizer: str = ""
         format=FORMAT,
         made_with=f"torch {torch.__version__}",
         source=unpinned(source),
-        holds=holds,
+        components=holds,
         model=None,
         part=part,
         contrast=(),
@@ -215,7 +215,7 @@ def _bundle(source: str, part: Part, holds: tuple[str, ...], tokenizer: str = ""
     )
 
 
-def _told(proof: Proof, layout: str) -> dict[str, str]:
+def _told(proof: ParityReport, layout: str) -> dict[str, str]:
     """What is written beside the bundle, or a UserError where it does not hold."""
     remedy = "say --layout wrapped" if proof.part != "Tower" and layout != "native" else "tell us about it"
     apart = f"differs from its source by {proof.difference:.3g}, of numbers as large as {proof.scale:.3g}"
@@ -223,7 +223,9 @@ def _told(proof: Proof, layout: str) -> dict[str, str]:
     return {"proof.json": write(proof), "README.md": f"\n{proof.line()}\n"}
 
 
-def _proof(bundle: Bundle, modality: str, blueprint: Blueprint, theirs: Encoder, ours: BundledEncoder) -> Proof:
+def _proof(
+    bundle: Bundle, modality: str, blueprint: EncoderSpec, theirs: Encoder, ours: BundledEncoder
+) -> ParityReport:
     part = type(bundle.part).__name__
     library = LIBRARIES[blueprint.library]
     window = blueprint.words.context if blueprint.words else 0
@@ -236,7 +238,7 @@ def _proof(bundle: Bundle, modality: str, blueprint: Blueprint, theirs: Encoder,
     return replace(found if long is None else _both(found, long, own, ours.tokens), window=window)
 
 
-def _rate(blueprint: Blueprint) -> int:
+def _rate(blueprint: EncoderSpec) -> int:
     assert blueprint.sound is not None
     return blueprint.sound.rate_hz
 
@@ -258,7 +260,7 @@ def _long(ours: BundledEncoder, window: int, theirs: nn.Module) -> Items:
 
 
 @torch.no_grad()
-def _both(proof: Proof, items: Items, theirs: Run, ours: Run) -> Proof:
+def _both(proof: ParityReport, items: Items, theirs: Run, ours: Run) -> ParityReport:
     """With one long item, alone in its batch."""
     wanted, found = theirs(items), ours(items)
     told = f"{proof.source} as a {proof.part} gives other real tokens than its source of {items.x.shape[1]} inputs"
@@ -285,7 +287,7 @@ def _theirs(encoder: Encoder, items: Items) -> Tokens:
 
 
 @torch.no_grad()
-def compare(source: str, modality: str, part: str, library: str, items: Items, theirs: Run, ours: Run) -> Proof:
+def compare(source: str, modality: str, part: str, library: str, items: Items, theirs: Run, ours: Run) -> ParityReport:
     """Both on the same batch; real tokens are compared, of which both must have as many in each row."""
     (wanted, source_seconds), (found, bundle_seconds) = _timed(theirs, items), _timed(ours, items)
     real = [[x[keep] for x, keep in zip(*tokens, strict=True)] for tokens in (wanted, found)]
@@ -297,7 +299,7 @@ def compare(source: str, modality: str, part: str, library: str, items: Items, t
     padding = max(_apart(mine, x[0][keep[0]]) for mine, (x, keep) in zip(real[1], alone, strict=True))
     told = f"{source} as a {part} gives an input among longer ones other tokens than alone"
     require(padding < float("inf"), f"{told}, and is not written; give another encoder")
-    return Proof(
+    return ParityReport(
         source=source,
         modality=modality,
         part=part,
@@ -335,7 +337,7 @@ def _row(items: Items, row: int) -> Items:
     return Items(x=x[None], keep=keep[keep][None], rows=torch.zeros(1, dtype=torch.int64))
 
 
-def _import_trunk(source: str, out: Path, force: bool) -> Proof:
+def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
     given = _causal_lm(source)
     made = convert(Foreign(library="hf", architecture=given.config, modality="text"), given.weights)
     assert isinstance(made.part, Trunk)
@@ -352,7 +354,7 @@ def _import_trunk(source: str, out: Path, force: bool) -> Proof:
         FIXTURE: save_tensors(golden.make_trunk(trunk)),
         TOKENIZER: text,
     }
-    found: list[Proof] = []
+    found: list[ParityReport] = []
 
     def prove(folder: Path) -> Mapping[str, str]:
         found.append(_trunk_proof(bundle, given, folder))
@@ -362,7 +364,7 @@ def _import_trunk(source: str, out: Path, force: bool) -> Proof:
     return found[0]
 
 
-def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> Proof:
+def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> ParityReport:
     """Logits of the language model, and of our trunk between its tables."""
     made = architecture_schema.hf_config(given.config, bundle.source)
     theirs = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False).eval()

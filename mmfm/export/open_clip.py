@@ -38,7 +38,7 @@ CONTEXT = 256  # ids of a text, where nothing sets a limit: open_clip pads to a 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601, as Pillow has it
 RESIZE = {"stretch": "squash", "crop": "shortest", "shortest": "shortest"}
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-CENTRAL = "open_clip has no central crop: it shows all of what the model saw {:g} of the sides of"
+CENTRAL = "open_clip has no crop_pct crop: it shows all of what the model saw {:g} of the sides of"
 
 
 class OpenClip(nn.Module):
@@ -104,7 +104,7 @@ class Way(nn.Module):
         return self.embed(x)
 
 
-def _pixels(cfg: config.Model) -> config.Pixels:
+def _pixels(cfg: config.Model) -> config.ImagePreprocess:
     assert cfg.image is not None
     return cfg.image.pixels
 
@@ -139,7 +139,7 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
     limits = (model.tokenizer.longest or CONTEXT, longest_text(model.config))
     context = min(most for most in limits if most)  # so that open_clip cuts where `mmfm.load` does
     pad = write_tokenizer(model.tokenizer, words, context, folder)
-    biased = any(item.name == pair and item.loss == "sigmoid" for item in model.run.contrast)
+    biased = any(item.name == pair and item.loss == "sigmoid" for item in model.run.contrastive)
     made = OpenClip(run, model.tokenizer.size, pad, biased, context)
     held = model.core.state_dict()
     state = {  # of the vocabulary only its first part, text: no codes are read here
@@ -154,7 +154,7 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
     ours = {"text_size": model.tokenizer.size, "pad": pad, "biased": biased, "run": json.loads(to_json(run))}
     write_json(folder / CONFIG, _config(run.model, context, ours))
     pixels = _pixels(model.config)
-    notes = [CENTRAL.format(pixels.central)] if pixels.central < 1 else []
+    notes = [CENTRAL.format(pixels.crop_pct)] if pixels.crop_pct < 1 else []
     return {"hook": "mmfm.export.open_clip.register()", "notes": notes}
 
 
@@ -166,7 +166,7 @@ def public(run: config.Run) -> config.Run:
 
 def _pair(model: Interface) -> str:
     """The contrast of images and texts, either way round."""
-    found = [item.name for item in model.run.contrast if set(item.pair) == {"image", "text"}]
+    found = [item.name for item in model.run.contrastive if set(item.pair) == {"image", "text"}]
     require(bool(found), "this model was trained without contrast of image and text: open_clip could not compare them")
     return found[0]
 
@@ -179,5 +179,5 @@ def _config(cfg: config.Model, context: int, ours: dict[str, Any]) -> dict[str, 
     text = {"context_length": context, "vocab_size": ours["pad"] + 1, "hf_tokenizer_name": "tokenizer.json"}
     model = {"embed_dim": cfg.embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text, KEY: ours}
     half = [0.5, 0.5, 0.5]
-    how = {"interpolation": pixels.interpolation, "resize_mode": RESIZE[pixels.fit]}
+    how = {"interpolation": pixels.interpolation, "resize_mode": RESIZE[pixels.resize_mode]}
     return {"model_cfg": model, "preprocess_cfg": {"size": size, "mean": half, "std": half, **how}}

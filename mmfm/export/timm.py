@@ -47,7 +47,7 @@ class ImagePath(nn.Module):
         global_pool: str = "token",
         drop_rate: float = 0.0,
         *,
-        pixels: config.Pixels,
+        pixels: config.ImagePreprocess,
     ) -> None:
         super().__init__()
         self.pixels = pixels
@@ -110,15 +110,15 @@ def register() -> None:
     register_entry(mmfm_image)
 
 
-def seen(pixels: config.Pixels, mean: tuple[float, ...], std: tuple[float, ...] = (0.5,)) -> dict[str, Any]:
+def seen(pixels: config.ImagePreprocess, mean: tuple[float, ...], std: tuple[float, ...] = (0.5,)) -> dict[str, Any]:
     """timm's words for what a model expects of a picture."""
     each = pixels.channels
     return {
         "input_size": [each, pixels.height_px, pixels.width_px],
         "fixed_input_size": True,
         "interpolation": pixels.interpolation,
-        "crop_pct": pixels.central,
-        "crop_mode": CROPS[pixels.fit],
+        "crop_pct": pixels.crop_pct,
+        "crop_mode": CROPS[pixels.resize_mode],
         "mean": list(mean if len(mean) == each else mean * each),
         "std": list(std if len(std) == each else std * each),
     }

@@ -9,13 +9,13 @@ import tokenizers
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mmfm.config import Words, require
+from mmfm.config import TokenizerSpec, require
 from mmfm.preprocessing.tokenizer import Tokenizer
 
 PAD = "<|mmfm-pad|>"
 
 
-def write_tokenizer(tokenizer: Tokenizer, words: Words | None, context: int, folder: Path) -> int:
+def write_tokenizer(tokenizer: Tokenizer, words: TokenizerSpec | None, context: int, folder: Path) -> int:
     """Into `folder`, for texts of `context` ids at most; returns the id of padding."""
     inner = tokenizers.Tokenizer.from_str((tokenizer.reader or tokenizer).to_json())
     require(inner.token_to_id(PAD) is None, f"the tokenizer has a token {PAD!r} of its own; rename it there")
@@ -36,7 +36,7 @@ def write_tokenizer(tokenizer: Tokenizer, words: Words | None, context: int, fol
     return int(found.convert_tokens_to_ids(PAD))  # pyright: ignore[reportArgumentType]
 
 
-def _marks(inner: tokenizers.Tokenizer, words: Words | None) -> processors.TemplateProcessing | None:
+def _marks(inner: tokenizers.Tokenizer, words: TokenizerSpec | None) -> processors.TemplateProcessing | None:
     if words is None or not (words.begin or words.end):
         return None
     names = {number: str(inner.id_to_token(number)) for number in (*words.begin, *words.end)}

@@ -21,7 +21,7 @@ def unplaced(model: Model) -> Model:
 
 def _part(part: Any) -> Any:
     if isinstance(part, Tower):
-        return replace(part, keep_tokens="", source=unpinned(part.source))
+        return replace(part, feature_cache_dir="", source=unpinned(part.source))
     if isinstance(part, KnownCodec):
         return replace(part, source=unpinned(part.source))
     return None if part is None else replace(part, weights="")

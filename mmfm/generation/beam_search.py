@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmfm.generation.decoding_state import Pen
-from mmfm.generation.generation_config import Decoding, Finish
+from mmfm.generation.decoding_state import DecodingState
+from mmfm.generation.generation_config import Finish, GenerationConfig
 
 
 class Beam(NamedTuple):
@@ -46,12 +46,12 @@ class Row:
 
 
 @torch.no_grad()
-def search(pen: Pen, rows: int, how: Decoding) -> tuple[list[list[int]], list[float], list[Finish]]:
+def search(pen: DecodingState, rows: int, how: GenerationConfig) -> tuple[list[list[int]], list[float], list[Finish]]:
     """The best local ids of each row, without the end, their scores, and whether they came to their end.
 
     The pen has read one row for each.
     """
-    device, room, limit = pen.model.device, how.beams, pen.limit(how)
+    device, room, limit = pen.model.device, how.num_beams, pen.limit(how)
     shift = pen.model.vocabulary.span(pen.target).start
     pen.select(torch.arange(rows, device=device).repeat_interleave(room))
     every = [Row(beams=[Beam(0.0 if at == 0 else -torch.inf, at, []) for at in range(room)]) for _ in range(rows)]

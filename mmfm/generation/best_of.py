@@ -9,7 +9,7 @@ from torch import Tensor
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items
 from mmfm.models.model import UnifiedModel
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 
 Embed = Callable[[list[list[int]]], Float[Tensor, "m d"]]
 
@@ -47,7 +47,7 @@ def source_embeddings(
     """What `nearness` compares with: of each source that the task names once, the embedding that contrast learned."""
     found = {}
     for name in dict.fromkeys(task.sources):
-        reading = read(model, Task((name,), None), batch) if task.sources.count(name) == 1 else None
+        reading = forward_task(model, Task((name,), None), batch) if task.sources.count(name) == 1 else None
         if reading is not None:
             found[name] = reading.rows.tolist(), reading.embedding
     return found
@@ -57,7 +57,7 @@ def source_embeddings(
 def embed_items(model: UnifiedModel, modality: str, items: Items) -> Float[Tensor, "m d"]:
     """Unit embeddings of items, one for each of their rows 0, 1, 2, .."""
     size = len(items.rows)
-    batch = Batch(size=size, items={modality: items}, same=torch.arange(size, device=items.rows.device))
-    reading = read(model, Task((modality,), None), batch)
+    batch = Batch(size=size, items={modality: items}, positive_ids=torch.arange(size, device=items.rows.device))
+    reading = forward_task(model, Task((modality,), None), batch)
     assert reading is not None
     return reading.embedding

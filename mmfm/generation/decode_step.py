@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmfm.compat.torch import hooked
 from mmfm.generation.int8 import Int8Linear
-from mmfm.models.kv_cache import Cache
+from mmfm.models.kv_cache import KVCache
 from mmfm.models.layers import ACTIVATIONS, Attention, Block, Swiglu
 from mmfm.models.transformer import UnifiedTransformer
 
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
     down: Map
 
 
-def stepper(trunk: UnifiedTransformer) -> Callable[[Float[Tensor, "n width"], Cache], Float[Tensor, "n width"]]:
+def stepper(trunk: UnifiedTransformer) -> Callable[[Float[Tensor, "n width"], KVCache], Float[Tensor, "n width"]]:
     """The step of a trunk; the plain one for a trunk of other parts, in training, or in half precision."""
     weight = trunk.norm.weight
     half = weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type)
@@ -44,7 +44,7 @@ def stepper(trunk: UnifiedTransformer) -> Callable[[Float[Tensor, "n width"], Ca
     attention: Any = trunk.blocks[0].attn
     heads = attention.heads, attention.kv_heads, attention.dim
 
-    def step(x: Float[Tensor, "n width"], cache: Cache) -> Float[Tensor, "n width"]:
+    def step(x: Float[Tensor, "n width"], cache: KVCache) -> Float[Tensor, "n width"]:
         (cos, sin), mask = trunk.next(len(x), cache)
         turn = (torch.cat([cos, cos], -1)[:, 0].to(x.dtype), torch.cat([-sin, sin], -1)[:, 0].to(x.dtype))
         return last(_through(layers, x, turn, mask, cache, heads))
@@ -57,7 +57,7 @@ def _through(
     x: Float[Tensor, "n width"],
     turn: tuple[Float[Tensor, "n 1 dim"], Float[Tensor, "n 1 dim"]],
     mask: Tensor | None,
-    cache: Cache,
+    cache: KVCache,
     heads: tuple[int, int, int],
 ) -> Float[Tensor, "n width"]:
     (cos, sin), (queries, keys, dim), n = turn, heads, len(x)

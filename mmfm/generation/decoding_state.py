@@ -14,42 +14,42 @@ from torch import Tensor, nn
 
 from mmfm.config import UserError, require
 from mmfm.data.batch import Tokens
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.generation.decode_step import stepper
-from mmfm.generation.generation_config import Decoding
+from mmfm.generation.generation_config import GenerationConfig
 from mmfm.generation.int8 import Int8Linear
-from mmfm.models.kv_cache import Cache
+from mmfm.models.kv_cache import KVCache
 from mmfm.models.model import UnifiedModel
 from mmfm.models.transformer import Segment
 
 
 @dataclass(kw_only=True)
-class Pen:
+class DecodingState:
     """A model that has read sources, and has a target to write. It holds the rows that are still being written."""
 
     model: UnifiedModel
     target: str
-    cache: Cache
+    cache: KVCache
     weights: tuple[float, ...]  # of the passes
-    step: Callable[[Tensor, Cache], Tensor] | None = None  # of the trunk, made when it is first needed
-    scorers: dict[tuple[range, bool], "Scorer"] = field(default_factory=dict)
+    step: Callable[[Tensor, KVCache], Tensor] | None = None  # of the trunk, made when it is first needed
+    scorers: dict[tuple[range, bool], "CandidateLogits"] = field(default_factory=dict)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> CodeFormat:
         return self.model.forms[self.target]
 
     @property
     def begin(self) -> int:
         return self.model.vocabulary.begin(self.target)
 
-    def at(self, step: int) -> "Scorer":
+    def at(self, step: int) -> "CandidateLogits":
         """Of the ids of this step's book, and as its last column of the end, where it may come."""
-        book, end = self.form.span(step), self.form.may_end(step)
+        book, end = self.form.candidates(step), self.form.may_end(step)
         if (book, end) not in self.scorers:
-            self.scorers[book, end] = Scorer.of(self.model, self.target, book, end)
+            self.scorers[book, end] = CandidateLogits.of(self.model, self.target, book, end)
         return self.scorers[book, end]
 
-    def limit(self, how: Decoding) -> int:
+    def limit(self, how: GenerationConfig) -> int:
         """How many ids the target may have: those of its form, or whole turns of its books."""
         books = len(self.form.sizes)
         told = f"Decoding.max_tokens={how.max_tokens} is less than the {books} ids of one step of {self.target}"
@@ -77,7 +77,7 @@ class Pen:
         """Only these rows go on, in this order, perhaps several times."""
         passes = torch.arange(len(self.weights), device=rows.device)
         size = 0 if self.cache.seen is None else len(self.cache.seen) // len(self.weights)
-        self.cache.select((passes[:, None] * size + rows).flatten())
+        self.cache.reorder((passes[:, None] * size + rows).flatten())
 
 
 def no_numbers(model: UnifiedModel, target: str) -> UserError:
@@ -93,7 +93,7 @@ def no_numbers(model: UnifiedModel, target: str) -> UserError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer:
+class CandidateLogits:
     """The output, for some ids alone. first: the local id of the first column. ids: of the vocabulary, by column."""
 
     table: nn.Module | Tensor
@@ -103,19 +103,19 @@ class Scorer:
     ids: Int[Tensor, " v"]
 
     @staticmethod
-    def of(model: UnifiedModel, target: str, book: range, may_end: bool) -> "Scorer":
+    def of(model: UnifiedModel, target: str, book: range, may_end: bool) -> "CandidateLogits":
         start, end = model.vocabulary.span(target).start, model.vocabulary.end
         rows = range(start + book.start, start + book.stop)
         ends = (end,) if may_end else ()
         ids = torch.cat([torch.arange(rows.start, rows.stop), torch.tensor(ends, dtype=torch.int64)]).to(model.device)
         common = {"first": book.start, "size": len(book), "ids": ids}
         if isinstance(model.output, Int8Linear):
-            return Scorer(table=model.output.rows(rows, ends), end=None, **common)
+            return CandidateLogits(table=model.output.rows(rows, ends), end=None, **common)
         weight = model.embedding.weight if model.output is None else model.output.weight
         if torch.is_autocast_enabled(weight.device.type):  # else the rows are cast anew at every step
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         table = weight[rows.start : rows.stop]
-        return Scorer(table=table, end=weight[end : end + 1] if may_end else None, **common)
+        return CandidateLogits(table=table, end=weight[end : end + 1] if may_end else None, **common)
 
     def __call__(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any v"]:
         if isinstance(self.table, nn.Module):
@@ -125,8 +125,13 @@ class Scorer:
 
 
 def read_sources(
-    model: UnifiedModel, sources: Sequence[Segment], names: tuple[str, ...], target: str, how: Decoding, rows: int
-) -> Pen:
+    model: UnifiedModel,
+    sources: Sequence[Segment],
+    names: tuple[str, ...],
+    target: str,
+    how: GenerationConfig,
+    rows: int,
+) -> DecodingState:
     """A pen for `rows` rows that has read these segments, once in each pass that guidance takes.
 
     A source that a pass does not see is read all the same, and hidden, as in training: its positions are counted.
@@ -138,10 +143,10 @@ def read_sources(
     cache = model.trunk.new_cache(room)
     if sources:
         model.trunk([_in_passes(part, [one[at] for one in seen], rows) for at, part in enumerate(sources)], cache)
-    return Pen(model=model, target=target, cache=cache, weights=weights)
+    return DecodingState(model=model, target=target, cache=cache, weights=weights)
 
 
-def _check_room(model: UnifiedModel, sources: Sequence[Segment], target: str, how: Decoding) -> None:
+def _check_room(model: UnifiedModel, sources: Sequence[Segment], target: str, how: GenerationConfig) -> None:
     """UserError, before anything is read, where what is given and what may be written do not fit the trunk's window."""
     window, form = model.trunk.window, model.forms[target]
     if not window:
@@ -149,7 +154,9 @@ def _check_room(model: UnifiedModel, sources: Sequence[Segment], target: str, ho
     held = sum(part.tokens.keep.sum(1) for part in sources)
     given, room = int(held.max()) if isinstance(held, Tensor) else 0, form.length or how.max_tokens
     left = window - given if not form.length else 0
-    told = f"{given} tokens that are read and {room} that may be written are over Trunk.window={window}"
+    told = (
+        f"{given} tokens that are read and {room} that may be written are over Trunk.max_position_embeddings={window}"
+    )
     remedy = f"give max_tokens={left}, or less to read" if left > 0 else "give less to read"
     require(given + room <= window, f"{told}; {remedy}")
 

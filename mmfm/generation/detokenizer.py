@@ -9,7 +9,7 @@ Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"  # what a decoder puts for bytes that make no character, perhaps not yet
 
 
-class Words:
+class Detokenizer:
     """The text of one row. decode: ids -> text, as a tokenizer's."""
 
     def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:

@@ -1,7 +1,7 @@
 """Writing a target id by id over the trunk's cache.
 
-The sources are read once; a grammar (`Form`) keeps every id where a decoder can take it; rows that have ended leave the
-batch.
+The sources are read once; a grammar (`CodeFormat`) keeps every id where a decoder can take it; rows that have ended
+leave the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,15 @@ from mmfm.config.task import Task
 from mmfm.data.batch import Batch
 from mmfm.generation.beam_search import search
 from mmfm.generation.best_of import best
-from mmfm.generation.decoding_state import Pen, read_sources
-from mmfm.generation.detokenizer import Decode, Words
-from mmfm.generation.generation_config import Decoding, Finish
-from mmfm.generation.sampling import choose, drawn_seeds
+from mmfm.generation.decoding_state import DecodingState, read_sources
+from mmfm.generation.detokenizer import Decode, Detokenizer
+from mmfm.generation.generation_config import Finish, GenerationConfig
+from mmfm.generation.sampling import drawn_seeds, sample
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.task_pass import sources_of
 
 Judge = Callable[[list[int], list[list[int]]], Float[Tensor, " m"]]
-GREEDY = Decoding()
+GREEDY = GenerationConfig()
 
 
 class Written(NamedTuple):
@@ -65,7 +65,7 @@ def write(
     model: UnifiedModel,
     task: Task,
     batch: Batch,
-    how: Decoding = GREEDY,
+    how: GenerationConfig = GREEDY,
     *,
     seeds: Int[Tensor, " size"] | None = None,
     decode: Decode | None = None,
@@ -80,22 +80,22 @@ def write(
     if found is None:
         return Written([], [], None if decode is None else [])
     rows, own, pen = found
-    if how.beams > 1:
+    if how.num_beams > 1:
         ids, scores, finish = search(pen, len(rows), how)
         return Written(rows, ids, None if decode is None else [decode(row) for row in ids], scores, finish)
-    words = None if decode is None else [Words(decode, how.stop) for _ in range(len(rows) * how.draws)]
-    ids, cut = [[] for _ in range(len(rows) * how.draws)], set(range(len(rows) * how.draws))
+    words = None if decode is None else [Detokenizer(decode, how.stop) for _ in range(len(rows) * how.best_of)]
+    ids, cut = [[] for _ in range(len(rows) * how.best_of)], set(range(len(rows) * how.best_of))
     for step in steps(pen, own, how, words):
         cut -= {*step.ended}
         for row, local in zip(step.rows, step.ids, strict=True):
             ids[row].append(local)
     texts = None if words is None else [row.text + row.end() for row in words]
     finish: list[Finish] = ["length" if row in cut else "stop" for row in range(len(ids))]
-    if how.draws == 1:
+    if how.best_of == 1:
         return Written(rows, ids, texts, None, finish)
-    require(judge is not None, f"Decoding.draws={how.draws} needs what judges them; leave draws out")
+    require(judge is not None, f"GenerationConfig.best_of={how.best_of} needs what judges them; leave draws out")
     assert judge is not None
-    kept, scores = best(judge([row for row in rows for _ in range(how.draws)], ids), how.draws)
+    kept, scores = best(judge([row for row in rows for _ in range(how.best_of)], ids), how.best_of)
     texts = None if texts is None else [texts[at] for at in kept]
     return Written(rows, [ids[at] for at in kept], texts, scores, [finish[at] for at in kept])
 
@@ -104,14 +104,14 @@ def stream(
     model: UnifiedModel,
     task: Task,
     batch: Batch,
-    how: Decoding = GREEDY,
+    how: GenerationConfig = GREEDY,
     *,
     seeds: Int[Tensor, " size"] | None = None,
     decode: Decode | None = None,
     judge: Judge | None = None,
 ) -> Iterator[Piece]:
     """`write`, each piece as soon as it is known; those of a row join to the whole. Beams and draws come at the end."""
-    if how.beams > 1 or how.draws > 1:
+    if how.num_beams > 1 or how.best_of > 1:
         whole = write(model, task, batch, how, seeds=seeds, decode=decode, judge=judge)
         texts = whole.texts or [""] * len(whole.rows)
         for row, ids, text, finish in zip(whole.rows, whole.ids, texts, whole.finish, strict=True):
@@ -121,7 +121,7 @@ def stream(
     if found is None:
         return
     rows, own, pen = found
-    words, cut = None if decode is None else [Words(decode, how.stop) for _ in rows], set(range(len(rows)))
+    words, cut = None if decode is None else [Detokenizer(decode, how.stop) for _ in rows], set(range(len(rows)))
     for step in steps(pen, own, how, words):
         cut -= {*step.ended}
         for row, local in zip(step.rows, step.ids, strict=True):
@@ -134,8 +134,8 @@ def stream(
 
 @torch.no_grad()
 def _begun(
-    model: UnifiedModel, task: Task, batch: Batch, how: Decoding, seeds: Tensor | None, decode: Decode | None
-) -> tuple[list[int], Int[Tensor, " m"], Pen] | None:
+    model: UnifiedModel, task: Task, batch: Batch, how: GenerationConfig, seeds: Tensor | None, decode: Decode | None
+) -> tuple[list[int], Int[Tensor, " m"], DecodingState] | None:
     """Samples, a seed for each row that is to be written, and the pen that has read the sources."""
     assert task.target is not None and not task.fill
     require(not how.stop or task.target == "text", f"Decoding.stop={how.stop} is for texts; {task} writes none")
@@ -146,23 +146,25 @@ def _begun(
     rows, sources = found
     own = torch.full((batch.size,), how.seed, device=rows.device) if seeds is None else seeds.to(rows.device)
     pen = read_sources(model, sources, task.sources, task.target, how, len(rows))
-    return rows.tolist(), drawn_seeds(own[rows], how.draws), _several(pen, len(rows), how.draws)
+    return rows.tolist(), drawn_seeds(own[rows], how.best_of), _several(pen, len(rows), how.best_of)
 
 
-def _several(pen: Pen, rows: int, times: int) -> Pen:
+def _several(pen: DecodingState, rows: int, times: int) -> DecodingState:
     if times > 1:
         pen.select(torch.arange(rows, device=pen.model.device).repeat_interleave(times))
     return pen
 
 
 @torch.no_grad()
-def steps(pen: Pen, seeds: Int[Tensor, " n"], how: Decoding, words: Sequence[Words] | None = None) -> Iterator[Step]:
+def steps(
+    pen: DecodingState, seeds: Int[Tensor, " n"], how: GenerationConfig, words: Sequence[Detokenizer] | None = None
+) -> Iterator[Step]:
     """Each step's new ids, until every row has ended. A row whose words have met a stop string ends too."""
     rows, limit = list(range(len(seeds))), pen.limit(how)
     start, token = pen.model.vocabulary.span(pen.target).start, torch.full_like(seeds, pen.begin)
     for step in range(limit):
         scorer = pen.at(step)
-        column = choose(pen.scores(token, step), scorer.ids, seeds, step, how)
+        column = sample(pen.scores(token, step), scorer.ids, seeds, step, how)
         columns = column.tolist()
         going = [at for at, chosen in enumerate(columns) if chosen < scorer.size]
         said, told = [rows[at] for at in going], [scorer.first + columns[at] for at in going]

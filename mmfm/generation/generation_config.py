@@ -10,7 +10,7 @@ Finish = Literal["stop", "length"]  # why writing ended: by the end mark or a st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding(Checked):
+class GenerationConfig(Checked):
     """Greedy by default. What is drawn depends on the seed, the step and the id alone, never on the rest of a batch."""
 
     max_tokens: int = 64  # of a target without a fixed length, its end not counted
@@ -18,35 +18,37 @@ class Decoding(Checked):
     top_k: int = 0  # draw among so many; 0: all
     top_p: float = 1.0  # among the likeliest that together have this chance (arXiv 1904.09751)
     min_p: float = 0.0  # among those with at least this part of the likeliest one's chance (arXiv 2407.01082)
-    beams: int = 1
+    num_beams: int = 1
     length_penalty: float = 1.0  # a beam's score: its log-likelihood over its length, end counted, to this power
     guidance: float = 1.0  # u + s (c - u): how far to go beyond what the sources say (arXiv 2207.12598); 1: no further
     guide: tuple[tuple[str, float], ...] = ()  # u + sum of s_i (c_i - u), c_i with the source i alone: all of them
     stop: tuple[str, ...] = ()  # a text ends before the first of these
-    draws: int = 1  # texts, pictures or sounds of which the one nearest to the sources is kept
-    rounds: int = 8  # of filling in what is masked (arXiv 2202.04200)
+    best_of: int = 1  # texts, pictures or sounds of which the one nearest to the sources is kept
+    num_steps: int = 8  # of filling in what is masked (arXiv 2202.04200)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "beams", "draws", "rounds"):
-            require(getattr(self, name) > 0, f"Decoding.{name}={getattr(self, name)} must be above 0")
+        for name in ("max_tokens", "num_beams", "best_of", "num_steps"):
+            require(getattr(self, name) > 0, f"GenerationConfig.{name}={getattr(self, name)} must be above 0")
         for name in ("temperature", "top_k", "guidance", "length_penalty"):
-            require(getattr(self, name) >= 0, f"Decoding.{name}={getattr(self, name)} must not be negative")
-        require(0 < self.top_p <= 1, f"Decoding.top_p={self.top_p} must be above 0 and at most 1")
-        require(0 <= self.min_p <= 1, f"Decoding.min_p={self.min_p} must be between 0 and 1")
-        require(all(self.stop), "Decoding.stop holds an empty string, which is everywhere; leave it out")
-        for name, rest in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0), ("draws", 1)):
+            require(getattr(self, name) >= 0, f"GenerationConfig.{name}={getattr(self, name)} must not be negative")
+        require(0 < self.top_p <= 1, f"GenerationConfig.top_p={self.top_p} must be above 0 and at most 1")
+        require(0 <= self.min_p <= 1, f"GenerationConfig.min_p={self.min_p} must be between 0 and 1")
+        require(all(self.stop), "GenerationConfig.stop holds an empty string, which is everywhere; leave it out")
+        for name, rest in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0), ("best_of", 1)):
             value = getattr(self, name)
-            told = f"Decoding.{name}={value} is for draws, and temperature 0 draws nothing; give temperature=1.0"
+            told = (
+                f"GenerationConfig.{name}={value} is for draws, and temperature 0 draws nothing; give temperature=1.0"
+            )
             require(self.temperature > 0 or value == rest, told)
         names = [name for name, _ in self.guide]
-        require(len(names) == len(set(names)), f"Decoding.guide names a source twice: {', '.join(names)}")
+        require(len(names) == len(set(names)), f"GenerationConfig.guide names a source twice: {', '.join(names)}")
         require(
             self.guidance == 1 or not names,
-            f"Decoding.guidance={self.guidance} and guide={self.guide} are two scales for one source; give one of them",
+            f"GenerationConfig.guidance={self.guidance} and guide={self.guide} are two scales for one source; give one",
         )
-        if self.beams > 1:
-            told = f"Decoding.beams={self.beams} looks for the likeliest: leave out"
+        if self.num_beams > 1:
+            told = f"GenerationConfig.num_beams={self.num_beams} looks for the likeliest: leave out"
             require(self.temperature == 0, f"{told} temperature={self.temperature}, or the beams")
             require(not self.stop, f"{told} stop={self.stop}, or the beams")
 
@@ -67,7 +69,9 @@ class Decoding(Checked):
         if not scales:
             seen, weights = [tuple(not s for s in whole), whole], [1 - self.guidance, self.guidance]
         else:
-            told = f"Decoding.guide gives {', '.join(scales)}; it must give a scale for each of {', '.join(sources)}"
+            told = (
+                f"GenerationConfig.guide gives {', '.join(scales)}; it must give one for each of {', '.join(sources)}"
+            )
             require(set(scales) == set(sources), told)
             seen = [tuple(not s for s in whole), *(tuple(name == own for own in sources) for name in scales)]
             weights = [1 - sum(scales.values()), *scales.values()]
@@ -75,10 +79,10 @@ class Decoding(Checked):
         return tuple(one for one, _ in used), tuple(weight for _, weight in used)
 
 
-def check_guidance(how: Decoding, task: Task, drop: float) -> None:
-    """Refuse guidance of a task that was trained without condition dropout (`Write.drop`): its u would mean nothing."""
+def check_guidance(how: GenerationConfig, task: Task, drop: float) -> None:
+    """Refuse guidance of a task that was trained without condition dropout: its u would mean nothing."""
     require(
         not how.guided or drop > 0,
-        f"guidance of {task} needs a model trained with Write(task='{task}', drop=0.1) or so; this one always saw "
+        f"guidance of {task} needs a model trained with Generative(task='{task}', drop=0.1) or so; this one always saw "
         "its sources: leave guidance out",
     )

@@ -14,12 +14,12 @@ from torch import Tensor
 from mmfm.config import require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Ids
-from mmfm.generation.decoding_state import Pen, Scorer, read_sources
-from mmfm.generation.generation_config import Decoding
-from mmfm.generation.sampling import choose, waits
+from mmfm.generation.decoding_state import CandidateLogits, DecodingState, read_sources
+from mmfm.generation.generation_config import GenerationConfig
+from mmfm.generation.sampling import sample, waits
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.task_pass import sources_of
-from mmfm.runtime.randomness import GOLDEN, mix
+from mmfm.runtime.randomness import GOLDEN, splitmix64
 
 KEPT = 1  # what tells the noise of what is kept from that of the ids
 
@@ -30,7 +30,7 @@ def fill(
     batch: Batch,
     given: Ids,
     hidden: Bool[Tensor, "size time"],
-    how: Decoding,
+    how: GenerationConfig,
     *,
     seeds: Int[Tensor, " size"] | None = None,
 ) -> tuple[list[int], Int[Tensor, "n time"]]:
@@ -41,7 +41,7 @@ def fill(
     """
     assert task.target is not None and task.fill
     told = "filling in has no beams, draws or stop strings; leave them out"
-    require(how.beams == how.draws == 1 and not how.stop, told)
+    require(how.num_beams == how.best_of == 1 and not how.stop, told)
     require(not bool((hidden & ~given.keep).any()), "a place to fill in is padding; keep it")
     with torch.no_grad():
         found = sources_of(model, task, batch) if task.sources else (torch.arange(batch.size, device=model.device), [])
@@ -55,26 +55,26 @@ def fill(
 
 
 def _rounds(
-    pen: Pen,
+    pen: DecodingState,
     ids: Int[Tensor, "n time"],
     keep: Bool[Tensor, "n time"],
     hidden: Bool[Tensor, "n time"],
     seeds: Int[Tensor, " n"],
-    how: Decoding,
+    how: GenerationConfig,
 ) -> Int[Tensor, "n time"]:
-    total, mark = hidden.sum(1), pen.cache.mark()
-    for number in range(1, how.rounds + 1):
+    total, mark = hidden.sum(1), pen.cache.snapshot()
+    for number in range(1, how.num_steps + 1):
         left = hidden.sum(1)
         if not bool(left.any()):
             break
         found, sure = _guess(pen, ids.masked_fill(hidden, 0), keep, hidden, seeds, number, how)
-        pen.cache.back(mark)
+        pen.cache.rollback(mark)
         if how.temperature > 0:
             places = torch.arange(ids.shape[1], device=ids.device)
-            noise = -waits(mix(seeds) + KEPT, number, places).log()
-            sure = sure + how.temperature * (1 - number / how.rounds) * noise
-        goal = (total * math.cos(math.pi * number / (2 * how.rounds)) + 1e-9).floor().long()
-        goal = torch.minimum(goal, left - 1).clamp(min=0) if number < how.rounds else torch.zeros_like(left)
+            noise = -waits(splitmix64(seeds) + KEPT, number, places).log()
+            sure = sure + how.temperature * (1 - number / how.num_steps) * noise
+        goal = (total * math.cos(math.pi * number / (2 * how.num_steps)) + 1e-9).floor().long()
+        goal = torch.minimum(goal, left - 1).clamp(min=0) if number < how.num_steps else torch.zeros_like(left)
         order = sure.masked_fill(~hidden, -torch.inf).sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
         now = hidden & (order < (left - goal)[:, None])
         ids, hidden = torch.where(now, found, ids), hidden & ~now
@@ -82,13 +82,13 @@ def _rounds(
 
 
 def _guess(
-    pen: Pen,
+    pen: DecodingState,
     ids: Int[Tensor, "n time"],
     keep: Bool[Tensor, "n time"],
     hidden: Bool[Tensor, "n time"],
     seeds: Int[Tensor, " n"],
     number: int,
-    how: Decoding,
+    how: GenerationConfig,
 ) -> tuple[Int[Tensor, "n time"], Float[Tensor, "n time"]]:
     """An id for every place, of its book, and its log-likelihood."""
     passes, books = len(pen.weights), len(pen.form.sizes)
@@ -96,12 +96,12 @@ def _guess(
     states = pen.model.trunk([segment], pen.cache)[0][:, 1:]
     found, sure = torch.zeros_like(ids), torch.zeros(ids.shape, device=ids.device, dtype=torch.float64)
     for book in range(min(books, ids.shape[1])):
-        scorer = Scorer.of(pen.model, pen.target, pen.form.span(book), False)
+        scorer = CandidateLogits.of(pen.model, pen.target, pen.form.candidates(book), False)
         scores = pen.guided(scorer(states[:, book::books]).flatten(1)).unflatten(1, (-1, scorer.size))
         count = scores.shape[1]
         places = book + books * torch.arange(count, device=ids.device)
-        each = mix(mix(seeds)[:, None] + (places + 1) * GOLDEN).flatten()  # another noise at each place
-        column = choose(scores.flatten(0, 1), scorer.ids, each, number, how)
+        each = splitmix64(splitmix64(seeds)[:, None] + (places + 1) * GOLDEN).flatten()  # another noise at each place
+        column = sample(scores.flatten(0, 1), scorer.ids, each, number, how)
         chance = scores.flatten(0, 1).double().log_softmax(-1).gather(1, column[:, None])
         found[:, book::books] = column.view(-1, count) + scorer.first
         sure[:, book::books] = chance.view(-1, count)

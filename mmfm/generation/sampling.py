@@ -8,28 +8,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.generation.generation_config import Decoding
-from mmfm.runtime.randomness import GOLDEN, mix
+from mmfm.generation.generation_config import GenerationConfig
+from mmfm.runtime.randomness import GOLDEN, splitmix64
 
 FEW = 256  # ids that mostly hold top_p of the chance: a sort of all takes several times as long
 
 
-def choose(
+def sample(
     scores: Float[Tensor, "n v"],
     ids: Int[Tensor, " v"],
     seeds: Int[Tensor, " n"],
     step: int,
-    how: Decoding,
+    how: GenerationConfig,
 ) -> Int[Tensor, " n"]:
     """The column chosen for each row. ids: of the vocabulary, one for each column."""
     if how.temperature == 0:
         return scores.argmax(-1)
     scores = scores / how.temperature
-    chances = scores.masked_fill(~likely(scores, how), -torch.inf).softmax(-1)
+    chances = scores.masked_fill(~filtered_logits(scores, how), -torch.inf).softmax(-1)
     return (chances / waits(seeds, step, ids)).argmax(-1)
 
 
-def likely(scores: Float[Tensor, "n v"], how: Decoding) -> Bool[Tensor, "n v"]:
+def filtered_logits(scores: Float[Tensor, "n v"], how: GenerationConfig) -> Bool[Tensor, "n v"]:
     """What may be drawn: top_k, then of what is left top_p, then min_p. The likeliest always may."""
     keep = torch.ones_like(scores, dtype=torch.bool)
     if how.top_k and how.top_k < scores.shape[-1]:
@@ -50,8 +50,8 @@ def likely(scores: Float[Tensor, "n v"], how: Decoding) -> Bool[Tensor, "n v"]:
 
 def waits(seeds: Int[Tensor, " n"], step: int, ids: Int[Tensor, " v"]) -> Float[Tensor, "n v"]:
     """Exponential waiting times of mean 1, one for each seed, step and id; never 0."""
-    rows = mix(mix(seeds) + step)
-    bits = mix(rows[:, None] + mix(ids * GOLDEN)) & (2**53 - 1)
+    rows = splitmix64(splitmix64(seeds) + step)
+    bits = splitmix64(rows[:, None] + splitmix64(ids * GOLDEN)) & (2**53 - 1)
     return -torch.log1p(-(bits.float() + 0.5) * 2.0**-53)
 
 
@@ -59,4 +59,4 @@ def drawn_seeds(seeds: Int[Tensor, " n"], draws: int) -> Int[Tensor, " m"]:
     """Each row's seeds of its draws, side by side; the first is the row's own."""
     others = torch.arange(draws, device=seeds.device)
     each = seeds[:, None] + others * GOLDEN
-    return torch.where(others == 0, each, mix(each)).flatten()
+    return torch.where(others == 0, each, splitmix64(each)).flatten()

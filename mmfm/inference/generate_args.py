@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
-from mmfm.config import MODALITIES, Write, require
+from mmfm.config import MODALITIES, Generative, require
 from mmfm.config.task import Task, parse_chain
 from mmfm.inference.known_tasks import links_of
 
@@ -17,7 +17,7 @@ PLACES = ("run", "task", "out", "n", "device", "dtype", "force", *MODALITIES)  #
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class GenerateArgs:
     """A task, what it reads, and how its target is to be made."""
 
     run: tyro.conf.Positional[str]
@@ -30,13 +30,13 @@ class Asked:
     """A .wav, .flac, .ogg or .mp3 to read, to continue or to fill in."""
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A text to read; or to fill in, with a _ for each token to be found."""
-    hide: str = ""
+    mask: str = ""
     """What to make anew: a fraction, or left, right, top or bottom of a picture, or seconds of a sound: 0.5-1.0."""
     out: str = ""
     """The .png or .wav to write; several pictures are one sheet, or with {} in the name a file each."""
-    n: int = 1
+    num_samples: int = 1
     """How many to make, with seeds one after the other; texts a line each."""
-    batch: int = 0
+    batch_size: int = 0
     """How many to make at a time; 0: all at once. It changes no result, only the memory."""
     device: str = "auto"
     """Where to compute: cpu, or cuda; auto: on a GPU if there is one."""
@@ -54,13 +54,13 @@ class Asked:
     """Draw among the likeliest that together have this chance."""
     min_p: float = 0.0
     """Draw among those with this part of the likeliest one's chance."""
-    beams: int = 1
+    num_beams: int = 1
     """Look for the likeliest with so many beams, and draw nothing."""
     guidance: float = 1.0
     """How far to follow the sources: above 1 farther. The task must have been trained with drop."""
-    rerank: int = 1
+    best_of: int = 1
     """Draw so many, and keep the one that the model finds nearest to its sources."""
-    rounds: int = 0
+    num_steps: int = 0
     """In how many rounds to fill in; 0: eight."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End a text before this."""
@@ -74,28 +74,29 @@ class Asked:
         how = [field for field in fields(self) if field.name not in PLACES]
         return held | {f.name: value for f in how if (value := getattr(self, f.name)) != f.default}
 
-    def check(self, writes: Sequence[Write] | None = None) -> None:
+    def check(self, writes: Sequence[Generative] | None = None) -> None:
         """UserError for what is wrong. writes: what the model was trained to write; None: that is not known yet."""
         links = parse_chain(self.task) if writes is None else links_of(self.task, writes)
         _check_given(self, links[0])
-        heat, beams = self.temperature, self.beams
+        heat, beams = self.temperature, self.num_beams
         require(self.max_tokens >= 0, f"--max-tokens {self.max_tokens} must not be negative; 0: as usual")
         require(heat == "auto" or heat >= 0, f"--temperature {heat} must not be negative")
-        require(self.n > 0, f"--n {self.n} must be greater than 0")
-        require(self.batch >= 0, f"--batch {self.batch} must not be negative; 0: all at once")
+        require(self.num_samples > 0, f"--num-samples {self.num_samples} must be greater than 0")
+        require(self.batch_size >= 0, f"--batch-size {self.batch_size} must not be negative; 0: all at once")
         auto = beams == 1 and links[-1].target != "text"
         drawn = auto if heat == "auto" else heat > 0
         drawn = drawn or any(link.target != "text" for link in links[:-1])
-        told = f"--n {self.n} would write one {NAMES[str(links[-1].target)]} {self.n} times; set --temperature"
-        told += ", and leave out --beams" * (beams > 1)
-        require(self.n == 1 or drawn, told)
-        check_out(self.out, self.task, str(links[-1].target), self.n)
-        there = [name for name in names_of(self.out, self.n) if Path(name).exists()] if self.out else []
+        one, times = NAMES[str(links[-1].target)], self.num_samples
+        told = f"--num-samples {times} would write one {one} {times} times; set --temperature"
+        told += ", and leave out --num-beams" * (beams > 1)
+        require(self.num_samples == 1 or drawn, told)
+        check_out(self.out, self.task, str(links[-1].target), self.num_samples)
+        there = [name for name in names_of(self.out, self.num_samples) if Path(name).exists()] if self.out else []
         told = f"--out: {', '.join(there[:2])}{' and others are' if there[2:] else ' is'} there already"
         require(self.force or not there, f"{told}; give another name, or --force replaces it")
 
 
-def _check_given(asked: Asked, first: Task) -> None:
+def _check_given(asked: GenerateArgs, first: Task) -> None:
     given, sources = {name for name in MODALITIES if getattr(asked, name)}, set(first.sources)
     for name in sorted(sources - given):
         require(False, f"task {asked.task!r} reads {name}, and none is given; add --{name}")
@@ -125,4 +126,6 @@ def check_out(out: str, task: str, target: str, n: int) -> None:
     require(path.parent.is_dir(), f"--out {out}: there is no folder {str(path.parent)!r}; make it, or choose another")
     require(out.count("{}") <= 1, f"--out {out}: one {{}} is where the number goes; leave the others out")
     numbered = f"{path.stem}-{{}}{suffix}"
-    require(target == "image" or n == 1 or "{}" in out, f"--n {n} sounds need a name each; say --out '{numbered}'")
+    require(
+        target == "image" or n == 1 or "{}" in out, f"--num-samples {n} sounds need a name each; say --out '{numbered}'"
+    )

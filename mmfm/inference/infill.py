@@ -1,4 +1,4 @@
-"""What of an item is to be made anew: `hide`, in the words of its modality.
+"""What of an item is to be made anew: `mask`, in the words of its modality.
 
 Pictures: "left", "right", "top", "bottom", half of it. Sounds: seconds, as "0.5-1.0". Texts: each _ stands for one
 token. Of all of them: a fraction, of places that the seed chooses, whole turns of codes; 1 is everything.
@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmfm.config import Pixels, Run, UserError, require
+from mmfm.config import ImagePreprocess, Run, UserError, require
 from mmfm.data.decode import contracts_of
 from mmfm.models.codecs import Codec
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.randomness import mix, uniform
+from mmfm.runtime.randomness import hash_uniform, splitmix64
 
-Hide = str | float | None
+MaskSpec = str | float | None
 SIDES = ("left", "right", "top", "bottom")
 MARK = "_"
 TINY = 1e-9  # seconds
@@ -29,35 +29,35 @@ HOW = {
 }
 
 
-def fraction(hide: Hide) -> float | None:
+def fraction(mask: MaskSpec) -> float | None:
     """The number that it is, if it is one."""
     try:
-        return None if hide is None else float(hide)
+        return None if mask is None else float(mask)
     except ValueError:
         return None
 
 
-def check_hide(hide: Hide, modality: str) -> None:
+def check_hide(mask: MaskSpec, modality: str) -> None:
     """UserError where this says nothing of an item of this modality."""
-    part = fraction(hide)
-    if hide is None:
+    part = fraction(mask)
+    if mask is None:
         return
-    told = f"hide={hide!r} of {modality}: give {HOW[modality]}"
+    told = f"mask={mask!r} of {modality}: give {HOW[modality]}"
     if part is not None:
-        require(0 < part <= 1, f"hide={hide} is no part of a whole; give a fraction above 0 and at most 1")
+        require(0 < part <= 1, f"mask={mask} is no part of a whole; give a fraction above 0 and at most 1")
     else:
-        require((modality == "image" and hide in SIDES) or (modality == "audio" and bool(_seconds(hide))), told)
+        require((modality == "image" and mask in SIDES) or (modality == "audio" and bool(_seconds(mask))), told)
 
 
-def _seconds(hide: Hide) -> tuple[float, float] | None:
-    found = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", str(hide))
+def _seconds(mask: MaskSpec) -> tuple[float, float] | None:
+    found = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", str(mask))
     return (float(found[1]), float(found[2])) if found and float(found[1]) < float(found[2]) else None
 
 
 def scattered(keep: Bool[Tensor, "n t"], part: float, seeds: Int[Tensor, " n"], books: int = 1) -> Bool[Tensor, "n t"]:
     """round(part * turns) whole turns of each row, at least one, of those that are real."""
     turns = keep[:, ::books]
-    drawn = uniform(mix(seeds)[:, None] + torch.arange(turns.shape[1], device=keep.device), DRAWN)
+    drawn = hash_uniform(splitmix64(seeds)[:, None] + torch.arange(turns.shape[1], device=keep.device), DRAWN)
     order = drawn.masked_fill(~turns, torch.inf).argsort(dim=1).argsort(dim=1)
     count = (turns.sum(1) * part).round().clamp(min=1)
     return ((order < count[:, None]) & turns).repeat_interleave(books, 1)[:, : keep.shape[1]] & keep
@@ -76,14 +76,14 @@ def side_of(side: str, grid: tuple[int, int]) -> Bool[Tensor, " t"]:
     return half[side].flatten()
 
 
-def within(hide: str, codec: Codec, rate_hz: int, places: int) -> Bool[Tensor, " t"]:
+def within(mask: str, codec: Codec, rate_hz: int, places: int) -> Bool[Tensor, " t"]:
     """The codes of a span of seconds: every turn that it touches."""
-    span, books = _seconds(hide), len(codec.form.sizes)
+    span, books = _seconds(mask), len(codec.form.sizes)
     assert span is not None
     turn = codec.step_samples / rate_hz
     starts = torch.arange(places, dtype=torch.float64) // books * turn
     found = (starts < span[1] - TINY) & (starts + turn > span[0] + TINY)
-    told = f"hide={hide!r} lies outside a sound of {places // books * turn:.2f} s; give seconds within"
+    told = f"mask={mask!r} lies outside a sound of {places // books * turn:.2f} s; give seconds within"
     require(bool(found.any()), told)
     return found
 
@@ -101,27 +101,27 @@ def with_marks(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     return ids, hidden
 
 
-def grid_of(pixels: Pixels, places: int) -> tuple[int, int]:
+def grid_of(pixels: ImagePreprocess, places: int) -> tuple[int, int]:
     """Rows and columns of the codes of a picture, each of which stands for a square."""
     side = math.isqrt(pixels.height_px * pixels.width_px // places)
     grid = pixels.height_px // side, pixels.width_px // side
-    require(grid[0] * grid[1] == places, f"{places} codes of a picture are no grid of squares; hide a fraction")
+    require(grid[0] * grid[1] == places, f"{places} codes of a picture are no grid of squares; mask a fraction")
     return grid
 
 
 def masked(
-    run: Run, modality: str, hide: Hide, keep: Bool[Tensor, "n t"], seeds: Int[Tensor, " n"], codec: Codec | None
+    run: Run, modality: str, mask: MaskSpec, keep: Bool[Tensor, "n t"], seeds: Int[Tensor, " n"], codec: Codec | None
 ) -> Bool[Tensor, "n t"]:
     """Which of these items' ids are to be made anew."""
-    check_hide(hide, modality)
-    if (part := fraction(hide)) is not None:
+    check_hide(mask, modality)
+    if (part := fraction(mask)) is not None:
         return scattered(keep, part, seeds, 1 if codec is None else len(codec.form.sizes))
     contracts = contracts_of(run.model, modality) if modality != "text" else []
-    if codec is None or not contracts or hide is None:
-        raise UserError(f"nothing says what to hide of the {modality}; give hide: {HOW[modality]}")
+    if codec is None or not contracts or mask is None:
+        raise UserError(f"nothing says what to mask of the {modality}; give mask: {HOW[modality]}")
     codecs_own = contracts[-1]  # the tower's comes first, where the two differ
-    if isinstance(codecs_own, Pixels):
-        found = side_of(str(hide), grid_of(codecs_own, keep.shape[1]))
+    if isinstance(codecs_own, ImagePreprocess):
+        found = side_of(str(mask), grid_of(codecs_own, keep.shape[1]))
     else:
-        found = within(str(hide), codec, codecs_own.rate_hz, keep.shape[1])
+        found = within(str(mask), codec, codecs_own.rate_hz, keep.shape[1])
     return found.to(keep.device).expand_as(keep) & keep

@@ -21,15 +21,15 @@ from mmfm.config import UserError, require
 from mmfm.config.task import Task, parse_writing
 from mmfm.data.batch import Batch, Items
 from mmfm.data.decode import shape_of
-from mmfm.generation import Decoding, Finish, write
-from mmfm.inference.infill import Hide
+from mmfm.generation import Finish, GenerationConfig, write
+from mmfm.inference.infill import MaskSpec
 from mmfm.inference.known_tasks import links_of, trained
 from mmfm.inference.modality_options import check_names
-from mmfm.inference.pipeline import Coded, Maker, Tick, of_rows
+from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick, of_rows
 from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, batch_of, kind_of, thing_of
 from mmfm.inference.validation import check_hiding, given_of, has_own
 from mmfm.models.model import LOG_SCALES, UnifiedModel
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.audio import load_audio
 from mmfm.preprocessing.image import load_picture
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ from mmfm.preprocessing.validation import (
 
 AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
 
-__all__ = ["Coded", "Interface", "Made", "Picture", "Sound"]
+__all__ = ["GeneratedCodes", "Interface", "Made", "Picture", "Sound"]
 
 
 def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
@@ -73,14 +73,14 @@ class Interface(nn.Module):
         self.core, self.run, self.tokenizer = core, run, tokenizer.limited(run)
         self.config, self.embed_dim = run.model, core.embed_dim
         self.modalities = tuple(name for name in config.MODALITIES if name in core.towers)
-        self.tasks = tuple(item.task for item in run.write)
+        self.tasks = tuple(item.task for item in run.generative)
         self.checkpoint: Path | None = None  # the folder that its weights were read from
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """The logarithm of the inverse temperature of images and texts, else of the first pair; open_clip's too."""
-        require(len(self.run.contrast) > 0, "this model was trained without contrast: it has no logit_scale")
-        first = min(self.run.contrast, key=lambda item: set(item.pair) != {"image", "text"})
+        require(len(self.run.contrastive) > 0, "this model was trained without contrast: it has no logit_scale")
+        first = min(self.run.contrastive, key=lambda item: set(item.pair) != {"image", "text"})
         return self.core.log_scales[first.name].clamp(*LOG_SCALES)
 
     def transform(self, picture: Any) -> Tensor:
@@ -111,10 +111,10 @@ class Interface(nn.Module):
         return check_pixels(torch.stack(made) if made else torch.zeros(0, *shape_px(how)), how)
 
     @torch.no_grad()
-    def encode_image(self, images: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
+    def encode_image(self, images: Any, normalize: bool = False, *, batch_size: int = 0) -> Float[Tensor, "n d"]:
         """uint8 [n, channels, height, width] as `transform` gives them; or paths, pictures of Pillow, and arrays uint8
         [height, width, channels]. batch: how many at a time, 0: all at once. Of none the result has no rows."""
-        if parts := _parts(images, batch, 4):
+        if parts := _parts(images, batch_size, 4):
             return torch.cat([self.encode_image(part, normalize) for part in parts])
         x = self.pixels(images)
         return self._encode("image", x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device), normalize)
@@ -136,18 +136,18 @@ class Interface(nn.Module):
         normalize: bool = False,
         keep: Bool[Tensor, "n samples"] | None = None,
         *,
-        batch: int = 0,
+        batch_size: int = 0,
     ) -> Float[Tensor, "n d"]:
-        """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths, `Sound`s and
-        arrays [samples] at that rate. batch: as of `encode_image`."""
-        if keep is None and (parts := _parts(waves, batch, 2)):
+        """Waveforms at the model's rate (`config.audio.sound.rate_hz`), `keep` True where real; or paths, `Sound`s
+        and arrays [samples] at that rate. batch_size: as of `encode_image`."""
+        if keep is None and (parts := _parts(waves, batch_size, 2)):
             return torch.cat([self.encode_audio(part, normalize) for part in parts])
         return self._encode("audio", *self.waves(waves, keep), normalize)
 
     @torch.no_grad()
-    def encode_text(self, texts: Any, normalize: bool = False, *, batch: int = 0) -> Float[Tensor, "n d"]:
-        """Strings, or ids as `tokenize` gives them; one string is one text. batch: as of `encode_image`."""
-        if parts := _parts(texts, batch, 2):
+    def encode_text(self, texts: Any, normalize: bool = False, *, batch_size: int = 0) -> Float[Tensor, "n d"]:
+        """Strings, or ids as `tokenize` gives them; one string is one text. batch_size: as of `encode_image`."""
+        if parts := _parts(texts, batch_size, 2):
             return torch.cat([self.encode_text(part, normalize) for part in parts])
         self._tower("text")
         ids = check_ids(texts, self.known_ids) if isinstance(texts, Tensor) else self.tokenize(texts)
@@ -168,71 +168,74 @@ class Interface(nn.Module):
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
         text: str | Sequence[str] | None = None,
-        hide: Hide = None,
+        mask: MaskSpec = None,
         seed: int = 0,
         **options: Any,
     ) -> Made:
         """What the model makes for one sample: a string, a picture, or a `Sound`.
 
         A chain, such as "image>text>audio", makes one thing of another. A source that the task names several times is a
-        list, in order of mention. "image~" and the like are given the whole item too, and `hide` says what of it is
+        list, in order of mention. "image~" and the like are given the whole item too, and `mask` says what of it is
         made anew (`mmfm.inference.infill`): a fraction, half of a picture, seconds of a sound, or _ in a text; of a
         picture that is not given that is everything. "audio>audio" gives the sound with its continuation, "text>text"
         the continuation alone.
 
-        options: max_tokens, temperature, top_k, top_p, min_p, beams, length_penalty, guidance, guide, stop, rounds,
-        as `mmfm.generation.Decoding` has them, and rerank, its draws. By default texts are greedy, and what is drawn or
-        said has temperature 1. In a chain they are for the last link. What is made, a `Sound` or a string, has
-        `finish`: "length" where it was cut at max_tokens, else "stop". UserError: what cannot be made, and why.
+        options: max_tokens, temperature, top_k, top_p, min_p, num_beams, length_penalty, guidance, guide, stop,
+        num_steps, as `mmfm.generation.GenerationConfig` has them, and best_of, its draws. By default texts are
+        greedy, and what is drawn or said has temperature 1. In a chain they are for the last link. What is made, a
+        `Sound` or a string, has `finish`: "length" where it was cut at max_tokens, else "stop". UserError:
+        what cannot be made, and why.
         """
         given = {"image": image, "audio": audio, "text": text}
-        return self.generate_many(task, hide=hide, seed=seed, **given, **options)[0]
+        return self.generate_many(task, mask=mask, seed=seed, **given, **options)[0]
 
     def generate_many(
         self,
         task: str,
         *,
         n: int = 1,
-        batch: int = 0,
+        batch_size: int = 0,
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
         text: str | Sequence[str] | None = None,
-        hide: Hide = None,
+        mask: MaskSpec = None,
         seed: int = 0,
         tick: Tick | None = None,
         **options: Any,
     ) -> list[Made]:
         """n things for one sample: those that `generate` makes with the seeds `seed`, `seed` + 1, ..
 
-        batch: how many are made at a time, 0: all at once, which takes as much more memory. The things are the same.
-        tick: called with how many codes of a picture or sound are made, and of how many at the most.
+        batch_size: how many are made at a time, 0: all at once, which takes as much more memory. The things are the
+        same. tick: called with how many codes of a picture or sound are made, and of how many at the most.
         """
         check_names(options)
         require(n > 0, f"n={n} must be above 0")
-        require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
-        if 0 < batch < n:
-            given = {"image": image, "audio": audio, "text": text, "hide": hide, "tick": tick, **options}
-            sizes = [min(batch, n - start) for start in range(0, n, batch)]
-            parts = (self.generate_many(task, n=size, seed=seed + at * batch, **given) for at, size in enumerate(sizes))
+        require(batch_size >= 0, f"batch_size={batch_size} must not be negative; 0: all at once")
+        if 0 < batch_size < n:
+            given = {"image": image, "audio": audio, "text": text, "mask": mask, "tick": tick, **options}
+            sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
+            parts = (
+                self.generate_many(task, n=size, seed=seed + at * batch_size, **given) for at, size in enumerate(sizes)
+            )
             return [thing for part in parts for thing in part]
         first, *links = self._links(task)
         given = given_of(first, {"image": image, "audio": audio, "text": text})
-        check_hiding(first, hide, has_own(first, given))
+        check_hiding(first, mask, has_own(first, given))
         seeds = torch.arange(seed, seed + n)
         maker = replace(self.maker, tick=tick)
-        things = maker.sample(first, [given] * n, seeds, hide, {} if links else options)
+        things = maker.sample(first, [given] * n, seeds, mask, {} if links else options)
         for link in links:
             held = [{link.sources[0]: [thing]} for thing in things]
             things = maker.sample(link, held, seeds, None, options if link is links[-1] else {})
         return things
 
     def stream(self, task: str, *, seed: int = 0, **given: Any) -> Generator[str, None, Finish]:
-        """A text as it is written, piece by piece; takes what `generate` takes, but for `hide`. What the generator
+        """A text as it is written, piece by piece; takes what `generate` takes, but for `mask`. What the generator
         returns is "length" where the text was cut at `max_tokens`, else "stop"."""
-        check_names({name: value for name, value in given.items() if name not in (*config.MODALITIES, "hide")})
+        check_names({name: value for name, value in given.items() if name not in (*config.MODALITIES, "mask")})
         *before, last = self._links(task)
         require(last.target == "text" and not last.fill, f"{task} writes no text from left to right; use generate")
-        require(given.get("hide") is None, f"{task} fills nothing in; leave hide out")
+        require(given.get("mask") is None, f"{task} fills nothing in; leave mask out")
         sources = {name: given.pop(name, None) for name in config.MODALITIES}
         if before:
             way = ">".join([str(before[0]), *(str(link.target) for link in before[1:])])
@@ -243,14 +246,14 @@ class Interface(nn.Module):
 
     @torch.no_grad()
     def make(
-        self, task: str, batch: Batch, *, seeds: Int[Tensor, " size"], hide: Hide = None, **options: Any
-    ) -> list[Coded]:
+        self, task: str, batch: Batch, *, seeds: Int[Tensor, " size"], mask: MaskSpec = None, **options: Any
+    ) -> list[GeneratedCodes]:
         """What the model makes for each sample that has the sources, as codes, which `decode` shows.
 
         A sound that is to be continued is cut in its middle first; what is to be filled in is the sample's own.
         """
         first, *links = self._links(task)
-        found = self.maker.batch(first, batch.to(self.core.device), seeds, hide, {} if links else options)
+        found = self.maker.batch(first, batch.to(self.core.device), seeds, mask, {} if links else options)
         made = first
         for link in links:
             held = [{link.sources[0]: [self.maker.thing(made, item)]} for item in found]
@@ -276,13 +279,13 @@ class Interface(nn.Module):
         """Unit embeddings of every item whose modality has a tower."""
         batch = batch.to(self.core.device)
         readings = {
-            name: read(self.core, Task((name,), None), batch) for name in batch.items if name in self.modalities
+            name: forward_task(self.core, Task((name,), None), batch) for name in batch.items if name in self.modalities
         }
         return {name: reading.embedding for name, reading in readings.items() if reading is not None}
 
     def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]:
         """The rows that have all sources of the task, and the `Text` written greedily for each."""
-        how = Decoding(max_tokens=max_tokens)
+        how = GenerationConfig(max_tokens=max_tokens)
         written = write(self.core, self._task(task), batch.to(self.core.device), how)
         both = zip(written.ids, written.finish, strict=True)
         return written.rows, [Text(self.tokenizer.decode(row), finish) for row, finish in both]
@@ -302,12 +305,12 @@ class Interface(nn.Module):
 
     def _nats(self, task: Task, batch: Batch) -> Float[Tensor, " size"]:
         out = torch.full((batch.size,), torch.nan)
-        reading = read(self.core, task, batch.to(self.core.device))
+        reading = forward_task(self.core, task, batch.to(self.core.device))
         if reading is None or not len(reading.labels):
             return out
         each = F.cross_entropy(self.core.logits(reading.states).float(), reading.labels, reduction="none")
-        owners = reading.owners.unique()
-        totals = torch.zeros(batch.size, device=each.device).index_add(0, reading.owners, each)
+        owners = reading.sample_ids.unique()
+        totals = torch.zeros(batch.size, device=each.device).index_add(0, reading.sample_ids, each)
         out[owners.cpu()] = totals[owners].cpu()
         cut = None if task.target is None or task.target not in batch.items else batch.items[task.target].cut
         if cut is not None:  # of a text that was cut not all has been asked
@@ -315,15 +318,15 @@ class Interface(nn.Module):
         return out
 
     @property
-    def maker(self) -> Maker:
-        return Maker(self.core, self.run, self.tokenizer)
+    def maker(self) -> Pipeline:
+        return Pipeline(self.core, self.run, self.tokenizer)
 
     def _task(self, text: str) -> Task:
-        return trained(parse_writing(text), self.run.write)
+        return trained(parse_writing(text), self.run.generative)
 
     def _links(self, text: str) -> list[Task]:
         """The tasks of a chain, each of which the model was trained on."""
-        return links_of(text, self.run.write)
+        return links_of(text, self.run.generative)
 
     def _tower(self, modality: str):
         tower = getattr(self.config, modality)
@@ -350,20 +353,20 @@ class Interface(nn.Module):
         self._tower(modality)
         rows = torch.arange(len(x), device=x.device)
         items = {modality: Items(x=x, keep=keep, rows=rows)}
-        batch = Batch(size=len(x), items=items, same=rows).to(self.core.device)
-        reading = read(self.core, Task((modality,), None), batch)
+        batch = Batch(size=len(x), items=items, positive_ids=rows).to(self.core.device)
+        reading = forward_task(self.core, Task((modality,), None), batch)
         if reading is None:
             return torch.zeros(0, self.embed_dim, dtype=self.core.dtype, device=self.core.device)
         return reading.embedding
 
 
-def shape_px(how: config.Pixels) -> tuple[int, int, int]:
+def shape_px(how: config.ImagePreprocess) -> tuple[int, int, int]:
     return how.channels, how.height_px, how.width_px
 
 
 def _parts(given: Any, batch: int, axes: int) -> list[Any]:
     """Several inputs in parts of so many; empty where they are one part, or no batch of so many axes."""
-    require(batch >= 0, f"batch={batch} must not be negative; 0: all at once")
+    require(batch >= 0, f"batch_size={batch} must not be negative; 0: all at once")
     several = isinstance(given, list | tuple) and not isinstance(given, Sound)
     several = several or (isinstance(given, Tensor) and given.ndim == axes)
     if not batch or not several or len(given) <= batch:

@@ -3,17 +3,17 @@
 from collections import deque
 from collections.abc import Sequence
 
-from mmfm.config import UserError, Write
+from mmfm.config import Generative, UserError
 from mmfm.config.task import Task, parse_chain, parse_writing
 
 
-def known_tasks(writes: Sequence[Write]) -> set[Task]:
-    """What is trained: what is named, and that without sources where the target at times saw none (`Write.drop`)."""
+def known_tasks(writes: Sequence[Generative]) -> set[Task]:
+    """What is trained: what is named, and with condition dropout also the target alone, without sources."""
     named = {parse_writing(item.task): item for item in writes}
-    return {*named, *(Task((), task.target, task.fill) for task, item in named.items() if item.drop)}
+    return {*named, *(Task((), task.target, task.fill) for task, item in named.items() if item.condition_dropout)}
 
 
-def trained(task: Task, writes: Sequence[Write]) -> Task:
+def trained(task: Task, writes: Sequence[Generative]) -> Task:
     """The task; UserError where it was not trained, with what the model writes and the chain that leads there."""
     if task not in known_tasks(writes):
         tasks = [item.task for item in writes]
@@ -23,7 +23,7 @@ def trained(task: Task, writes: Sequence[Write]) -> Task:
     return task
 
 
-def links_of(text: str, writes: Sequence[Write]) -> list[Task]:
+def links_of(text: str, writes: Sequence[Generative]) -> list[Task]:
     """The tasks of a chain, each of which was trained."""
     return [trained(task, writes) for task in parse_chain(text)]
 

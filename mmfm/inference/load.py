@@ -10,14 +10,14 @@ from mmfm.inference.interface import Interface
 from mmfm.models.checkpoint import (
     MANIFEST,
     RUN,
-    _text,
-    _weights,
     check_shapes,
     check_size,
     folder_of,
     newest_whole,
+    read_text,
     read_tokenizer,
     read_verified,
+    read_weights,
     refuse_foreign,
     refuse_unsafe,
     steps_of,
@@ -25,7 +25,7 @@ from mmfm.models.checkpoint import (
 from mmfm.models.model import build
 
 
-def _asked(run_folder: Path, step: int) -> Path:
+def checkpoint_of(run_folder: Path, step: int) -> Path:
     """The folder of this step's checkpoint, or a UserError that names the steps that there are."""
     kept = steps_of(run_folder)
     told = f"it has those of {', '.join(map(str, kept))}" if kept else "it has none: train it first"
@@ -48,13 +48,13 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
         if step is None:
             step, files = newest_whole(folder)
         else:
-            files = read_verified(_asked(folder, step))
+            files = read_verified(checkpoint_of(folder, step))
         where = folder_of(folder, step)
-    cfg = from_json(_text(files, RUN, where), str(where / RUN))
+    cfg = from_json(read_text(files, RUN, where), str(where / RUN))
     tokenizer = read_tokenizer(files, cfg.model, where)
-    weights = _weights(files, str(where))
+    weights = read_weights(files, str(where))
     check_size(cfg.model, weights, str(where))
-    core = build(cfg.model, tokenizer.size, cfg.contrast)
+    core = build(cfg.model, tokenizer.size, cfg.contrastive)
     check_shapes(core, weights, str(where))
     core.load_state_dict(weights, strict=True)
     model = Interface(core.to(device).eval(), cfg, tokenizer).eval()

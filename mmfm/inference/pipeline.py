@@ -15,8 +15,8 @@ from mmfm.config import Run, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.generation import (
-    Decoding,
     Finish,
+    GenerationConfig,
     Judge,
     Written,
     embed_items,
@@ -26,7 +26,7 @@ from mmfm.generation import (
     stream,
     write,
 )
-from mmfm.inference.infill import Hide, masked, with_marks
+from mmfm.inference.infill import MaskSpec, masked, with_marks
 from mmfm.inference.modality_options import decoding
 from mmfm.inference.processing import Made, Sound, Text, Things, batch_of, rate_of, thing_of, whole_turns
 from mmfm.inference.validation import has_own
@@ -37,7 +37,7 @@ from mmfm.preprocessing.tokenizer import Tokenizer
 Tick = Callable[[int, int], None]  # how many codes are made by now, and of how many at the most
 
 
-class Coded(NamedTuple):
+class GeneratedCodes(NamedTuple):
     """What was made for a sample: local ids, of which the first `start` repeat what was given; of texts, the text.
 
     finish: "length" where it was cut at `max_tokens`.
@@ -51,7 +51,7 @@ class Coded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Maker:
+class Pipeline:
     """tick: told as codes are made one after the other."""
 
     core: UnifiedModel
@@ -59,21 +59,31 @@ class Maker:
     tokenizer: Tokenizer
     tick: Tick | None = None
 
-    def how(self, task: Task, options: Mapping[str, Any]) -> Decoding:
+    def how(self, task: Task, options: Mapping[str, Any]) -> GenerationConfig:
         if task.target != "audio":
             return decoding(task, self.run, 1.0, 1, options)
         codec = self.core.codec("audio")
         return decoding(task, self.run, codec.step_samples / rate_of(self.run), len(codec.form.sizes), options)
 
     def sample(
-        self, task: Task, samples: Sequence[Things], seeds: Int[Tensor, " n"], hide: Hide, options: Mapping[str, Any]
+        self,
+        task: Task,
+        samples: Sequence[Things],
+        seeds: Int[Tensor, " n"],
+        mask: MaskSpec,
+        options: Mapping[str, Any],
     ) -> list[Made]:
         """A thing for each of these samples, which hold the same kinds of things."""
-        return [self.thing(task, item) for item in self.coded(task, samples, seeds, hide, options)]
+        return [self.thing(task, item) for item in self.coded(task, samples, seeds, mask, options)]
 
     def coded(
-        self, task: Task, samples: Sequence[Things], seeds: Int[Tensor, " n"], hide: Hide, options: Mapping[str, Any]
-    ) -> list[Coded]:
+        self,
+        task: Task,
+        samples: Sequence[Things],
+        seeds: Int[Tensor, " n"],
+        mask: MaskSpec,
+        options: Mapping[str, Any],
+    ) -> list[GeneratedCodes]:
         """The same, as codes."""
         how, seeds = self.how(task, options), seeds.to(self.core.device)
         own, name = has_own(task, samples[0]), str(task.target)
@@ -85,30 +95,30 @@ class Maker:
             ids = torch.zeros(len(samples), self.core.forms[name].length, dtype=torch.int64, device=self.core.device)
             given, hidden = Ids(ids, torch.ones_like(ids, dtype=torch.bool)), torch.ones_like(ids, dtype=torch.bool)
         else:
-            given, hidden = self._own([held[name][-1] for held in samples], name, hide, seeds)
+            given, hidden = self._own([held[name][-1] for held in samples], name, mask, seeds)
         return self.filled(task, batch, given, hidden, seeds, how)
 
     def _own(
-        self, things: Sequence[Any], name: str, hide: Hide, seeds: Int[Tensor, " n"]
+        self, things: Sequence[Any], name: str, mask: MaskSpec, seeds: Int[Tensor, " n"]
     ) -> tuple[Ids, Bool[Tensor, "n t"]]:
         """The local ids of items that are given whole, and which of them are hidden."""
         if name != "text":
             given = self.core.written(name, self.batched([{name: [thing]} for thing in things]).items[name])
-            return given, masked(self.run, name, hide, given.keep, seeds, self.core.codec(name))
-        if hide is None:
+            return given, masked(self.run, name, mask, given.keep, seeds, self.core.codec(name))
+        if mask is None:
             rows = [with_marks(text, self.tokenizer) for text in things]
         else:
             rows = [(ids := self.tokenizer.encode(text), [False] * len(ids)) for text in things]
         ids = torch.tensor([ids for ids, _ in rows], device=self.core.device).view(len(rows), -1)
         require(ids.shape[1] > 0, "an empty text has nothing to fill in; give one")
         given = Ids(ids, torch.ones_like(ids, dtype=torch.bool))
-        if hide is None:
+        if mask is None:
             return given, torch.tensor([hidden for _, hidden in rows], device=self.core.device)
-        return given, masked(self.run, name, hide, given.keep, seeds, None)
+        return given, masked(self.run, name, mask, given.keep, seeds, None)
 
     def batch(
-        self, task: Task, batch: Batch, seeds: Int[Tensor, " size"], hide: Hide, options: Mapping[str, Any]
-    ) -> list[Coded]:
+        self, task: Task, batch: Batch, seeds: Int[Tensor, " size"], mask: MaskSpec, options: Mapping[str, Any]
+    ) -> list[GeneratedCodes]:
         """One thing for each sample that has what it takes; of samples that may hold the target, too."""
         how, name = self.how(task, options), str(task.target)
         if not task.fill and name not in task.sources:
@@ -122,31 +132,33 @@ class Maker:
         if task.fill:
             given = self.core.written(name, items)
             codec = None if name == "text" else self.core.codec(name)
-            hidden = masked(self.run, name, hide, given.keep, own, codec)
+            hidden = masked(self.run, name, mask, given.keep, own, codec)
             found = self.filled(task, sources, given, hidden, own, how)
         else:
             found = self.written(task, sources, own, how)
         return [item._replace(row=int(rows[item.row])) for item in found]
 
-    def written(self, task: Task, batch: Batch, seeds: Int[Tensor, " size"], how: Decoding) -> list[Coded]:
+    def written(
+        self, task: Task, batch: Batch, seeds: Int[Tensor, " size"], how: GenerationConfig
+    ) -> list[GeneratedCodes]:
         """From left to right; a sound that is continued stands before what continues it."""
         before: dict[int, list[int]] = {}
         if task.target == "audio" and task.sources[-1:] == ("audio",):
             batch, before = self._prompts(batch)
         decode = self.tokenizer.decode if task.target == "text" else None
-        judge = self._judge(task, batch) if how.draws > 1 else None
+        judge = self._judge(task, batch) if how.best_of > 1 else None
         with torch.no_grad():
-            if self.tick is not None and decode is None and how.beams == how.draws == 1:
+            if self.tick is not None and decode is None and how.num_beams == how.best_of == 1:
                 found = self._ticking(task, batch, how, seeds, self.tick)
             else:
                 found = write(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge)
         texts = found.texts or [None] * len(found.rows)
         return [
-            Coded(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text, finish)
+            GeneratedCodes(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text, finish)
             for row, ids, text, finish in zip(found.rows, found.ids, texts, found.finish, strict=True)
         ]
 
-    def _ticking(self, task: Task, batch: Batch, how: Decoding, seeds: Tensor, tick: Tick) -> Written:
+    def _ticking(self, task: Task, batch: Batch, how: GenerationConfig, seeds: Tensor, tick: Tick) -> Written:
         """`write`, step by step."""
         made: dict[int, list[int]] = {}
         cut: set[int] = set()
@@ -174,17 +186,17 @@ class Maker:
         given: Ids,
         hidden: Bool[Tensor, "size t"],
         seeds: Int[Tensor, " size"],
-        how: Decoding,
-    ) -> list[Coded]:
+        how: GenerationConfig,
+    ) -> list[GeneratedCodes]:
         rows, ids = fill(self.core, task, batch, given, hidden, how, seeds=seeds)
         own = given.keep[torch.tensor(rows, dtype=torch.int64, device=ids.device)]
-        return [Coded(row, line[keep].tolist()) for row, line, keep in zip(rows, ids, own, strict=True)]
+        return [GeneratedCodes(row, line[keep].tolist()) for row, line, keep in zip(rows, ids, own, strict=True)]
 
     def stream(self, task: Task, held: Things, seed: int, options: Mapping[str, Any]) -> Generator[str, None, Finish]:
         """A text, piece by piece; returns whether it came to its end."""
         finish: Finish = "stop"
         how, batch, decode = self.how(task, options), self.batched([held]), self.tokenizer.decode
-        judge = self._judge(task, batch) if how.draws > 1 else None
+        judge = self._judge(task, batch) if how.best_of > 1 else None
         seeds = torch.tensor([seed], device=self.core.device)
         for piece in stream(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge):
             if piece.text:
@@ -195,7 +207,7 @@ class Maker:
     def batched(self, samples: Sequence[Things]) -> Batch:
         return batch_of(samples, self.run, self.tokenizer).to(self.core.device)
 
-    def thing(self, task: Task, item: Coded) -> Made:
+    def thing(self, task: Task, item: GeneratedCodes) -> Made:
         if item.text is not None:
             return Text(item.text, item.finish)
         made = thing_of(self.core, self.run, self.tokenizer, str(task.target), item.ids, item.start)
@@ -204,12 +216,12 @@ class Maker:
     def _judge(self, task: Task, batch: Batch) -> Judge:
         """How near what is made lies to its sources, as this model's own embeddings have it."""
         name = str(task.target)
-        met = {name for item in self.run.contrast for name in item.pair}
-        told = "rerank compares what is made with its sources, and this model was trained without Contrast of"
+        met = {name for item in self.run.contrastive for name in item.pair}
+        told = "best_of compares what is made with its sources, and this model was trained without Contrast of"
         lacking = sorted({name, *task.sources} - met)
         require(not lacking, f"{told} {' and '.join(lacking)}; leave it out")
         found = {key: value for key, value in source_embeddings(self.core, task, batch).items() if key in met}
-        require(bool(found), f"rerank: {task} names each source several times; leave it out")
+        require(bool(found), f"best_of: {task} names each source several times; leave it out")
 
         def embed(ids: list[list[int]]) -> Tensor:
             made = [{name: [thing_of(self.core, self.run, self.tokenizer, name, row)]} for row in ids]
@@ -237,7 +249,7 @@ def of_rows(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
         index = torch.isin(items.rows, rows).nonzero().squeeze(1)
         taken = items.take(index)
         held[name] = replace(taken, rows=torch.searchsorted(rows, taken.rows))
-    return Batch(size=len(rows), items=held, same=batch.same.to(rows.device)[rows])
+    return Batch(size=len(rows), items=held, positive_ids=batch.positive_ids.to(rows.device)[rows])
 
 
 def without_last(batch: Batch, name: str) -> tuple[Batch, Items]:

@@ -85,7 +85,7 @@ def load(name: str, thing: Any, run: config.Run) -> list[Tensor]:
     """A picture or sound as the tower wants it, and then as the codec does, where that is something else."""
     values = []
     for contract in contracts_of(run.model, name):
-        if isinstance(contract, config.Pixels):
+        if isinstance(contract, config.ImagePreprocess):
             assert not isinstance(thing, Sound)
             values.append(load_picture(picture_given(thing), **shape_of(contract), exact=run.data.exact_decode))
         elif isinstance(thing, Sound):
@@ -109,10 +109,10 @@ def batch_of(samples: Sequence[Things], run: config.Run, tokenizer: Tokenizer) -
             owners.append(row)
             examples.append(_example({name: held[at] for name, held in things.items() if at < len(held)}, run, loaded))
     if not examples:
-        return Batch(size=len(samples), items={}, same=torch.full((len(samples),), -1))
+        return Batch(size=len(samples), items={}, positive_ids=torch.full((len(samples),), -1))
     batch, index = collate(examples, tokenizer), torch.tensor(owners)
     items = {name: replace(held, rows=index[held.rows]) for name, held in batch.items.items()}
-    return Batch(size=len(samples), items=items, same=torch.full((len(samples),), -1))
+    return Batch(size=len(samples), items=items, positive_ids=torch.full((len(samples),), -1))
 
 
 def check_length(text: str, tokenizer: Tokenizer) -> None:
@@ -158,7 +158,7 @@ def check_codes(model: UnifiedModel, modality: str, ids: Sequence[int]) -> None:
     able_to_write(model, modality)
     form, books = model.forms[modality], len(model.forms[modality].sizes)
     for step, code in enumerate(ids):
-        span = form.span(step)
+        span = form.candidates(step)
         if span and code not in span:
             raise UserError(f"{modality} code {code} at place {step} is not in {span.start} to {span.stop - 1}")
     wrong = form.length and len(ids) != form.length

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.config.task import Task
-from mmfm.inference.infill import HOW, Hide, check_hide
+from mmfm.inference.infill import HOW, MaskSpec, check_hide
 from mmfm.inference.processing import WORDS, Things, kind_of
 
 
@@ -40,7 +40,7 @@ def check_counts(task: Task, counts: Mapping[str, int]) -> None:
         told = f"task {task} reads {wanted[name]} of {name}, in order of mention, and {count} are given"
         require(fits, f"{told}; give --{name} {wanted[name]} times")
     if own and own != "image" and counts.get(own, 0) <= wanted[own]:
-        raise UserError(f"task {task} fills in a {WORDS[own]} that you give: add --{own}, with {HOW[own]} to hide")
+        raise UserError(f"task {task} fills in a {WORDS[own]} that you give: add --{own}, with {HOW[own]} to mask")
 
 
 def has_own(task: Task, held: Things) -> bool:
@@ -48,11 +48,11 @@ def has_own(task: Task, held: Things) -> bool:
     return task.fill and len(held.get(str(task.target), ())) > task.sources.count(str(task.target))
 
 
-def check_hiding(task: Task, hide: Hide, own: bool) -> None:
-    """UserError where `hide` is said in vain, or not said. own: the item is given."""
+def check_hiding(task: Task, mask: MaskSpec, own: bool) -> None:
+    """UserError where `mask` is said in vain, or not said. own: the item is given."""
     name = str(task.target)
-    require(task.fill or hide is None, f"hide={hide!r}: task {task} fills nothing in; leave it out, or ask for {name}~")
-    require(own or hide is None, f"hide={hide!r}: no {WORDS[name]} is given to hide a part of; add --{name}")
-    told = f"task {task} fills in what is hidden of the {WORDS[name]}; say what by hide: {HOW[name]}"
-    require(not own or hide is not None or name == "text", told)
-    check_hide(hide, name)
+    require(task.fill or mask is None, f"mask={mask!r}: task {task} fills nothing in; leave it out, or ask for {name}~")
+    require(own or mask is None, f"mask={mask!r}: no {WORDS[name]} is given to mask a part of; add --{name}")
+    told = f"task {task} fills in what is hidden of the {WORDS[name]}; say what by mask: {HOW[name]}"
+    require(not own or mask is not None or name == "text", told)
+    check_hide(mask, name)

@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Conformer, Model, Run, TextTower, Tower, UserError, Vit, Words, require
+from mmfm.config import Conformer, Model, Run, TextTower, TokenizerSpec, Tower, UserError, Vit, require
 from mmfm.config.serialization import to_json
 from mmfm.preprocessing.tokenizer import Tokenizer, parse_reader, parse_tokenizer
 from mmfm.runtime.folders import sync_folder
@@ -250,12 +250,12 @@ def load_train(files: Mapping[str, bytes], where: str) -> Tree:
 
 def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
     """Weights into the module; another configuration's weights are a UserError that names the first difference."""
-    found = _weights(files, where)
+    found = read_weights(files, where)
     check_shapes(model, found, where)
     model.load_state_dict(found, strict=True)
 
 
-def _weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
+def read_weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
     try:
         return load_tensors(files[MODEL])
     except SafetensorError as why:
@@ -294,19 +294,19 @@ def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
 
 def read_tokenizer(files: Mapping[str, bytes], cfg: Model, where: Path) -> Tokenizer:
     """The model's tokenizer of a checkpoint, and with it that of a text tower which has one of its own."""
-    tokenizer, words = parse_tokenizer(_text(files, TOKENIZER, where), str(where / TOKENIZER)), words_of(cfg)
+    tokenizer, words = parse_tokenizer(read_text(files, TOKENIZER, where), str(where / TOKENIZER)), words_of(cfg)
     if words is None:
         return tokenizer
     require(READER in files, f"{where} lacks {READER}, by which its text tower reads; choose another step")
-    return replace(tokenizer, reader=parse_reader(_text(files, READER, where), words, str(where / READER)))
+    return replace(tokenizer, reader=parse_reader(read_text(files, READER, where), words, str(where / READER)))
 
 
-def words_of(cfg: Model) -> Words | None:
+def words_of(cfg: Model) -> TokenizerSpec | None:
     """The contract of a text tower that has its own tokenizer."""
     return None if cfg.text is None else cfg.text.words
 
 
-def _text(files: Mapping[str, bytes], name: str, where: Path) -> str:
+def read_text(files: Mapping[str, bytes], name: str, where: Path) -> str:
     try:
         return files[name].decode("utf-8")
     except UnicodeDecodeError as why:

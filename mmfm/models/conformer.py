@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
-from mmfm.models.layers import Attention, Dropout, Mlp, Noise, RelativeKeys, key_mask, positions_of, rotary
+from mmfm.models.layers import Attention, Dropout, DropoutKey, Mlp, RelativeKeys, key_mask, positions_of, rotary_cos_sin
 from mmfm.models.mel import RECIPES, KaldiMel, LogMel
 
 __all__ = ["AudioConformer", "KaldiMel", "LogMel"]
@@ -107,7 +107,7 @@ class ConformerBlock(nn.Module):
         self.attn, self.conv = Attention(width, cfg.heads, relative=near), ConvModule(cfg)
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(4))
 
-    def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn, noise: Noise | None = None):
+    def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn, noise: DropoutKey | None = None):
         x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
         x = x + self.dropouts[1](self.attn(self.norms[1](x), mask, turn), noise)
         x = x + self.dropouts[2](self.conv(self.norms[2](x), keep), noise)
@@ -129,8 +129,8 @@ class AudioConformer(nn.Module):
         """`seeds`: of dropout, one for each row."""
         x, keep = self.subsample(frames)
         places = positions_of(keep)
-        mask, turn = key_mask(keep), rotary(places, self.head_dim) if self.rotary else None
-        noise = None if seeds is None else Noise(seeds, places)
+        mask, turn = key_mask(keep), rotary_cos_sin(places, self.head_dim) if self.rotary else None
+        noise = None if seeds is None else DropoutKey(seeds, places)
         for block in self.blocks:
             x = block(x, keep, mask, turn, noise)
         return Tokens(x, keep)

@@ -29,12 +29,12 @@ class ImportedTower(nn.Module):
     def __init__(self, cfg: config.Tower) -> None:
         super().__init__()
         self.encoder: Encoder = build(cfg.made)
-        self.modality, self.width, self.contract, self.stack = cfg.made.modality, cfg.width, cfg.made, cfg.stack
+        self.modality, self.width, self.contract, self.stack = cfg.made.modality, cfg.width, cfg.made, cfg.frame_stack
         self.hidden = -1 if cfg.made.words is None else cfg.made.words.mask
         words = cfg.made.words
         self.unmarked = words is not None and not (words.begin or words.end or words.fill)
         self.pooled = cfg.pool == "mean"
-        self.kept = Kept(Path(cfg.keep_tokens), cfg.pool) if cfg.keep_tokens else None
+        self.kept = Kept(Path(cfg.feature_cache_dir), cfg.pool) if cfg.feature_cache_dir else None
 
     def forward(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         """Pictures as pixels in -1..1; waveforms at the contract's rate; ids of the tower's own tokenizer."""
@@ -43,9 +43,9 @@ class ImportedTower(nn.Module):
     def _all(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
         if self.kept is None:
             return self._encode(x, keep)
-        name = "keep_tokens of a tower that trains would soon be wrong; lock it (Rate of 0), or leave keep_tokens out"
+        told = "feature_cache_dir of a tower that trains would soon be wrong; lock it (lr_scale=0), or leave it out"
         learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
-        require(not learns, name)
+        require(not learns, told)
         return self.kept(x, keep, self.encoder, self._encode, self.contract)
 
     def _encode(self, x: Tensor, keep: Bool[Tensor, "batch time"]) -> Tokens:
@@ -85,7 +85,7 @@ def stacked(tokens: Tokens, count: int) -> Tokens:
     return Tokens(x, nn.functional.pad(tokens.keep, (0, rest))[:, ::count])
 
 
-def renormalise(pixels: Pixels, how: config.Pixels) -> Pixels:
+def renormalise(pixels: Pixels, how: config.ImagePreprocess) -> Pixels:
     """From -1..1 to the mean and deviation that a tower was trained with."""
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (how.mean, how.std))
     return (pixels / 2 + 0.5 - mean) / std
@@ -103,7 +103,7 @@ class Kept:
         keep: Bool[Tensor, "batch time"],
         encoder: nn.Module,
         encode: Callable[[Tensor, Tensor], Tokens],
-        contract: config.Blueprint | None = None,
+        contract: config.EncoderSpec | None = None,
     ) -> Tokens:
         """What `encode` gives; only rows that no one has asked for before are computed. Without gradient.
 

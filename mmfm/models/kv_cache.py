@@ -26,7 +26,7 @@ class LayerCache:
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def select(self, rows: Int[Tensor, " n"]) -> None:
+    def reorder(self, rows: Int[Tensor, " n"]) -> None:
         """Only these rows go on, in this order; one that is named twice goes on twice."""
         if self.keys is not None and self.values is not None:
             room = self.keys.shape[2]
@@ -40,7 +40,7 @@ class LayerCache:
         return new
 
 
-class Cache:
+class KVCache:
     """What the trunk has read so far: keys and values of every layer, and which of them those to come may see.
 
     room: how many tokens are expected. A cache is for writing: no gradient passes what it is extended by later.
@@ -72,18 +72,18 @@ class Cache:
         """What the next token sees, itself not counted."""
         return None if self.seen is None else self.seen[:, : self.length]
 
-    def select(self, rows: Int[Tensor, " n"]) -> None:
+    def reorder(self, rows: Int[Tensor, " n"]) -> None:
         """Only these rows go on, in this order; one that is named twice goes on twice."""
         for layer in self.layers:
-            layer.select(rows)
+            layer.reorder(rows)
         if self.seen is not None and self.count is not None:
             self.seen, self.count = self.seen[rows], self.count[rows]
 
-    def mark(self) -> tuple[int, Tensor | None, bool, int]:
+    def snapshot(self) -> tuple[int, Tensor | None, bool, int]:
         """Where it stands now, for `back`."""
         return self.length, self.count, self.all_seen, self.most
 
-    def back(self, mark: tuple[int, Tensor | None, bool, int]) -> None:
+    def rollback(self, mark: tuple[int, Tensor | None, bool, int]) -> None:
         """Forget what was read since."""
         self.length, self.count, self.all_seen, self.most = mark
         for layer in self.layers:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.models.kv_cache import LayerCache
-from mmfm.runtime.randomness import GOLDEN, mix
+from mmfm.runtime.randomness import GOLDEN, splitmix64
 
 KeyMask = Bool[Tensor, "batch 1 #query key"]
 
@@ -37,7 +37,7 @@ def key_mask(keep: Bool[Tensor, "batch time"]) -> KeyMask:
     return keep[:, None, None, :]
 
 
-def rotary(
+def rotary_cos_sin(
     positions: Int[Tensor, "batch time"], dim: int, base: float = 10_000.0, stretch: tuple[float, ...] = ()
 ) -> tuple[Float[Tensor, "batch 1 time half"], Float[Tensor, "batch 1 time half"]]:
     """Cosine and sine of RoPE (arXiv 2104.09864, eq. 15), for the halves of a head of size `dim`.
@@ -54,7 +54,7 @@ def rotary(
     return angle.cos(), angle.sin()
 
 
-def rotate(
+def apply_rotary(
     x: Float[Tensor, "batch heads time dim"],
     turn: tuple[Float[Tensor, "batch 1 time half"], Float[Tensor, "batch 1 time half"]],
 ) -> Float[Tensor, "batch heads time dim"]:
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, time, sum(sizes), self.dim).transpose(1, 2).split(sizes, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+            q, k = apply_rotary(q, turn), apply_rotary(k, turn)
         if cache is not None:
             k, v = cache.extend(k, v)
         bias = mask if self.relative is None else self.relative(q, mask)
@@ -162,7 +162,7 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
-class Noise(NamedTuple):
+class DropoutKey(NamedTuple):
     """Whose randomness a pass takes: a number for each row, and each token's place among the real ones of its row."""
 
     rows: Int[Tensor, " batch"]
@@ -179,14 +179,16 @@ class Dropout(nn.Module):
         super().__init__()
         self.chance, self.layer = chance, 0  # `number_dropouts` tells layers apart
 
-    def forward(self, x: Float[Tensor, "batch time width"], noise: Noise | None) -> Float[Tensor, "batch time width"]:
+    def forward(
+        self, x: Float[Tensor, "batch time width"], noise: DropoutKey | None
+    ) -> Float[Tensor, "batch time width"]:
         if not self.training or self.chance == 0:
             return x
         if noise is None:
             return F.dropout(x, self.chance)
         channels = torch.arange(x.shape[2], device=x.device)
-        rows = mix(mix(noise.rows) + self.layer)
-        drawn = mix(mix(rows[:, None] + noise.places * GOLDEN)[:, :, None] + channels * GOLDEN)
+        rows = splitmix64(splitmix64(noise.rows) + self.layer)
+        drawn = splitmix64(splitmix64(rows[:, None] + noise.places * GOLDEN)[:, :, None] + channels * GOLDEN)
         keep = (drawn & (2**24 - 1)) >= self.chance * 2**24
         return x * (keep.to(x.dtype) / (1 - self.chance))
 
@@ -221,7 +223,7 @@ class Block(nn.Module):
         turn=None,
         cache: LayerCache | None = None,
         causal: bool = False,
-        noise: Noise | None = None,
+        noise: DropoutKey | None = None,
     ) -> Float[Tensor, "batch time width"]:
         x = x + self.dropouts[0](self.scale1(self.attn(self.norm1(x), mask, turn, cache, causal)), noise)
         return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
@@ -271,7 +273,7 @@ def positions_of(keep: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, but: Sequence[nn.Module] = ()) -> None:
+def init_weights(model: nn.Module, but: Sequence[nn.Module] = ()) -> None:
     """Linear maps keep the variance of what they read, at any width (LeCun, 1998); a table's rows have length one.
 
     A fixed deviation such as 0.02 suits a width of 768 and starves a narrow model: its branches start near zero. What

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.data.augment import augment_frames, augment_images, hide_tokens
 from mmfm.data.batch import Ids, Items, Raw, Tokens
-from mmfm.data.vocabulary import Form, Vocabulary
+from mmfm.data.vocabulary import CodeFormat, Vocabulary
 from mmfm.models.codecs import Codec, make_codec
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.imported import ImportedTower
-from mmfm.models.layers import Dropout, Noise, initialise, number_dropouts, positions_of
+from mmfm.models.layers import Dropout, DropoutKey, init_weights, number_dropouts, positions_of
 from mmfm.models.text_transformer import TextTransformer
-from mmfm.models.token_dropout import shown
+from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.models.vit import VisionTransformer, normalise
 
@@ -42,7 +42,7 @@ class UnifiedModel(nn.Module):
         trunk: UnifiedTransformer,
         vocabulary: Vocabulary,
         embed_dim: int,
-        contrast: Sequence[config.Contrast] = (),
+        contrast: Sequence[config.Contrastive] = (),
         augment: config.Augment | None = None,
         connector_dropout: float = 0.0,
         codecs: Mapping[str, nn.Module] | None = None,
@@ -64,7 +64,7 @@ class UnifiedModel(nn.Module):
         self.dropouts = nn.ModuleDict({name: Dropout(connector_dropout) for name in towers})
         self.codecs = nn.ModuleDict(codecs or {})
         self.forms = {
-            "text": Form((vocabulary.text,), empty=True),
+            "text": CodeFormat((vocabulary.text,), empty=True),
             **{name: self.codec(name).form for name in self.codecs},
         }
 
@@ -111,7 +111,7 @@ class UnifiedModel(nn.Module):
         if modality == "image":
             x = normalise(x, self.dtype)
             x = x if draws is None else augment_images(x, draws, self.augment)
-        chance = self.augment.hide_source_tokens
+        chance = self.augment.source_token_dropout
         if modality == "text" and draws is not None and chance:
             assert isinstance(tower, TextTransformer | ImportedTower)
             x = hide_tokens(x, draws, chance, tower.hidden)
@@ -128,12 +128,12 @@ class UnifiedModel(nn.Module):
 
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
-        tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.hide_tower_tokens
-        noise = None if seeds is None else Noise(seeds, positions_of(tokens.keep))
+        tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.tower_token_dropout
+        noise = None if seeds is None else DropoutKey(seeds, positions_of(tokens.keep))
         segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
         if seeds is None or not chance:
             return segment
-        return segment._replace(shown=F.pad(shown(seeds, tokens.keep, chance), (0, 1), value=True))
+        return segment._replace(shown=F.pad(keep_mask(seeds, tokens.keep, chance), (0, 1), value=True))
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""
@@ -182,7 +182,7 @@ class UnifiedModel(nn.Module):
 def build(
     cfg: config.Model,
     text_size: int,
-    contrast: Sequence[config.Contrast] = (),
+    contrast: Sequence[config.Contrastive] = (),
     augment: config.Augment | None = None,
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
@@ -193,7 +193,7 @@ def build(
     codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
     known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
     model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs)
-    initialise(model, [*(tower for tower in towers.values() if isinstance(tower, ImportedTower)), *known])
+    init_weights(model, [*(tower for tower in towers.values() if isinstance(tower, ImportedTower)), *known])
     number_dropouts(model)
     return model
 

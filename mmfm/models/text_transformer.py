@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.config import UserError
 from mmfm.data.batch import Tokens
-from mmfm.models.layers import KeyMask, Noise, encoder_block, key_mask, positions_of, rotary
+from mmfm.models.layers import DropoutKey, KeyMask, encoder_block, key_mask, positions_of, rotary_cos_sin
 
 
 class TextTransformer(nn.Module):
@@ -42,12 +42,12 @@ class TextTransformer(nn.Module):
     ) -> Tokens:
         """`seeds`: of dropout, one for each row."""
         x, mask, places = self.embedding(ids), self._mask(keep), positions_of(keep)
-        turn = rotary(places, self.head_dim) if self.position is None else None
+        turn = rotary_cos_sin(places, self.head_dim) if self.position is None else None
         if self.position is not None:
             if ids.shape[1] > self.context:
                 raise UserError(f"a text of {ids.shape[1]} tokens exceeds TextTower.context={self.context}; cut it")
             x = x + self.position[places]
-        noise = None if seeds is None else Noise(seeds, places)
+        noise = None if seeds is None else DropoutKey(seeds, places)
         for block in self.blocks:
             x = block(x, mask, turn, noise=noise)
         return Tokens(self.norm(x), keep)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.config import UserError
 from mmfm.data.batch import Tokens
-from mmfm.models.kv_cache import Cache, LayerCache
-from mmfm.models.layers import KeyMask, Noise, decoder_block, rotary
+from mmfm.models.kv_cache import KVCache, LayerCache
+from mmfm.models.layers import DropoutKey, KeyMask, decoder_block, rotary_cos_sin
 
 
 class Segment(NamedTuple):
@@ -51,7 +51,11 @@ class UnifiedTransformer(nn.Module):
     def __init__(self, cfg: config.Trunk, dropout: float = 0.0) -> None:
         super().__init__()
         self.width, self.head_dim = cfg.width, cfg.head_dim or cfg.width // cfg.heads
-        self.rope, self.window, self.tied = (cfg.rope_base, cfg.rope_stretch), cfg.window, cfg.tied
+        self.rope, self.window, self.tied = (
+            (cfg.rope_theta, cfg.rope_scaling),
+            cfg.max_position_embeddings,
+            cfg.tie_embeddings,
+        )
         self.blocks = nn.ModuleList(
             decoder_block(
                 cfg.width,
@@ -71,7 +75,7 @@ class UnifiedTransformer(nn.Module):
         self.norm = nn.RMSNorm(cfg.width, eps=cfg.eps)
 
     def forward(
-        self, segments: Sequence[Segment], cache: Cache | None = None, seeds: Int[Tensor, " batch"] | None = None
+        self, segments: Sequence[Segment], cache: KVCache | None = None, seeds: Int[Tensor, " batch"] | None = None
     ) -> list[Float[Tensor, "batch time width"]]:
         """The normed states of each segment. With a cache, all that it holds comes before and is seen by all.
 
@@ -87,7 +91,7 @@ class UnifiedTransformer(nn.Module):
         visible = _visible(segments)
         mask = self._mask(segments, visible, None if cache is None else cache.past)
         positions = (counts - 1).clamp(min=0)
-        noise = None if seeds is None else Noise(seeds, positions)
+        noise = None if seeds is None else DropoutKey(seeds, positions)
         x = self.run(x, mask, positions, None if cache is None else cache.layers, noise)
         if cache is not None:
             seen = visible & ~_hidden(segments)
@@ -95,13 +99,13 @@ class UnifiedTransformer(nn.Module):
             cache.most = int(most)
         return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
 
-    def step(self, x: Float[Tensor, "batch 1 width"], cache: Cache) -> Float[Tensor, "batch 1 width"]:
+    def step(self, x: Float[Tensor, "batch 1 width"], cache: KVCache) -> Float[Tensor, "batch 1 width"]:
         """`forward` of one real, causal token for each row, without what only longer segments need."""
         turn, mask = self.next(len(x), cache)
         return self._blocks(x, mask, turn, cache.layers)
 
     def next(
-        self, rows: int, cache: Cache
+        self, rows: int, cache: KVCache
     ) -> tuple[tuple[Float[Tensor, "batch 1 1 half"], Float[Tensor, "batch 1 1 half"]], KeyMask | None]:
         """How the next real token of each row is turned, and which keys it sees (None: all). The cache counts it."""
         if self.window and cache.most + 1 > self.window and cache.count is not None:
@@ -118,11 +122,11 @@ class UnifiedTransformer(nn.Module):
         return turn, None if cache.all_seen or past is None else past[:, None, None]
 
     def _turns(
-        self, cache: Cache, device: torch.device
+        self, cache: KVCache, device: torch.device
     ) -> tuple[Float[Tensor, "room half"], Float[Tensor, "room half"]]:
         if cache.turns is None or len(cache.turns[0]) <= cache.length:
             places = torch.arange(max(cache.room, 2 * (cache.length + 1)), device=device)
-            cos, sin = rotary(places[None], self.head_dim, *self.rope)
+            cos, sin = rotary_cos_sin(places[None], self.head_dim, *self.rope)
             cache.turns = cos[0, 0], sin[0, 0]
         return cache.turns
 
@@ -139,8 +143,8 @@ class UnifiedTransformer(nn.Module):
         """UserError where a sentence of so many real tokens is more than the trunk may read."""
         if self.window and length > self.window:
             raise UserError(
-                f"a sentence of {length} tokens is longer than Trunk.window={self.window}, beyond which the "
-                "source of this trunk did not look back; give shorter ones"
+                f"a sentence of {length} tokens is longer than Trunk.max_position_embeddings={self.window}, beyond "
+                "which the source of this trunk did not look back; give shorter ones"
             )
 
     def run(
@@ -149,10 +153,10 @@ class UnifiedTransformer(nn.Module):
         mask: KeyMask,
         positions: Int[Tensor, "batch time"],
         layers: Sequence[LayerCache] | None = None,
-        noise: Noise | None = None,
+        noise: DropoutKey | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """The normed states of tokens at these positions. `layers`: of a cache, one for each block."""
-        return self._blocks(x, mask, rotary(positions, self.head_dim, *self.rope), layers, noise)
+        return self._blocks(x, mask, rotary_cos_sin(positions, self.head_dim, *self.rope), layers, noise)
 
     def _blocks(
         self,
@@ -160,7 +164,7 @@ class UnifiedTransformer(nn.Module):
         mask: KeyMask | None,
         turn: tuple[Tensor, Tensor],
         layers: Sequence[LayerCache] | None = None,
-        noise: Noise | None = None,
+        noise: DropoutKey | None = None,
     ) -> Float[Tensor, "batch time width"]:
         for i, block in enumerate(self.blocks):
             x = block(x, mask, turn, None if layers is None else layers[i], noise=noise)
@@ -184,9 +188,9 @@ class UnifiedTransformer(nn.Module):
             mask = torch.cat([past[:, None, :].expand(-1, mask.shape[1], -1), mask], dim=2)
         return mask.unsqueeze(1)
 
-    def new_cache(self, room: int = 0) -> Cache:
+    def new_cache(self, room: int = 0) -> KVCache:
         """`room`: how many tokens are expected, if that is known; more have room too."""
-        return Cache(len(self.blocks), room)
+        return KVCache(len(self.blocks), room)
 
 
 def _visible(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:

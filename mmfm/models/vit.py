@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
-from mmfm.models.layers import Noise, encoder_block, positions_of
+from mmfm.models.layers import DropoutKey, encoder_block, positions_of
 
 
 def patch_stem(channels: int, width: int, patch_px: int, bias: bool = True) -> nn.Module:
@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.norm_pre(x)
         keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        noise = None if seeds is None else Noise(seeds, positions_of(keep))
+        noise = None if seeds is None else DropoutKey(seeds, positions_of(keep))
         for block in self.blocks:
             x = block(x, noise=noise)
         return Tokens(self.norm(x), keep)

@@ -14,7 +14,7 @@ from mmfm.config import UserError, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.models.model import UnifiedModel
-from mmfm.runtime.randomness import uniform
+from mmfm.runtime.randomness import hash_uniform
 
 EARLIEST, LATEST = 0.25, 0.75  # of an item's length; half where nothing is drawn
 CUT = 4  # what a row's draws decide
@@ -59,7 +59,7 @@ def halves(items: Items, asked: Bool[Tensor, " n"], unit: int, books: int = 1) -
     units = (items.keep.sum(1) + unit - 1) // unit
     asked = asked & (units >= 2)
     seeds = items.seeds()
-    part = EARLIEST + (LATEST - EARLIEST) * (0.5 if seeds is None else uniform(seeds, CUT))
+    part = EARLIEST + (LATEST - EARLIEST) * (0.5 if seeds is None else hash_uniform(seeds, CUT))
     cut = (units * part).round().long().clamp(min=1).minimum(units - 1)
     index = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), 1 + asked.long())
     second = _again(index) & asked[index]

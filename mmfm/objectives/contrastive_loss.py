@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.runtime.distributed import Alone, Ranks
+from mmfm.runtime.distributed import Collective, SingleProcess
 
-ALONE = Alone()
+ALONE = SingleProcess()
 
 
 def softmax_contrast(
@@ -19,14 +19,14 @@ def softmax_contrast(
     same: Int[Tensor, " n"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020) of pairs (a_i, b_i); all rows of equal `same` are positives.
 
     A row's target is uniform over its positives (SupCon's L_out, arXiv 2004.11362, eq. 2), so that without repeats
     this is CLIP's loss. `bias` shifts every logit alike, which a softmax does not see; it is ignored.
     """
-    all_a, all_b, all_same = ranks.gather(a), ranks.gather(b), ranks.gather(same)
+    all_a, all_b, all_same = ranks.all_gather(a), ranks.all_gather(b), ranks.all_gather(same)
     positive = same[:, None] == all_same[None, :]
     target = positive / positive.sum(1, keepdim=True)
     forward = -(target * F.log_softmax(scale * a @ all_b.T, dim=1)).sum()
@@ -40,10 +40,10 @@ def sigmoid_contrast(
     same: Int[Tensor, " n"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, ""],
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
 ) -> Float[Tensor, ""]:
     """Every pair is its own yes/no question; yes where `same` agrees (SigLIP, arXiv 2303.15343, eq. 1)."""
-    all_b, all_same = ranks.gather(b), ranks.gather(same)
+    all_b, all_same = ranks.all_gather(b), ranks.all_gather(same)
     sign = 2 * (same[:, None] == all_same[None, :]).to(a.dtype) - 1
     return -F.logsigmoid(sign * (scale * a @ all_b.T + bias)).sum() / max(len(all_same), 1)
 

@@ -7,17 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmfm.config import Contrast, Reconstruct, Run
+from mmfm.config import Contrastive, Reconstruction, Run
 from mmfm.config.task import Task, parse_writing
 from mmfm.data.batch import Batch, Raw
 from mmfm.models.codecs import Trainable
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.cross_entropy import token_cross_entropy
-from mmfm.objectives.task_pass import Reading, check_codecs, check_towers, contrasted, embeds, read
-from mmfm.runtime.distributed import Alone, Ranks
+from mmfm.objectives.task_pass import PassOutput, check_codecs, check_towers, contrasted, embeds, forward_task
+from mmfm.runtime.distributed import Collective, SingleProcess
 
-ALONE = Alone()
+ALONE = SingleProcess()
 Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
 
 
@@ -27,22 +27,22 @@ class Objectives(nn.Module):
     It owns the model, so that DistributedDataParallel sees every parameter through one forward.
     """
 
-    def __init__(self, model: UnifiedModel, run: Run, ranks: Ranks = ALONE) -> None:
+    def __init__(self, model: UnifiedModel, run: Run, ranks: Collective = ALONE) -> None:
         super().__init__()
         self.model, self.ranks = model, ranks
-        self.contrast, self.reconstruct = run.contrast, run.reconstruct
-        self.write = {parse_writing(item.task): item for item in run.write}
-        self.weights = {item.name: item.weight for item in (*run.contrast, *run.write, *run.reconstruct)}
-        self.alone = [Task((name,), None) for name in contrasted([item.pair for item in run.contrast])]
+        self.contrast, self.reconstruct = run.contrastive, run.reconstruction
+        self.write = {parse_writing(item.task): item for item in run.generative}
+        self.weights = {item.name: item.weight for item in (*run.contrastive, *run.generative, *run.reconstruction)}
+        self.alone = [Task((name,), None) for name in contrasted([item.pair for item in run.contrastive])]
         self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
         for task in (*self.alone, *self.write):
             check_towers(task, list(model.towers))
             check_codecs(task, list(model.codecs))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        readings = {task: read(self.model, task, batch, how) for task, how in self.write.items()}
+        readings = {task: forward_task(self.model, task, batch, how) for task, how in self.write.items()}
         embedded = {task.sources[0]: self._embedded(task, readings, batch) for task in self.alone}
-        with torch.autocast(batch.same.device.type, enabled=False):  # a softmax over the batch needs fp32
+        with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
             losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
             losses |= {item.name: self._write(readings[task]) for task, item in self.write.items()}
             losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
@@ -60,12 +60,12 @@ class Objectives(nn.Module):
         learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad)
         return 0 * next(learned, mine).sum()
 
-    def _embedded(self, alone: Task, readings: Mapping[Task, Reading | None], batch: Batch) -> Embedded:
+    def _embedded(self, alone: Task, readings: Mapping[Task, PassOutput | None], batch: Batch) -> Embedded:
         """Of every sample with the modality: from the first pass that reads nothing else of it, or one of its own."""
         given = [one for task, one in readings.items() if embeds(task) and task.sources == alone.sources]
         found = [one for one in given if one is not None and self.one_pass]
         rows = torch.cat([one.rows for one in found]) if found else None
-        found += [] if (rest := read(self.model, alone, batch, but=rows)) is None else [rest]
+        found += [] if (rest := forward_task(self.model, alone, batch, but=rows)) is None else [rest]
         if not found:
             return self._nothing()
         rows, x = torch.cat([one.rows for one in found]), torch.cat([one.embedding for one in found])
@@ -79,14 +79,14 @@ class Objectives(nn.Module):
         z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
         return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
 
-    def _contrast(self, item: Contrast, embedded: Mapping[str, Embedded], batch: Batch) -> Float[Tensor, ""]:
+    def _contrast(self, item: Contrastive, embedded: Mapping[str, Embedded], batch: Batch) -> Float[Tensor, ""]:
         (a, a_rows), (b, b_rows) = (embedded[name] for name in item.pair)
         a, b, rows = a[torch.isin(a_rows, b_rows)], b[torch.isin(b_rows, a_rows)], a_rows[torch.isin(a_rows, b_rows)]
-        same = identity(batch, self.ranks)[rows]
+        same = positive_group_ids(batch, self.ranks)[rows]
         scale, bias = self.model.scale(item.name), self.model.biases[item.name]
         return CONTRAST[item.loss](a, b, same, scale, bias, self.ranks)
 
-    def _reconstruct(self, item: Reconstruct, batch: Batch) -> Float[Tensor, ""]:
+    def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the items of all ranks of what the codec's losses add up to."""
         items = batch.items.get(item.modality)
         count = torch.tensor(0 if items is None else len(items.rows), device=self.model.device)
@@ -95,9 +95,9 @@ class Objectives(nn.Module):
             raw = items.raw or Raw(items.x, items.keep)
             codec = cast(Trainable, self.model.codec(item.modality))
             share = share + sum(codec.losses(raw.x, raw.keep, items.draws).values())
-        return share / self.ranks.total(count).clamp(min=1).to(share.dtype)
+        return share / self.ranks.all_reduce_sum(count).clamp(min=1).to(share.dtype)
 
-    def _write(self, reading: Reading | None) -> Float[Tensor, ""]:
+    def _write(self, reading: PassOutput | None) -> Float[Tensor, ""]:
         if reading is None:
             states, labels = (
                 self.model.embedding.weight[:0],
@@ -108,10 +108,10 @@ class Objectives(nn.Module):
         return token_cross_entropy(self.model.logits(states).float().to(self.model.dtype), labels, self.ranks)
 
 
-def identity(batch: Batch, ranks: Ranks = ALONE) -> Int[Tensor, " size"]:
+def positive_group_ids(batch: Batch, ranks: Collective = ALONE) -> Int[Tensor, " size"]:
     """Equal where two samples of all ranks carry the same text; a sample without text is like none but itself.
 
     Its number is its own on all ranks, whatever each of them holds: -2 and below, as hashes of texts are 0 and above.
     """
-    own = -2 - (ranks.rank + ranks.size * torch.arange(batch.size, device=batch.same.device))
-    return torch.where(batch.same >= 0, batch.same, own)
+    own = -2 - (ranks.rank + ranks.size * torch.arange(batch.size, device=batch.positive_ids.device))
+    return torch.where(batch.positive_ids >= 0, batch.positive_ids, own)

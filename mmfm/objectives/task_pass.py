@@ -15,29 +15,29 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.config import MODALITIES, UserError, Write
+from mmfm.config import MODALITIES, Generative, UserError
 from mmfm.config.task import Task
 from mmfm.data.augment import hide_tokens
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.models.model import UnifiedModel
-from mmfm.models.token_dropout import shown
+from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment
 from mmfm.objectives.continuation import with_halves
-from mmfm.runtime.randomness import mix, uniform
+from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 SHARED, DROPPED, HIDDEN, BLIND = 1, 2, 3, 4  # what a row's draws decide besides dropout
 DIFFERENT = 1 << 20
 TARGET = 1  # other tokens of a text are hidden where it is written than where it is read
 
 
-class Reading(NamedTuple):
+class PassOutput(NamedTuple):
     """What one pass gives. `tokens` counts the real target tokens, over all rows; `owners` is the sample of each."""
 
     rows: Int[Tensor, " n"]
     embedding: Float[Tensor, "n dim"]
     states: Float[Tensor, "tokens width"]
     labels: Int[Tensor, " tokens"]
-    owners: Int[Tensor, " tokens"]
+    sample_ids: Int[Tensor, " tokens"]
 
 
 def embeds(task: Task) -> bool:
@@ -50,26 +50,26 @@ def contrasted(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [name for name in MODALITIES if any(name in pair for pair in pairs)]
 
 
-def read(
-    model: UnifiedModel, task: Task, batch: Batch, how: Write | None = None, but: Int[Tensor, " m"] | None = None
-) -> Reading | None:
+def forward_task(
+    model: UnifiedModel, task: Task, batch: Batch, how: Generative | None = None, but: Int[Tensor, " m"] | None = None
+) -> PassOutput | None:
     """One trunk pass over the samples that hold all that the task names; None where there are none.
 
     how: which samples take part, how often the target does not see the sources, what is masked; where the batch carries
     draws. but: samples to leave out.
     """
-    how, batch = how or Write(task=str(task)), with_halves(model, task, batch)
-    rows = _chosen(batch, task, how.share, but)
+    how, batch = how or Generative(task=str(task)), with_halves(model, task, batch)
+    rows = _chosen(batch, task, how.sample_fraction, but)
     if rows is None:
         return None
     segments, seeds = _sources(model, task, batch, rows), _seeds(batch, task, rows)
     if task.target is None:
         return _only_read(model, task, rows, model.trunk(segments, seeds=seeds)[0])
     target, labels, asked = _target(model, task, batch, rows, how)
-    states = model.trunk([*_dropped(segments, seeds, how.drop), target], seeds=seeds)
+    states = model.trunk([*_dropped(segments, seeds, how.condition_dropout), target], seeds=seeds)
     owners = rows[:, None].expand_as(asked)[asked]
     embedding = model.head(task.sources[0], states[0]) if task.sources else _nothing(model, model.embed_dim)
-    return Reading(rows, embedding, states[-1][asked], labels[asked], owners)
+    return PassOutput(rows, embedding, states[-1][asked], labels[asked], owners)
 
 
 def sources_of(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Int[Tensor, " n"], list[Segment]] | None:
@@ -99,7 +99,7 @@ def _seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n
     """What is random in a row: its own in each task. None where the batch carries no draws."""
     items = batch.items[task.sources[0] if task.sources else str(task.target)]
     seeds = items.take(_place(items, rows, 1)).seeds()
-    return None if seeds is None else mix(seeds + zlib.crc32(str(task).encode()))
+    return None if seeds is None else splitmix64(seeds + zlib.crc32(str(task).encode()))
 
 
 def _dropped(segments: list[Segment], seeds: Int[Tensor, " n"] | None, chance: float) -> list[Segment]:
@@ -109,14 +109,14 @@ def _dropped(segments: list[Segment], seeds: Int[Tensor, " n"] | None, chance: f
     """
     if seeds is None or not chance or not segments:
         return segments
-    subset = 1 + (uniform(seeds, DROPPED + DIFFERENT) * (2 ** len(segments) - 1)).long()
-    subset = subset * (uniform(seeds, DROPPED) < chance)
+    subset = 1 + (hash_uniform(seeds, DROPPED + DIFFERENT) * (2 ** len(segments) - 1)).long()
+    subset = subset * (hash_uniform(seeds, DROPPED) < chance)
     return [segment._replace(hidden=(subset >> at & 1).bool()) for at, segment in enumerate(segments)]
 
 
-def _only_read(model: UnifiedModel, task: Task, rows: Tensor, states: Tensor) -> Reading:
+def _only_read(model: UnifiedModel, task: Task, rows: Tensor, states: Tensor) -> PassOutput:
     empty = rows[:0]
-    return Reading(rows, model.head(task.sources[0], states), _nothing(model, model.trunk.width), empty, empty)
+    return PassOutput(rows, model.head(task.sources[0], states), _nothing(model, model.trunk.width), empty, empty)
 
 
 def _nothing(model: UnifiedModel, width: int) -> Tensor:
@@ -129,7 +129,7 @@ def _chosen(batch: Batch, task: Task, share: float, but: Int[Tensor, " m"] | Non
     if rows is not None and but is not None:
         rows = rows[~torch.isin(rows, but)]
     if rows is not None and len(rows) and share < 1 and (seeds := _seeds(batch, task, rows)) is not None:
-        rows = rows[uniform(seeds, SHARED) < share]
+        rows = rows[hash_uniform(seeds, SHARED) < share]
     return rows if rows is not None and len(rows) else None
 
 
@@ -144,7 +144,7 @@ def rows_with(batch: Batch, task: Task) -> Int[Tensor, " n"] | None:
 
 
 def _target(
-    model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"], how: Write
+    model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"], how: Generative
 ) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
     """The target's segment, the label of each of its places, and which places are asked for it."""
     modality = str(task.target)
@@ -155,7 +155,7 @@ def _target(
         hidden = _masked(written.keep, _seeds(batch, task, rows), how)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
         return model.filled(modality, written.ids, hidden, written.keep), labels, F.pad(hidden, (1, 0), value=False)
-    segment, labels, asked = _continued(model, modality, written, items, how.blind)
+    segment, labels, asked = _continued(model, modality, written, items, how.target_dropout)
     if items.cut is not None:  # where a text was cut it does not end
         ends = torch.arange(labels.shape[1], device=labels.device) == written.keep.sum(1, keepdim=True)
         asked = asked & ~(ends & items.cut[:, None])
@@ -169,31 +169,31 @@ def _continued(
 
     In training some inputs may be masked, never labels: what follows must then be read from the sources.
     """
-    vocabulary, chance, draws, seeds = model.vocabulary, model.augment.hide_target_tokens, items.draws, items.seeds()
+    vocabulary, chance, draws, seeds = model.vocabulary, model.augment.target_token_dropout, items.draws, items.seeds()
     ids, lengths = vocabulary.shared(modality, written.ids), written.keep.sum(1)
     steps = torch.arange(ids.shape[1] + 1, device=ids.device)
     seen = ids
     if modality == "text" and draws is not None and chance:
         seen = hide_tokens(ids, draws, chance, vocabulary.hidden, salt=TARGET)
     if seeds is not None and blind:
-        seen = torch.where(shown(mix(seeds + BLIND), written.keep, blind), seen, vocabulary.hidden)
+        seen = torch.where(keep_mask(splitmix64(seeds + BLIND), written.keep, blind), seen, vocabulary.hidden)
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     keep = steps <= lengths[:, None]
     return model.target(begun, keep), labels, keep
 
 
-def _masked(keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Write) -> Bool[Tensor, "n time"]:
+def _masked(keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Generative) -> Bool[Tensor, "n time"]:
     """What is masked of each row: a fraction of it drawn between the two of `how.hide`, and at least one token."""
     if seeds is None:
         seeds = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
     if not keep.shape[1]:  # nothing but texts without a token
         return keep
-    low, high = how.hide
-    part = low + (high - low) * uniform(seeds, HIDDEN)
-    first = (uniform(seeds, HIDDEN + DIFFERENT) * how.span).long()
-    runs = (torch.arange(keep.shape[1], device=keep.device) + first[:, None]) // how.span
-    drawn = uniform(mix(seeds)[:, None] + runs, HIDDEN).masked_fill(~keep, torch.inf)
+    low, high = how.mask_ratio
+    part = low + (high - low) * hash_uniform(seeds, HIDDEN)
+    first = (hash_uniform(seeds, HIDDEN + DIFFERENT) * how.mask_span).long()
+    runs = (torch.arange(keep.shape[1], device=keep.device) + first[:, None]) // how.mask_span
+    drawn = hash_uniform(splitmix64(seeds)[:, None] + runs, HIDDEN).masked_fill(~keep, torch.inf)
     least = drawn == drawn.amin(1, keepdim=True)
     return ((drawn < part[:, None]) | least) & keep
 

@@ -67,8 +67,8 @@ def picture(
     channels: int,
     height_px: int,
     width_px: int,
-    fit: Fit = "stretch",
-    central: float = 1.0,
+    resize_mode: Fit = "stretch",
+    crop_pct: float = 1.0,
     interpolation: Interpolation = "bicubic",
     resizer: Resizer = "torch",
     odd: Odd = "even",
@@ -77,9 +77,9 @@ def picture(
     crop: float = 0.0,
     mirror: bool = False,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
-    """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part. `central`:
+    """`decode_image`, cut and resized. The cut: all of it (stretch), its middle (crop), or a random part. `crop_pct`:
     only this fraction of the middle's sides. "shortest" is "crop" as torchvision has it, to the pixel: the shorter side
-    is resized to size / central, and the middle taken of that. So does "stretch" with both sides.
+    is resized to size / crop_pct, and the middle taken of that. So does "stretch" with both sides.
 
     `draws` are the item's uniform numbers. With them, `crop` takes torchvision's RandomResizedCrop of scale
     (1 - crop, 1), and `mirror` exchanges left and right half of the time. `exact` False: a JPEG is decoded at a half,
@@ -91,12 +91,20 @@ def picture(
     def cut(height: int, width: int) -> Box:
         if draws is not None and crop > 0:
             return random_box(height, width, draws, crop)
-        if fit == "shortest":
+        if resize_mode == "shortest":
             return slim_box(height, width, SLIM * max(height_px / width_px, width_px / height_px))
-        return middle_box(height, width, width_px / height_px, central) if fit == "crop" else Box(0, 0, height, width)
+        return (
+            middle_box(height, width, width_px / height_px, crop_pct)
+            if resize_mode == "crop"
+            else Box(0, 0, height, width)
+        )
 
     def becomes(box: Box) -> tuple[int, int]:
-        return (height_px, width_px) if free or fit == "crop" else resized(box, height_px, width_px, fit, central)
+        return (
+            (height_px, width_px)
+            if free or resize_mode == "crop"
+            else resized(box, height_px, width_px, resize_mode, crop_pct)
+        )
 
     def least(height: int, width: int) -> tuple[int, int]:
         box = cut(height, width)
@@ -154,8 +162,8 @@ def load_picture(
     channels: int,
     height_px: int,
     width_px: int,
-    fit: Fit = "stretch",
-    central: float = 1.0,
+    resize_mode: Fit = "stretch",
+    crop_pct: float = 1.0,
     interpolation: Interpolation = "bicubic",
     resizer: Resizer = "torch",
     odd: Odd = "even",
@@ -166,8 +174,8 @@ def load_picture(
     try:
         data = _png(given) if isinstance(given, Image.Image) else Path(given).read_bytes()
         how = {
-            "fit": fit,
-            "central": central,
+            "resize_mode": resize_mode,
+            "crop_pct": crop_pct,
             "interpolation": interpolation,
             "resizer": resizer,
             "odd": odd,
@@ -187,10 +195,10 @@ def _png(given: Image.Image) -> bytes:
     return stored.getvalue()
 
 
-def middle_box(height: int, width: int, aspect: float, central: float = 1.0) -> Box:
-    """The largest part of this aspect (width by height), from the middle; of it the `central` fraction of the sides."""
+def middle_box(height: int, width: int, aspect: float, crop_pct: float = 1.0) -> Box:
+    """The largest part of this aspect (width by height), from the middle; `crop_pct` of its sides."""
     high, wide = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
-    high, wide = max(1, round(central * high)), max(1, round(central * wide))
+    high, wide = max(1, round(crop_pct * high)), max(1, round(crop_pct * wide))
     return Box((height - high) // 2, (width - wide) // 2, high, wide)
 
 
@@ -200,13 +208,13 @@ def slim_box(height: int, width: int, most: float) -> Box:
     return Box((height - high) // 2, (width - wide) // 2, high, wide)
 
 
-def resized(box: Box, height_px: int, width_px: int, fit: Fit, central: float) -> tuple[int, int]:
+def resized(box: Box, height_px: int, width_px: int, resize_mode: Fit, crop_pct: float) -> tuple[int, int]:
     """Rows and columns of all that is in the box, of which the middle is then taken.
 
     As torchvision's Resize of one number, or for a size that is not square as timm's ResizeKeepRatio.
     """
-    rows, columns = (math.floor(side / central + 1e-6) for side in (height_px, width_px))
-    if fit == "stretch":
+    rows, columns = (math.floor(side / crop_pct + 1e-6) for side in (height_px, width_px))
+    if resize_mode == "stretch":
         return rows, columns
     if rows != columns:
         ratio = min(box.height / rows, box.width / columns)

@@ -12,7 +12,7 @@ from mmfm.config.task import Task, parse_writing
 WHY = {
     "data": "data.max_text_tokens",
     "tower": "the positions of the text tower",
-    "window": "the room in Trunk.window",
+    "window": "the room in Trunk.max_position_embeddings",
 }
 
 
@@ -61,16 +61,16 @@ def _context(model: Model) -> int:
 
 def sentences(run: Run) -> list[Task]:
     """What the trunk is to read: the tasks, and each modality of a contrast alone."""
-    alone = dict.fromkeys(name for item in run.contrast for name in item.pair)
-    return [*(parse_writing(item.task) for item in run.write), *(Task((name,), None) for name in alone)]
+    alone = dict.fromkeys(name for item in run.contrastive for name in item.pair)
+    return [*(parse_writing(item.task) for item in run.generative), *(Task((name,), None) for name in alone)]
 
 
 def _room(run: Run) -> int:
     """Tokens of each text that fit the trunk's window in all sentences; 0: any number."""
-    if not run.model.trunk.window:
+    if not run.model.trunk.max_position_embeddings:
         return 0
     held = [room_beside(run, task) for task in sentences(run) if task.mentions("text")]
-    return max(1, min(held, default=run.model.trunk.window - 1))
+    return max(1, min(held, default=run.model.trunk.max_position_embeddings - 1))
 
 
 def room_beside(run: Run, task: Task) -> int:
@@ -78,7 +78,7 @@ def room_beside(run: Run, task: Task) -> int:
 
     Sounds count as long as they may be, unless these leave nothing: most are shorter.
     """
-    window, texts = run.model.trunk.window, task.mentions("text")
+    window, texts = run.model.trunk.max_position_embeddings, task.mentions("text")
     full, least = ((window - taken(run, task, sounds)) // texts - 1 for sounds in (True, False))
     return full if full > 0 else least
 
@@ -112,16 +112,16 @@ def _codes(run: Run, name: str) -> int:
     codec = run.model.codecs.get(name)
     if isinstance(codec, AudioCodec):
         hop = round(codec.mel.hop_ms * codec.mel.rate_hz / 1000)
-        return -(-round(_seconds(run) * codec.mel.rate_hz) // (hop * codec.stack)) * codec.books
+        return -(-round(_seconds(run) * codec.mel.rate_hz) // (hop * codec.frame_stack)) * codec.num_codebooks
     return 0 if codec is None else codec.length
 
 
 def check_window(run: Run) -> None:
     """UserError where a sentence that is to be learned cannot fit the trunk's window, however short its texts."""
-    window = run.model.trunk.window
+    window = run.model.trunk.max_position_embeddings
     for task in sentences(run) if window else ():
         least = taken(run, task) + 2 * task.mentions("text")
-        told = f"{task} takes up to {least} tokens and Trunk.window={window} holds no more than that"
+        told = f"{task} takes up to {least} tokens and Trunk.max_position_embeddings={window} holds no more than that"
         long = "audio" in (*task.sources, task.target)
         remedy = (
             "lower data.max_seconds, or set data.crop_seconds" if long else "give smaller pictures, or leave it out"

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from mmfm.config import Run, UserError, Words, require
+from mmfm.config import Run, TokenizerSpec, UserError, require
 from mmfm.preprocessing.text_limits import NO_LIMITS, WHY, Limits, limits_of
 
 
@@ -25,7 +25,7 @@ class Reader:
     """How a text tower from elsewhere wants its texts: its own tokenizer's ids, with its marks, cut to its context."""
 
     inner: tokenizers.Tokenizer
-    words: Words
+    words: TokenizerSpec
     text: str  # of its tokenizer.json, as `words` hashes it
 
     @property
@@ -166,7 +166,7 @@ def parse_tokenizer(text: str, where: str = "tokenizer.json") -> Tokenizer:
     return _plain(inner)
 
 
-def parse_reader(text: str, words: Words, where: str) -> Reader:
+def parse_reader(text: str, words: TokenizerSpec, where: str) -> Reader:
     """A text tower's tokenizer.json, which must be the one that its contract names."""
     found = hashlib.sha256(text.encode()).hexdigest()
     require(

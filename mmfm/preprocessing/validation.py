@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from mmfm.config import Pixels, require
+from mmfm.config import ImagePreprocess, require
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import resample
 
@@ -23,7 +23,7 @@ EMPTY = "a sound holds no samples; give one of at least one"
 SLACK = 1e-3  # by which a picture that is scaled may leave its range: rounding in half precision
 
 
-def check_pixels(x: Tensor, how: Pixels) -> UInt8[Tensor, "n channels height width"]:
+def check_pixels(x: Tensor, how: ImagePreprocess) -> UInt8[Tensor, "n channels height width"]:
     """Pictures of the model's own size in 0..255. Whole numbers of another type come back as bytes, exactly.
 
     UserError: another shape, and fractions, which are of pictures scaled to 0..1 and would be nearly black.
@@ -38,7 +38,7 @@ def check_pixels(x: Tensor, how: Pixels) -> UInt8[Tensor, "n channels height wid
     return whole.to(torch.uint8)
 
 
-def check_scaled(x: Tensor, how: Pixels, channels: int) -> Float[Tensor, "n channels height width"]:
+def check_scaled(x: Tensor, how: ImagePreprocess, channels: int) -> Float[Tensor, "n channels height width"]:
     """Pictures as other libraries normalise them, in -1..1. UserError: bytes, and what lies outside."""
     _check_shape(x, how, channels)
     told = "give what this library's own transform gives"
@@ -48,7 +48,7 @@ def check_scaled(x: Tensor, how: Pixels, channels: int) -> Float[Tensor, "n chan
     return x
 
 
-def _check_shape(x: Tensor, how: Pixels, channels: int = 0) -> None:
+def _check_shape(x: Tensor, how: ImagePreprocess, channels: int = 0) -> None:
     wanted = [channels or how.channels, how.height_px, how.width_px]
     told = f"pictures are pixels [n, {', '.join(map(str, wanted))}] for this model, not {list(x.shape)}"
     require(x.ndim == 4 and list(x.shape[1:]) == wanted, f"{told}; give what transform gives of each, stacked")

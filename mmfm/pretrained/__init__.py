@@ -3,7 +3,7 @@
 `resolve` may download, through the library's own loader; `build` never does, and its weights are fresh.
 """
 
-from mmfm.config import Blueprint, Tower, UserError
+from mmfm.config import EncoderSpec, Tower, UserError
 from mmfm.pretrained.encoder import Encoder, Resolved
 from mmfm.pretrained.layer_groups import layers
 from mmfm.pretrained.padding import padding_gap
@@ -42,7 +42,7 @@ def resolve(tower: Tower, modality: str) -> Resolved:
             return from_bundle.resolve(source, tower, modality)
 
 
-def build(blueprint: Blueprint) -> Encoder:
+def build(blueprint: EncoderSpec) -> Encoder:
     """Offline, with fresh weights, the same ones under the same `torch.manual_seed`.
 
     UserError: the blueprint says what its library has not, or what would reach beyond it
@@ -60,7 +60,7 @@ def build(blueprint: Blueprint) -> Encoder:
         ) from None
 
 
-def _build(blueprint: Blueprint) -> Encoder:
+def _build(blueprint: EncoderSpec) -> Encoder:
     match blueprint.library:
         case "timm":
             from mmfm.pretrained import from_timm

@@ -13,7 +13,7 @@ import tokenizers
 from huggingface_hub import constants
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from mmfm.config import UserError, Words, require
+from mmfm.config import TokenizerSpec, UserError, require
 from mmfm.pretrained.source import fetching
 from mmfm.pretrained.tokenizer_spec import require_room, sha256, words_of_hf
 
@@ -23,7 +23,7 @@ ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'",
 QUOTES = {"[‘’‚‛]": "'", "[“”„‟]": '"', "ﬁ": "fi", "ﬂ": "fl", "ﬀ": "ff", "…": "…"}
 
 
-def words_of(name: str, cfg: dict[str, Any]) -> tuple[Words, str]:
+def words_of(name: str, cfg: dict[str, Any]) -> tuple[TokenizerSpec, str]:
     """The contract and tokenizer.json of a text tower's configuration.
 
     A tower that sees all places at once, padding too, was trained on texts filled to its context.
@@ -42,7 +42,7 @@ def words_of(name: str, cfg: dict[str, Any]) -> tuple[Words, str]:
         require(not options, f"{name}: its tokenizer has options that are not known here: {', '.join(options)}")
         marks = open_clip.SimpleTokenizer()
         pad = int(cfg.get("pad_id", 0))
-        words = Words(
+        words = TokenizerSpec(
             sha256=sha256(text),
             context=context,
             begin=(marks.sot_token_id,),
@@ -91,7 +91,9 @@ def _escaped(letters: str) -> str:
     return "".join(f"\\{letter}" for letter in letters)
 
 
-def _of_hf(name: str, cfg: dict[str, Any], options: dict[str, Any], context: int, fill: bool) -> tuple[Words, str]:
+def _of_hf(
+    name: str, cfg: dict[str, Any], options: dict[str, Any], context: int, fill: bool
+) -> tuple[TokenizerSpec, str]:
     """A transformers tokenizer, with open_clip's cleaning put before its own."""
     from transformers import AutoTokenizer
 

@@ -1,7 +1,7 @@
 """The one face of encoders from other libraries: `tokens = encoder(input, keep)`. Inside is the library's own module.
 
-An encoder is built from its `Blueprint` alone. Parameters that its tokens do not depend on (pools, projections, heads)
-are buffers: saved and loaded under their own names, but never trained and never waited for.
+An encoder is built from its `EncoderSpec` alone. Parameters that its tokens do not depend on (pools, projections,
+heads) are buffers: saved and loaded under their own names, but never trained and never waited for.
 """
 
 import json
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.compat.torch import to_buffer
-from mmfm.config import Blueprint, UserError, require
+from mmfm.config import EncoderSpec, UserError, require
 from mmfm.data.batch import Tokens
 
 Weights = dict[str, Tensor]
@@ -28,7 +28,7 @@ class Resolved:
     tokenizer: the text of tokenizer.json, of a text encoder.
     """
 
-    blueprint: Blueprint
+    blueprint: EncoderSpec
     weights: Weights | None
     tokenizer: str | None = None
 
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     are real.
     """
 
-    def __init__(self, blueprint: Blueprint, trunk: nn.Module) -> None:
+    def __init__(self, blueprint: EncoderSpec, trunk: nn.Module) -> None:
         super().__init__()
         self.blueprint, self.trunk = blueprint, trunk
         for name in architecture(blueprint).get("unread", ()):
@@ -85,14 +85,14 @@ class Encoder(nn.Module):
         return self.features(waves, torch.ones_like(waves, dtype=torch.bool))
 
 
-def architecture(blueprint: Blueprint) -> dict[str, Any]:
+def architecture(blueprint: EncoderSpec) -> dict[str, Any]:
     """The JSON object in it. Each library's adapter says what its keys are; "unread" lists the parameters to lay by."""
     return json.loads(blueprint.architecture)
 
 
 def finish(
-    draft: Blueprint,
-    build: Callable[[Blueprint], Encoder],
+    draft: EncoderSpec,
+    build: Callable[[EncoderSpec], Encoder],
     weights: Weights | None,
     tokenizer: str | None = None,
     trunk: nn.Module | None = None,
@@ -220,7 +220,7 @@ def _leaves(x: Tensor) -> Iterable[Tensor]:
         waiting += [following for following, _ in node.next_functions]
 
 
-def _told(draft: Blueprint) -> str:
+def _told(draft: EncoderSpec) -> str:
     made = draft.pixels
     if made is not None:
         return f"pictures of {made.height_px} x {made.width_px} px; try a size that its patches divide, or its own"

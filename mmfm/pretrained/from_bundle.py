@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from mmfm.config import Blueprint, Tower, UserError, require
+from mmfm.config import EncoderSpec, Tower, UserError, require
 from mmfm.config.serialization import parse
 from mmfm.pretrained.encoder import Resolved, Weights
 from mmfm.pretrained.source import Source, read_json
@@ -31,7 +31,7 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
         isinstance(shape, dict),
         f"the {modality} tower of {folder} is one of mmfm's own; write native({str(folder)!r}) in place of Tower(...)",
     )
-    blueprint = parse(Blueprint, json.dumps(shape), str(folder / "bundle.json"), AGAIN)
+    blueprint = parse(EncoderSpec, json.dumps(shape), str(folder / "bundle.json"), AGAIN)
     size = blueprint.pixels and (blueprint.pixels.height_px, blueprint.pixels.width_px)
     sound = blueprint.sound and blueprint.sound.window_seconds
     other = (tower.height_px, tower.width_px) not in ((0, 0), size) or tower.window_seconds not in (0, sound)
@@ -61,7 +61,7 @@ def _verified(folder: Path, name: str) -> bytes:
     return data
 
 
-def _tokenizer(folder: Path, blueprint: Blueprint) -> str | None:
+def _tokenizer(folder: Path, blueprint: EncoderSpec) -> str | None:
     if blueprint.words is None:
         return None
     name = "tokenizer.text.json" if (folder / "tokenizer.text.json").is_file() else "tokenizer.json"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from mmfm.compat.transformers import output_lengths
-from mmfm.config import Blueprint, Sound, Tower, UserError, Words, require
+from mmfm.config import AudioPreprocess, EncoderSpec, TokenizerSpec, Tower, UserError, require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import architecture_schema
 from mmfm.pretrained.encoder import Encoder, Resolved, Weights, all_real, architecture, finish, fit_keep, flat, prefixed
@@ -39,7 +39,7 @@ Lengths = Callable[[Int[Tensor, " batch"]], Int[Tensor, " batch"]]
 class HfEncoder(Encoder):
     """`takes`: the arguments of the trunk's forward. `key`: which of them is the input."""
 
-    def __init__(self, blueprint: Blueprint, trunk: nn.Module) -> None:
+    def __init__(self, blueprint: EncoderSpec, trunk: nn.Module) -> None:
         super().__init__(blueprint, trunk)
         self.takes = frozenset(inspect.signature(trunk.forward).parameters)
         self.key: str = cast(Any, trunk).main_input_name
@@ -75,7 +75,7 @@ class HfText(HfEncoder):
 class HfSound(HfEncoder):
     """`masked`: whether its extractor says that the model was trained with a mask; others see the padding."""
 
-    def __init__(self, blueprint: Blueprint, trunk: nn.Module) -> None:
+    def __init__(self, blueprint: EncoderSpec, trunk: nn.Module) -> None:
         super().__init__(blueprint, trunk)
         assert blueprint.sound is not None
         self.extractor = rebuild(blueprint.sound)
@@ -147,13 +147,13 @@ def resolve_parts(
         own_seconds = contract["sound"].window_seconds
         config, contract["sound"], weights = shorten(config, contract["sound"], weights, tower.window_seconds)
         trunk = trunk if contract["sound"].window_seconds == own_seconds else None
-    draft = Blueprint(library="hf", modality=cast(Any, modality), architecture=describe(config), width=1, **contract)
+    draft = EncoderSpec(library="hf", modality=cast(Any, modality), architecture=describe(config), width=1, **contract)
     if modality == "audio":
         draft = _with_lengths(draft, tower.source)
     return finish(draft, build, None if weights is None else prefixed(weights), tokenizer, trunk)
 
 
-def _with_lengths(draft: Blueprint, source: str) -> Blueprint:
+def _with_lengths(draft: EncoderSpec, source: str) -> EncoderSpec:
     """What its padding becomes, measured: a model that shortens its input may have no method that says it, or a wrong
     one."""
     encoder = build(draft).eval()
@@ -217,7 +217,7 @@ def measured(encoder: HfSound) -> Counted | None:
     return rule._replace(holds=right)
 
 
-def build(blueprint: Blueprint) -> Encoder:
+def build(blueprint: EncoderSpec) -> Encoder:
     config = architecture_schema.hf_config(architecture(blueprint)["config"], "a blueprint of transformers")
     model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return KINDS[blueprint.modality](blueprint, trunk_of(model, blueprint.modality, config.model_type))
@@ -271,7 +271,7 @@ def quiet(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config).from_dict(known | {name: value for name, value in OFF.items() if name in known})
 
 
-def words_of(name: str, config: PreTrainedConfig, before: int = 0) -> tuple[Words, str]:
+def words_of(name: str, config: PreTrainedConfig, before: int = 0) -> tuple[TokenizerSpec, str]:
     """The tokenizer beside the weights, as what it does."""
     found = _siglip(name, config, before)
     if found is not None:
@@ -288,7 +288,7 @@ def words_of(name: str, config: PreTrainedConfig, before: int = 0) -> tuple[Word
     return words, text
 
 
-def _siglip(name: str, config: PreTrainedConfig, before: int) -> tuple[Words, str] | None:
+def _siglip(name: str, config: PreTrainedConfig, before: int) -> tuple[TokenizerSpec, str] | None:
     """SigLIP's, of which there is a spiece.model alone."""
     if not config.model_type.startswith("siglip") or present(name, "tokenizer.json", name) is not None:
         return None
@@ -308,8 +308,8 @@ def context_of(config: PreTrainedConfig) -> int:
 
 
 def shorten(
-    config: PreTrainedConfig, sound: Sound, weights: Weights | None, seconds: float
-) -> tuple[PreTrainedConfig, Sound, Weights | None]:
+    config: PreTrainedConfig, sound: AudioPreprocess, weights: Weights | None, seconds: float
+) -> tuple[PreTrainedConfig, AudioPreprocess, Weights | None]:
     """A shorter window: the later positions of the table are left out. What is seen in it then differs from a long one.
 
     For such models as say their window in the extractor and their positions in `max_source_positions` (Whisper).
@@ -336,7 +336,7 @@ def shorten(
     return shorter, replace(sound, window_seconds=seconds), weights
 
 
-def _whole(model: nn.Module, trunk: nn.Module, missing: set[str], made: Blueprint, name: str) -> None:
+def _whole(model: nn.Module, trunk: nn.Module, missing: set[str], made: EncoderSpec, name: str) -> None:
     """transformers fills what a file lacks with random numbers; none of them may reach the tokens."""
     names = {id(value): key for key, value in trunk.named_parameters()}
     lacking = {names.get(id(value)) for key, value in model.named_parameters() if key in missing} - {None}

@@ -32,7 +32,7 @@ from mmfm.compat.open_clip import (
     image_transform_v2,
     merge_preprocess_dict,
 )
-from mmfm.config import Blueprint, Pixels, Tower, UserError, require
+from mmfm.config import EncoderSpec, ImagePreprocess, Tower, UserError, require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import architecture_schema, clip_tokenizer, from_hf, from_timm
 from mmfm.pretrained.encoder import Encoder, Resolved, Weights, all_real, architecture, finish, flat, prefixed
@@ -112,13 +112,13 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
         contract["pixels"] = pixels_of(preprocess or _preprocess(name, tag, source), shape, tower)
     else:
         contract["words"], tokenizer = clip_tokenizer.words_of(name, cfg[kind])
-    draft = Blueprint(
+    draft = EncoderSpec(
         library="open_clip", modality=cast(Any, modality), architecture=json.dumps(shape), width=1, **contract
     )
     return finish(draft, build, None if half is None else prefixed(half), tokenizer)
 
 
-def build(blueprint: Blueprint) -> Encoder:
+def build(blueprint: EncoderSpec) -> Encoder:
     where = "a blueprint of open_clip"
     shape = architecture_schema.require_keys(_unhubbed(architecture(blueprint)), architecture_schema.OPEN_CLIP, where)
     cfg = architecture_schema.open_clip_tower(shape["tower"], blueprint.modality, where)
@@ -228,18 +228,18 @@ def _preprocess(name: str, tag: str | None, source: Source) -> dict[str, Any]:
     return merge_preprocess_dict(asdict(PreprocessCfg()), known or {})
 
 
-def pixels_of(preprocess: dict[str, Any], shape: dict[str, Any], tower: Tower) -> Pixels:
+def pixels_of(preprocess: dict[str, Any], shape: dict[str, Any], tower: Tower) -> ImagePreprocess:
     how = preprocess.get("resize_mode", "shortest")
     require(
         how in ("shortest", "squash"), f"{tower.source} pads pictures to a square ({how}), which is not offered here"
     )
     size = shape["tower"].get("image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    pixels = Pixels(
+    pixels = ImagePreprocess(
         height_px=height,
         width_px=width,
         resizer="pillow",
-        fit="shortest" if how == "shortest" else "stretch",
+        resize_mode="shortest" if how == "shortest" else "stretch",
         interpolation="bilinear" if preprocess["interpolation"] == "bilinear" else "bicubic",
         mean=tuple(float(value) for value in preprocess["mean"]),
         std=tuple(float(value) for value in preprocess["std"]),

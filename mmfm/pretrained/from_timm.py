@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmfm.compat.timm import create_transform, load_model_config_from_hf, resolve_model_data_config
-from mmfm.config import Blueprint, Pixels, Tower, require
+from mmfm.config import EncoderSpec, ImagePreprocess, Tower, require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import architecture_schema
 from mmfm.pretrained.encoder import Encoder, Resolved, all_real, architecture, finish, flat, prefixed
@@ -47,12 +47,12 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     cfg = {key: value for key, value in cast(Any, model).pretrained_cfg.items() if key in architecture_schema.TIMM_CFG}
     kwargs = {key: value for key, value in kwargs.items() if key != "pretrained_cfg"}
     shape = {"name": cfg["architecture"], "kwargs": kwargs, "pretrained_cfg": cfg}
-    draft = Blueprint(library="timm", modality="image", architecture=json.dumps(shape), width=1, pixels=pixels)
+    draft = EncoderSpec(library="timm", modality="image", architecture=json.dumps(shape), width=1, pixels=pixels)
     weights = prefixed(model.state_dict()) if pretrained else None
     return finish(draft, build, weights, trunk=model if pretrained else None)
 
 
-def build(blueprint: Blueprint) -> Encoder:
+def build(blueprint: EncoderSpec) -> Encoder:
     shape = architecture_schema.timm_shape(architecture(blueprint))
     how: dict[str, Any] = {"pretrained": False, "pretrained_cfg": shape["pretrained_cfg"], **shape.get("kwargs", {})}
     trunk: nn.Module = timm.create_model(shape["name"], **how)
@@ -109,19 +109,19 @@ def _repository(name: str) -> str:
     return f"{cfg.hf_hub_id} (model.safetensors)" if cfg is not None and cfg.hf_hub_id else name
 
 
-def pixels_of(data: dict[str, Any], tower: Tower) -> Pixels:
+def pixels_of(data: dict[str, Any], tower: Tower) -> ImagePreprocess:
     """timm's data configuration: a picture is resized to size / crop_pct, then its middle is taken.
 
     Compared with timm's own transform, at the size that the configuration says.
     """
     channels, height, width = data["input_size"]
-    pixels = Pixels(
+    pixels = ImagePreprocess(
         height_px=height,
         width_px=width,
         channels=channels,
         resizer="pillow",
-        fit="stretch" if data["crop_mode"] == "squash" else "shortest",
-        central=float(data["crop_pct"]),
+        resize_mode="stretch" if data["crop_mode"] == "squash" else "shortest",
+        crop_pct=float(data["crop_pct"]),
         interpolation="bicubic" if data["interpolation"] == "bicubic" else "bilinear",
         mean=tuple(float(value) for value in data["mean"]),
         std=tuple(float(value) for value in data["std"]),

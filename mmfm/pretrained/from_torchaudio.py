@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchaudio.pipelines import Wav2Vec2Bundle
 
 from mmfm.compat.torchaudio import described, file_of
-from mmfm.config import Blueprint, Sound, Tower, require
+from mmfm.config import AudioPreprocess, EncoderSpec, Tower, require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import architecture_schema
 from mmfm.pretrained.encoder import Encoder, Resolved, architecture, finish, prefixed
@@ -28,7 +28,7 @@ NORM_EPS = 1e-5  # of the layer norm that torchaudio puts over a whole clip
 class TorchaudioSpeech(Encoder):
     """Lengths reach the model where torchaudio takes them (its WavLM sees all padding, as a group norm always does)."""
 
-    def __init__(self, blueprint: Blueprint, trunk: nn.Module) -> None:
+    def __init__(self, blueprint: EncoderSpec, trunk: nn.Module) -> None:
         super().__init__(blueprint, trunk)
         shape = architecture(blueprint)
         self.normalize, self.masked = bool(shape["normalize"]), shape["model"] != "WavLM"
@@ -59,8 +59,8 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
         source.name in bundles, f"torchaudio has no encoder {source.name!r}; there are {', '.join(sorted(bundles))}"
     )
     bundle = bundles[source.name]
-    shape, sound = json.dumps(described(bundle)), Sound(rate_hz=round(bundle.sample_rate))
-    draft = Blueprint(library="torchaudio", modality="audio", architecture=shape, width=1, sound=sound)
+    shape, sound = json.dumps(described(bundle)), AudioPreprocess(rate_hz=round(bundle.sample_rate))
+    draft = EncoderSpec(library="torchaudio", modality="audio", architecture=shape, width=1, sound=sound)
     weights = None
     if tower.weights == "pretrained":
         cache = f"{torch.hub.get_dir()}/checkpoints"
@@ -70,7 +70,7 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     return finish(draft, build, weights)
 
 
-def build(blueprint: Blueprint) -> Encoder:
+def build(blueprint: EncoderSpec) -> Encoder:
     where = "a blueprint of torchaudio"
     shape = architecture_schema.require_keys(architecture(blueprint), architecture_schema.TORCHAUDIO, where)
     require(shape.get("model") in MODELS, f"{where} is none of {', '.join(MODELS)}; do not trust it")

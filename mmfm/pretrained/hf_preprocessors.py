@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from mmfm.compat.transformers import EXTRACTORS, PROCESSORS, extractor_class, image_processor_class
-from mmfm.config import Pixels, Sound, Tower, UserError, require
+from mmfm.config import AudioPreprocess, ImagePreprocess, Tower, UserError, require
 from mmfm.preprocessing.image import MODES
 from mmfm.pretrained.preprocessing_parity import SHAPES, Process, Shapes, probes, settled, variants
 from mmfm.pretrained.source import fetching, present, read_json
@@ -32,7 +32,7 @@ BICUBIC = 3  # of Pillow's filters
 LEVIT = 224 / 256  # of the sides that a processor keeps without saying it
 
 
-def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower, shapes: Shapes = SHAPES) -> Pixels:
+def pixels_of(name: str, config: PreTrainedConfig, kind: str, tower: Tower, shapes: Shapes = SHAPES) -> ImagePreprocess:
     """What the image processor beside the weights does; where there truly is none, its class's at the model's size.
 
     config: of the part that reads pictures. kind: the whole model's type, which names the class. Which of our ways of
@@ -78,7 +78,7 @@ def _said(name: str, file: str, part: str, source: str) -> dict[str, Any] | None
     return inner if isinstance(inner, dict) else None
 
 
-def _ways(found: Any, theirs: Process, channels: int, source: str) -> list[Pixels]:
+def _ways(found: Any, theirs: Process, channels: int, source: str) -> list[ImagePreprocess]:
     """The ways in which the processor's settings can be meant, at the size that it gives."""
     (picture, *_) = probes(64, 64, channels if channels in MODES else 3)
     try:
@@ -96,16 +96,16 @@ def _ways(found: Any, theirs: Process, channels: int, source: str) -> list[Pixel
     centrals += [float(value) for value in (getattr(found, "crop_pct", None), LEVIT) if value and value <= 1]
     first = _pixels(found, height, width, int(shape[0]))
     cropped = bool(getattr(found, "do_center_crop", False) and crop) or "shortest_edge" in size
-    how: dict[str, Any] = {"fit": "shortest" if cropped else "stretch", "odd": "down"}
-    first = replace(first, central=centrals[0] if cropped and edges else 1.0, **how)
+    how: dict[str, Any] = {"resize_mode": "shortest" if cropped else "stretch", "odd": "down"}
+    first = replace(first, crop_pct=centrals[0] if cropped and edges else 1.0, **how)
     return variants(first, centrals)
 
 
-def _pixels(found: Any, height: int, width: int, channels: int) -> Pixels:
+def _pixels(found: Any, height: int, width: int, channels: int) -> ImagePreprocess:
     scale = 255.0 * float(found.rescale_factor) if getattr(found, "do_rescale", True) else 255.0
     normal = getattr(found, "do_normalize", True)
     mean, std = (found.image_mean, found.image_std) if normal else (0.0, 1.0)
-    return Pixels(
+    return ImagePreprocess(
         height_px=height,
         width_px=width,
         channels=channels,
@@ -179,9 +179,9 @@ def default_extractor(config: PreTrainedConfig, kind: str) -> FeatureExtractionM
     return cls(**given)
 
 
-def sound_of(extractor: Any, seconds: float = 0.0) -> Sound:
+def sound_of(extractor: Any, seconds: float = 0.0) -> AudioPreprocess:
     """seconds: of a window shorter than the extractor's own; 0: its own."""
-    return Sound(
+    return AudioPreprocess(
         rate_hz=int(extractor.sampling_rate),
         extractor=json.dumps(json.loads(extractor.to_json_string())),
         window_seconds=seconds or window_seconds(extractor),
@@ -198,7 +198,7 @@ def window_seconds(extractor: Any) -> float:
     return 0.0
 
 
-def rebuild(sound: Sound) -> FeatureExtractionMixin:
+def rebuild(sound: AudioPreprocess) -> FeatureExtractionMixin:
     """The extractor, by its class's name in transformers' own table; a name outside it is refused."""
     said = json.loads(sound.extractor)
     kind = said.get("feature_extractor_type")
@@ -211,7 +211,11 @@ def rebuild(sound: Sound) -> FeatureExtractionMixin:
 
 
 def extract(
-    extractor: Any, sound: Sound, waves: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"], key: str
+    extractor: Any,
+    sound: AudioPreprocess,
+    waves: Float[Tensor, "batch samples"],
+    keep: Bool[Tensor, "batch samples"],
+    key: str,
 ) -> tuple[Tensor, Bool[Tensor, "batch time"]]:
     """The extractor on each clip's real samples. Where it knows no padding, one place per clip is kept: all is real."""
     window = round(sound.window_seconds * sound.rate_hz)

@@ -1,7 +1,7 @@
 """How pictures are prepared, here and by the library that an encoder comes from: compared on pictures, not believed.
 
-Ours is a `Pixels`. Theirs is the library's own processor, run on the same pictures, none of which is square. Of the
-ways that could be meant the nearest is taken, and none that is further off than `MOST` of 255 levels.
+Ours is a `ImagePreprocess`. Theirs is the library's own processor, run on the same pictures, none of which is
+square. Of the ways that could be meant the nearest is taken, and none that is further off than `MOST` of 255 levels.
 """
 
 import io
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmfm.config import Pixels, UserError
+from mmfm.config import ImagePreprocess, UserError
 from mmfm.preprocessing.image import MODES
 from mmfm.preprocessing.image import picture as decoded
 
 MOST = 2.0  # of 255: two libraries round a resized picture each in its own way
 SAME = 0.5  # of a level: there is nothing better to look for
-CHOICES = {"fit": ("shortest", "stretch"), "interpolation": ("bicubic", "bilinear")}
+CHOICES = {"resize_mode": ("shortest", "stretch"), "interpolation": ("bicubic", "bilinear")}
 CHOICES |= {"odd": ("even", "down"), "resizer": ("torch", "pillow")}
 # Of the probes: height and width, of the tower's size, and some columns more, to leave an odd number at the sides.
 SHAPES = ((1.31, 1.74, 0), (1.9, 1.05, 0), (0.43, 0.61, 0), (0.43, 0.61, 1), (0.43, 0.61, 2), (0.43, 0.61, 3))
@@ -51,16 +51,16 @@ def stored(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def ours(pixels: Pixels, picture: Image.Image | bytes) -> Tensor:
+def ours(pixels: ImagePreprocess, picture: Image.Image | bytes) -> Tensor:
     """As a tower is given it: normalised, [channels, height, width]."""
-    names = ("channels", "height_px", "width_px", "fit", "central", "interpolation", "resizer", "odd")
+    names = ("channels", "height_px", "width_px", "resize_mode", "crop_pct", "interpolation", "resizer", "odd")
     data = picture if isinstance(picture, bytes) else stored(picture)
     x = decoded(data, **{name: getattr(pixels, name) for name in names})
     mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
     return (x.float() / 255 - mean) / std
 
 
-def apart(pixels: Pixels, wanted_of: Iterable[tuple[bytes, Tensor]]) -> float:
+def apart(pixels: ImagePreprocess, wanted_of: Iterable[tuple[bytes, Tensor]]) -> float:
     """The largest difference on any of the pictures, in levels of 255. Infinite between unlike shapes."""
     std, most = torch.tensor(pixels.std)[:, None, None], 0.0
     for data, wanted in wanted_of:
@@ -71,7 +71,9 @@ def apart(pixels: Pixels, wanted_of: Iterable[tuple[bytes, Tensor]]) -> float:
     return most if most == most else float("inf")
 
 
-def settled(source: str, ways: Iterable[Pixels], theirs: Process, library: str, shapes: Shapes = SHAPES) -> Pixels:
+def settled(
+    source: str, ways: Iterable[ImagePreprocess], theirs: Process, library: str, shapes: Shapes = SHAPES
+) -> ImagePreprocess:
     """The way that is nearest to the library's own. UserError where none is within `MOST`."""
     known = list(dict.fromkeys(ways))
     if known[0].channels not in MODES:
@@ -98,12 +100,12 @@ def settled(source: str, ways: Iterable[Pixels], theirs: Process, library: str, 
     return best
 
 
-def variants(first: Pixels, centrals: Iterable[float] = ()) -> list[Pixels]:
+def variants(first: ImagePreprocess, centrals: Iterable[float] = ()) -> list[ImagePreprocess]:
     """`first`, and what else its library's settings could mean, of the same size."""
     found = [first]
-    for central in dict.fromkeys((first.central, *centrals, 1.0)):
+    for crop_pct in dict.fromkeys((first.crop_pct, *centrals, 1.0)):
         ordered = [dict.fromkeys((getattr(first, name), *values)) for name, values in CHOICES.items()]
         for values in itertools.product(*ordered):
             how: dict[str, Any] = dict(zip(CHOICES, values, strict=True))
-            found.append(replace(first, central=central, **how))
+            found.append(replace(first, crop_pct=crop_pct, **how))
     return found

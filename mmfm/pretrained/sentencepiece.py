@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from mmfm.config import UserError, Words, require
+from mmfm.config import TokenizerSpec, UserError, require
 from mmfm.pretrained.source import read_json
 from mmfm.pretrained.tokenizer_spec import lowers, require_room, sha256
 
@@ -115,7 +115,7 @@ def siglip(pieces: Pieces, lower: bool = True) -> tokenizers.Tokenizer:
     return made
 
 
-def siglip_words(model: Path, settings: Path | None, context: int, where: str) -> tuple[Words, str]:
+def siglip_words(model: Path, settings: Path | None, context: int, where: str) -> tuple[TokenizerSpec, str]:
     """The contract and tokenizer.json of a SiglipTokenizer. settings: its tokenizer_config.json, where there is one."""
     said = {} if settings is None else read_json(settings)
     pieces = read(model)
@@ -125,7 +125,7 @@ def siglip_words(model: Path, settings: Path | None, context: int, where: str) -
         require(mark in numbers, f"{where}: its spiece.model has no piece {mark!r}, which its tokenizer needs; {AGAIN}")
     inner = siglip(pieces, bool(said.get("do_lower_case", True)))
     text = inner.to_str()
-    words = Words(
+    words = TokenizerSpec(
         sha256=sha256(text),
         context=min(context, int(said.get("model_max_length", 64))),
         end=(numbers[end],),

@@ -8,14 +8,14 @@ from typing import Any
 
 import tokenizers
 
-from mmfm.config import UserError, Words, require
+from mmfm.config import TokenizerSpec, UserError, require
 from mmfm.preprocessing.tokenizer import parse_tokenizer
 
 PROBE = "a B"
 LONGEST = 2**20  # transformers says "no limit" with a number far above this
 
 
-def words_of_hf(tokenizer: Any, context: int, fill: bool = False) -> tuple[Words, str]:
+def words_of_hf(tokenizer: Any, context: int, fill: bool = False) -> tuple[TokenizerSpec, str]:
     """Of a transformers tokenizer, which must be backed by `tokenizers`; and its tokenizer.json.
 
     context: the longest sequence the model takes; the tokenizer may set a lower limit. fill: whether the model wants
@@ -31,7 +31,7 @@ def words_of_hf(tokenizer: Any, context: int, fill: bool = False) -> tuple[Words
     begin, end = marks(list(tokenizer(PROBE)["input_ids"]), inner.encode(PROBE, add_special_tokens=False).ids)
     limit = tokenizer.model_max_length
     fill = fill or "attention_mask" not in tokenizer.model_input_names
-    made = Words(
+    made = TokenizerSpec(
         sha256=sha256(text),
         context=min(context, limit) if limit < LONGEST else context,
         begin=begin,
@@ -61,7 +61,7 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def require_room(words: Words, where: str) -> None:
+def require_room(words: TokenizerSpec, where: str) -> None:
     room = words.context - len(words.begin) - len(words.end)
     require(room > 0, f"{where}: a context of {words.context} leaves no room for text between its marks")
 

@@ -14,7 +14,7 @@ from mmfm.evals.registry import is_headline
 from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.table import printable
 from mmfm.report.compare_page import render
-from mmfm.report.comparison import Board, board_of, letter, sentences
+from mmfm.report.comparison import Comparison, board_of, letter, sentences
 from mmfm.report.document import save_page
 from mmfm.report.scored_runs import read_contenders
 
@@ -29,7 +29,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     console: Console | None = None,
-) -> Board:
+) -> Comparison:
     """Compare scored runs on a terminal; `out`: also as a page, `json`: also for machines.
 
     Raises UserError where they cannot be compared, naming the difference.
@@ -48,7 +48,7 @@ def compare(
     return board
 
 
-def tree_of(board: Board) -> dict[str, Any]:
+def tree_of(board: Comparison) -> dict[str, Any]:
     """The board for machines: strict JSON, runs by their names."""
     runs = [
         {
@@ -74,7 +74,7 @@ def tree_of(board: Board) -> dict[str, Any]:
     return {"runs": runs, "rows": rows, "comparisons": compared, **told}
 
 
-def print_board(board: Board, console: Console) -> None:
+def print_board(board: Comparison, console: Console) -> None:
     """The runs, their headline figures, and what differs."""
 
     def say(line: str, style: str = "") -> None:
@@ -95,7 +95,7 @@ def print_board(board: Board, console: Console) -> None:
         say(f"note: {line}", "dim")
 
 
-def _figures(board: Board, split: str) -> Table:
+def _figures(board: Comparison, split: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("task", "metric"):
         table.add_column(column, no_wrap=True)

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from mmfm.evals.registry import is_headline, is_share, label, metric_of
 from mmfm.report import charts
 from mmfm.report.charts import Axis
-from mmfm.report.comparison import Board, Comparison, amount, letter, p_value, sentences
+from mmfm.report.comparison import Comparison, PairedTest, amount, letter, p_value, sentences
 from mmfm.report.document import document, sectioned
 from mmfm.report.markup import Html, join, tag
 from mmfm.report.run_record import Row
-from mmfm.report.scored_runs import Contender, Key
+from mmfm.report.scored_runs import Key, ScoredRun
 from mmfm.report.scores import NO_BREAK, axis_of, interval, show, shown
 
 HOW = (
@@ -25,7 +25,7 @@ SHOWN = 8  # sentences; the table has the rest
 OPEN = 20  # comparisons
 
 
-def render(board: Board) -> Html:
+def render(board: Comparison) -> Html:
     """The page."""
     head, *told = sentences(board)
     found = [tag("li", unbroken(line)) for line in told[:SHOWN]]
@@ -68,7 +68,7 @@ def _number(text: str, value: int | float | None = None) -> Html:
     return tag("td", text, class_="number", data_value=value)
 
 
-def _runs(runs: Sequence[Contender]) -> Html:
+def _runs(runs: Sequence[ScoredRun]) -> Html:
     """Which run is which: its letter and mark are those of the charts."""
     rows = [
         tag(
@@ -85,7 +85,7 @@ def _runs(runs: Sequence[Contender]) -> Html:
     return _table(("", "run", "folder", "seed", "steps", "scored on (samples)"), rows)
 
 
-def _comparisons(board: Board) -> Html:
+def _comparisons(board: Comparison) -> Html:
     """Every pair and figure; many of them unfold."""
     names = (
         "split",
@@ -105,7 +105,7 @@ def _comparisons(board: Board) -> Html:
     return tag("details", summary, _table(names, rows, "plain sortable compared"), open=len(rows) <= OPEN)
 
 
-def _compared(board: Board, one: Comparison) -> Html:
+def _compared(board: Comparison, one: PairedTest) -> Html:
     points, outcome = is_share(one.metric), one.outcome
     only = "–" if one.only is None else f"{one.only[0]:,} : {one.only[1]:,}"
     first, second = (board.runs[place].name for place in (one.first, one.second))
@@ -127,7 +127,7 @@ def _compared(board: Board, one: Comparison) -> Html:
     )
 
 
-def _scores(board: Board) -> Iterator[Html]:
+def _scores(board: Comparison) -> Iterator[Html]:
     """The headline figures: for each a lane for each run, on one axis."""
     marks = [tag("li", charts.key(place), f"{letter(place)} {one.name}") for place, one in enumerate(board.runs)]
     bar = tag("rect", x=-8, width=16, y=-6, height=12, class_="range m0")
@@ -141,7 +141,7 @@ def _scores(board: Board) -> Iterator[Html]:
             yield join((tag("h3", split), tag("div", *(_panel(board, key) for key in own), class_="panels")))
 
 
-def _panel(board: Board, key: Key) -> Html:
+def _panel(board: Comparison, key: Key) -> Html:
     found = [(place, row) for place, one in enumerate(board.runs) if (row := one.rows.get(key)) is not None]
     axis = axis_of(row for _, row in found)
     meaning = metric_of(key[2]).explained
@@ -162,7 +162,7 @@ def _lane(row: Row, axis: Axis, place: int) -> Html:
     )
 
 
-def _every(board: Board) -> Html:
+def _every(board: Comparison) -> Html:
     """Every figure: a line for each, a column for each run."""
     names = ["split", "task", "metric", *(f"{letter(place)} {one.name}" for place, one in enumerate(board.runs))]
     rows = []
@@ -183,7 +183,7 @@ def _cell(row: Row | None) -> Html:
     return tag("td", tag("b", show(row.metric, row.value)), limits, class_="number", data_value=row.value)
 
 
-def _how(board: Board) -> Iterator[Html]:
+def _how(board: Comparison) -> Iterator[Html]:
     drawn = (
         f"{board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}; {len(board.comparisons)} comparisons."
     )

@@ -16,13 +16,13 @@ from mmfm.evals.paired import Outcome, discordant, estimated, holm, least_p, sig
 from mmfm.evals.registry import better, is_headline, is_share, label
 from mmfm.evals.resampling import Bootstrap, numbered, resampled
 from mmfm.report.run_record import headline_first
-from mmfm.report.scored_runs import Contender, Kept, Key, differing
+from mmfm.report.scored_runs import Kept, Key, ScoredRun, differing
 
 LEVEL, HOLM = 0.05, "after Holm's correction within each task of a split"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PairedTest:
     """`first` less `second`, as places among the runs. `adjusted`: p after Holm's correction within the family of
     `family` comparisons.
 
@@ -48,12 +48,12 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Board:
+class Comparison:
     """All that is shown: the runs, their rows, the comparisons, and what was not compared."""
 
-    runs: list[Contender]
+    runs: list[ScoredRun]
     keys: list[Key]
-    comparisons: list[Comparison]
+    comparisons: list[PairedTest]
     notes: list[str]
     bootstrap: Bootstrap
 
@@ -62,7 +62,7 @@ class Board:
         return f"{split}, {task} {label(metric)}"
 
 
-def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
+def board_of(runs: Sequence[ScoredRun], bootstrap: Bootstrap) -> Comparison:
     """Runs that `read_contenders` let pass, compared by pairs."""
     keys = sorted(dict.fromkeys(key for one in runs for key in one.rows), key=lambda key: headline_first(key[0]))
     notes, found, untested = differing(runs), [], []
@@ -79,10 +79,10 @@ def board_of(runs: Sequence[Contender], bootstrap: Bootstrap) -> Board:
         notes.append(f"{why}: {'; '.join(untested)}")
     found, hopeless = corrected(found)
     notes += hopeless
-    return Board(runs=list(runs), keys=keys, comparisons=found, notes=notes, bootstrap=bootstrap)
+    return Comparison(runs=list(runs), keys=keys, comparisons=found, notes=notes, bootstrap=bootstrap)
 
 
-def corrected(found: Sequence[Comparison]) -> tuple[list[Comparison], list[str]]:
+def corrected(found: Sequence[PairedTest]) -> tuple[list[PairedTest], list[str]]:
     """Holm's correction within each family, and which of them have too few items for anything to differ."""
     families: dict[tuple[str, str], list[int]] = {}
     for place, one in enumerate(found):
@@ -99,8 +99,8 @@ def corrected(found: Sequence[Comparison]) -> tuple[list[Comparison], list[str]]
 
 
 def _compared(
-    key: Key, runs: Sequence[Contender], holders: list[int], bootstrap: Bootstrap, notes: list[str]
-) -> list[Comparison]:
+    key: Key, runs: Sequence[ScoredRun], holders: list[int], bootstrap: Bootstrap, notes: list[str]
+) -> list[PairedTest]:
     """Every pair of these runs on the items that all of them have; resampled alike."""
     kept = [runs[place].kept[key] for place in holders]
     chosen = _common(kept)
@@ -150,7 +150,7 @@ def _comparison(
     numbers: np.ndarray | None,
     values: np.ndarray,
     draws: np.ndarray,
-) -> Comparison:
+) -> PairedTest:
     n, only = len(places[0]), None
     outcome = estimated(values, draws, n if numbers is None else int(numbers.max()) + 1, n)
     if all(one.kind == "mean" for one in kept):
@@ -161,10 +161,10 @@ def _comparison(
             outcome = replace(outcome, p=sign_flips(summed(first - second, numbers)), test=test)
     split, task, metric = key
     told = {"split": split, "task": task, "metric": metric, "first": pair[0], "second": pair[1]}
-    return Comparison(**told, values=(float(values[0]), float(values[1])), outcome=outcome, only=only)
+    return PairedTest(**told, values=(float(values[0]), float(values[1])), outcome=outcome, only=only)
 
 
-def sentences(board: Board) -> list[str]:
+def sentences(board: Comparison) -> list[str]:
     """What differs beyond chance, in plain words; first how many do."""
     found, every = [one for one in board.comparisons if one.better is not None], len(board.comparisons)
     if not found:
@@ -174,7 +174,7 @@ def sentences(board: Board) -> list[str]:
     return [head, *(sentence(board, one) for one in found)]
 
 
-def sentence(board: Board, one: Comparison) -> str:
+def sentence(board: Comparison, one: PairedTest) -> str:
     """One comparison that chance does not explain, from the better run's side."""
     assert one.better is not None
     worse, turned = (one.second, 1) if one.better == one.first else (one.first, -1)

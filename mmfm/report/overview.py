@@ -39,7 +39,7 @@ def listed(words: Sequence[str]) -> str:
 def summary(record: Record) -> str:
     """What was trained on what, for how long, and how good it is."""
     run, log = record.run, record.log
-    met = [" with ".join(PLURAL[name] for name in source.provides) for source in run.data.train]
+    met = [" with ".join(PLURAL[name] for name in source.modalities) for source in run.data.train]
     on = f" on {listed(list(dict.fromkeys(met)))}" if met else ""
     if log:
         start = f"One model, trained{on} for {log.step:,} steps in {duration(log.seconds)}."
@@ -62,7 +62,7 @@ def _achievements(record: Record) -> str:
 def facts(record: Record) -> Iterator[tuple[str, Sequence[object]]]:
     """Name -> what to say of it, for the header's list."""
     run = record.run
-    yield "Data", [tag("p", tag("code", s.shards), f" {', '.join(s.provides)}") for s in run.data.train] or ["none"]
+    yield "Data", [tag("p", tag("code", s.shards), f" {', '.join(s.modalities)}") for s in run.data.train] or ["none"]
     yield "Objectives", [tag("p", words) for words in _objectives(run)] or ["none"]
     yield "Model", [tag("p", words) for words in _model(run)]
     yield "Training", [tag("p", words) for words in _training(record)]
@@ -74,13 +74,13 @@ def _objectives(run: Run) -> Iterator[str]:
     def weights(value: float) -> str:
         return "" if value == 1 else f" × {value:g}"
 
-    if run.contrast:
-        yield "bring together " + listed([f"{c.name} ({c.loss}){weights(c.weight)}" for c in run.contrast])
-    if run.write:
-        yield "write " + listed([f"{w.task}{weights(w.weight)}" for w in run.write])
-    if run.reconstruct:
-        yield "give back from codes " + listed([f"{PLURAL[r.modality]}{weights(r.weight)}" for r in run.reconstruct])
-    if run.contrast and run.write:
+    if run.contrastive:
+        yield "bring together " + listed([f"{c.name} ({c.loss}){weights(c.weight)}" for c in run.contrastive])
+    if run.generative:
+        yield "write " + listed([f"{w.task}{weights(w.weight)}" for w in run.generative])
+    if run.reconstruction:
+        yield "give back from codes " + listed([f"{PLURAL[r.modality]}{weights(r.weight)}" for r in run.reconstruction])
+    if run.contrastive and run.generative:
         yield f"in {run.passes} pass{'es' if run.passes == 'two' else ''} of the trunk"
 
 
@@ -107,7 +107,7 @@ def _size(part: Vit | Conformer | TextTower | Trunk | Tower, kind: str) -> str:
 
 def _training(record: Record) -> Iterator[str]:
     optim, log = record.run.optim, record.log
-    yield f"{optim.steps:,} steps of {record.run.data.batch:,} samples, {optim.precision}, seed {record.run.seed}"
+    yield f"{optim.steps:,} steps of {record.run.data.batch_size:,} samples, {optim.precision}, seed {record.run.seed}"
     yield f"peak rate {optim.lr:g} after {optim.warmup_steps:,} steps, weight decay {optim.weight_decay:g}"
     if log:
         speeds = [

@@ -81,7 +81,7 @@ def _overview(record: Record) -> Iterator[Html]:
 
 def _training(run: Run, log: Log) -> Iterator[Html]:
     """Losses by objective, the scores during training, and what the optimiser did."""
-    names = [f"loss/{item.name}" for item in (*run.contrast, *run.write)]
+    names = [f"loss/{item.name}" for item in (*run.contrastive, *run.generative)]
     names += [name for name in log.curves if name.startswith("loss/") and name not in names]
     objectives = {name.removeprefix("loss/"): log.curves[name] for name in names if name in log.curves}
     if objectives:

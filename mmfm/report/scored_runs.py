@@ -50,7 +50,7 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class ScoredRun:
     """One run. `splits`: what was read for each split, without its figures; `kept`: the figures that can be tested;
     `notes`: what its results say of themselves that a reader should know."""
 
@@ -68,7 +68,7 @@ class Contender:
         return next((row.step for row in self.rows.values() if row.step is not None), self.run.optim.steps)
 
 
-def read_contenders(folders: Sequence[str | Path]) -> list[Contender]:
+def read_contenders(folders: Sequence[str | Path]) -> list[ScoredRun]:
     """In the order given, called by their names, or by their folders where two have one name.
 
     Raises UserError for fewer than two, one that is named twice or was not scored, and runs that were scored on
@@ -81,7 +81,7 @@ def read_contenders(folders: Sequence[str | Path]) -> list[Contender]:
     found = [_read(path) for path in paths]
     names = [one.run.name for one in found]
     if len(set(names)) < len(names):
-        found = [Contender(**{**vars(one), "name": str(one.folder)}) for one in found]
+        found = [ScoredRun(**{**vars(one), "name": str(one.folder)}) for one in found]
     for first, second in combinations(found, 2):
         _same_data(first, second)
     require(
@@ -92,20 +92,20 @@ def read_contenders(folders: Sequence[str | Path]) -> list[Contender]:
     return found
 
 
-def _read(folder: Path) -> Contender:
+def _read(folder: Path) -> ScoredRun:
     path = folder / "run.json"
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
     files = result_files(folder)
     require(bool(files), f"{folder} holds no {RESULTS}; score it first: mmfm eval {folder}")
     run = from_file(path)
-    one = Contender(name=run.name, folder=folder, run=run, rows={}, splits={}, kept={})
+    one = ScoredRun(name=run.name, folder=folder, run=run, rows={}, splits={}, kept={})
     for file in files:
         suite = file.name.removeprefix("results").removesuffix(".json").removeprefix(".")
         _add(one, file, f"{suite}/" if suite else "")
     return one
 
 
-def _add(one: Contender, file: Path, prefix: str) -> None:
+def _add(one: ScoredRun, file: Path, prefix: str) -> None:
     """The rows of a file of results, and what is kept beside them."""
     again = f"{AGAIN} {one.folder}" + f" {prefix.removesuffix('/')}.py" * bool(prefix)
     rows = parsed(file, read_rows)
@@ -169,7 +169,7 @@ def distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name} #{seen[name]}" if seen.update([name]) or seen[name] > 1 else name for name in names)
 
 
-def _same_data(first: Contender, second: Contender) -> None:
+def _same_data(first: ScoredRun, second: ScoredRun) -> None:
     """Raises UserError where a split of both is not of the same samples and classes."""
     both = f"{first.folder} and {second.folder} were scored on different data"
     for name in (name for name in first.splits if name in second.splits):
@@ -185,7 +185,7 @@ def _same_data(first: Contender, second: Contender) -> None:
         require(same, f"{both}: split {name} has other classes to choose from; score both by the same --classes")
 
 
-def differing(contenders: Sequence[Contender]) -> list[str]:
+def differing(contenders: Sequence[ScoredRun]) -> list[str]:
     """What was not the same though the data was, and what is not compared: a line each."""
     lines = [line for one in contenders for line in one.notes]
     versions = dict.fromkeys(row.version for one in contenders for row in one.rows.values() if row.version)

@@ -62,8 +62,8 @@ def splits_of(rows: Sequence[Row]) -> list[str]:
 def never_met(run: Run, task: str) -> bool:
     """Whether the two sides of a retrieval were never trained together, by an objective or within a sample."""
     sides = set(task.split("->"))
-    paired = any(set(item.pair) == sides for item in run.contrast)
-    return "->" in task and not paired and not any(sides <= set(source.provides) for source in run.data.train)
+    paired = any(set(item.pair) == sides for item in run.contrastive)
+    return "->" in task and not paired and not any(sides <= set(source.modalities) for source in run.data.train)
 
 
 def axis_of(rows: Iterable[Row]) -> Axis:

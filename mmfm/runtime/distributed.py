@@ -1,6 +1,6 @@
 """How ranks are joined. This file and `mmfm.runtime.rendezvous` are the only ones that talk to torch.distributed.
 
-Losses take a `Ranks`. Alone it is the identity, so the single-process test is the whole truth. Joined, every rank
+Losses take a `Collective`. Alone it is the identity, so the single-process test is the whole truth. Joined, every rank
 enters every collective whatever it holds, an empty share included. What is no tensor travels as bytes, which
 `together` also uses to tell all ranks what went wrong on one of them.
 """
@@ -29,19 +29,19 @@ Result = TypeVar("Result")
 
 
 @runtime_checkable
-class Ranks(Protocol):
+class Collective(Protocol):
     rank: int
     size: int
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """The rows of all ranks, in the order of ranks; gradients flow back to their owners. Counts may differ."""
         ...
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum over ranks, without gradient."""
         ...
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, in the order of ranks. Its group must take tensors of the CPU, as gloo's do."""
         ...
 
@@ -50,16 +50,16 @@ class Said(Exception):
     """What ended all ranks is said by the first; the others leave in silence."""
 
 
-class Alone:
+class SingleProcess:
     rank, size = 0, 1
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         return x
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         return x.detach()
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
 
 
@@ -84,7 +84,7 @@ def nothing() -> None:
     """Nothing is asked of who waits."""
 
 
-class Joined:
+class ProcessGroup:
     """Ranks of a process group. It should not be the group of DDP: its all-reduces run at the same time as ours.
 
     `children`: the ranks that this process started, to say of one that ended how it did. `heard` raises what is asked
@@ -101,19 +101,19 @@ class Joined:
         self.group, self.children, self.heard, self.remedy = group, children, heard, remedy
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         counts = self._counts(len(x), x.device)
         longest = max(max(counts), 1)  # a collective of zero rows would have no gradient to run
         padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
         parts = Gathered.apply(padded, self.group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         out = x.detach().clone()
         dist.all_reduce(out, group=self.group)
         return out
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return self.attend(lambda: self._collect(data))
 
     def attend(self, call: Callable[[], Result]) -> Result:
@@ -187,7 +187,7 @@ def lost(why: BaseException) -> bool:
     return isinstance(why, RuntimeError) and any(word in str(why).lower() for word in LOST)
 
 
-def together(ranks: Ranks, work: Callable[[], bytes]) -> list[bytes]:
+def together(ranks: Collective, work: Callable[[], bytes]) -> list[bytes]:
     """What `work` gives on each rank. Where it fails on one, it fails on all: the first raises that rank's error, so
     that it is said once, and the others raise Said."""
     failure: Exception | None = None
@@ -195,7 +195,7 @@ def together(ranks: Ranks, work: Callable[[], bytes]) -> list[bytes]:
         mine = b"+" + work()
     except Exception as why:
         failure, mine = why, b"-" + _told(why, ranks.rank)
-    parts = ranks.collect(mine)
+    parts = ranks.all_gather_bytes(mine)
     failed = next((rank for rank, part in enumerate(parts) if part[:1] == b"-"), None)
     if failed is None:
         return [part[1:] for part in parts]
@@ -207,7 +207,7 @@ def together(ranks: Ranks, work: Callable[[], bytes]) -> list[bytes]:
     raise {"user": UserError, "machine": OSError}.get(told["kind"], RuntimeError)(told["message"])
 
 
-def each(ranks: Ranks, make: Callable[[], Result]) -> Result:
+def each(ranks: Collective, make: Callable[[], Result]) -> Result:
     """What `make` gives here, where it fails on no rank; else as `together`."""
     made: list[Result] = []
 
@@ -219,12 +219,12 @@ def each(ranks: Ranks, make: Callable[[], Result]) -> Result:
     return made[0]
 
 
-def from_first(ranks: Ranks, make: Callable[[], Any]) -> Any:
+def from_first(ranks: Collective, make: Callable[[], Any]) -> Any:
     """What `make` gives on the first rank, as JSON keeps it, on all of them: what must be decided once."""
     return json.loads(together(ranks, lambda: b"" if ranks.rank else json.dumps(make()).encode())[0])
 
 
-def agree(ranks: Ranks, facts: Mapping[str, Any], remedy: str) -> None:
+def agree(ranks: Collective, facts: Mapping[str, Any], remedy: str) -> None:
     """Raises UserError, on the first rank, that names the first of `facts` which another rank knows otherwise, and
     Said on the others."""
     mine = json.loads(json.dumps(facts))
@@ -256,13 +256,13 @@ def _told(why: Exception, rank: int) -> bytes:
     return json.dumps({"kind": kind, "message": message}).encode()
 
 
-def joined_if_many(backend: str | None = None) -> Ranks:
+def joined_if_many(backend: str | None = None) -> Collective:
     """The ranks of this run, over a process group of their own. `backend`: "gloo" to collect bytes."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         group = dist.new_group(backend=backend, timeout=FOREVER if backend == "gloo" else None)
         assert isinstance(group, dist.ProcessGroup)
-        return Joined(group)
-    return Alone()
+        return ProcessGroup(group)
+    return SingleProcess()
 
 
 def leave(group: dist.ProcessGroup | None = None) -> None:

@@ -115,7 +115,7 @@ def spare_threads() -> None:
 
 KILLED = r"DataLoader worker \(pids?(?:\(s\))? ?[\d, ]+\) (?:is killed by signal: ([\w ]+)|exited unexpectedly.*)"
 NO_MEMORY = r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|bad_alloc"
-LESS = "lower data.batch (eval: --batch) or the model, or take a machine with more"
+LESS = "lower data.batch_size (eval: --batch-size) or the model, or take a machine with more"
 
 
 def trouble(error: BaseException) -> str | None:
@@ -147,9 +147,9 @@ def worker_died(told: str) -> str:
     by = match[1] if match and match[1] else ""
     if by in ("Killed", ""):
         how = "was killed" if by else "ended"
-        why = f"a loader process {how}, most likely for lack of memory; lower data.workers or data.cache_mb"
+        why = f"a loader process {how}, most likely for lack of memory; lower data.num_workers or data.cache_mb"
         return f"{why}, and {RESUME}"
-    return f"a loader process ended by a signal ({by}); {RESUME}, and data.workers=0 does without such processes"
+    return f"a loader process ended by a signal ({by}); {RESUME}, and data.num_workers=0 does without such processes"
 
 
 def _of_system(error: OSError) -> str:
@@ -158,11 +158,13 @@ def _of_system(error: OSError) -> str:
         case errno.ENOSPC | errno.EDQUOT:
             return f"the disk is full{where}; free some space, then {RESUME}"
         case errno.EMFILE | errno.ENFILE:
-            return f"too many files are open{where}; allow more (ulimit -n 4096) or lower data.workers, then {RESUME}"
+            return (
+                f"too many files are open{where}; allow more (ulimit -n 4096) or lower data.num_workers, then {RESUME}"
+            )
         case errno.ENOMEM:
             return f"not enough memory{where}; {LESS}"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{why}{where}; grant access to it, or choose another place"
         case errno.EAGAIN if sys.platform == "linux" and not error.filename:
-            return f"no further process or thread can be started ({why}); allow more (ulimit -u), or lower data.workers"
+            return f"no further process or thread can start ({why}); allow more (ulimit -u), or lower data.num_workers"
     return f"{why}{where}"

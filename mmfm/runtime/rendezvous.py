@@ -24,10 +24,10 @@ from mmfm.config import UserError, require
 from mmfm.runtime.distributed import (
     AGAIN,
     FOREVER,
-    Alone,
-    Joined,
-    Ranks,
+    Collective,
+    ProcessGroup,
     Said,
+    SingleProcess,
     agree,
     attend,
     leave,
@@ -53,7 +53,7 @@ def assembled(
     option: str = "--ranks",
     remedy: str = AGAIN,
     own: bool = False,
-) -> Iterator[Ranks]:
+) -> Iterator[Collective]:
     """The ranks of this command: those of a launcher, else `count` processes of this machine, of which the others are
     started by `command`, words of a command line; 0: one. What is collected travels over gloo, also where models are on
     GPUs.
@@ -68,7 +68,7 @@ def assembled(
         told = f"{option} {count}, but {launch.size} were launched; leave {option} out"
         require(count in (0, launch.size), told)
     if launch is None and count <= 1:
-        yield Alone()
+        yield SingleProcess()
         return
     children: list[subprocess.Popen[bytes]] = []
     rank, ended = 0 if launch is None else launch.rank, threading.Event()
@@ -122,7 +122,7 @@ def _meet(
     heard: Callable[[], None],
     gpus: bool,
     remedy: str,
-) -> Joined:
+) -> ProcessGroup:
     """Joins the ranks of a launcher, or those that the first one has started; or starts some, adds them to `children`,
     and joins those."""
     place, store = launch or Launch("mmfm", 0, count, 0, "", 0), None
@@ -144,7 +144,7 @@ def _meet(
         raise UserError(f"{told}; start that many, or see what ended the others") from None
     group = dist.new_group(backend="gloo", timeout=FOREVER) if gpus else None
     assert not isinstance(group, int)
-    return Joined(group, children, heard, remedy)
+    return ProcessGroup(group, children, heard, remedy)
 
 
 def _store(place: Launch) -> Any:

@@ -22,7 +22,7 @@ from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
 from mmfm.models.checkpoint import folder_of, replace_file
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.distributed import Alone, Ranks, Said, joined_if_many, together
+from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_many, together
 from mmfm.runtime.process import Signals
 from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
 
@@ -44,7 +44,7 @@ class AfterStep(L.Callback):
         raise NotImplementedError
 
 
-class Journal(AfterStep):
+class MetricsLogger(AfterStep):
     """Every objective by name, the rate and the speed: into metrics.jsonl and TensorBoard, from the first rank."""
 
     def __init__(self, run: Run) -> None:
@@ -70,7 +70,7 @@ class Journal(AfterStep):
         if step % LOG_EVERY_STEPS and step != self.run.optim.steps:
             return
         objectives, now = module.objectives, time.monotonic()
-        totals = {name: float(objectives.ranks.total(loss)) for name, loss in losses.items()}
+        totals = {name: float(objectives.ranks.all_reduce_sum(loss)) for name, loss in losses.items()}
         pace = (step - self.since_step) / max(now - self.since, 1e-9)
         self.line = {
             "loss": sum(objectives.weights[name] * loss for name, loss in totals.items()),
@@ -79,7 +79,7 @@ class Journal(AfterStep):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "grad_norm": module.grad_norm,
             "steps_per_s": pace,
-            "samples_per_s": pace * self.run.data.batch,
+            "samples_per_s": pace * self.run.data.batch_size,
         }
         self.since, self.since_step = now, step
         record(trainer, self.run, {"step": step, "seconds": round(now - self.began, 3), **self.line})
@@ -143,7 +143,7 @@ def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
         trainer.logger.log_metrics(numbers, step=line["step"])
 
 
-class Agree(AfterStep):
+class StopConsensus(AfterStep):
     """What ranks must decide alike, by one small sum over them: to stop, to save, and what could not be read.
 
     They meet after every step: who asks for an end may wait for one step, and not for ten.
@@ -178,9 +178,9 @@ class Agree(AfterStep):
     def _meet(self, module: JointModule, due: bool) -> None:
         ranks, health = module.objectives.ranks, self.data.open().health
         late = ranks.rank == 0 and 0 < self.run.save_every_minutes <= (self.clock() - self.saved_at) / 60
-        mine = [signal.SIGINT in self.signals.asked, bool(self.signals.asked), late, *health.take()]
+        mine = [signal.SIGINT in self.signals.asked, bool(self.signals.asked), late, *health.drain()]
         numbers = torch.tensor([int(number) for number in mine], dtype=torch.int64, device=module.device)
-        interrupted, asked, late, *counts = ranks.total(numbers).tolist()
+        interrupted, asked, late, *counts = ranks.all_reduce_sum(numbers).tolist()
         if lines := health.skipped():
             name = f"skipped-{ranks.rank}.jsonl" if ranks.rank else "skipped.jsonl"
             with (self.run.folder / name).open("a", encoding="utf-8") as file:
@@ -194,15 +194,15 @@ class Agree(AfterStep):
         self.save = due or bool(asked or late)
 
 
-class Scores(AfterStep):
+class PeriodicEval(AfterStep):
     """Zero-shot scores on validation shards while training, by the functions of `mmfm eval`; all ranks share the work.
 
     A run that is asked to stop saves at once; the scores of that step are made when it is resumed.
     """
 
-    def __init__(self, run: Run, tokenizer: Tokenizer, agree: Agree) -> None:
+    def __init__(self, run: Run, tokenizer: Tokenizer, agree: StopConsensus) -> None:
         self.run, self.tokenizer, self.agree = run, tokenizer, agree
-        self.ranks: Ranks = Alone()
+        self.ranks: Collective = SingleProcess()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.ranks = joined_if_many("gloo")  # what they tell each other is on the CPU
@@ -250,10 +250,10 @@ class Scores(AfterStep):
         record(trainer, self.run, {"step": trainer.global_step} | found)
 
 
-class Saves(AfterStep):
+class CheckpointSaver(AfterStep):
     """A checkpoint when all ranks agreed on one. Where it cannot be written training goes on to the next, aloud."""
 
-    def __init__(self, run: Run, files: FolderCheckpoints, agree: Agree) -> None:
+    def __init__(self, run: Run, files: FolderCheckpoints, agree: StopConsensus) -> None:
         self.run, self.files, self.agree = run, files, agree
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
@@ -285,11 +285,11 @@ class _Lines(Progress):
         yield from (Text(task.fields["losses"]) for task in self.tasks if task.fields["losses"])
 
 
-class Bar(AfterStep):
+class ProgressBar(AfterStep):
     """Steps, time left, speed and losses by name. Where there is no terminal: plain lines, the first after one step,
     then every PRINT_EVERY_STEPS steps and at least every PRINT_EVERY_S seconds."""
 
-    def __init__(self, run: Run, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, run: Run, journal: MetricsLogger, clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self.journal, self.clock = run, journal, clock
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         self.progress = _Lines(*columns, TimeRemainingColumn(), console=console, transient=True)
@@ -308,12 +308,12 @@ class Bar(AfterStep):
             self.progress.start()
 
     def _opening(self, module: JointModule, ranks: int) -> Iterator[str]:
-        steps, batch = self.run.optim.steps, self.run.data.batch
+        steps, batch = self.run.optim.steps, self.run.data.batch_size
         where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {batch} samples"
         each = f", on each of {ranks} ranks" if ranks > 1 else ""
         how = f"in {self.run.optim.precision} on {module.device}{each}"
         yield f"training {self.run.name}: {where}, into {self.run.folder}, {how}"
-        if self.run.optim.rates:
+        if self.run.optim.param_groups:
             yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:

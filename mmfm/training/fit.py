@@ -35,19 +35,27 @@ from mmfm.models.checkpoint import (
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.distributed import Alone, Ranks, agree, each, from_first, nothing
+from mmfm.runtime.distributed import Collective, SingleProcess, agree, each, from_first, nothing
 from mmfm.runtime.launch import STARTED, Launch, again, first_process, launched
 from mmfm.runtime.machine import RESUME, cores
 from mmfm.runtime.process import TRY_AGAIN, Signals, Stopped, locked
 from mmfm.runtime.rendezvous import assembled, device_of_rank
-from mmfm.training.callbacks import LOG_EVERY_STEPS, Agree, Bar, Journal, Saves, Scores, console
+from mmfm.training.callbacks import (
+    LOG_EVERY_STEPS,
+    CheckpointSaver,
+    MetricsLogger,
+    PeriodicEval,
+    ProgressBar,
+    StopConsensus,
+    console,
+)
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData
 from mmfm.training.preflight import check_place
-from mmfm.training.resume import _make_way, _start
+from mmfm.training.resume import clear_for_start, resume_step
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
-ALONE, CPU = Alone(), torch.device("cpu")
+ALONE, CPU = SingleProcess(), torch.device("cpu")
 
 
 def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable[[], object] = nothing) -> Path:
@@ -68,7 +76,7 @@ def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable
 
         def begun() -> int | None:
             held.enter_context(locked(run.folder))  # one lock for all ranks: that of the first
-            return _start(run, resume, force)
+            return resume_step(run, resume, force)
 
         own = [begun()] if launch is None else []  # before others are started
         if own and _finished(run, own[0]):
@@ -109,15 +117,21 @@ def status_of(ending: BaseException) -> int:
     return 130 if isinstance(ending, KeyboardInterrupt) else TRY_AGAIN if isinstance(ending, Stopped) else 2
 
 
-def _fit(run: Run, start: int | None, signals: Signals, ranks: Ranks) -> BaseException | None:
+def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> BaseException | None:
     """Trains from this step on. Gives what ended it on all ranks, where that was not the last step."""
     _quiet()
     torch.set_num_threads(min(run.threads, cores()))
     run, module, data, files, device = each(ranks, lambda: _parts(run, start))
     agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
-    each(ranks, nothing if ranks.rank else lambda: _make_way(run, start))
-    journal, agreed = Journal(run), Agree(run, data, signals)
-    callbacks = [journal, agreed, Scores(run, data.tokenizer, agreed), Saves(run, files, agreed), Bar(run, journal)]
+    each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start))
+    journal, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
+    callbacks = [
+        journal,
+        agreed,
+        PeriodicEval(run, data.tokenizer, agreed),
+        CheckpointSaver(run, files, agreed),
+        ProgressBar(run, journal),
+    ]
     trainer = _trainer(run, start, callbacks, files, ranks, device)
     path = None if start is None else str(folder_of(run.folder, start))
     data.open().asked = lambda: bool(signals.asked)
@@ -156,7 +170,9 @@ def _facts(run: Run, start: int | None, data: StreamData, device: torch.device) 
 
 def fingerprints(run: Run, model: UnifiedModel) -> dict[str, str]:
     """Of the codecs that are only used: what one of them has stored need not be made again."""
-    wanted = {parse_writing(item.task).target for item in run.write} - {item.modality for item in run.reconstruct}
+    wanted = {parse_writing(item.task).target for item in run.generative} - {
+        item.modality for item in run.reconstruction
+    }
     return {name: fingerprint(model.codecs[name], cfg) for name, cfg in run.model.codecs.items() if name in wanted}
 
 
@@ -165,7 +181,7 @@ def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
     asks no source: its weights are those of its checkpoint."""
     if start is None:
         prepared = prepare(run)
-        model = build(prepared.run.model, prepared.tokenizer.size, run.contrast, run.data.augment)
+        model = build(prepared.run.model, prepared.tokenizer.size, run.contrastive, run.data.augment)
         for line in begin(model, prepared):
             console.print(f"training {run.name}: {line}", soft_wrap=True, highlight=False, markup=False)
         return prepared.run, prepared.tokenizer, model
@@ -174,10 +190,10 @@ def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
     run = adopt(run, from_json(files["run.json"].decode(), f"{where}/run.json"))
     check_augment(run)
     tokenizer = read_tokenizer(files, run.model, where).limited(run)
-    return run, tokenizer, build(run.model, tokenizer.size, run.contrast, run.data.augment)
+    return run, tokenizer, build(run.model, tokenizer.size, run.contrastive, run.data.augment)
 
 
-def _ending(run: Run, trainer: L.Trainer, module: JointModule, agreed: Agree) -> BaseException | None:
+def _ending(run: Run, trainer: L.Trainer, module: JointModule, agreed: StopConsensus) -> BaseException | None:
     if module.failure is not None:
         return module.failure
     if agreed.stop == SIGINT:
@@ -207,7 +223,7 @@ def _trainer(
     start: int | None,
     callbacks: Sequence[L.Callback],
     files: FolderCheckpoints,
-    ranks: Ranks = ALONE,
+    ranks: Collective = ALONE,
     device: torch.device = CPU,
 ) -> L.Trainer:
     # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms

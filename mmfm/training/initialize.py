@@ -107,27 +107,29 @@ def parameters_of(run: Run) -> tuple[str, ...]:
     """Which parameters would learn how fast, in lines for people. The model is built without its numbers."""
     prepared = prepare(run)
     with torch.device("meta"):
-        model = build(prepared.run.model, prepared.tokenizer.size, run.contrast, run.data.augment)
+        model = build(prepared.run.model, prepared.tokenizer.size, run.contrastive, run.data.augment)
     return learning(model, prepared.run).lines
 
 
 def check_augment(run: Run) -> None:
     """What changes an input is refused where an imported tower could not take it, or would never see it twice."""
     augment, image, audio, text = run.data.augment, run.model.image, run.model.audio, run.model.text
-    frames = [n for n in ("speed", "formant", "mask_frames", "mask_bins", "noise") if getattr(augment, n)]
+    frames = [n for n in ("speed", "vtlp", "time_mask", "freq_mask", "noise") if getattr(augment, n)]
     told = "augment.{} changes our own log-mel frames, which the imported audio tower does not read; set it to 0"
     require(not (isinstance(audio, Tower) and frames), told.format("".join(frames[:1])))
-    masks = not isinstance(text, Tower) or text.words.mask >= 0 or not augment.hide_source_tokens
+    masks = not isinstance(text, Tower) or text.words.mask >= 0 or not augment.source_token_dropout
     require(
-        masks, "augment.hide_source_tokens needs a mask token, and the text tower's tokenizer has none; set it to 0"
+        masks, "augment.source_token_dropout needs a mask token, and the text tower's tokenizer has none; set it to 0"
     )
     moved = [
         name
-        for name in ("rotate_deg", "scale", "shear", "shift", "elastic", "contrast", "crop", "cutout")
+        for name in ("rotate_deg", "scale", "shear", "translate", "elastic", "brightness", "crop", "cutout")
         if getattr(augment, name)
     ]
-    told = "augment.{} makes every picture new, and keep_tokens would keep each; set it to 0, or leave keep_tokens out"
-    require(not (isinstance(image, Tower) and image.keep_tokens and moved), told.format("".join(moved[:1])))
+    told = (
+        "augment.{} makes every picture new, and feature_cache_dir would keep each; set it to 0, or leave the cache out"
+    )
+    require(not (isinstance(image, Tower) and image.feature_cache_dir and moved), told.format("".join(moved[:1])))
 
 
 def _tokenizer(model: Model, towers: Mapping[str, Resolved]) -> Tokenizer:

@@ -10,7 +10,7 @@ def rate_factor(step: int, optim: Optim) -> float:
     """Of the peak rate. Each schedule that follows another one rises from its floor to the peak, and falls again."""
     ends = (*optim.extends, optim.steps)
     place = bisect_right(ends[:-1], step)
-    begin, floor = (0, *ends)[place], optim.lr_floor
+    begin, floor = (0, *ends)[place], optim.min_lr_ratio
     here = step - begin
     if place and here < optim.warmup_steps:
         return floor + (1 - floor) * here / optim.warmup_steps

@@ -22,7 +22,7 @@ from mmfm.models import checkpoint as checkpoints
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.distributed import Ranks, joined_if_many
+from mmfm.runtime.distributed import Collective, joined_if_many
 from mmfm.runtime.launch import HERE
 from mmfm.runtime.machine import cores
 from mmfm.training.lr_schedule import rate_factor
@@ -68,13 +68,13 @@ class JointModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the state of an optimiser that had other groups: which parameters a pattern of `optim.rates` takes in
-        is not the same in all versions of mmfm."""
+        """Refuses the state of an optimizer that had other groups: which parameters a pattern of
+        `optim.param_groups` takes in is not the same in all versions of mmfm."""
         there, here = (
             [len(group["params"]) for group in state["param_groups"]]
             for state in (checkpoint["optimizer_states"][0], self.configure_optimizers()["optimizer"].state_dict())
         )
-        told = f"{self.run.folder}: optim.rates once made groups of {there} parameters, and make {here} now"
+        told = f"{self.run.folder}: optim.param_groups once made groups of {there} parameters, and make {here} now"
         remedy = f"begin a new run with its weights: --start {self.run.folder} --name NEW"
         if there != here:
             raise UserError(f"{told}, so that its optimiser's state fits none of them; {remedy}")
@@ -88,7 +88,7 @@ class JointModule(L.LightningModule):
 
         Gradients are summed over ranks already, so that all of them decide alike.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.max_grad_norm)
         self.grad_norm = float(norm)
         if np.isfinite(self.grad_norm):
             self.bad_steps = 0
@@ -155,7 +155,7 @@ class Met(ClusterEnvironment):
     """The ranks as they have met already: Lightning starts none and joins none. To each of them its own device is the
     only one of its machine."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Collective) -> None:
         self.ranks = ranks
 
     @property

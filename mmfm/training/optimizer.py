@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmfm.config import Optim, Rate, Run, require
+from mmfm.config import Optim, ParamGroup, Run, require
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.models.model import UnifiedModel
 
@@ -16,7 +16,7 @@ LANGUAGE_TABLES = ("embedding.weight", "output.weight")  # that a language model
 ALSO = {name: f"trunk.{name}" for name in LANGUAGE_TABLES}
 
 
-def factors(model: nn.Module, rates: Sequence[Rate], also: Mapping[str, str] | None = None) -> dict[str, float]:
+def factors(model: nn.Module, rates: Sequence[ParamGroup], also: Mapping[str, str] | None = None) -> dict[str, float]:
     """Each parameter's factor of the learning rate: that of the last pattern that matches its name, else 1.
 
     `also`: further names of parameters, such as `ALSO` where the trunk is a language model: its tables are part of it,
@@ -27,11 +27,14 @@ def factors(model: nn.Module, rates: Sequence[Rate], also: Mapping[str, str] | N
     found = dict.fromkeys(names, 1.0)
     for rate in rates:
         known = {name: (name, (also or {}).get(name, name)) for name in names}
-        matching = [name for name in names if any(fnmatchcase(called, rate.of) for called in known[name])]
-        near = difflib.get_close_matches(rate.of, names, n=1, cutoff=0.0)
-        require(bool(matching), f"optim.rates: no parameter is called {rate.of!r}; the nearest is {''.join(near)}")
-        found |= dict.fromkeys(matching, rate.lr)
-    require(any(found.values()), "optim.rates lock every parameter, so that nothing learns; leave some out")
+        matching = [name for name in names if any(fnmatchcase(called, rate.pattern) for called in known[name])]
+        near = difflib.get_close_matches(rate.pattern, names, n=1, cutoff=0.0)
+        require(
+            bool(matching),
+            f"optim.param_groups: no parameter is called {rate.pattern!r}; the nearest is {''.join(near)}",
+        )
+        found |= dict.fromkeys(matching, rate.lr_scale)
+    require(any(found.values()), "optim.param_groups lock every parameter, so that nothing learns; leave some out")
     return found
 
 
@@ -44,19 +47,19 @@ class Learning(NamedTuple):
 
 
 def learning(model: UnifiedModel, run: Run) -> Learning:
-    """By `run.optim.rates` and by what the objectives ask. Raises UserError for a pattern that matches nothing."""
+    """By `optim.param_groups` and by what the objectives ask. UserError for a pattern that matches nothing."""
     also = ALSO if run.model.trunk.weights else {}
-    factor = factors(model, run.optim.rates, also) | dict.fromkeys(unasked(model, run), 0.0)
+    factor = factors(model, run.optim.param_groups, also) | dict.fromkeys(unasked(model, run), 0.0)
     held = held_tables(run, factor)
-    lines = [*told(model, factor, run.optim.rates, also)]
+    lines = [*told(model, factor, run.optim.param_groups, also)]
     lines += [f"of {name} the rows of text are locked; those of marks and codes are new and learn" for name in held]
     return Learning(factor | dict.fromkeys(held, 1.0), held, tuple(lines))
 
 
 def unasked(model: UnifiedModel, run: Run) -> list[str]:
     """Parameters that no objective trains: codecs that are not reconstructed, and all else where only they are."""
-    learned = tuple(f"codecs.{item.modality}." for item in run.reconstruct)
-    alone = not run.contrast and not run.write
+    learned = tuple(f"codecs.{item.modality}." for item in run.reconstruction)
+    alone = not run.contrastive and not run.generative
     names = [name for name, _ in model.named_parameters()]
     return [name for name in names if not name.startswith(learned) and (alone or name.startswith("codecs."))]
 
@@ -64,21 +67,23 @@ def unasked(model: UnifiedModel, run: Run) -> list[str]:
 def held_tables(run: Run, factor: Mapping[str, float]) -> tuple[str, ...]:
     """A language model's tables that are locked with its trunk, in which the rows of marks and codes are new and must
     learn all the same. One that a pattern names by its own name is locked whole."""
-    by_name = {name for rate in run.optim.rates for name in LANGUAGE_TABLES if fnmatchcase(name, rate.of)}
+    by_name = {name for rate in run.optim.param_groups for name in LANGUAGE_TABLES if fnmatchcase(name, rate.pattern)}
     mine = [name for name in LANGUAGE_TABLES if factor.get(name) == 0 and name not in by_name]
     return tuple(mine) if run.model.trunk.weights else ()
 
 
 def told(
-    model: nn.Module, factor: Mapping[str, float], rates: Sequence[Rate], also: Mapping[str, str]
+    model: nn.Module, factor: Mapping[str, float], rates: Sequence[ParamGroup], also: Mapping[str, str]
 ) -> Iterator[str]:
     """Which parameters learn how fast: a line for each pattern with what it decides, and some for all else."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     decided = dict[str, list[str]]()
     for name in sizes:
-        mine = [r.of for r in rates if any(fnmatchcase(called, r.of) for called in (name, also.get(name, name)))]
+        mine = [
+            r.pattern for r in rates if any(fnmatchcase(called, r.pattern) for called in (name, also.get(name, name)))
+        ]
         decided.setdefault(mine[-1] if mine else "all else", []).append(name)
-    for what in (*dict.fromkeys(rate.of for rate in rates), "all else"):
+    for what in (*dict.fromkeys(rate.pattern for rate in rates), "all else"):
         names = decided.get(what, [])
         for value in sorted({factor[name] for name in names}, reverse=True):
             yield _line(what, {name: sizes[name] for name in names if factor[name] == value}, value)

@@ -33,18 +33,18 @@ class Objective:
 
 
 def objectives(run: Run) -> Iterator[Objective]:
-    for item in run.contrast:
+    for item in run.contrastive:
         yield Objective(name=item.name, weight=item.weight, sources=item.pair, needs=frozenset(item.pair))
-    for item in run.write:
+    for item in run.generative:
         task = parse_writing(item.task)
         needs = frozenset((*task.sources, str(task.target)))
         yield Objective(name=item.name, weight=item.weight, sources=task.sources, needs=needs)
-    for item in run.reconstruct:
+    for item in run.reconstruction:
         yield Objective(name=item.name, weight=item.weight, sources=(), needs=frozenset((item.modality,)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SourceSummary:
     """What lies in the shards of one source, whose samples hold what the source provides."""
 
     source: Source
@@ -53,18 +53,19 @@ class Found:
 
     def holding(self, needs: frozenset[str]) -> int:
         """Samples that hold all of `needs`."""
-        return self.samples if needs <= set(self.source.provides) else 0
+        return self.samples if needs <= set(self.source.modalities) else 0
 
 
 LOOKED_AT = 64  # samples of a source, for the fields that its texts are read from
 
 
-def check_fields(source: Source, shards: Shards, most_bad: float) -> None:
+def check_fields(source: Source, shards: Shards, max_bad_fraction: float) -> None:
     """Raises UserError where the first samples lack the fields of `Source.texts` or `answers` more often than
-    `most_bad` explains: by three standard deviations of as many draws. Shards behind URLs are not fetched for it."""
+    `max_bad_fraction` explains: by three standard deviations of as many draws. Shards behind URLs are not fetched
+    for it."""
     looked = range(0 if shards.remote else min(LOOKED_AT, len(shards)))
-    allowed = most_bad * len(looked) + 3 * math.sqrt(most_bad * len(looked))
-    for name, texts in (("texts", source.texts), ("answers", source.answers)):
+    allowed = max_bad_fraction * len(looked) + 3 * math.sqrt(max_bad_fraction * len(looked))
+    for name, texts in (("texts", source.texts), ("targets", source.targets)):
         lack = [sample for sample in looked if texts and not _has_text(shards, sample, texts)]
         if len(lack) > allowed:
             fields = " or ".join(repr(text.field) for text in texts)
@@ -88,18 +89,18 @@ Opener = Callable[[Source, Data], Shards]
 def open_here(source: Source, data: Data) -> Shards:
     """The shards of this machine; those behind URLs need more than the standard library."""
     shards = Shards(expand(source.shards))
-    check_holds(source, shards, data.most_bad)
+    check_holds(source, shards, data.max_bad_fraction)
     return shards
 
 
-def look(source: Source, data: Data, opener: Opener = open_here) -> Found:
+def look(source: Source, data: Data, opener: Opener = open_here) -> SourceSummary:
     """Reads the indexes of all shards, or the headers of those without. Raises UserError as `check_holds` does."""
     shards = opener(source, data)
-    check_fields(source, shards, data.most_bad)
-    return Found(source=source, shards=len(shards.places), samples=len(shards))
+    check_fields(source, shards, data.max_bad_fraction)
+    return SourceSummary(source=source, shards=len(shards.places), samples=len(shards))
 
 
-def check(run: Run, opener: Opener = open_here) -> list[Found]:
+def check(run: Run, opener: Opener = open_here) -> list[SourceSummary]:
     """What each training source holds. Raises UserError for the first thing without which the run could not train."""
     wanted = list(objectives(run))
     require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast`, `write` or `reconstruct`")
@@ -127,9 +128,9 @@ def check(run: Run, opener: Opener = open_here) -> list[Found]:
 def _check_val(run: Run, opener: Opener) -> None:
     """Scores during training need samples of which the run reads something."""
     asked, more = asked_and_more(shards_of(run.data.val))
-    shards = opener(Source(shards=asked, provides=()), run.data)
+    shards = opener(Source(shards=asked, modalities=()), run.data)
     if more:
-        opener(Source(shards=more, provides=()), run.data)
+        opener(Source(shards=more, modalities=()), run.data)
     reads = {name for name in MODALITIES if getattr(run.model, name) is not None}
     reads |= {name for objective in objectives(run) for name in objective.needs}
     inside = any(source.texts for source in run.data.train)  # texts that the indexes do not count
@@ -142,7 +143,7 @@ def _check_splits(run: Run, opener: Opener) -> None:
     """What is scored besides is there; it is not looked into."""
     for spec in (part for item in run.eval.splits for part in asked_and_more(shards_of(item)) if part):
         try:
-            opener(Source(shards=spec, provides=()), run.data) if is_remote(spec) else expand(spec)
+            opener(Source(shards=spec, modalities=()), run.data) if is_remote(spec) else expand(spec)
         except UserError as why:
             raise UserError(f"eval.splits: {why}") from None
 
@@ -155,8 +156,8 @@ def _check_towers(model: Model, objective: Objective) -> None:
 
 def _check_codecs(run: Run) -> None:
     """What is written has a codec; a codec is trained here, or was."""
-    have, learned = run.model.codecs, {item.modality for item in run.reconstruct}
-    for item in run.write:
+    have, learned = run.model.codecs, {item.modality for item in run.reconstruction}
+    for item in run.generative:
         target = parse_writing(item.task).target
         told = f"{item.name} writes {target}, but model.{target}_codec is None; give the model a codec for it"
         require(target in ("text", *have), told)
@@ -193,7 +194,7 @@ def check_place(folder: Path) -> None:
     )
 
 
-def _check_samples(found: list[Found], objective: Objective) -> None:
+def _check_samples(found: list[SourceSummary], objective: Objective) -> None:
     names = " and ".join(sorted(objective.needs))
     total = sum(item.samples for item in found)
     require(

@@ -26,16 +26,16 @@ FREE = {
     "keep_every_steps",
     "eval",
     "start",
-    "workers",
+    "num_workers",
     "cache_mb",
-    "balance",
-    "most_bad",
-    "store",
+    "balance_by_length",
+    "max_bad_fraction",
+    "remote_cache",
     "val",
 }
 
 
-def _start(run: Run, resume: bool, force: bool) -> int | None:
+def resume_step(run: Run, resume: bool, force: bool) -> int | None:
     """The step to continue from, or None. Nothing that was trained is lost without --force."""
     folder = run.folder
     if force or not steps_of(folder):
@@ -46,14 +46,14 @@ def _start(run: Run, resume: bool, force: bool) -> int | None:
     before = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json")
     finished = step >= before.optim.steps
     if resume or finished:
-        _same_configuration(before, adopt(run, before), files["tokenizer.json"].decode())
+        check_same_configuration(before, adopt(run, before), files["tokenizer.json"].decode())
         return step
     raise UserError(
         f"{folder} holds a run stopped at step {step}; add --resume to continue it or --force to start anew"
     )
 
 
-def _make_way(run: Run, start: int | None) -> None:
+def clear_for_start(run: Run, start: int | None) -> None:
     """The folder as it was at step `start`: nothing in it is of a later step, and nothing half written."""
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def _make_way(run: Run, start: int | None) -> None:
                 set_aside(folder_of(folder, step))
         cut(folder / METRICS, "step", start + 1)
         for path in folder.glob("skipped*.jsonl"):
-            cut(path, "position", start * run.data.batch)
+            cut(path, "position", start * run.data.batch_size)
     replace_file(folder / "run.json", to_json(run).encode())
 
 
@@ -80,7 +80,7 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
+def check_same_configuration(before: Run, now: Run, tokenizer: str = "") -> None:
     """`tokenizer`: the one that the run was trained with, as JSON; a path to the same one elsewhere is no other."""
     schedules = (*before.optim.extends, before.optim.steps)
     if schedules == (*now.optim.extends, now.optim.steps)[: len(schedules)]:  # it goes on where the last one ends

@@ -12,7 +12,7 @@ import transformers as hf
 from toys import toy_config
 
 import mmfm
-from mmfm.config import Data, Eval, KnownCodec, Mel, Optim, Run, Source, Write
+from mmfm.config import Data, Eval, Generative, KnownCodec, Mel, Optim, Run, Source
 from mmfm.datasets.espeak import Utterance
 from mmfm.datasets.speech import speak
 from mmfm.models.codecs import known
@@ -68,8 +68,8 @@ def test_a_run_with_a_known_codec_needs_its_source_once(speech: Path, tmp_path: 
         name="known",
         out=str(tmp_path),
         model=model,
-        data=Data(train=(Source(shards=str(speech), provides=("audio", "text")),), batch=4),
-        write=(Write(task="text>audio"),),
+        data=Data(train=(Source(shards=str(speech), modalities=("audio", "text")),), batch_size=4),
+        generative=(Generative(task="text>audio"),),
         optim=Optim(steps=4, warmup_steps=1),
         eval=Eval(every_steps=0),
         save_every_steps=2,
@@ -98,7 +98,7 @@ def test_a_known_codec_alone_is_evaluated(speech: Path, tmp_path: Path) -> None:
     scored = score_codecs(coders_of({"audio": codec}, {"audio": found}), Shards([speech]), decode=Decode())
     values = {figure.metric: figure.value for figure in scored.figures}
     assert values["bits_per_second"] == pytest.approx(16_000 / 80 * 2 * 4)
-    assert "codes_used/1" in values
+    assert "codebook_usage/1" in values
 
 
 @pytest.mark.parametrize(("window_ms", "hop_ms", "bins", "least"), [(32.0, 10.0, 80, 0.95), (50.0, 12.5, 80, 0.93)])

@@ -14,7 +14,7 @@ ONE_LINE = "mmfm: rank 1 was killed by SIGKILL; start the command again\n"
 
 
 def command(folder: Path, *words: str) -> list[str]:
-    options = ("--batch", "3", "--bootstrap", "20", "--max-tokens", "4")
+    options = ("--batch-size", "3", "--bootstrap", "20", "--max-tokens", "4")
     return [sys.executable, "-W", "ignore", "-m", "mmfm", "eval", str(folder), *options, *words]
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmfm.inference.load import load_model
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from shared_exports import classification, pictures, retrieval, saved, square
 
 from mmfm.inference.bundle.load import load_encoder
-from mmfm.models import checkpoint
 
 TASKS = {"classification": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}
 MAKERS = {"classification": classification, "retrieval": retrieval}
@@ -91,7 +92,7 @@ def test_clip_benchmark_scores_a_plain_folder_without_us(tmp_path, write_shard):
 def test_waveforms_go_into_onnx_runtime(run, tmp_path):
     """The spectrogram is in the file: waveforms of three lengths give what the interface gives, padded or not."""
     started("mmfm", "export", run, tmp_path / "out", "--to", "onnx", "--modality", "audio")
-    model, session = checkpoint.load_model(run), onnxruntime.InferenceSession(tmp_path / "out" / "audio.onnx")
+    model, session = load_model(run), onnxruntime.InferenceSession(tmp_path / "out" / "audio.onnx")
     assert [slot.shape for slot in session.get_inputs()] == [["batch", "samples"]] * 2
     assert [slot.name for slot in session.get_outputs()] == ["embedding", "tokens", "tokens_keep"]
     draw = torch.Generator().manual_seed(1)
@@ -135,6 +136,6 @@ def test_what_transformers_loads_is_the_run(run, tmp_path):
     with torch.no_grad():
         found = model.get_text_features(**tokenizer(texts, return_tensors="pt", padding=True))
     found = found if isinstance(found, torch.Tensor) else found.pooler_output
-    wanted = checkpoint.load_model(run).encode_text(texts)
+    wanted = load_model(run).encode_text(texts)
     torch.testing.assert_close(torch.nn.functional.normalize(found, dim=-1), wanted, rtol=0, atol=1e-5)
     assert open_clip.__version__ and json.loads((tmp_path / "out" / "export.json").read_text())["to"] == "hf"

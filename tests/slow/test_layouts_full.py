@@ -110,8 +110,8 @@ SPEECH = Conformer(
     position="relative", left=3, right=2,
 )  # fmt: skip
 TRUNK = Trunk(
-    width=32, depth=2, heads=4, kv_heads=2, head_dim=16, qk_norm=True, qkv_bias=True, window=64,
-    rope_stretch=(8.0, 1.0, 4.0, 16.0),
+    width=32, depth=2, heads=4, kv_heads=2, head_dim=16, qk_norm=True, qkv_bias=True, max_position_embeddings=64,
+    rope_scaling=(8.0, 1.0, 4.0, 16.0),
 )  # fmt: skip
 TEXT = TextTower(width=32, depth=2, heads=4, context=64, causal=True, activation="gelu_tanh")
 

@@ -67,7 +67,7 @@ def perform(language: str, code: str, where: Path) -> str:
 def here(tmp_path_factory, write_shard) -> Path:
     """Where a reader of the README stands, with the README's own files; its first block has been run."""
     where = tmp_path_factory.mktemp("reader")
-    source = Source(shards="data/numbers/train", provides=("image", "audio", "text"))
+    source = Source(shards="data/numbers/train", modalities=("image", "audio", "text"))
     data = Data(train=(source,), val="data/numbers/test")
     for seed, name in enumerate(("quickstart", "patches")):
         run = dataclasses.replace(full_run(), name=name, data=data)

@@ -36,12 +36,14 @@ MODEL = config.Model(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained run, as training leaves it."""
-    write = tuple(config.Write(task=task) for task in ("image>text", "audio>text"))
+    write = tuple(config.Generative(task=task) for task in ("image>text", "audio>text"))
     out = str(tmp_path_factory.mktemp("runs"))
-    made = config.Run(name="small", model=MODEL, write=write, out=out, eval=config.Eval(bootstrap=20, max_tokens=4))
+    made = config.Run(
+        name="small", model=MODEL, generative=write, out=out, eval=config.Eval(bootstrap=20, max_tokens=4)
+    )
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
-    core = build(made.model, tokenizer.size, made.contrast)
+    core = build(made.model, tokenizer.size, made.contrastive)
     made.folder.mkdir(parents=True)
     (made.folder / "run.json").write_text(to_json(made))
     save(made.folder, 1, made, tokenizer, core.state_dict(), {})
@@ -194,7 +196,7 @@ def test_two_ranks_give_what_one_gives(name: str, run: Path, tmp_path: Path) -> 
     written = []
     for ranks in ("1", "2"):
         out = tmp_path / f"{ranks}.json"
-        options = ["--root", str(tmp_path), "--out", str(out), "--ranks", ranks, "--batch", "3"]
+        options = ["--root", str(tmp_path), "--out", str(out), "--ranks", ranks, "--batch-size", "3"]
         command = [sys.executable, "-m", "mmfm", "eval", str(run), f"configs/suites/{name}.py", *options]
         subprocess.run(command, cwd=ROOT, check=True, env=alone(), capture_output=True)
         written.append((out.read_bytes(), out.with_name(f"{ranks}.details.json").read_bytes()))

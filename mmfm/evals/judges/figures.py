@@ -11,12 +11,12 @@ from jaxtyping import Float
 
 from mmfm.config import require
 from mmfm.evals.judges.contract import NAMES, OTHER
-from mmfm.evals.metrics import Figure, error_rate, letters, mean, ratio
+from mmfm.evals.metrics import Score, error_rate, letters, mean, ratio
 
 NEARER = 0.9  # of the other voices must be farther than the prompt's
 
 
-def read_right(task: str, judge: str, wanted: Sequence[str], read: Sequence[str], items: Sequence[str] = ()) -> Figure:
+def read_right(task: str, judge: str, wanted: Sequence[str], read: Sequence[str], items: Sequence[str] = ()) -> Score:
     """The share of things in which just the wanted caption was read. items: what each is called."""
     _paired(task, wanted, read)
     right = np.array([a == b for a, b in zip(wanted, read, strict=True)], float)
@@ -24,17 +24,17 @@ def read_right(task: str, judge: str, wanted: Sequence[str], read: Sequence[str]
     return _figure(task, f"{judge}/right", right, chance, items)
 
 
-def is_number(task: str, judge: str, read: Sequence[str], items: Sequence[str] = ()) -> Figure:
+def is_number(task: str, judge: str, read: Sequence[str], items: Sequence[str] = ()) -> Score:
     """The share of things whose whole reading is one of the hundred names."""
     require(bool(read), f"{task}: nothing was read; a figure needs at least one reading")
     return _figure(task, f"{judge}/number", np.array([text in NAMES for text in read], float), 0.0, items)
 
 
-def word_errors(task: str, judge: str, wanted: Sequence[str], read: Sequence[str], items: Sequence[str] = ()) -> Figure:
+def word_errors(task: str, judge: str, wanted: Sequence[str], read: Sequence[str], items: Sequence[str] = ()) -> Score:
     """Word error rate over all words wanted; "forty-two" is two. Silence scores 1."""
     _paired(task, wanted, read)
     rate = ratio(*error_rate(wanted, read, _words))
-    return Figure(task=task, metric=f"{judge}/wer", statistic=rate, n=len(wanted), chance=1.0, items=tuple(items))
+    return Score(task=task, metric=f"{judge}/wer", statistic=rate, n=len(wanted), chance=1.0, items=tuple(items))
 
 
 def _words(text: str) -> list[str]:
@@ -42,14 +42,14 @@ def _words(text: str) -> list[str]:
     return [word for part in text.split() for word in ([part] if part == OTHER else letters(part).split())]
 
 
-def same_speaker(task: str, nearer: Float[np.ndarray, " n"], items: Sequence[str] = ()) -> Figure:
+def same_speaker(task: str, nearer: Float[np.ndarray, " n"], items: Sequence[str] = ()) -> Score:
     """The share of answers whose voice is nearer to their prompt's than to NEARER of others (`speaker.nearer`)."""
     require(len(nearer) > 0, f"{task}: no voice was compared; a figure needs at least one answer")
     return _figure(task, "speaker/nearer", (nearer >= NEARER - 1e-6).astype(float), 1 - NEARER, items)
 
 
-def _figure(task: str, metric: str, values: Float[np.ndarray, " n"], chance: float, items: Sequence[str]) -> Figure:
-    return Figure(task=task, metric=metric, statistic=mean(values), n=len(values), chance=chance, items=tuple(items))
+def _figure(task: str, metric: str, values: Float[np.ndarray, " n"], chance: float, items: Sequence[str]) -> Score:
+    return Score(task=task, metric=metric, statistic=mean(values), n=len(values), chance=chance, items=tuple(items))
 
 
 def _paired(task: str, wanted: Sequence[str], read: Sequence[str]) -> None:

@@ -104,7 +104,9 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         keep = _keep(attention_mask, x, past)
         window = self.core.trunk.window
         longest = int(keep.sum(1).max()) if window else 0  # padding does not count
-        told = f"a sentence of {longest} tokens is longer than Trunk.window={window}; give shorter ones"
+        told = (
+            f"a sentence of {longest} tokens is longer than Trunk.max_position_embeddings={window}; give shorter ones"
+        )
         require(longest <= window, told)
         if position_ids is None:
             position_ids = (keep.long().cumsum(1) - 1).clamp(min=0)[:, past:]

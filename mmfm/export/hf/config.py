@@ -67,7 +67,7 @@ class MMFMConfig(Foreign, PreTrainedConfig):
     def build(self) -> UnifiedModel:
         """The module, freshly initialised, without codecs: transformers writes nothing but text with it."""
         run = self.parsed()
-        core = build(run.model, self.text_ids, run.contrast)
+        core = build(run.model, self.text_ids, run.contrastive)
         core.codecs, core.forms = nn.ModuleDict(), {"text": core.forms["text"]}
         return core
 
@@ -104,4 +104,4 @@ def _public(run: Run) -> Run:
         exact_decode=run.data.exact_decode,
     )
     model = dataclasses.replace(unplaced(run.model), tokenizer="bytes")
-    return Run(name=run.name, model=model, data=data, contrast=run.contrast, write=run.write)
+    return Run(name=run.name, model=model, data=data, contrastive=run.contrastive, generative=run.generative)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmfm.compat.transformers import BaseModelOutputWithPooling, ModelOutput
-from mmfm.config import Words, require
+from mmfm.config import TokenizerSpec, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items
 from mmfm.export.hf.arguments import check_arguments
@@ -19,7 +19,7 @@ from mmfm.export.hf.config import MMFMConfig
 from mmfm.export.hf.stub import Foreign
 from mmfm.models.checkpoint import words_of
 from mmfm.objectives.contrastive_loss import CONTRAST
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.text_limits import limits_of
 from mmfm.preprocessing.validation import check_ids, check_pixels, check_waves
 
@@ -188,8 +188,8 @@ class MMFMModel(MMFMPreTrainedModel):
     def embed(self, modality: str, x: Tensor, keep: Tensor | None) -> Float[Tensor, "n dim"]:
         """Unit vectors."""
         items = self.items(modality, x, keep)
-        batch = Batch(size=len(x), items={modality: items}, same=items.rows)
-        reading = read(self.core, Task((modality,), None), batch)
+        batch = Batch(size=len(x), items={modality: items}, positive_ids=items.rows)
+        reading = forward_task(self.core, Task((modality,), None), batch)
         return torch.zeros(0, self.core.embed_dim, device=x.device) if reading is None else reading.embedding
 
     def similarity(self, a: str, b: str, x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
@@ -200,7 +200,7 @@ class MMFMModel(MMFMPreTrainedModel):
         return core.scale(name) * x @ y.T + core.biases[name]
 
     def contrast(self, found: dict[str, Tensor]) -> Float[Tensor, ""]:
-        pairs = [item for item in self.config.parsed().contrast if set(item.pair) <= set(found)]
+        pairs = [item for item in self.config.parsed().contrastive if set(item.pair) <= set(found)]
         require(bool(pairs), f"return_loss needs both sides of a trained pair; given were {', '.join(found)}")
         losses = []
         for item in pairs:
@@ -216,7 +216,7 @@ class MMFMModel(MMFMPreTrainedModel):
 
 
 def _own_ids(
-    ids: Int[Tensor, "n time"], keep: Bool[Tensor, "n time"], words: Words
+    ids: Int[Tensor, "n time"], keep: Bool[Tensor, "n time"], words: TokenizerSpec
 ) -> tuple[Int[Tensor, "n length"], Bool[Tensor, "n length"]]:
     """As the tower's own tokenizer gives them: what is real first, since positions count, and filled where it fills."""
     most = int(keep.sum(1).max())

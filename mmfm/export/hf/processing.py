@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, ProcessorMixin
 
 from mmfm.compat.transformers import BaseImageProcessor, BatchFeature, SequenceFeatureExtractor, processor_keywords
-from mmfm.config import Pixels, require
+from mmfm.config import ImagePreprocess, require
 from mmfm.config.serialization import parse
 from mmfm.data.decode import shape_of
 from mmfm.export.hf.arguments import PICTURES, SOUNDS, check_arguments, check_kind
@@ -51,8 +51,8 @@ class MMFMImageProcessor(Foreign, BaseImageProcessor):
         return super().to_dict() | {"auto_map": auto_map(AutoImageProcessor="MMFMImageProcessor")}
 
     @property
-    def contract(self) -> Pixels:
-        return parse(Pixels, json.dumps(self.pixels), "processor_config.json: pixels")
+    def contract(self) -> ImagePreprocess:
+        return parse(ImagePreprocess, json.dumps(self.pixels), "processor_config.json: pixels")
 
     @property
     def size(self) -> dict[str, int]:

@@ -19,15 +19,15 @@ from typing import Literal
 from mmfm.config import (
     MODALITIES,
     Conformer,
-    Contrast,
+    Contrastive,
     Data,
+    Generative,
     Model,
     TextTower,
     Tower,
     Trunk,
     UserError,
     Vit,
-    Write,
     positive,
     require,
 )
@@ -50,11 +50,11 @@ class Bundle:
     format: int
     made_with: str  # the version of torch
     source: str  # the run, or what `mmfm import` was given
-    holds: tuple[str, ...]  # those of PARTS that have a file here
+    components: tuple[str, ...]  # those of PARTS that have a file here
     model: Model | None
     part: Part | None  # that of the only tower or the trunk
-    contrast: tuple[Contrast, ...]
-    write: tuple[Write, ...]
+    contrast: tuple[Contrastive, ...]
+    write: tuple[Generative, ...]
     exact_decode: bool  # as in Data
     max_seconds: float
     crop_seconds: float
@@ -70,14 +70,16 @@ class Bundle:
         require(self.format == FORMAT, f"a bundle of format {self.format}; this mmfm reads {FORMAT}: update it")
         require((self.model is None) != (self.part is None), "a bundle holds a model or a part, and not both")
         for part in (self.part, *(getattr(self.model, name, None) for name in (*MODALITIES, "trunk"))):
-            elsewhere = part is not None and (part.keep_tokens if isinstance(part, Tower) else part.weights)
+            elsewhere = part is not None and (part.feature_cache_dir if isinstance(part, Tower) else part.weights)
             require(not elsewhere, f"a bundle names no other folder, and this one names {elsewhere!r}; do not trust it")
-        require(bool(self.holds) and set(self.holds) <= set(PARTS), f"holds={self.holds} must be of {PARTS}")
+        require(
+            bool(self.components) and set(self.components) <= set(PARTS), f"holds={self.components} must be of {PARTS}"
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Those that have an encoder here."""
-        return tuple(name for name in MODALITIES if name in self.holds)
+        return tuple(name for name in MODALITIES if name in self.components)
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -101,11 +103,11 @@ def read_bundle(folder: Path) -> Bundle:
         raise UserError(f"{folder / BUNDLE} is not UTF-8 at byte {why.start}; {AGAIN}") from None
 
 
-def written_by(folder: Path) -> tuple[Write, ...] | None:
+def written_by(folder: Path) -> tuple[Generative, ...] | None:
     """What the model in a folder of a run, checkpoint or bundle was trained to write; None where nothing says it."""
     if is_bundle(folder):
         return read_bundle(folder).write
-    return from_file(folder / "run.json").write if (folder / "run.json").is_file() else None
+    return from_file(folder / "run.json").generative if (folder / "run.json").is_file() else None
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
@@ -145,7 +147,7 @@ def native(folder: str | Path, part: str = "") -> Part:
     `part`: image, audio, text or trunk, of a bundle that holds several. Torch is not imported.
     """
     bundle = read_bundle(Path(folder))
-    names = [name for name in bundle.holds if name != "vocabulary"]
+    names = [name for name in bundle.components if name != "vocabulary"]
     require(not part or part in names, f"{folder} holds no {part!r}; it holds {', '.join(names)}")
     require(
         bool(part) or len(names) == 1, f"{folder} holds {', '.join(names)}; name one: native({str(folder)!r}, NAME)"

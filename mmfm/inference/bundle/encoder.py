@@ -15,7 +15,7 @@ from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items, Tokens
 from mmfm.inference.interface import Interface
 from mmfm.models.model import UnifiedModel, build
-from mmfm.objectives.task_pass import read
+from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.preprocessing.validation import check_ids
 
@@ -43,7 +43,7 @@ class BundledEncoder(nn.Module):
         return self.core.embed_dim if self.modality in self.core.heads else 0
 
     @property
-    def preprocess(self) -> config.Pixels | config.Sound | config.Words | None:
+    def preprocess(self) -> config.ImagePreprocess | config.AudioPreprocess | config.TokenizerSpec | None:
         """What it expects of its input; None: texts by `tokenize`, without a contract of the tower's own."""
         return getattr(getattr(self.run.model, self.modality), CONTRACTS[self.modality])
 
@@ -96,8 +96,8 @@ class BundledEncoder(nn.Module):
         items = self.prepare(inputs, keep)
         if not len(items.rows):
             return torch.zeros(0, self.embed_dim, dtype=self.core.dtype, device=self.core.device)
-        batch = Batch(size=len(items.rows), items={self.modality: items}, same=items.rows)
-        reading = read(self.core, Task((self.modality,), None), batch)
+        batch = Batch(size=len(items.rows), items={self.modality: items}, positive_ids=items.rows)
+        reading = forward_task(self.core, Task((self.modality,), None), batch)
         assert reading is not None
         return reading.embedding
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmfm.config import Sound, UserError, require
+from mmfm.config import AudioPreprocess, UserError, require
 from mmfm.data.batch import Items, Tokens
 from mmfm.inference.bundle.encoder import BundledEncoder
 from mmfm.models.transformer import Segment, UnifiedTransformer
@@ -117,7 +117,7 @@ def _as_people_do(encoder: BundledEncoder, given: Tensors, sentences: Sequence[s
 
 def _rate(encoder: BundledEncoder) -> int:
     contract = encoder.preprocess
-    assert isinstance(contract, Sound)
+    assert isinstance(contract, AudioPreprocess)
     return contract.rate_hz
 
 

@@ -26,7 +26,7 @@ from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
 from mmfm.pretrained import Resolved
 
 TABLES = ("embedding.weight", "output.weight")
-FREE = {"weights", "height_px", "width_px", "fit", "central", "interpolation", "resizer", "odd"}
+FREE = {"weights", "height_px", "width_px", "resize_mode", "crop_pct", "interpolation", "resizer", "odd"}
 
 
 def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> 
         part = getattr(cfg, name)
         folder = Path(part.weights)
         bundle = read_bundle(folder)
-        there = [held for held in bundle.holds if held != "vocabulary"]
+        there = [held for held in bundle.components if held != "vocabulary"]
         require(name in there, f"{folder} holds no {name} to start from; it holds {', '.join(there)}")
         _check_same(part, part_of(bundle, name), folder)
         if isinstance(part, TextTower) and part.words is None:
@@ -64,7 +64,7 @@ def check_start(run: config.Run) -> None:
     where = folder
     if is_bundle(folder):
         bundle = read_bundle(folder)
-        alone = f"{told} holds {' and '.join(bundle.holds)} alone, and no model"
+        alone = f"{told} holds {' and '.join(bundle.components)} alone, and no model"
         require(bundle.model is not None, f"{alone}; leave start out, and begin that part: native({str(folder)!r})")
     elif not (folder / MANIFEST).is_file():
         require(
@@ -124,7 +124,7 @@ def resolved(tower: Tower, modality: str) -> Resolved:
     """Of a bundle that holds a tower of another library: its blueprint, weights and tokenizer."""
     folder = Path(tower.source)
     bundle = read_bundle(folder)
-    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.holds)} alone"
+    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.components)} alone"
     require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
     part = part_of(bundle, modality)
     told = f"{folder} holds a {type(part).__name__}, a part of our own; give {modality}=mmfm.native({str(folder)!r})"

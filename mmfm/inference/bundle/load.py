@@ -68,12 +68,12 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
     if not is_bundle(folder):
         return load_model(folder, device=device)
     bundle, files = read_bundle(folder), read_manifest(folder)
-    told = f"{folder} holds {', '.join(bundle.holds)} alone, and no model"
+    told = f"{folder} holds {', '.join(bundle.components)} alone, and no model"
     require(bundle.model is not None, f"{told}; start one from it: native({str(folder)!r}) in a configuration")
     run, tokenizer = run_of(bundle), _tokenizer(folder, bundle, files, True)
-    weights = read_weights(folder, bundle.holds)
+    weights = read_weights(folder, bundle.components)
     check_size(run.model, weights, str(folder))
-    core = build(run.model, tokenizer.size, run.contrast)
+    core = build(run.model, tokenizer.size, run.contrastive)
     check_shapes(core, weights, str(folder))
     core.load_state_dict(weights, strict=True)
     if check:
@@ -87,7 +87,7 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
 def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer, dict[str, Tensor]]:
     """The trunk of a bundle, and the tables of its vocabulary by name: "embedding.weight", "output.weight"."""
     bundle, files = read_bundle(folder), read_manifest(folder)
-    require("trunk" in bundle.holds, f"{folder} holds no trunk; it holds {', '.join(bundle.holds)}")
+    require("trunk" in bundle.components, f"{folder} holds no trunk; it holds {', '.join(bundle.components)}")
     found = read_tensors(folder, "trunk.safetensors", files)
     model = run_of(bundle).model
     check_size(only(model, ()), found, str(folder))
@@ -97,7 +97,7 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
     trunk.load_state_dict(weights, strict=True)
     if check:
         golden.check_trunk(trunk, read_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
-    held = "vocabulary" in bundle.holds
+    held = "vocabulary" in bundle.components
     return trunk, read_tensors(folder, "vocabulary.safetensors", files) if held else {}
 
 
@@ -116,7 +116,7 @@ def run_of(bundle: Bundle) -> config.Run:
         trunk, tower = (part, None) if isinstance(part, Trunk) else (SMALL, part)
         towers: dict[str, Any] = {name: tower if name in bundle.modalities else None for name in MODALITIES}
         model = config.Model(**towers, trunk=trunk, embed_dim=1)
-    return config.Run(name="bundle", model=model, data=data, contrast=bundle.contrast, write=bundle.write)
+    return config.Run(name="bundle", model=model, data=data, contrastive=bundle.contrast, generative=bundle.write)
 
 
 def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def read_tensors(folder: Path, name: str, files: Mapping[str, tuple[int, int]]) 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
     bundle, files = read_bundle(folder), read_manifest(folder)
-    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.holds)} alone"
+    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.components)} alone"
     require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
     run = run_of(bundle)
     tokenizer = _tokenizer(folder, bundle, files, modality == "text").limited(run)

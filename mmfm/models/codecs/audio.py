@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Ids
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.models.codecs.discriminator import Patches, adversarial
 from mmfm.models.codecs.fsq import Quantiser
 from mmfm.models.codecs.full_precision import Exact, exactly
@@ -43,14 +43,19 @@ class AudioAutoencoder(Exact):
 
     def __init__(self, cfg: config.AudioCodec) -> None:
         super().__init__()
-        self.sound, self.form, self.stack, self.books = cfg.sound, Form(cfg.sizes), cfg.stack, cfg.books
+        self.sound, self.form, self.stack, self.books = (
+            cfg.sound,
+            CodeFormat(cfg.sizes),
+            cfg.frame_stack,
+            cfg.num_codebooks,
+        )
         self.vocoder = GriffinLim(cfg.mel)
-        self.step_samples = cfg.stack * self.vocoder.mel.hop_samples
-        self.enter = nn.Linear(cfg.stack * cfg.mel.bins, cfg.width)
+        self.step_samples = cfg.frame_stack * self.vocoder.mel.hop_samples
+        self.enter = nn.Linear(cfg.frame_stack * cfg.mel.bins, cfg.width)
         self.encoder = nn.ModuleList(Residual(cfg.width) for _ in range(cfg.depth))
-        self.quantisers = nn.ModuleList(Quantiser(cfg.width, cfg.levels) for _ in range(cfg.books))
+        self.quantisers = nn.ModuleList(Quantiser(cfg.width, cfg.levels) for _ in range(cfg.num_codebooks))
         self.decoder = nn.ModuleList(Residual(cfg.width) for _ in range(cfg.depth))
-        self.leave = nn.Linear(cfg.width, cfg.stack * cfg.mel.bins)
+        self.leave = nn.Linear(cfg.width, cfg.frame_stack * cfg.mel.bins)
         self.scales, self.adversarial = cfg.scales, cfg.adversarial
         self.critic = Patches(1, cfg.width // 4, CRITIC_DEPTH) if cfg.adversarial else None
 

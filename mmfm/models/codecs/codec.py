@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from mmfm.data.batch import Ids
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 
 
 @runtime_checkable
@@ -16,7 +16,7 @@ class Codec(Protocol):
     What is padded, and which items stand beside one, changes none of its codes.
     """
 
-    form: Form
+    form: CodeFormat
     step_samples: int  # of a sound: how much of it a turn of codes stands for; of pictures 0
 
     def encode(self, x: Tensor, keep: Tensor) -> Ids:

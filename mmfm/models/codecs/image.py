@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Ids
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.models.codecs.discriminator import Patches, adversarial
 from mmfm.models.codecs.fsq import Quantiser
 from mmfm.models.codecs.full_precision import Exact, exactly
@@ -38,7 +38,7 @@ class ImageAutoencoder(Exact):
 
     def __init__(self, cfg: config.ImageCodec) -> None:
         super().__init__()
-        self.pixels, self.form = cfg.pixels, Form(cfg.sizes, cfg.length)
+        self.pixels, self.form = cfg.pixels, CodeFormat(cfg.sizes, cfg.length)
         self.grid = (cfg.height_px // cfg.patch_px, cfg.width_px // cfg.patch_px)
         halvings = int(math.log2(cfg.patch_px))
         widths = [max(8, cfg.width >> place) for place in reversed(range(halvings + 1))]

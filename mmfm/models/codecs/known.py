@@ -27,9 +27,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mmfm.config import KnownCodec, Pixels, Sound, Tower, UserError, require
+from mmfm.config import AudioPreprocess, ImagePreprocess, KnownCodec, Tower, UserError, require
 from mmfm.data.batch import Ids
-from mmfm.data.vocabulary import Form
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.models.codecs.full_precision import Exact
 from mmfm.pretrained import architecture_schema
 from mmfm.pretrained.encoder import Weights
@@ -67,7 +67,7 @@ def resolve(codec: KnownCodec, modality: str) -> Resolved:
     if modality == "image":
         described = replace(described, pixels=_pixels(found, whole.model_type, source, codec))
     else:
-        described = replace(described, sound=Sound(rate_hz=int(cast(Any, found).sampling_rate)))
+        described = replace(described, sound=AudioPreprocess(rate_hz=int(cast(Any, found).sampling_rate)))
     with torch.device("meta"):
         form = build(described).form
     described = replace(described, sizes=form.sizes, length=form.length)
@@ -89,13 +89,13 @@ def build(codec: KnownCodec) -> "KnownImages | KnownSounds":
     require(found.model_type in kinds, told)
     model = kinds[found.model_type](cast(Any, found))
     _scatter(model)
-    return KnownSounds(model, codec.books) if codec.pixels is None else KnownImages(model, codec.pixels)
+    return KnownSounds(model, codec.num_codebooks) if codec.pixels is None else KnownImages(model, codec.pixels)
 
 
 class Known(Exact):
     """The library's module, which never trains."""
 
-    form: Form
+    form: CodeFormat
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -125,10 +125,10 @@ class KnownSounds(Known):
         super().__init__(model)
         made: Any = model.config
         self.hop = int(made.frame_size if made.model_type == "mimi" else made.hop_length)
-        self.sound = Sound(rate_hz=int(made.sampling_rate))
+        self.sound = AudioPreprocess(rate_hz=int(made.sampling_rate))
         self.step_samples = self.hop
         self.books = books or _books(made)
-        self.form = Form(sizes=(int(made.codebook_size),) * self.books)
+        self.form = CodeFormat(sizes=(int(made.codebook_size),) * self.books)
 
     @torch.no_grad()
     def encode(self, waves: Float[Tensor, "n samples"], keep: Bool[Tensor, "n samples"]) -> Ids:
@@ -190,7 +190,7 @@ class KnownImages(Known):
 
     step_samples = 0
 
-    def __init__(self, model: PreTrainedModel, pixels: Pixels) -> None:
+    def __init__(self, model: PreTrainedModel, pixels: ImagePreprocess) -> None:
         super().__init__(model)
         self.pixels = pixels
         shrink = _shrink(model.config)
@@ -198,7 +198,7 @@ class KnownImages(Known):
         if self.kind == "janus_vqgan":
             self.model.quantize.quant_state_dims = list(self.grid)
         size = "num_embeddings" if self.kind == "janus_vqgan" else "codebook_size"
-        self.form = Form(sizes=(getattr(model.config, size),), length=self.grid[0] * self.grid[1])
+        self.form = CodeFormat(sizes=(getattr(model.config, size),), length=self.grid[0] * self.grid[1])
         with torch.device("cpu"):  # constants are real even in a model that is built on the meta device
             self.mean = nn.Buffer(torch.tensor(pixels.mean).view(-1, 1, 1), persistent=False)
             self.std = nn.Buffer(torch.tensor(pixels.std).view(-1, 1, 1), persistent=False)
@@ -245,7 +245,10 @@ def _class_of(found: PreTrainedConfig, whole: str, modality: str, source: str) -
 def _check(found: Any, codec: KnownCodec) -> None:
     """What a stream of codes alone cannot hold."""
     if found.model_type not in CLASSES["audio"]:
-        require(not codec.books, f"KnownCodec.books={codec.books}: the codes of {found.model_type} are of one book")
+        require(
+            not codec.num_codebooks,
+            f"KnownCodec.num_codebooks={codec.num_codebooks}: the codes of {found.model_type} are of one book",
+        )
         return
     stereo = getattr(found, "audio_channels", 1) > 1
     scaled = getattr(found, "normalize", False) or getattr(found, "chunk_length_s", None) is not None
@@ -254,11 +257,17 @@ def _check(found: Any, codec: KnownCodec) -> None:
         f"{codec.source} codes stereo or a loudness beside its codes, which no code tells; give a mono one without",
     )
     most = _books(found)
-    require(codec.books <= most, f"KnownCodec.books={codec.books}: {codec.source} has {most}; give at most that")
+    require(
+        codec.num_codebooks <= most,
+        f"KnownCodec.num_codebooks={codec.num_codebooks}: {codec.source} has {most}; give at most that",
+    )
     sized = codec.height_px or codec.width_px
     require(not sized, f"KnownCodec: height_px and width_px are of pictures, and {codec.source} is for audio")
     least = getattr(found, "num_semantic_quantizers", 1)
-    require(codec.books in (0, *range(least, most + 1)), f"KnownCodec.books={codec.books}: at least {least} are read")
+    require(
+        codec.num_codebooks in (0, *range(least, most + 1)),
+        f"KnownCodec.num_codebooks={codec.num_codebooks}: at least {least} are read",
+    )
 
 
 def _books(found: Any) -> int:
@@ -270,7 +279,7 @@ def _shrink(found: Any) -> int:
     return 2 ** (len(found.channel_multiplier) - 1)
 
 
-def _pixels(found: Any, whole: str, source: Source, codec: KnownCodec) -> Pixels:
+def _pixels(found: Any, whole: str, source: Source, codec: KnownCodec) -> ImagePreprocess:
     shrink = _shrink(found)
     own = getattr(found, "num_patches", 0) * shrink
     height, width = codec.height_px or own, codec.width_px or own

@@ -75,7 +75,7 @@ def convert(foreign: Foreign, weights: Mapping[str, Tensor]) -> Converted:
 
 
 def _output(part: Trunk, embedding: Tensor | None, output: Tensor | None) -> Tensor | None:
-    if not part.tied:
+    if not part.tie_embeddings:
         return output  # None, of a model without a head
     same = output is None or (embedding is not None and torch.equal(output, embedding))
     require(same, "the configuration ties input and output, but the weights hold two tables; say tie_word_embeddings")

@@ -6,7 +6,7 @@ as itself: our `mel` has as many bins, and the tower is called with other frames
 
 import json
 
-from mmfm.config import Conformer, Mel, Sound
+from mmfm.config import AudioPreprocess, Conformer, Mel
 from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, allow
 from mmfm.models.mappings.settings import activation_of, hf_config
 
@@ -31,7 +31,7 @@ def torchaudio_conformer(foreign: Foreign) -> Conformer:
 
 def frames_of(foreign: Foreign, bins: int, name: str) -> Mel:
     """The frames of transformers' extractor; UserError for one with other settings."""
-    said = json.loads(foreign.contract.extractor or "{}") if isinstance(foreign.contract, Sound) else {}
+    said = json.loads(foreign.contract.extractor or "{}") if isinstance(foreign.contract, AudioPreprocess) else {}
     kind = "SeamlessM4TFeatureExtractor"
     ours = {"feature_extractor_type": kind, "sampling_rate": 16_000, "num_mel_bins": bins, "stride": 2}
     other = {key: value for key, value in said.items() if key in ours and value != ours[key]}

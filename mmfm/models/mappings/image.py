@@ -20,7 +20,7 @@ from mmfm.compat.timm import (
     VisionTransformer,
     VisionTransformerDistilled,
 )
-from mmfm.config import Pixels, Vit
+from mmfm.config import ImagePreprocess, Vit
 from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, allow
 from mmfm.models.mappings.settings import CLIP_NAMES, OPEN_CLIP_NAMES, activation_of, hf_config, open_clip_style, pair
 from mmfm.models.vit import resize_positions
@@ -31,14 +31,14 @@ SCALE = 1e-5  # where fresh layer scales start; those of a source replace it
 def seen_as(vit: Vit, foreign: Foreign) -> Vit:
     """With what the source expects of a picture."""
     pixels = foreign.contract
-    if not isinstance(pixels, Pixels):
+    if not isinstance(pixels, ImagePreprocess):
         return vit
     return replace(
         vit,
         height_px=pixels.height_px,
         width_px=pixels.width_px,
-        fit=pixels.fit,
-        central=pixels.central,
+        resize_mode=pixels.resize_mode,
+        crop_pct=pixels.crop_pct,
         interpolation=pixels.interpolation,
         resizer=pixels.resizer,
         odd=pixels.odd,

@@ -31,13 +31,13 @@ def trunk(foreign: Foreign) -> Trunk:
         hidden=cfg["intermediate_size"],
         activation=activation_of(cfg["hidden_act"], kind),
         eps=cfg["rms_norm_eps"],
-        rope_base=float(rope["rope_theta"]),
-        rope_stretch=tuple(float(rope[name]) for name in STRETCH) if turns == "llama3" else (),
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=tuple(float(rope[name]) for name in STRETCH) if turns == "llama3" else (),
         qkv_bias=bias,
         out_bias=bias and kind != "qwen2",
         qk_norm=kind == "qwen3",
-        window=window(cfg),
-        tied=bool(cfg["tie_word_embeddings"]),
+        max_position_embeddings=window(cfg),
+        tie_embeddings=bool(cfg["tie_word_embeddings"]),
     )
 
 

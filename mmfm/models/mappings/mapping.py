@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmfm.config import Blueprint, Conformer, Pixels, Sound, TextTower, Trunk, Vit, Words, require
+from mmfm.config import (
+    AudioPreprocess,
+    Conformer,
+    EncoderSpec,
+    ImagePreprocess,
+    TextTower,
+    TokenizerSpec,
+    Trunk,
+    Vit,
+    require,
+)
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.transformer import UnifiedTransformer
@@ -38,7 +48,7 @@ class Foreign:
     library: str
     architecture: Mapping[str, Any]
     modality: str
-    contract: Pixels | Sound | Words | None = None
+    contract: ImagePreprocess | AudioPreprocess | TokenizerSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +134,7 @@ def checked(part: Part, weights: Weights) -> Weights:
     return {name: whole[name].contiguous() for name in own}
 
 
-def foreign(blueprint: Blueprint) -> Foreign:
+def foreign(blueprint: EncoderSpec) -> Foreign:
     """The module that a blueprint builds."""
     made = architecture(blueprint)
     if blueprint.library == "hf":

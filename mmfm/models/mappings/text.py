@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from mmfm.config import TextTower, Words
+from mmfm.config import TextTower, TokenizerSpec
 from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, allow
 from mmfm.models.mappings.settings import CLIP_NAMES, OPEN_CLIP_NAMES, activation_of, hf_config, open_clip_style
 
 
-def words_of(foreign: Foreign) -> Words | None:
-    return foreign.contract if isinstance(foreign.contract, Words) else None
+def words_of(foreign: Foreign) -> TokenizerSpec | None:
+    return foreign.contract if isinstance(foreign.contract, TokenizerSpec) else None
 
 
 def hf_text(foreign: Foreign) -> TextTower:
