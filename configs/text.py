@@ -48,4 +48,4 @@ def causal() -> Run:
 
 def filled(span: int = 1) -> Run:
     """`span`: how many tokens that follow each other are masked together."""
-    return replace(causal(), name="text-filled", write=(Generative(task="text~", mask_ratio=ALL, mask_span=span),))
+    return replace(causal(), name="text-filled", generative=(Generative(task="text~", mask_ratio=ALL, mask_span=span),))

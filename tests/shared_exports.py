@@ -37,7 +37,7 @@ def saved(folder: Path, model: Model, contrast: tuple[Contrastive, ...] = PAIRS,
     with torch.no_grad():
         for name, parameter in core.named_parameters():
             parameter += (0.05 if "log_scales" in name else 0.3) * torch.randn_like(parameter)
-    run = toy_run(model=model, contrast=contrast, **changes)
+    run = toy_run(model=model, contrastive=contrast, **changes)
     checkpoint.save(folder, 3, run, tokenizer, core.state_dict(), {"step": 3})
     (folder / "run.json").write_text(to_json(run))
     return run

@@ -291,10 +291,10 @@ def test_a_run_needs_its_sources_once(run, sources, tmp_path):
     ("change", "words"),
     [
         (
-            {"rates": (ParamGroup(pattern="tower.image.*", lr_scale=0.0),)},
+            {"param_groups": (ParamGroup(pattern="tower.image.*", lr_scale=0.0),)},
             "no parameter is called 'tower.image.\\*'; the nearest is",
         ),
-        ({"rates": (ParamGroup(pattern="*", lr_scale=0.0),)}, "lock every parameter"),
+        ({"param_groups": (ParamGroup(pattern="*", lr_scale=0.0),)}, "lock every parameter"),
     ],
 )
 def test_wrong_rates_are_named(run, change, words):
@@ -312,7 +312,7 @@ def test_wrong_rates_are_named(run, change, words):
 )
 def test_augmentation_that_a_tower_cannot_take_is_refused(run, tmp_path, augment, words):
     """What would do nothing, or would never be kept twice, is said before training."""
-    image = replace(run.model.image, keep_tokens=str(tmp_path))
+    image = replace(run.model.image, feature_cache_dir=str(tmp_path))
     with pytest.raises(UserError, match=words):
         prepare(replace(run, model=replace(run.model, image=image), data=replace(run.data, augment=augment)))
 
@@ -344,7 +344,7 @@ def test_a_loaded_run_keeps_tokens_too(run, tmp_path):
         run,
         optim=replace(run.optim, steps=1, warmup_steps=0, param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),)),
     )
-    text = replace(run.model.text, keep_tokens=str(tmp_path / "kept"))
+    text = replace(run.model.text, feature_cache_dir=str(tmp_path / "kept"))
     folder = fit.train(replace(locked, model=replace(run.model, text=text), save_every_steps=1))
     model, asked = mmfm.load(folder), []
     model.core.towers["text"].encoder.register_forward_hook(lambda *_: asked.append(1))
@@ -354,7 +354,7 @@ def test_a_loaded_run_keeps_tokens_too(run, tmp_path):
 
 def test_stacked_tokens_are_neighbours_side_by_side(run):
     """Three in a row are one, with zeros for what is padding, whatever the batch is padded to."""
-    stacked = replace(run.model, text=replace(run.model.text, stack=3))
+    stacked = replace(run.model, text=replace(run.model.text, frame_stack=3))
     prepared, model = prepared_model(run)
     _, stacking = prepared_model(replace(run, model=stacked))
     items = a_batch(run, prepared.tokenizer).items["text"]

@@ -9,8 +9,16 @@ from mmfm.data.augment import DRAWS, augment_frames, augment_images, hide_tokens
 from mmfm.data.batch import Tokens
 
 EVERYTHING = Augment(
-    **{"rotate_deg": 15.0, "scale": 0.2, "shear": 0.1, "shift": 0.1, "elastic": 0.05, "contrast": 0.3, "cutout": 0.5},
-    **{"speed": 0.2, "formant": 0.2, "time_mask": 8, "freq_mask": 4, "noise": 0.1},
+    **{
+        "rotate_deg": 15.0,
+        "scale": 0.2,
+        "shear": 0.1,
+        "translate": 0.1,
+        "elastic": 0.05,
+        "brightness": 0.3,
+        "cutout": 0.5,
+    },
+    **{"speed": 0.2, "vtlp": 0.2, "time_mask": 8, "freq_mask": 4, "noise": 0.1},
 )
 
 

@@ -270,7 +270,7 @@ def test_a_fixture_that_does_not_hold_is_told(copy, modality):
 def test_another_way_of_reading_is_told(copy):
     """The same weights under another picture size, or other sentences, are found by what is read."""
     tree = json.loads((copy / contents.BUNDLE).read_text())
-    tree["model"]["image"]["fit"] = "crop"
+    tree["model"]["image"]["resize_mode"] = "crop"
     changed(copy, model=tree["model"], sentences=["other", "words", "here"])
     for modality in ("image", "text"):
         with pytest.raises(UserError, match=rf"when it was written: {modality}.x (differs by|has shape)"):
@@ -309,7 +309,11 @@ def test_a_bundle_of_an_older_version_is_read(copy, folder, inputs):
     """A choice that it does not know is as by default, which its fixture confirms, or refutes; and one without a
     default is asked for."""
     tree = json.loads((copy / contents.BUNDLE).read_text())
-    del tree["model"]["image"]["norm_post"], tree["model"]["trunk"]["tied"], tree["model"]["audio"]["mel"]["bins"]
+    del (
+        tree["model"]["image"]["norm_post"],
+        tree["model"]["trunk"]["tie_embeddings"],
+        tree["model"]["audio"]["mel"]["bins"],
+    )
     changed(copy, model=tree["model"])
     ours, theirs = (mmfm.load_encoder("image", where) for where in (copy, folder))
     torch.testing.assert_close(ours.embed(inputs["image"]), theirs.embed(inputs["image"]), rtol=0, atol=0)

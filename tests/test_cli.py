@@ -285,7 +285,7 @@ def test_known_options_are_tyros(config: Path, capsys: pytest.CaptureFixture[str
 def test_generate_passes_on_what_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--num-samples texts, a line each; what is not said is not passed on, and a source named twice is a list in order."""
+    """Texts, a line each; what is not said is not passed on, and a source named twice is a list in order."""
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     for file in (first, second):
         file.write_bytes(b"")

@@ -228,9 +228,9 @@ def test_eval_of_a_run_of_codecs_alone(planted: Shards, tmp_path: Path, capsys: 
         name="codec",
         model=Model(image=None, audio=None, text=None, trunk=Trunk(width=8, heads=2, kv_heads=2, depth=0),
                     image_codec=PICTURES, embed_dim=8),
-        contrast=(),
-        write=(),
-        reconstruct=(Reconstruction(modality="image"),),
+        contrastive=(),
+        generative=(),
+        reconstruction=(Reconstruction(modality="image"),),
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")
@@ -259,7 +259,7 @@ def test_a_run_that_reads_keeps_its_scores(planted: Shards, tmp_path: Path) -> N
     run = toy_run(
         model=Model(image=None, audio=None, text=TextTower(width=8, depth=1, heads=2), image_codec=PICTURES,
                     trunk=Trunk(width=8, heads=2, kv_heads=2, depth=1), embed_dim=8),
-        contrast=(), write=(),
+        contrastive=(), generative=(),
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = load_tokenizer("bytes")

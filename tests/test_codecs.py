@@ -266,7 +266,9 @@ def learned(codec: Trainable, x: torch.Tensor, keep: torch.Tensor, steps: int) -
 
 def codec_run(**changes: object) -> Run:
     run = toy_run(
-        write=(), contrast=(), reconstruct=(Reconstruction(modality="image"), Reconstruction(modality="audio"))
+        generative=(),
+        contrastive=(),
+        reconstruction=(Reconstruction(modality="image"), Reconstruction(modality="audio")),
     )
     return replace(run, **({"model": toy_config(image_codec=IMAGE, audio_codec=AUDIO)} | changes))
 
@@ -291,7 +293,7 @@ def test_reconstruction_trains_codecs_and_nothing_else():
 
 def test_a_codec_that_is_only_used_stands_still():
     """In a run that writes its codes none of its parameters learns, and all others that are asked for do."""
-    run = codec_run(reconstruct=(), write=(Generative(task="text>image"),))
+    run = codec_run(reconstruction=(), generative=(Generative(task="text>image"),))
     model = build(run.model, TEXT_IDS).double()
     model.lock(unasked(model, run))
     objectives = Objectives(model, run)
@@ -308,14 +310,14 @@ def test_weights_of_no_run_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (lambda: codec_run(reconstruct=()), "list some in `contrast`, `write` or `reconstruct`"),
+        (lambda: codec_run(reconstruction=()), "list some in `contrastive`, `generative` or `reconstruction`"),
         (lambda: codec_run(model=toy_config()), "audio codec is to be trained, but model.audio_codec is None"),
         (
-            lambda: codec_run(write=(Generative(task=">image"),), reconstruct=()),
+            lambda: codec_run(generative=(Generative(task=">image"),), reconstruction=()),
             "image_codec has no weights and is not trained",
         ),
         (
-            lambda: toy_run(write=(Generative(task="text>image"),)),
+            lambda: toy_run(generative=(Generative(task="text>image"),)),
             "text>image writes image, but model.image_codec is None",
         ),
     ],

@@ -97,13 +97,13 @@ MISREAD = {
     "number for a text": (edited("out", value=3), "run.json.out: 3 should be of type str"),
     "null for required": (edited("name", value=None), "run.json.name: None should be of type str"),
     "none of the literals": (edited("passes", value="three"), "run.json.passes: 'three' is none of 'one', 'two'"),
-    "object for a list": (edited("write", value={}), "run.json.write: {} should be a list"),
+    "object for a list": (edited("generative", value={}), "run.json.generative: {} should be a list"),
     "list for an object": (
         edited("optim", value=[]),
         "run.json.optim: [] should be an object with the fields",
     ),
     "too many in a pair": (edited("optim", "betas", value=[1, 2, 3]), "run.json.optim.betas: [1, 2, 3] should have 2"),
-    "deep in a list": (edited("data", "train", 1, "share", value="x"), "run.json.data.train[1].share: 'x' should be"),
+    "deep in a list": (edited("data", "train", 1, "weight", value="x"), "run.json.data.train[1].weight: 'x' should be"),
     "not finite": (edited("optim", "lr", value=float("nan")), "run.json is not strict JSON (NaN is no JSON number)"),
     "infinite": (
         edited("optim", "lr").replace('"lr": null', '"lr": 1e999'),
@@ -127,7 +127,7 @@ def test_json_is_strict(text: str, words: str) -> None:
 def test_a_run_of_an_earlier_version_opens() -> None:
     """What it lacks is as it was before there was a choice: the default, deep inside too."""
     tree = json.loads(to_json(Run(name="old")))
-    del tree["optim"]["rates"], tree["model"]["image"]["prefix"], tree["model"]["connector_dropout"]
+    del tree["optim"]["param_groups"], tree["model"]["image"]["prefix"], tree["model"]["connector_dropout"]
     assert from_json(json.dumps(tree)) == Run(name="old")
 
 
@@ -167,7 +167,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "text": (lambda: Text(field=""), 'Text.field is empty; name "txt"'),
     "text weight": (lambda: Text(field="txt", weight=0.0), "Text.weight=0.0 must be greater than 0"),
-    "store": (lambda: RemoteCache(limit_gb=0.0), "Store.limit_gb=0.0 must be greater than 0"),
+    "store": (lambda: RemoteCache(limit_gb=0.0), "RemoteCache.limit_gb=0.0 must be greater than 0"),
     "most bad": (lambda: Data(max_bad_fraction=1.5), "Data.max_bad_fraction=1.5 is a fraction"),
     "shuffle": (lambda: Data(shuffle_buffer=0), "Data.shuffle_buffer=0 must be greater than 0"),
     "crop": (lambda: Augment(crop=1.5), "Augment.crop=1.5 is a fraction: at most 1"),

@@ -42,9 +42,9 @@ SHARES = {
 
 def learning(number: int) -> Run:
     """Softmax in one mixture and sigmoid in the next; what is written, filled and reconstructed in all."""
-    parts = {"contrast": (PAIRS, SIGMOID)[number % 2], "write": (*WRITES, *FILLED)}
+    parts = {"contrastive": (PAIRS, SIGMOID)[number % 2], "generative": (*WRITES, *FILLED)}
     model = toy_config(image_codec=CODEC)
-    return toy_run(model=model, reconstruct=(Reconstruction(modality="image", weight=0.3),), **parts)
+    return toy_run(model=model, reconstruction=(Reconstruction(modality="image", weight=0.3),), **parts)
 
 
 def model_of(number: int) -> UnifiedModel:
@@ -133,7 +133,7 @@ def test_the_mixtures_have_what_ranks_could_get_wrong() -> None:
 def test_aligned_embeddings_without_texts_cost_nothing(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images and sounds whose embeddings agree, each pair apart from all others, and no text: on any number of ranks
     the loss is 0, as no row takes another one of its own place on another rank for its own."""
-    each, run = 3, toy_run(contrast=(Contrastive(pair=("image", "audio")),), write=())
+    each, run = 3, toy_run(contrastive=(Contrastive(pair=("image", "audio")),), generative=())
     place = torch.arange(each)
     items = {
         "image": Items(x=torch.zeros(each, 1, 8, 16), keep=torch.ones(each, 1, dtype=torch.bool), rows=place),

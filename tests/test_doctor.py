@@ -574,7 +574,7 @@ def test_a_batch_without_room_is_not_tried_but_reckoned(put, sets, run):
 
 def test_the_size_of_a_model_is_guessed_well_enough():
     """Before any of it is built; so a model that has no room here is not tried."""
-    run = toy_run(model=toy_config(), contrast=())
+    run = toy_run(model=toy_config(), contrastive=())
     wide = replace(run.model, trunk=replace(run.model.trunk, width=96, depth=4), text=None, image=None)
     for model in (wide, replace(wide, audio=replace(wide.audio, width=64, depth=3))):
         true = sum(p.numel() for p in build(model, 256).parameters())

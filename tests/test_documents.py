@@ -45,10 +45,10 @@ def pictures(tmp_path: Path, write_shard: Callable[..., Path], picture: Callable
     return tmp_path
 
 
-def run_on(folder: Path, *, batch: int = 4, steps: int = 8, provides: tuple[str, ...] = (), **how: Any) -> Run:
-    told = {name: how.pop(name) for name in ("texts", "answers", "shots") if name in how}
-    source = Source(shards=str(folder), modalities=provides or ("image", "text"), **told)
-    data = Data(train=(source,), batch_size=batch, **{"workers": 0, **how})
+def run_on(folder: Path, *, batch_size: int = 4, steps: int = 8, modalities: tuple[str, ...] = (), **how: Any) -> Run:
+    told = {name: how.pop(name) for name in ("texts", "targets", "num_shots") if name in how}
+    source = Source(shards=str(folder), modalities=modalities or ("image", "text"), **told)
+    data = Data(train=(source,), batch_size=batch_size, **{"num_workers": 0, **how})
     return Run(name="t", model=MODEL, data=data, optim=Optim(steps=steps, warmup_steps=1))
 
 
@@ -162,7 +162,7 @@ def test_an_answer_follows_its_question(tmp_path: Path, write_shard: Callable[..
     trees = {f"s{n}": {k: [f"{n}{t}" for t in v] for k, v in tree.items()} for n in range(3)}
     write_shard(tmp_path / "t.tar", {key: {"json": json.dumps(t).encode()} for key, t in trees.items()})
     asked, said = (Text(field="questions"),), (Text(field="answers"),)
-    run = run_on(tmp_path, provides=("text",), texts=asked, answers=said, batch=6)
+    run = run_on(tmp_path, modalities=("text",), texts=asked, targets=said, batch_size=6)
     seen = set()
     for batch in stream(run):
         for key, (question, answer), text in zip(batch.keys, texts(batch), batch.texts, strict=True):
@@ -181,7 +181,7 @@ def test_the_text_of_the_sample_is_the_question(
     samples = {f"s{n}": {"png": picture(n), "txt": b"%d?" % n, "json": json.dumps(tree).encode()} for n in range(9)}
     samples["s4"]["json"] = b"{}"
     write_shard(tmp_path / "t.tar", samples)
-    ours = stream(run_on(tmp_path, answers=(Text(field="answer"),), max_bad_fraction=0.5))
+    ours = stream(run_on(tmp_path, targets=(Text(field="answer"),), max_bad_fraction=0.5))
     for batch in ours:
         assert texts(batch) == [[f"{level}?", "yes"] for (level,) in levels(batch)] and "s4" not in batch.keys
     reads, *bad = ours.health.drain()
@@ -193,7 +193,7 @@ def test_the_text_of_the_sample_is_the_question(
 
 def test_shots_come_before_and_are_others(pictures: Path) -> None:
     """Each row has two pictures and texts before its own, three different samples; which ones changes each time."""
-    plain, shot = (list(stream(run_on(pictures, shots=shots, steps=13))) for shots in (0, 2))
+    plain, shot = (list(stream(run_on(pictures, num_shots=shots, steps=13))) for shots in (0, 2))
     sets = set()
     for one, many in zip(plain, shot, strict=True):
         assert many.keys == one.keys and many.texts == one.texts and torch.equal(many.positive_ids, one.positive_ids)
@@ -206,7 +206,7 @@ def test_shots_come_before_and_are_others(pictures: Path) -> None:
 
 def test_ranks_and_workers_share_shots(pictures: Path) -> None:
     """Two ranks give, side by side, the rows of one; two loader processes give those of none, to the bit."""
-    run = run_on(pictures, shots=3)
+    run = run_on(pictures, num_shots=3)
     whole = list(stream(run))
     parts = [list(stream(run, rank, 2)) for rank in range(2)]
     for number, batch in enumerate(whole):
@@ -215,13 +215,13 @@ def test_ranks_and_workers_share_shots(pictures: Path) -> None:
         assert texts(batch) == [row for side in sides for row in texts(side)]
         joined_draws = torch.cat([side.items["image"].draws for side in sides])
         assert torch.equal(batch.items["image"].draws, joined_draws)
-    assert all(map(equal, stream(run_on(pictures, shots=3, workers=2)), whole))
+    assert all(map(equal, stream(run_on(pictures, num_shots=3, num_workers=2)), whole))
 
 
 @pytest.mark.parametrize("start", [1, 5])
 def test_resumed_shots_equal_uninterrupted(pictures: Path, start: int) -> None:
     """From a batch on, also where an epoch and a block end in between."""
-    run = run_on(pictures, shots=2, shuffle=4)
+    run = run_on(pictures, num_shots=2, shuffle_buffer=4)
     whole = list(stream(run))
     rest = list(stream(run, start=start))
     assert all(map(equal, rest, whole[start:])) and len(rest) == 8 - start
@@ -229,7 +229,7 @@ def test_resumed_shots_equal_uninterrupted(pictures: Path, start: int) -> None:
 
 def test_draws_differ_within_a_row(pictures: Path) -> None:
     """Every item has its own; a row's last item has those that it has without shots."""
-    plain, shot = (list(stream(run_on(pictures, shots=shots))) for shots in (0, 2))
+    plain, shot = (list(stream(run_on(pictures, num_shots=shots))) for shots in (0, 2))
     for one, many in zip(plain, shot, strict=True):
         for name, items in many.items.items():
             assert torch.equal(items.draws[2::3], one.items[name].draws)
@@ -241,7 +241,7 @@ def test_draws_differ_within_a_row(pictures: Path) -> None:
 def test_a_bad_shot_is_replaced(pictures: Path, write_shard: Callable[..., Path]) -> None:
     """A sample that cannot be used is neither asked for nor shown, and is counted as often as it was met."""
     write_shard(pictures / "c.tar", {"bad": {"png": b"rubbish", "txt": b"bad"}})
-    ours = stream(run_on(pictures, shots=4, steps=14, max_bad_fraction=0.5))
+    ours = stream(run_on(pictures, num_shots=4, steps=14, max_bad_fraction=0.5))
     for batch in ours:
         assert all("bad" not in row and len(set(row)) == 5 for row in texts(batch))
     reads, *bad = ours.health.drain()
@@ -267,24 +267,24 @@ def _slot(plan: order.Order, position: int) -> tuple[int, int]:
 
 
 def test_too_few_samples_for_the_shots(pictures: Path) -> None:
-    with pytest.raises(UserError, match=r"Source\.shots=13 of .* needs more samples than its 13; lower it"):
-        stream(run_on(pictures, shots=13))
-    assert levels(next(iter(stream(run_on(pictures, shots=12)))))[0] != list(range(13))
+    with pytest.raises(UserError, match=r"Source\.num_shots=13 of .* needs more samples than its 13; lower it"):
+        stream(run_on(pictures, num_shots=13))
+    assert levels(next(iter(stream(run_on(pictures, num_shots=12)))))[0] != list(range(13))
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"shots": -1}, "Source.num_shots=-1 must not be negative"),
+        ({"num_shots": -1}, "Source.num_shots=-1 must not be negative"),
         (
-            {"answers": (Text(field="a"),), "provides": ("image",)},
+            {"targets": (Text(field="a"),), "modalities": ("image",)},
             "Source.targets are texts, which the source does not",
         ),
     ],
 )
 def test_settings_that_cannot_be(how: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Source(**{"shards": "x", "provides": ("text",), **how})
+        Source(**{"shards": "x", "modalities": ("text",), **how})
 
 
 # Off
@@ -311,7 +311,7 @@ BEFORE = {"batches": "e81de8d689963875", "fingerprint": "69664ba01ca5456d82ed37b
 
 def test_what_is_on_has_a_fingerprint_of_its_own(pictures: Path) -> None:
     """Another number of shots or another answer is another plan."""
-    runs = [run_on(pictures, shots=n) for n in (0, 1, 2)]
-    runs += [run_on(pictures, answers=(Text(field=name),)) for name in ("a", "b")]
+    runs = [run_on(pictures, num_shots=n) for n in (0, 1, 2)]
+    runs += [run_on(pictures, targets=(Text(field=name),)) for name in ("a", "b")]
     assert len({stream(run).fingerprint() for run in runs}) == len(runs)
     assert replace(runs[0]) == run_on(pictures)

@@ -356,7 +356,7 @@ def stream_of(folder: Path, codecs: dict[str, str], **changes: object) -> TrainS
             num_workers=0,
             max_bad_fraction=1.0,
         ),
-        write=(Generative(task="text>image"),),
+        generative=(Generative(task="text>image"),),
     )
     run = replace(run, data=replace(run.data, **changes))
     return TrainStream(run, load_tokenizer("bytes"), rank=0, world=1, codecs=codecs)

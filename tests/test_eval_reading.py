@@ -35,7 +35,7 @@ def interface(*tasks: str, **data: Any) -> Interface:
 
 
 def rows_of(model: Interface, spec: str, **changes: Any) -> dict[tuple[str, str], tuple[float, int]]:
-    how = replace(how_of(model.run), **{"batch": 3, "max_tokens": 3, "bootstrap": QUICK.bootstrap, **changes})
+    how = replace(how_of(model.run), **{"batch_size": 3, "max_tokens": 3, "bootstrap": QUICK.bootstrap, **changes})
     scores = evaluate(model, spec, split="s", how=how)
     return {(row["task"], row["metric"]): (row["value"], row["n"]) for row in scores.rows}
 

@@ -176,8 +176,8 @@ def test_a_tokenizer_with_marks_keeps_them(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"contrast": PAIRS[1:2]}, "trained without contrast of image and text"),
-        ({"model": square(text=None), "contrast": PAIRS[2:]}, "this one has no text tower"),
+        ({"contrastive": PAIRS[1:2]}, "trained without contrast of image and text"),
+        ({"model": square(text=None), "contrastive": PAIRS[2:]}, "this one has no text tower"),
     ],
 )
 def test_what_open_clip_cannot_hold_is_refused(changes, words, tmp_path):

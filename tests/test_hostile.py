@@ -424,7 +424,7 @@ RUNS = {
     "a whole 10^400": (RUN.replace('"dropout": 0.0', '"dropout": 1' + "0" * 400), "type float"),
     "a number of 10,000 digits": (RUN.replace('"seed": 0', '"seed": ' + "9" * 10_000), "is not strict JSON"),
     "true for a number": (RUN.replace('"seed": 0', '"seed": true'), "should be of type int"),
-    "a number for a list": (RUN.replace('"contrast": [', '"contrast": 1, "x": [', 1), "."),
+    "a number for a list": (RUN.replace('"contrastive": [', '"contrastive": 1, "x": [', 1), "."),
     "deep": ("[" * 200_000, "is not strict JSON|deep"),
     "a name that leads out": (RUN.replace('"name": "toy"', '"name": "../toy"'), "must be a plain folder name"),
     "a name that is up": (RUN.replace('"name": "toy"', '"name": ".."'), "must be a plain folder name"),

@@ -331,7 +331,7 @@ def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeyp
         state = {"optimizer_states": [old.configure_optimizers()["optimizer"].state_dict()]}
         old.on_load_checkpoint(state)  # fits that version
     with pytest.raises(
-        UserError, match=r"optim\.rates once made groups of .* begin a new run .*: --start \S+/x --name NEW"
+        UserError, match=r"optim\.param_groups once made groups of .* begin a new run .*: --start \S+/x --name NEW"
     ):
         module().on_load_checkpoint(state)
     weights = dict(old.objectives.model.state_dict())

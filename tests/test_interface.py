@@ -121,7 +121,7 @@ def test_what_cannot_be_written_says_why(model, task, given, words):
 
 def test_a_model_without_a_tower_says_what_it_reads():
     core = build(toy_config(audio=None), TOKENIZER.size, PAIRS[:1])
-    model = Interface(core, toy_run(model=toy_config(audio=None), contrast=PAIRS[:1]), TOKENIZER)
+    model = Interface(core, toy_run(model=toy_config(audio=None), contrastive=PAIRS[:1]), TOKENIZER)
     with pytest.raises(UserError, match="no audio tower; it reads image, text"):
         model.encode_audio(torch.zeros(1, 100))
 
@@ -144,7 +144,7 @@ def test_pictures_and_sounds_are_cut_as_the_run_says(model, files):
 def test_what_was_dropped_is_a_task_too() -> None:
     """A target that at times saw none of its sources can be made without any; one that always saw them can not."""
     run = toy_run(
-        write=(
+        generative=(
             Generative(task="text>image", condition_dropout=0.1),
             Generative(task="text>audio"),
             Generative(task="text>image~", condition_dropout=0.5),

@@ -31,9 +31,9 @@ BYTES = load_tokenizer("bytes")
 LONG = "b" * 100_000
 
 
-def run_of(most: int = 2_048, long_text: str = "truncate", write=(), contrast=(), **model: object) -> Run:
+def run_of(most: int = 2_048, long_text: str = "truncate", generative=(), contrastive=(), **model: object) -> Run:
     data = Data(max_text_tokens=most, long_text=long_text)  # pyright: ignore[reportArgumentType]
-    return Run(name="limits", model=toy_config(**model), data=data, generative=write, contrastive=contrast)
+    return Run(name="limits", model=toy_config(**model), data=data, generative=generative, contrastive=contrastive)
 
 
 IMAGE_TOKENS = 8  # of the toy pictures
@@ -46,16 +46,16 @@ THIRTY = Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=3
     [
         (run_of(), 2_048, 2_048, "data"),
         (run_of(0), 0, 0, "data"),
-        (run_of(text=SEVEN, contrast=PAIRS[:1]), 7, 7, "tower"),
-        (run_of(text=SEVEN, write=(Generative(task="image>text"),)), 7, 2_048, "tower"),
-        (run_of(5, text=SEVEN, contrast=PAIRS[:1]), 5, 5, "data"),
-        (run_of(0, trunk=THIRTY, contrast=PAIRS[:1]), 29, 29, "window"),
+        (run_of(text=SEVEN, contrastive=PAIRS[:1]), 7, 7, "tower"),
+        (run_of(text=SEVEN, generative=(Generative(task="image>text"),)), 7, 2_048, "tower"),
+        (run_of(5, text=SEVEN, contrastive=PAIRS[:1]), 5, 5, "data"),
+        (run_of(0, trunk=THIRTY, contrastive=PAIRS[:1]), 29, 29, "window"),
         (
-            run_of(trunk=THIRTY, write=(Generative(task="image>text"),)),
+            run_of(trunk=THIRTY, generative=(Generative(task="image>text"),)),
             30 - (IMAGE_TOKENS + 1) - 1, 30 - (IMAGE_TOKENS + 1) - 1, "window",
         ),
         (
-            run_of(trunk=THIRTY, write=(Generative(task="image,text>text"),)),
+            run_of(trunk=THIRTY, generative=(Generative(task="image,text>text"),)),
             (30 - (IMAGE_TOKENS + 1)) // 2 - 1, (30 - (IMAGE_TOKENS + 1)) // 2 - 1, "window",
         ),
     ],
@@ -68,7 +68,7 @@ def test_the_least_bound_counts(run: Run, read: int, written: int, by: str) -> N
 @pytest.mark.parametrize("task", ["image>text", "image,text>text", "text>text", ">text", "text~", "image>text~"])
 def test_texts_at_the_limit_fill_the_window_and_no_more(task: str) -> None:
     """Of any length, cut at the limit the sentence is read; a token more of each would be over the window."""
-    run = run_of(trunk=THIRTY, write=(Generative(task=task),))
+    run = run_of(trunk=THIRTY, generative=(Generative(task=task),))
     limits = limits_of(run)
     model = build(run.model, 256).eval()
     image = torch.zeros(1, 8, 16, dtype=torch.uint8)
@@ -186,13 +186,13 @@ def text_run(shard, long_text: str = "truncate", **data: object) -> Run:
     source = Source(shards=str(shard), modalities=("text",))
     more = {
         "train": (source,),
-        "batch": 5,
-        "workers": 0,
+        "batch_size": 5,
+        "num_workers": 0,
         "max_text_tokens": 10,
         "long_text": long_text,
         "max_bad_fraction": 1.0,
     }
-    return toy_run(data=Data(**(more | data)), write=(Generative(task=">text"),), contrast=())
+    return toy_run(data=Data(**(more | data)), generative=(Generative(task=">text"),), contrastive=())
 
 
 @pytest.mark.parametrize("long_text", ["truncate", "skip"])
@@ -241,7 +241,7 @@ def test_evaluation_does_alike_and_says_so(shard, long_text: str) -> None:
 
 def test_python_cuts_aloud_or_refuses() -> None:
     """The beginning counts, with a warning; where long texts are skipped one is refused. Prompts are refused."""
-    model = interface_of(run_of(5, contrast=PAIRS[:1], write=(Generative(task="text>text"),)))
+    model = interface_of(run_of(5, contrastive=PAIRS[:1], generative=(Generative(task="text>text"),)))
     with pytest.warns(UserWarning, match="a text of 100004 tokens is longer than the 5"):
         found = model.encode_text(["hello", LONG.replace("b", "hello", 1)])
     torch.testing.assert_close(found[0], found[1])
@@ -249,7 +249,7 @@ def test_python_cuts_aloud_or_refuses() -> None:
         torch.testing.assert_close(model.encode_text(["hello"]), found[:1])
     with pytest.raises(UserError, match="6 tokens is longer than the 5"):
         model.generate("text>text", text="longer")
-    strict = interface_of(run_of(5, "skip", contrast=PAIRS[:1]))
+    strict = interface_of(run_of(5, "skip", contrastive=PAIRS[:1]))
     with pytest.raises(UserError, match=r"set data\.long_text='truncate'"):
         strict.encode_text(["hello", "longer"])
 
@@ -259,7 +259,7 @@ def test_many_long_texts_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert in_parts([3, 1, 2], 9) == [([0, 1, 2], 3)] and in_parts([], 9) == []
     assert in_parts([9, 1, 2, 1], 9) == [([0], 9), ([1, 2, 3], 2)] and in_parts([20], 9) == [([0], 20)]
     assert in_parts([9, 1, 1, 5], 20) == [([0, 3], 9), ([1, 2], 1)]
-    model = interface_of(run_of(contrast=PAIRS[:1], write=(Generative(task=">text"),)))
+    model = interface_of(run_of(contrastive=PAIRS[:1], generative=(Generative(task=">text"),)))
     texts = ["a", "b" * 40, "cc", "d" * 39, ""]
     batch = collate([Example(key=text, text=text) for text in texts[:4]], BYTES)
     whole, nats = model.encode_text(texts), model.nats(">text", batch)
@@ -281,7 +281,7 @@ def test_no_square_of_a_text_is_made() -> None:
 def test_a_window_that_can_hold_no_sentence_is_refused_before_the_start() -> None:
     """With what helps: shorter sounds, which are longer than they may be; and then it is not refused."""
     trunk = Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=60)
-    run = run_of(trunk=trunk, write=(Generative(task="audio>text"),))
+    run = run_of(trunk=trunk, generative=(Generative(task="audio>text"),))
     with pytest.raises(
         UserError, match=r"audio>text takes up to 753 tokens and Trunk\.window=60 .*crop_seconds"
     ) as caught:
@@ -315,7 +315,7 @@ def test_exports_read_as_much() -> None:
     from mmfm.export.hf.tokenizer import hf_tokenizer, reading_tokenizer
     from mmfm.export.tensors import contract
 
-    run = run_of(5, contrast=PAIRS[:1])
+    run = run_of(5, contrastive=PAIRS[:1])
     model = interface_of(run)
     theirs = hf_tokenizer(model.tokenizer, model.core.vocabulary)
     ids = theirs(["hello and more"], truncation=True).input_ids[0]

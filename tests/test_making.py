@@ -46,7 +46,7 @@ STEP = 640  # samples of a turn of codes: 4 frames of 10 ms at 16 kHz
 
 def codec_run(**changes: object) -> Run:
     writes = tuple(Generative(task=task, condition_dropout=0.1 if task == "text>image" else 0.0) for task in TASKS)
-    return toy_run(**{"model": toy_config(**CODECS), "write": writes, **changes})
+    return toy_run(**{"model": toy_config(**CODECS), "generative": writes, **changes})
 
 
 def toy_interface(run: Run) -> Interface:
@@ -296,11 +296,11 @@ MISTAKES = {
         {"image": "{files}/a.png"},
         "say what by hide: a fraction such as 0.5, or one of left",
     ),
-    "hidden in vain": ("text>image", {"text": "x", "hide": 0.5}, "fills nothing in; leave it out, or ask for image~"),
-    "hidden of nothing": ("image~", {"hide": 0.5}, "no picture is given to hide a part of; add --image"),
-    "hidden past the end": ("audio~", {"audio": "{files}/a.wav", "hide": "3-4"}, "outside a sound of 0.28 s"),
-    "a side of a sound": ("audio~", {"audio": "{files}/a.wav", "hide": "left"}, "or seconds such as 0.5-1.0"),
-    "hidden twice over": ("image~", {"image": "{files}/a.png", "hide": 1.5}, "no part of a whole; give a fraction"),
+    "hidden in vain": ("text>image", {"text": "x", "mask": 0.5}, "fills nothing in; leave it out, or ask for image~"),
+    "hidden of nothing": ("image~", {"mask": 0.5}, "no picture is given to hide a part of; add --image"),
+    "hidden past the end": ("audio~", {"audio": "{files}/a.wav", "mask": "3-4"}, "outside a sound of 0.28 s"),
+    "a side of a sound": ("audio~", {"audio": "{files}/a.wav", "mask": "left"}, "or seconds such as 0.5-1.0"),
+    "hidden twice over": ("image~", {"image": "{files}/a.png", "mask": 1.5}, "no part of a whole; give a fraction"),
     "no mark": ("text~", {"text": "forty"}, "has nothing to fill in; .* write _ for each token"),
     "no text": ("text~", {}, "fills in a text that you give: add --text"),
     "too short to go on": ("audio>audio", {"audio": "short"}, "a sound of 100 samples is too short to continue"),

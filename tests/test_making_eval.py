@@ -33,7 +33,7 @@ from mmfm.models.checkpoint import save
 from mmfm.runtime.distributed import SingleProcess
 
 WORDS = ("dark", "light")
-QUICK = {"bootstrap": Bootstrap(resamples=20), "batch": 3, "max_tokens": 2}
+QUICK = {"bootstrap": Bootstrap(resamples=20), "batch_size": 3, "max_tokens": 2}
 
 
 class Shade:

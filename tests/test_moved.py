@@ -15,7 +15,7 @@ from mmfm.training.resume import check_same_configuration
 
 def run_on(shards: str, **changes: object) -> Run:
     source = Source(shards=shards, modalities=("text",))
-    data = Data(**{"train": (source,), "batch": 4, "workers": 0, **changes})
+    data = Data(**{"train": (source,), "batch_size": 4, "num_workers": 0, **changes})
     model = Model(image=None, audio=None, text=TextTower(width=32, heads=2))
     return Run(
         name="t", model=model, data=data, generative=(Generative(task=">text"),), optim=Optim(steps=5, warmup_steps=1)
@@ -39,7 +39,11 @@ def test_shards_elsewhere_are_the_same_by_content(
     for now in (run_on(str(tmp_path / "b")), run_on("b", val="other"), run_on("b/t.tar"), run_on("", train=(named,))):
         check_same_configuration(before, now)
         assert plan(now) == known
-    for wrong in (run_on("b", batch=8), replace(run_on("b"), seed=1), run_on("b", train=(replace(named, weight=2),))):
+    for wrong in (
+        run_on("b", batch_size=8),
+        replace(run_on("b"), seed=1),
+        run_on("b", train=(replace(named, weight=2),)),
+    ):
         with pytest.raises(UserError, match="was trained with another configuration"):
             check_same_configuration(before, wrong)
     write_shard(tmp_path / "b" / "t.tar", {f"{n}": {"txt": b"x"} for n in range(6)})

@@ -72,7 +72,7 @@ TIMM = timm.create_transform((3, 32, 32), interpolation="bicubic", crop_pct=1.0,
 def test_another_preparation_does_not_hold(wrong, least: float, most: float) -> None:
     """Planted: one setting of pictures that is not the library's; a mean that is 0.02 off is 5.1 levels off."""
     right = {"interpolation": "bicubic", "resizer": "pillow", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    pixels = ImagePreprocess(**{"height_px": 32, "width_px": 32, "fit": "shortest", **right, **wrong})
+    pixels = ImagePreprocess(**{"height_px": 32, "width_px": 32, "resize_mode": "shortest", **right, **wrong})
     found = prepared_by(TIMM, pixels=pixels)
     assert found is not None and least <= found <= most
     row = {"preprocessing": found, "difference": 0.0, "size": 1.0}

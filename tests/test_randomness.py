@@ -73,7 +73,7 @@ def drawn_batch(size: int):
         taken = items.take(torch.zeros(size, dtype=torch.int64))
         draws = torch.rand(size, DRAWS, generator=generator)
         held[name] = replace(taken, rows=torch.arange(size), draws=draws)
-    return replace(batch, size=size, items=held, same=torch.arange(size))
+    return replace(batch, size=size, items=held, positive_ids=torch.arange(size))
 
 
 def test_runs_of_books_and_spans_are_masked_whole() -> None:

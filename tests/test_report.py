@@ -85,8 +85,8 @@ def run(**changes: Any) -> Run:
         Source(shards="d/audio.tar", modalities=("audio", "text")),
     )
     pairs = (Contrastive(pair=("image", "text")), Contrastive(pair=("audio", "text")))
-    settings = {"name": "toy", "data": Data(train=sources, val="d/val", batch_size=8), "contrast": pairs}
-    return Run(**{**settings, "write": (Generative(task="image>text"),), "optim": Optim(steps=200), **changes})
+    settings = {"name": "toy", "data": Data(train=sources, val="d/val", batch_size=8), "contrastive": pairs}
+    return Run(**{**settings, "generative": (Generative(task="image>text"),), "optim": Optim(steps=200), **changes})
 
 
 def row(split: str, task: str, metric: str, value: float | None, **changes: Any) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def test_a_pair_that_never_met_is_called_so(tmp_path: Path) -> None:
     """image->audio is emergent here; with an objective for the pair, or a source that provides both, it is not."""
     page = page_of(make(tmp_path, rows=ROWS))
     assert "never met" in page.one("ul", "tiles").one("li", having="image → audio").text
-    assert not scores.never_met(run(contrast=(Contrastive(pair=("audio", "image")),)), "image->audio")
+    assert not scores.never_met(run(contrastive=(Contrastive(pair=("audio", "image")),)), "image->audio")
     both = Data(train=(Source(shards="x", modalities=("image", "audio", "text")),), batch_size=8)
     assert not scores.never_met(run(data=both), "image->audio")
     assert not scores.never_met(run(), "image>text")
@@ -299,7 +299,7 @@ def test_run_alone_makes_a_page(tmp_path: Path) -> None:
     page = page_of(make(tmp_path))
     assert "has not been evaluated yet" in page.one("p", "summary").text
     assert [section.attributes["id"] for section in page.all("section")] == ["overview", "settings"]
-    assert '"batch": 8' in page.one("section", having="run.json in full").text
+    assert '"batch_size": 8' in page.one("section", having="run.json in full").text
 
 
 def test_no_run_is_a_mistake_in_one_line(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_split_behind_a_url_scores_as_on_disk(tmp_path: Path, served: str) -> 
     (tmp_path / "data" / "val" / "templates.txt").write_text("a {}\n")
     made, found = saved_run(tmp_path, val), {}
     run_json = json.loads((made.folder / "run.json").read_text())
-    run_json["data"]["store"]["folder"] = str(tmp_path / "store")
+    run_json["data"]["remote_cache"]["folder"] = str(tmp_path / "store")
     (made.folder / "run.json").write_text(json.dumps(run_json))
     for name, spec in {"disk": f"{val}+{more}", "url": f"{served}/val+{served}/more"}.items():
         out = tmp_path / f"{name}.json"
@@ -186,7 +186,7 @@ def test_runs_are_compared_on_a_set_behind_a_url(tmp_path: Path, served: str) ->
         (tmp_path / name).mkdir()
         made = saved_run(tmp_path / name, val)
         tree = json.loads((made.folder / "run.json").read_text())
-        tree["data"]["store"]["folder"] = str(tmp_path / "store")
+        tree["data"]["remote_cache"]["folder"] = str(tmp_path / "store")
         (made.folder / "run.json").write_text(json.dumps(tree))
         evaluate_run(made.folder, data=[spec], max_tokens=2, bootstrap=5, console=quiet())
         folders.append(made.folder)

@@ -42,7 +42,7 @@ def toy_model(seed: int = 0, contrast: tuple[Contrastive, ...] = PAIRS, **change
 
 
 def toy_run(**changes: object) -> Run:
-    parts = {"name": "toy", "model": toy_config(), "contrast": PAIRS, "write": WRITES}
+    parts = {"name": "toy", "model": toy_config(), "contrastive": PAIRS, "generative": WRITES}
     return Run(**(parts | changes))
 
 

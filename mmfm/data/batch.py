@@ -104,4 +104,4 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         items = {name: item.to(device) for name, item in self.items.items()}
-        return replace(self, items=items, same=self.positive_ids.to(device))
+        return replace(self, items=items, positive_ids=self.positive_ids.to(device))

@@ -103,7 +103,9 @@ def look(source: Source, data: Data, opener: Opener = open_here) -> SourceSummar
 def check(run: Run, opener: Opener = open_here) -> list[SourceSummary]:
     """What each training source holds. Raises UserError for the first thing without which the run could not train."""
     wanted = list(objectives(run))
-    require(bool(wanted), f"run {run.name!r} has no objective; list some in `contrast`, `write` or `reconstruct`")
+    require(
+        bool(wanted), f"run {run.name!r} has no objective; list some in `contrastive`, `generative` or `reconstruction`"
+    )
     _check_codecs(run)
     require(bool(run.data.train), f"run {run.name!r} has no training data; list sources in `data.train`")
     for objective in wanted:
