@@ -17,6 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import webdataset
+from test_files import LOCK
+from test_process import python
 
 from mmfm.__main__ import main
 from mmfm.config import UserError
@@ -448,8 +450,11 @@ def test_the_command(table: Path, files: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_one_build_at_a_time(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second one into the same folder is refused while the first one runs."""
+    """A second one into the same folder is refused while another process builds there."""
     monkeypatch.setattr(building, "_complete", lambda out, plan: False)
-    words = "out is being built by another process; wait for it"
-    with building.locked(tmp_path / "out"), pytest.raises(UserError, match=words):
-        run(table, tmp_path / "out")
+    (out := tmp_path / "out").mkdir()
+    with python(LOCK.replace("argv[1])", "argv[1]), 'built', 'stop it', '.build'"), str(out)) as child:
+        assert child.stdout and child.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=rf"out is being built by process {child.pid}"):
+            run(table, out)
+        child.kill()

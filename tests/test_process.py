@@ -1,4 +1,4 @@
-"""Signals are remembered and no more, a folder has one owner, children go with their parents."""
+"""Signals are remembered and no more; children go with their parents."""
 
 import signal
 import subprocess
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfm.config import UserError
-from mmfm.runtime.process import ASKS, Signals, locked
+from mmfm.runtime.process import ASKS, Signals
 
 HERE = Path(__file__).parent.parent
 
@@ -52,49 +51,6 @@ def test_a_second_sigterm_ends_the_process():
     )
     with python(code) as child:
         assert child.communicate()[0] == "lives\n" and child.returncode == -signal.SIGTERM
-
-
-LOCK = (
-    "import sys; from pathlib import Path; from mmfm.runtime.process import locked\n"
-    "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
-)
-
-
-def test_a_folder_is_locked_until_its_holder_dies(tmp_path):
-    """One line names the process that has it; after SIGKILL nothing need be removed."""
-    with python(LOCK, str(tmp_path)) as child:
-        assert child.stdout and child.stdout.readline() == "locked\n"
-        held = rf"is being trained by process {child.pid} on .*; wait for it, stop it"
-        with pytest.raises(UserError, match=held), locked(tmp_path):
-            pass
-        child.kill()
-        child.wait()
-        with locked(tmp_path):
-            assert (tmp_path / ".lock").is_file()
-
-
-def test_children_do_not_inherit_the_lock(tmp_path):
-    """A loader process that outlives its parent by a moment does not keep the next start out."""
-    code = LOCK.replace("print('locked', flush=True); sys.stdin.read()", "pass").replace(
-        "with locked",
-        "import os\nheld = locked(Path(sys.argv[1])); held.__enter__()\n"
-        "child = os.fork()\nif not child: sys.stdin.read(); os._exit(0)\n"
-        "print(child, flush=True); os._exit(0)\nwith locked",
-    )
-    with python(code, str(tmp_path)) as parent:
-        assert parent.stdout and int(parent.stdout.readline()) > 0
-        parent.wait()  # its child still waits for its input to end
-        with locked(tmp_path):
-            pass
-
-
-def test_a_folder_made_for_the_lock_alone_goes_with_it(tmp_path):
-    with locked(tmp_path / "a"):
-        pass
-    assert not (tmp_path / "a").exists()
-    with locked(tmp_path / "b"):
-        (tmp_path / "b" / "x").touch()
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [".lock", "x"]
 
 
 ORPHAN = (

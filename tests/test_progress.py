@@ -1,13 +1,11 @@
-"""What takes minutes says so where there is no terminal; what a message names is there."""
+"""What takes minutes says so where there is no terminal."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
-from mmfm.config import UserError
-from mmfm.data import output_folder as folders
-from mmfm.data.output_folder import Pace, ticker, whole
+from mmfm.data import progress as folders
+from mmfm.data.progress import Pace, ticker
 
 
 def test_a_line_says_how_far_a_work_is() -> None:
@@ -38,10 +36,3 @@ def test_lines_come_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with ticker("out", 4, False) as tick:
         tick("x")
     assert not told and not [thread for thread in threading.enumerate() if thread.name == "progress"]
-
-
-def test_no_message_names_a_folder_that_is_gone(tmp_path: Path) -> None:
-    """What is made beside its place is removed after an error: the words name the place that was asked for."""
-    with pytest.raises(UserError, match=f"^{tmp_path}/set/a.tar is cut$"), whole(tmp_path / "set") as partial:
-        raise UserError(f"{partial / 'a.tar'} is cut")
-    assert not list(tmp_path.iterdir())

@@ -236,7 +236,7 @@ def test_a_checkpoint_is_no_place_for_a_run(run):
     there = checkpoint.folder_of(run.folder, 1)
     with pytest.raises(UserError, match=r"step-00000001 is a checkpoint, and training into it would spoil it; give"):
         fit.train(read_run(there), force=True)
-    checkpoint.verify(there)
+    checkpoint.manifest_of(there).verify()
     with pytest.raises(UserError, match=r"toy has no checkpoint of step 5; it has those of 1$"):
         load_model(run.folder, 5)
 
@@ -334,7 +334,7 @@ def test_a_run_goes_on_in_the_folder_that_is_named(run, tmp_path, monkeypatch):
 def test_a_folder_in_use_is_refused_in_one_line(run, capfd):
     """A second start beside the first, even with --force, changes nothing and names the process that has the folder."""
     code = (
-        "import sys; from pathlib import Path; from mmfm.runtime.process import locked\n"
+        "import sys; from pathlib import Path; from mmfm.runtime.files import locked\n"
         "with locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run.folder)]

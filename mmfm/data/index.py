@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shlex
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from mmfm.data.member_names import EXTENSIONS, How, Several, chosen, how_of, mod
 from mmfm.data.member_names import MODALITY as MODALITY
 from mmfm.data.tar import BLOCK, members
 from mmfm.preprocessing.media_headers import measure
+from mmfm.runtime.files import checksum, replace_file
 
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
 FORMAT = 1
@@ -223,12 +223,12 @@ def write(shard: Path, how: How | None = None) -> Index:
 def _put(shard: Path, text: str) -> None:
     path = aside(shard)
     try:
-        _replace(index_path(shard), text)
+        replace_file(index_path(shard), text)
     except OSError as why:
         if why.errno not in UNWRITABLE:
             raise
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
+        replace_file(path, text)
     else:
         path.unlink(missing_ok=True)
 
@@ -240,25 +240,6 @@ def how_before(shard: Path) -> How:
         return How() if path is None else how_of(json.loads(path.read_bytes().decode("utf-8", "surrogateescape")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError):
         return How()
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-    return value
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(text, encoding="utf-8", errors="surrogateescape")
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def load(shard: Path, size: int) -> Index:
@@ -362,7 +343,7 @@ def write_list(folder: Path) -> Path | None:
         one = vars(entry(shard.name, load(shard, shard.stat().st_size)))
         entries.append({"name": one.pop("place"), **one})
     try:
-        _replace(folder / LIST, json.dumps({"format": FORMAT, "shards": entries}, indent=1))
+        replace_file(folder / LIST, json.dumps({"format": FORMAT, "shards": entries}, indent=1))
     except OSError as why:
         if why.errno not in UNWRITABLE:
             raise

@@ -93,19 +93,6 @@ def as_json(tree: Any) -> bytes:
         return json.dumps(tree).encode("ascii")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """The file holds all of `text`, or what it held before."""
-    part = path.with_name(f".{path.name}.tmp")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            _sync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 class _Shard:
     def __init__(self, path: Path) -> None:
         self.path, self._part = path, path.with_name(f".{path.name}.tmp")
@@ -127,7 +114,7 @@ class _Shard:
             self._file.write(END)
             self._file.write(_padding(self._file.tell(), tarfile.RECORDSIZE))
             self._file.flush()
-            _sync(self._file.fileno())
+            os.fsync(self._file.fileno())
             self._file.close()
             self._part.replace(self.path)
         except BaseException:
@@ -166,7 +153,3 @@ def _padding(size: int, multiple: int) -> bytes:
 def _room(parts: Mapping[str, bytes]) -> int:
     """Bytes that a sample takes, with its end mark."""
     return sum(tarfile.BLOCKSIZE + len(data) + -len(data) % tarfile.BLOCKSIZE for data in parts.values()) + len(END)
-
-
-def _sync(file: int) -> None:
-    os.fsync(file)

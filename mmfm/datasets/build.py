@@ -4,8 +4,6 @@ Which rows make which shard is settled before any is read, so several processes,
 the same bytes. Each finished shard leaves a record beside; a row that cannot be read is left out and listed.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -17,13 +15,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mmfm.config import UserError, require
 from mmfm.data import index
-from mmfm.data.output_folder import ticker
 from mmfm.data.process_pool import in_order
-from mmfm.data.writer import Item, as_json, replace_text, write_shard
+from mmfm.data.progress import ticker
+from mmfm.data.writer import Item, as_json, write_shard
 from mmfm.datasets.build_check import Check, check_item, read_row
 from mmfm.datasets.build_rows import TABLES, Columns, Row, Rows, from_folder, from_items, metadata_of
 from mmfm.datasets.build_tables import from_metadata, from_table
 from mmfm.preprocessing import BadSample
+from mmfm.runtime.files import locked, replace_file
 
 FORMAT = 1  # raised when the same input gives other bytes
 MANIFEST, LEFT_OUT, RECORDS = "build.json", "left_out.jsonl", ".build"
@@ -108,7 +107,7 @@ def build(
     for line in rows.said:
         print(line)
     try:
-        with locked(out):
+        with locked(out, "built", "or stop it", RECORDS):
             _go_on(out, plan, wanted)
             starts = range(0, len(rows), samples_per_shard)
             jobs = [
@@ -213,19 +212,7 @@ def _go_on(out: Path, plan: str, wanted: dict[str, Any]) -> None:
     for path in (*out.glob(".*.tmp"), *(out / RECORDS).glob(".*.tmp")):
         path.unlink()
     if not (out / MANIFEST).is_file():
-        replace_text(out / MANIFEST, as_json({**wanted, "plan": plan, "complete": False}).decode() + "\n")
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Two builds of one folder would write the same files."""
-    (out / RECORDS).mkdir(parents=True, exist_ok=True)
-    with (out / RECORDS / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is being built by another process; wait for it") from None
-        yield
+        replace_file(out / MANIFEST, as_json({**wanted, "plan": plan, "complete": False}).decode() + "\n")
 
 
 # The shards
@@ -260,7 +247,7 @@ def write_job(job: Job) -> Record:
         for path in (job.path, index.index_path(job.path)):
             path.unlink(missing_ok=True)
     record = Record(samples, job.path.stat().st_size if samples else 0, tuple(left_out))
-    replace_text(_record_path(job.path), as_json(record._asdict()).decode())
+    replace_file(_record_path(job.path), as_json(record._asdict()))
     return record
 
 
@@ -297,7 +284,7 @@ def _found(job: Job) -> Record | None:
 def _finish(out: Path, rows: Source, records: list[Record], told: dict[str, Any], allow_missing: bool) -> None:
     """The lists of what is there and what is not. Only then is the build complete."""
     left_out = [line for record in records for line in record.left_out]
-    replace_text(out / LEFT_OUT, "".join(as_json(line._asdict()).decode() + "\n" for line in left_out))
+    replace_file(out / LEFT_OUT, "".join(as_json(line._asdict()).decode() + "\n" for line in left_out))
     samples = sum(record.samples for record in records)
     require(samples > 0, f"none of {len(rows)} samples could be read; {out / LEFT_OUT} says why of each")
     missing = [line.why for line in left_out if line.code == MISSING]
@@ -306,12 +293,12 @@ def _finish(out: Path, rows: Source, records: list[Record], told: dict[str, Any]
         remedy = "put them there and repeat the command, or leave them out with --allow-missing"
         raise UserError(f"{len(missing)} of {len(rows)} samples lack a file: {named}; {remedy}")
     if rows.classes:
-        replace_text(out / "classnames.txt", "".join(f"{name}\n" for name in rows.classes))
+        replace_file(out / "classnames.txt", "".join(f"{name}\n" for name in rows.classes))
     index.write_list(out)
     counts = dict(sorted(Counter(line.code for line in left_out).items()))
     shards = sum(record.samples > 0 for record in records)
     about = {**told, "complete": True, "samples": samples, "shards": shards, "left_out": counts}
-    replace_text(out / MANIFEST, as_json(about).decode() + "\n")
+    replace_file(out / MANIFEST, as_json(about).decode() + "\n")
     shutil.rmtree(out / RECORDS)
     why = f" ({', '.join(f'{code} {count}' for code, count in counts.items())}; see {LEFT_OUT})" if counts else ""
     print(f"{out} is complete: {samples:,} samples in {shards:,} shards, {len(left_out):,} left out{why}")

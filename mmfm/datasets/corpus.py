@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.data import index
-from mmfm.data.output_folder import complete, prints, whole
-from mmfm.data.writer import ShardWriter, as_json, replace_text
+from mmfm.data.writer import ShardWriter, as_json
 from mmfm.datasets import debian
 from mmfm.datasets.corpus_read import (
     COPYRIGHT,
@@ -27,7 +26,9 @@ from mmfm.datasets.corpus_read import (
     passages,
     read_chapters,
 )
+from mmfm.datasets.folder import PARTIAL, complete, prints
 from mmfm.preprocessing.tokenizer import train_tokenizer
+from mmfm.runtime.files import output_folder, replace_file
 
 FORMAT = 1  # raised when the same package gives other bytes
 SPLITS = ("test", "val", "train")  # in this order
@@ -64,15 +65,15 @@ def build(folder: Path, *, deb: Path | None = None) -> None:
         print(f"{folder} is complete already; nothing to do")
         return
     package = deb or debian.fetch(PACKAGE, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
-    with whole(folder) as partial:
+    with output_folder(folder, PARTIAL) as partial:
         with debian.unpacked(PACKAGE, package, partial) as root:
             chapters = read_chapters(root / TEXT)
             licence = (root / COPYRIGHT).read_text(encoding="utf-8")
         made, origin = _write(partial, chapters), debian.origin(PACKAGE, package)
-        replace_text(partial / "LICENSE", licence)
-        replace_text(partial / "README.md", page(made, origin, licence))
+        replace_file(partial / "LICENSE", licence)
+        replace_file(partial / "README.md", page(made, origin, licence))
         manifest = {"arguments": wanted, "package": {"name": PACKAGE.name, **origin}, **made.tree()}
-        replace_text(partial / "corpus.json", as_json({**manifest, "files": prints(partial)}).decode())
+        replace_file(partial / "corpus.json", as_json({**manifest, "files": prints(partial)}))
     print(f"{folder} is complete: {made.line()}")
 
 
@@ -99,7 +100,7 @@ def _write(folder: Path, chapters: Sequence[Chapter]) -> Made:
                 texts += [passage.text] if split == "train" else []
         if made.passages[split]:
             index.write_list(folder / split)
-    replace_text(folder / "tokenizer.json", train_tokenizer(texts, VOCABULARY).to_json())
+    replace_file(folder / "tokenizer.json", train_tokenizer(texts, VOCABULARY).to_json())
     return made
 
 

@@ -22,19 +22,20 @@ from mmfm.data.codes import FORMAT, MANIFEST, codecs_said, packed
 from mmfm.data.decode import Decode, shape_of
 from mmfm.data.documents import counted_steps
 from mmfm.data.index import CODES, EXTENSIONS, MODALITY, numbered
-from mmfm.data.output_folder import ticker
+from mmfm.data.progress import ticker
 from mmfm.data.sample import Sample
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.splits import is_remote
-from mmfm.data.writer import Item, as_json, replace_text, write_shard
-from mmfm.datasets.build import RECORDS, locked
+from mmfm.data.writer import Item, as_json, write_shard
+from mmfm.datasets.build import RECORDS
 from mmfm.datasets.build_rows import key_of
 from mmfm.models.codecs.codec import Codec
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import picture
+from mmfm.runtime.files import locked, replace_file
 
 LEFT_OUT = "left_out.jsonl"
 BESIDE = ("classnames.txt", "templates.txt")  # what evaluation looks for beside shards
@@ -91,7 +92,7 @@ def encode(
         print(f"{out} is complete already; nothing to do")
         return
     try:
-        with locked(out):
+        with locked(out, "encoded", "or stop it", RECORDS):
             _begin(out, said)
             total = sum(len(Shards([path])) for path in paths)
             with ticker(out.name, total, progress) as tick:
@@ -157,7 +158,7 @@ def _write(
                 yield Item(key_of(sample.key), parts)
 
     write_shard(target, items())
-    replace_text(_record(target), as_json(left_out).decode())
+    replace_file(_record(target), as_json(left_out))
 
 
 def _codes(
@@ -232,7 +233,7 @@ def _complete(out: Path, said: dict[str, Any]) -> bool:
 def _begin(out: Path, said: dict[str, Any]) -> None:
     for path in (*out.glob(".*.tmp"), *(out / RECORDS).glob(".*.tmp")):
         path.unlink()
-    replace_text(out / MANIFEST, as_json({**said, "complete": False}).decode() + "\n")
+    replace_file(out / MANIFEST, as_json({**said, "complete": False}).decode() + "\n")
 
 
 def _written(target: Path) -> bool:
@@ -249,7 +250,7 @@ def _record(target: Path) -> Path:
 def _finish(out: Path, paths: Sequence[Path], coders: Mapping[str, Coder], said: dict[str, Any]) -> None:
     """The lists; only then is it complete."""
     left_out = [line for path in paths for line in json.loads(_record(out / path.name).read_text("utf-8"))]
-    replace_text(out / LEFT_OUT, "".join(as_json(line).decode() + "\n" for line in left_out))
+    replace_file(out / LEFT_OUT, "".join(as_json(line).decode() + "\n" for line in left_out))
     lies = [index.load(out / path.name, (out / path.name).stat().st_size) for path in paths]
     counts = {
         name: sum(_held(found, each) for found in lies for each in found.size if numbered(each)[1] == CODES[name])
@@ -262,7 +263,7 @@ def _finish(out: Path, paths: Sequence[Path], coders: Mapping[str, Coder], said:
             shutil.copyfile(paths[0].parent / name, out / name)
     index.write_list(out)
     ignored = sum((found.ignored for found in map(_index_of, paths)), Counter[str]())
-    replace_text(out / MANIFEST, as_json({**said, "complete": True, "samples": counts}).decode() + "\n")
+    replace_file(out / MANIFEST, as_json({**said, "complete": True, "samples": counts}).decode() + "\n")
     shutil.rmtree(out / RECORDS)
     _tell(out, counts, left_out, ignored)
 

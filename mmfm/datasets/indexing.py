@@ -10,8 +10,8 @@ from typing import NamedTuple
 from mmfm.config import UserError, require
 from mmfm.data import index
 from mmfm.data.member_names import How
-from mmfm.data.output_folder import ticker
 from mmfm.data.process_pool import in_order
+from mmfm.data.progress import ticker
 
 NAMED = 5  # damaged tars that the message names; it counts the others
 

@@ -21,10 +21,12 @@ from webdataset.writer import TarWriter
 
 from mmfm.config import require
 from mmfm.data import index
-from mmfm.data.output_folder import complete, prints, ticker, whole
+from mmfm.data.progress import ticker
 from mmfm.datasets import espeak, speech
+from mmfm.datasets.folder import PARTIAL, complete, prints
 from mmfm.datasets.numbers_plan import PHRASES, PITCHES, RATES_WPM, VARIANTS_LEFT_OUT, Clip, Picture, Plan, name, plan
 from mmfm.preprocessing.tokenizer import train_tokenizer
+from mmfm.runtime.files import output_folder
 
 FORMAT = 1  # raised when the same arguments give other bytes
 SHARD, VOCABULARY = 1_000, 384  # samples; ids
@@ -52,7 +54,7 @@ def build(
     if complete(folder, "numbers", wanted):
         print(f"{folder} is complete already; nothing to do")
         return
-    with whole(folder) as partial:
+    with output_folder(folder, PARTIAL) as partial:
         _build(partial, wanted, progress)
     print(f"{folder} is complete")
 

@@ -14,15 +14,17 @@ import PIL
 from PIL import Image
 
 from mmfm.data import index
-from mmfm.data.output_folder import complete, prints, ticker, whole
-from mmfm.data.writer import Item, ShardWriter, as_json, replace_text
+from mmfm.data.progress import ticker
+from mmfm.data.writer import Item, ShardWriter, as_json
 from mmfm.datasets import debian
+from mmfm.datasets.folder import PARTIAL, complete, prints
 from mmfm.datasets.stamps_page import KINDS, Made, page
 from mmfm.datasets.stamps_read import Stamp, Tree, read_tree, split_of
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import decode_image
 from mmfm.preprocessing.tokenizer import train_tokenizer
+from mmfm.runtime.files import output_folder, replace_file
 
 FORMAT = 1  # raised when the same package gives other bytes
 NAME = "tuxpaint-stamps-default"
@@ -44,13 +46,13 @@ def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> No
         print(f"{folder} is complete already; nothing to do")
         return
     package = deb or debian.fetch(PACKAGE, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
-    with whole(folder) as partial:
+    with output_folder(folder, PARTIAL) as partial:
         with debian.unpacked(PACKAGE, package, partial) as root:
             made = _write(partial, read_tree(root / STAMPS), progress)
             licence = (root / COPYRIGHT).read_text(encoding="utf-8")
         origin = debian.origin(PACKAGE, package)
-        replace_text(partial / "LICENSE", licence)
-        replace_text(partial / "README.md", page(made, origin, licence, longest_px=LONGEST_PX, vocabulary=VOCABULARY))
+        replace_file(partial / "LICENSE", licence)
+        replace_file(partial / "README.md", page(made, origin, licence, longest_px=LONGEST_PX, vocabulary=VOCABULARY))
         manifest = {
             "arguments": wanted,
             "package": {"name": NAME, **origin},
@@ -58,7 +60,7 @@ def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> No
             **made.tree(),
             "files": prints(partial),
         }
-        replace_text(partial / "stamps.json", as_json(manifest).decode())
+        replace_file(partial / "stamps.json", as_json(manifest))
     print(f"{folder} is complete: {made.line()}")
 
 
@@ -82,7 +84,7 @@ def _write(folder: Path, tree: Tree, progress: bool) -> Made:
             made.stamps[split] = len(ours[split])
             made.captions.update((split, language) for stamp in ours[split] for language in stamp.captions)
     texts = [text for stamp in ours["train"] for text in stamp.captions.values()]
-    replace_text(folder / "tokenizer.json", train_tokenizer(texts, VOCABULARY).to_json())
+    replace_file(folder / "tokenizer.json", train_tokenizer(texts, VOCABULARY).to_json())
     held = {pair for split in ("val", "test") for stamp in ours[split] for pair in stamp.captions.items()}
     made.shared = len(held & {pair for stamp in ours["train"] for pair in stamp.captions.items()})
     return made
@@ -118,7 +120,7 @@ def _write_split(
                 here.add(own)
                 if kind == "image":
                     names.add(stamp.caption)
-    replace_text(folder / "classnames.txt", "".join(f"{name}\n" for name in sorted(names)))
+    replace_file(folder / "classnames.txt", "".join(f"{name}\n" for name in sorted(names)))
     index.write_list(folder)
     return here
 

@@ -12,7 +12,7 @@ from mmfm.doctor.findings import to_json
 from mmfm.doctor.page import render
 from mmfm.doctor.run import ScanOptions, examine
 from mmfm.doctor.terminal import show
-from mmfm.models.checkpoint import replace_file
+from mmfm.runtime.files import replace_file
 from mmfm.runtime.machine import cores
 
 
@@ -49,6 +49,6 @@ def _check_place(option: str, file: str) -> None:
 
 def _write(option: str, path: Path, text: str) -> None:
     try:
-        replace_file(path, text.encode())
+        replace_file(path, text)
     except OSError as why:
         raise UserError(f"{option} {path} cannot be written ({why.strerror}); choose another place") from None

@@ -21,6 +21,7 @@ from mmfm.data.shards import Shards
 from mmfm.data.splits import asked_and_more, is_remote, splits_of
 from mmfm.data.urls import beside, folder_of, shown
 from mmfm.doctor.findings import Finding, Section, finding, plural, table
+from mmfm.runtime.files import checksum
 
 TRAIN = "train"
 
@@ -247,7 +248,7 @@ def _compare(path: Path, name: str, headers: Index, seen: _Seen, sums: bool) -> 
         return False
     if not _agree(name, headers, said, seen):
         return False
-    if sums and said.crc32 is not None and index.checksum(path) != said.crc32:
+    if sums and said.crc32 is not None and checksum(path) != said.crc32:
         told = f"the bytes of {name} are not those that were indexed; copy it again, or if it was changed, "
         told += again(path.parent)
         seen.findings.append(finding("ERROR", "shard_changed", told, [name]))

@@ -10,7 +10,7 @@ from typing import Any
 from mmfm.config import Run, UserError, require
 from mmfm.config.serialization import from_file
 from mmfm.data.splits import named_splits, splits_of
-from mmfm.models.checkpoint import replace_file
+from mmfm.runtime.files import replace_file
 
 
 def read_run(folder: Path) -> Run:

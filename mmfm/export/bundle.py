@@ -23,16 +23,14 @@ from mmfm.inference.bundle.contents import (
     TOKENIZER,
     Bundle,
     is_bundle,
-    manifest,
 )
 from mmfm.inference.bundle.encoder import BundledEncoder, only
 from mmfm.inference.bundle.load import load_encoder
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
-from mmfm.models.checkpoint import write_file
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.folders import whole_folder
+from mmfm.runtime.files import manifest, whole_folder, write_file
 
 CARD = """\
 ---

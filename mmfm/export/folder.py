@@ -6,22 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmfm.config import UserError, require
-from mmfm.runtime.folders import whole_folder
+from mmfm.config import require
+from mmfm.runtime.files import output_folder
 
 ABOUT = "export.json"
 
 
 @contextmanager
 def export_folder(out: Path, force: bool) -> Iterator[Path]:
-    """`whole_folder`, with a UserError where it cannot be written, where `out` exists and `force` does not say to
+    """`output_folder`, with a UserError where `out` exists and `force` does not say to
     replace it, or where `out` is something that no export has written."""
     refuse(out, force)
-    try:
-        with whole_folder(out) as folder:
-            yield folder
-    except OSError as why:
-        raise UserError(f"could not write {out} ({why.strerror or why}); choose another folder or mend that") from why
+    with output_folder(out) as folder:
+        yield folder
 
 
 def refuse(out: Path, force: bool) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 from mmfm.config import UserError
 from mmfm.inference.generate_args import names_of
 from mmfm.inference.processing import Made, Sound
+from mmfm.runtime.files import replace_files
 
 GAP_PX = 2
 GROUND = 128  # grey: a drawing's own ground is black or white more often
@@ -57,15 +57,8 @@ def files_of(things: Sequence[Made], out: str) -> dict[Path, bytes]:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """All of them or none, each under a name of its own until every one is whole."""
-    waiting = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    """All of them or none. UserError where one cannot be written."""
     try:
-        for path, data in files.items():
-            waiting[path].write_bytes(data)
-        for path, temporary in waiting.items():
-            os.replace(temporary, path)
+        replace_files(files)
     except OSError as why:
         raise UserError(f"cannot write {why.filename}: {why.strerror}; make room or choose another --out") from None
-    finally:
-        for temporary in waiting.values():
-            temporary.unlink(missing_ok=True)

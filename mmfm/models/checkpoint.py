@@ -12,8 +12,7 @@ import os
 import re
 import shutil
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +26,10 @@ from torch import Tensor
 from mmfm.config import Conformer, Model, Run, TextTower, TokenizerSpec, Tower, UserError, Vit, require
 from mmfm.config.serialization import to_json
 from mmfm.preprocessing.tokenizer import Tokenizer, parse_reader, parse_tokenizer
-from mmfm.runtime.folders import sync_folder
+from mmfm.runtime.files import Manifest, manifest, whole_folder, write_file
 from mmfm.runtime.launch import first_process
 
+AGAIN = "choose another step or train again"
 Tree = Any
 Found = TypeVar("Found")
 MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
@@ -75,25 +75,6 @@ def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: tensor for part in parts for name, tensor in part.items()}
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """All bytes on the disk, or an error."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """The new content or the old, never a part: temporary file beside it, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_file(temporary, data)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def folder_of(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step-{step:08d}"
 
@@ -107,28 +88,23 @@ def steps_of(run_folder: Path) -> list[int]:
 def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Mapping[str, Tensor], train: Tree) -> Path:
     """Write one checkpoint. On failure what was written is removed, and the UserError names the last good one."""
     final = folder_of(run_folder, step)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     tree, tensors = split(train)
+    files = {
+        MODEL: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
+        TRAIN: save_tensors(tensors),
+        STATE: json.dumps(tree, allow_nan=False).encode(),
+        RUN: to_json(run).encode(),
+        TOKENIZER: tokenizer.to_json().encode(),
+    }
+    if tokenizer.reader is not None:
+        files[READER] = tokenizer.reader.to_json().encode()
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        files = {
-            MODEL: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
-            TRAIN: save_tensors(tensors),
-            STATE: json.dumps(tree, allow_nan=False).encode(),
-            RUN: to_json(run).encode(),
-            TOKENIZER: tokenizer.to_json().encode(),
-        }
-        if tokenizer.reader is not None:
-            files[READER] = tokenizer.reader.to_json().encode()
-        for name, data in files.items():
-            write_file(temporary / name, data)
-        manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
-        write_file(temporary / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=2).encode())
-        set_aside(final)
-        os.replace(temporary, final)
-        sync_folder(final.parent)
+        with whole_folder(final) as temporary:
+            for name, data in files.items():
+                write_file(temporary / name, data)
+            write_file(temporary / MANIFEST, manifest(files, step=step))
+            set_aside(final)
     except OSError as why:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise _not_saved(why, final, run_folder) from why
     return final
 
@@ -169,49 +145,13 @@ def prune(run_folder: Path, keep: int, every: int = 0) -> None:
 
 def read_verified(folder: Path) -> dict[str, bytes]:
     """The files of a checkpoint. A cut, changed or missing one is a UserError that names it."""
-    files: dict[str, bytes] = {}
-    for name, (size, checksum) in _manifest(folder).items():
-        files[name] = b"".join(_blocks(folder, name, -1))
-        _compare(folder / name, len(files[name]), zlib.crc32(files[name]), size, checksum)
-    return files
+    listed = manifest_of(folder)
+    return {name: listed.read(name) for name in listed.files}
 
 
-def verify(folder: Path) -> None:
-    """As `read_verified`, without keeping what is read."""
-    for name, (size, checksum) in _manifest(folder).items():
-        found, found_size = 0, 0
-        for block in _blocks(folder, name, 2**20):
-            found, found_size = zlib.crc32(block, found), found_size + len(block)
-        _compare(folder / name, found_size, found, size, checksum)
-
-
-def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and CRC-32 by name of file. Names are checked: a checkpoint reads nothing outside its folder."""
-    try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        found = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as why:
-        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
-    wrong = (found.keys() - {READER}) ^ {MODEL, TRAIN, STATE, RUN, TOKENIZER}
-    require(not wrong, f"{folder / MANIFEST} should not lack or list {min(wrong, default='')!r}; choose another step")
-    return found
-
-
-def _blocks(folder: Path, name: str, size: int) -> Iterator[bytes]:
-    try:
-        with (folder / name).open("rb") as file:
-            while block := file.read(size):
-                yield block
-    except OSError as why:
-        raise UserError(f"{folder} is no whole checkpoint ({why}); choose another step or train again") from None
-
-
-def _compare(path: Path, size: int, checksum: int, written: int, written_checksum: int) -> None:
-    if (size, checksum) != (written, written_checksum):
-        raise UserError(
-            f"{path} is damaged: {size} bytes where {written} were written, or not the same ones; "
-            "choose another step or train again"
-        )
+def manifest_of(folder: Path) -> Manifest:
+    required = (MODEL, TRAIN, STATE, RUN, TOKENIZER)
+    return Manifest(folder / MANIFEST, "checkpoint", AGAIN, (*required, READER), required)
 
 
 def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
@@ -221,7 +161,7 @@ def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
 
 def newest_step(run_folder: Path) -> int:
     """Its step alone: for one of several ranks, who then tells the others."""
-    return _newest(run_folder, verify)[0]
+    return _newest(run_folder, lambda folder: manifest_of(folder).verify())[0]
 
 
 def _newest(run_folder: Path, read: Callable[[Path], Found]) -> tuple[int, Found]:

@@ -5,20 +5,20 @@ weights and of the input: each is computed once, whatever the run, the epoch or 
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.config import require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import Encoder, build
+from mmfm.runtime.files import replace_file
 
 Pixels = Float[Tensor, "batch channels height width"]
 
@@ -160,6 +160,4 @@ def _read(path: Path) -> Tensor | None:
 def _write(path: Path, tokens: Tensor | None) -> None:
     assert tokens is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({"tokens": tokens.detach().cpu().contiguous()}, temporary)
-    os.replace(temporary, path)
+    replace_file(path, save({"tokens": tokens.detach().cpu().contiguous()}))

@@ -2,11 +2,11 @@
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 
 from mmfm.config import UserError
 from mmfm.report.markup import Html, join, tag
+from mmfm.runtime.files import replace_file
 
 HERE = Path(__file__).parent
 
@@ -46,12 +46,9 @@ def _hash(text: str) -> str:
 
 def save_page(page: Html, path: Path) -> Path:
     """Whole or not at all; returns its path. UserError: no room, or no right, to write."""
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_bytes(page.encode("utf-8", "backslashreplace"))  # halves of surrogate pairs as escapes
-        os.replace(part, path)
+        replace_file(path, page.encode("utf-8", "backslashreplace"))  # halves of surrogate pairs as escapes
     except OSError as why:
-        part.unlink(missing_ok=True)
         told = f"{path} cannot be written ({why.strerror}); free some space or change the folder's rights"
         raise UserError(told) from None
     return path

@@ -1,24 +1,17 @@
-"""Processes that stop when asked, die with their parent, and never share a run's folder. Standard library only.
+"""Processes that stop when asked and die with their parent. Standard library only.
 
 A signal handler here does nothing but remember: what to do is decided by all ranks together, between two steps.
 """
 
-import contextlib
 import ctypes
-import errno
-import fcntl
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-
-from mmfm.config import UserError, require
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again
 ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -100,40 +93,3 @@ def _obey(parent: int) -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
             pass
         os._exit(0)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The folder for this process alone, or a UserError that names who has it. The kernel frees it at death.
-
-    A record lock and no flock: children do not inherit it, so that a worker that outlives its parent by a moment
-    holds nothing, and NFS passes it to the server. There it needs the lock service; where that is off, the error
-    says so. A folder that was made for the lock and got nothing else is removed again.
-    """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with path.open("a+", encoding="utf-8") as file:
-        _take(file, folder)
-        try:
-            yield
-        finally:
-            if made and [entry.name for entry in folder.iterdir()] == [".lock"]:
-                path.unlink()
-                folder.rmdir()
-
-
-def _take(file: Any, folder: Path) -> None:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as why:
-        if why.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{folder} cannot be locked ({why.strerror}); use a folder on another file system") from why
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise UserError(f"{folder} is being trained by {holder}; wait for it, stop it, or use another --name") from None
-    require(os.fstat(file.fileno()).st_nlink > 0, f"{folder} was just removed by another process; start again")
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()

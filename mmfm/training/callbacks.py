@@ -20,9 +20,10 @@ from mmfm.data.splits import named
 from mmfm.data.stream import StoppedWaiting
 from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
-from mmfm.models.checkpoint import folder_of, replace_file
+from mmfm.models.checkpoint import folder_of
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_many, together
+from mmfm.runtime.files import replace_file
 from mmfm.runtime.process import Signals
 from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
 

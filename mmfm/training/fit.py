@@ -36,9 +36,10 @@ from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, SingleProcess, agree, each, from_first, nothing
+from mmfm.runtime.files import locked
 from mmfm.runtime.launch import STARTED, Launch, again, first_process, launched
 from mmfm.runtime.machine import RESUME, cores
-from mmfm.runtime.process import TRY_AGAIN, Signals, Stopped, locked
+from mmfm.runtime.process import TRY_AGAIN, Signals, Stopped
 from mmfm.runtime.rendezvous import assembled, device_of_rank
 from mmfm.training.callbacks import (
     LOG_EVERY_STEPS,

@@ -206,7 +206,7 @@ class FolderCheckpoints(CheckpointIO):
         run, self.failure = self.run, None
         try:
             new = checkpoints.save(run.folder, checkpoint["global_step"], run, self.tokenizer, weights, rest)
-            checkpoints.verify(new)  # older ones go only after this
+            checkpoints.manifest_of(new).verify()  # older ones go only after this
         except UserError as why:
             self.failure = why
         else:

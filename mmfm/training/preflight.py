@@ -6,7 +6,6 @@ minute. Standard library only.
 
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmfm.data.shards import Shards, check_holds
 from mmfm.data.splits import asked_and_more, is_remote, shards_of, splits_of
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.text_limits import check_window
+from mmfm.runtime.files import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +227,7 @@ def _told(saved: str) -> object:
 def _whole(checkpoint: Path) -> bool:
     """Whether its files are those that its manifest counts."""
     try:
-        files = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))["files"]
-        found = {name: (checkpoint / Path(name).name).read_bytes() for name in files}
-        return all({"bytes": len(d), "crc32": zlib.crc32(d)} == files[name] for name, d in found.items())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        Manifest(checkpoint / "manifest.json", "checkpoint", "").verify()
+    except UserError:
         return False
+    return True

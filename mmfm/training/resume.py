@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mmfm.config import Run, UserError, require
 from mmfm.config.serialization import from_json, to_json
-from mmfm.models.checkpoint import clear, folder_of, newest_whole, replace_file, set_aside, steps_of, sweep
+from mmfm.models.checkpoint import clear, folder_of, newest_whole, set_aside, steps_of, sweep
 from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.runtime.distributed import difference
+from mmfm.runtime.files import replace_file
 from mmfm.training.callbacks import METRICS, cut
 from mmfm.training.initialize import adopt
 

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from mmfm.config import require
-from mmfm.data.output_folder import complete, prints, whole
+from mmfm.datasets.folder import PARTIAL, complete, prints
 from mmfm.evals.judges.speech_train import train_speech_judge
+from mmfm.runtime.files import output_folder
 
 FORMAT = 2  # raised when the same arguments give other bytes
 
@@ -21,7 +22,7 @@ def make(folder: Path, *, seed: int = 0, force: bool = False, progress: bool = T
     elif complete(folder, "judges", wanted):
         print(f"{folder} is complete already; nothing to do (--force trains again)")
         return
-    with whole(folder) as partial:
+    with output_folder(folder, PARTIAL) as partial:
         train_speech_judge(partial, seed, progress)
         manifest = {"arguments": wanted, "files": prints(partial)}
         text = json.dumps(manifest, indent=1) + "\n"

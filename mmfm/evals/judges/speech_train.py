@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmfm.data.output_folder import ticker
+from mmfm.data.progress import ticker
 from mmfm.datasets import espeak
 from mmfm.datasets.numbers_plan import ACCENTS_TRAIN, VARIANTS_TEST, VARIANTS_VAL
 from mmfm.datasets.speech import RATE_HZ

@@ -24,7 +24,7 @@ from mmfm.export.hf.config import MMFMConfig, config_of
 from mmfm.export.hf.processing import PROCESSOR, MMFMFeatureExtractor, MMFMImageProcessor
 from mmfm.export.hf.tokenizer import hf_tokenizer, reading_tokenizer
 from mmfm.inference.interface import Interface
-from mmfm.runtime.folders import whole_folder
+from mmfm.runtime.files import whole_folder
 
 WRITER = "writer"
 

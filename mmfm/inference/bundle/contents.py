@@ -8,10 +8,7 @@ and the trunk. The vocabulary is for writing; `tokenizer.text.json` is the text 
 `files.json` lists size and CRC-32 of all, so that each can be read alone.
 """
 
-import json
 import re
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,6 +29,7 @@ from mmfm.config import (
     require,
 )
 from mmfm.config.serialization import from_file, parse
+from mmfm.runtime.files import Manifest
 
 BUNDLE, FILES, FIXTURE = "bundle.json", "files.json", "fixture.safetensors"
 TOKENIZER, READER = "tokenizer.json", "tokenizer.text.json"
@@ -95,7 +93,7 @@ def read_bundle(folder: Path) -> Bundle:
     elif not folder.exists() and re.match(r"(timm|open_clip|hf|torchaudio|wheel):", str(folder)):
         remedy = f"make one first: mmfm import {folder} FOLDER"
     require(is_bundle(folder), f"{told}; {remedy}")
-    data = read_part(folder, BUNDLE, read_manifest(folder))
+    data = read_manifest(folder).read(BUNDLE)
     try:
         # What an older one does not say is as by default; whether that is what it was, its fixture tells.
         return parse(Bundle, data.decode("utf-8"), str(folder / BUNDLE), AGAIN, older=True)
@@ -110,35 +108,8 @@ def written_by(folder: Path) -> tuple[Generative, ...] | None:
     return from_file(folder / "run.json").generative if (folder / "run.json").is_file() else None
 
 
-def manifest(files: Mapping[str, bytes]) -> bytes:
-    """What files.json says of these files."""
-    listed = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
-    return (json.dumps({"files": listed}, indent=2) + "\n").encode()
-
-
-def read_manifest(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and CRC-32 by name. Names are checked: a bundle reads nothing outside its folder."""
-    try:
-        files = json.loads((folder / FILES).read_bytes())["files"]
-        found = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as why:
-        raise UserError(f"{folder} is no whole bundle ({why}); {AGAIN}") from None
-    wrong = found.keys() - set(KNOWN)
-    require(not wrong, f"{folder / FILES} should not list {min(wrong, default='')!r}; {AGAIN}")
-    return found
-
-
-def read_part(folder: Path, name: str, files: Mapping[str, tuple[int, int]]) -> bytes:
-    """The bytes of one file, which are those that were written, or a UserError that names it."""
-    require(name in files, f"{folder} has no {name}; its {FILES} lists {', '.join(files)}")
-    try:
-        data = (folder / name).read_bytes()
-    except OSError as why:
-        raise UserError(f"{folder} is no whole bundle ({why}); {AGAIN}") from None
-    if (len(data), zlib.crc32(data)) != files[name]:
-        told = f"{len(data)} bytes where {files[name][0]} were written, or not the same ones"
-        raise UserError(f"{folder / name} is damaged: {told}; {AGAIN}")
-    return data
+def read_manifest(folder: Path) -> Manifest:
+    return Manifest(folder / FILES, "bundle", AGAIN, KNOWN)
 
 
 def native(folder: str | Path, part: str = "") -> Part:

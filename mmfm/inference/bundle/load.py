@@ -1,7 +1,7 @@
 """Opening a bundle: only the files that are wanted are read, each is verified, and the fixture must hold."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from mmfm.inference.bundle.contents import (
     is_bundle,
     read_bundle,
     read_manifest,
-    read_part,
 )
 from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
 from mmfm.inference.bundle.hub import find
@@ -33,6 +32,7 @@ from mmfm.models.checkpoint import check_shapes, check_size, refuse_foreign, ref
 from mmfm.models.model import build
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
+from mmfm.runtime.files import Manifest
 
 SMALL = Trunk(width=2, depth=1, heads=1, kv_heads=1)  # stands where a tower alone has no trunk
 
@@ -127,9 +127,9 @@ def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def read_tensors(folder: Path, name: str, files: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
     try:
-        return load_tensors(read_part(folder, name, files))
+        return load_tensors(files.read(name))
     except SafetensorError as why:
         raise UserError(f"{folder / name} cannot be read ({why}); {AGAIN}") from None
 
@@ -158,7 +158,7 @@ def _empty(core: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in core.state_dict().items() if not tensor.numel()}
 
 
-def _tokenizer(folder: Path, bundle: Bundle, files: Mapping[str, tuple[int, int]], text: bool) -> Tokenizer:
+def _tokenizer(folder: Path, bundle: Bundle, files: Manifest, text: bool) -> Tokenizer:
     """Where no text is read or written, that of bytes stands for it."""
     inner = load_tokenizer("bytes")
     if text and bundle.tokenizer:
@@ -171,9 +171,9 @@ def _tokenizer(folder: Path, bundle: Bundle, files: Mapping[str, tuple[int, int]
     return replace(inner, reader=reader)
 
 
-def _hashed(folder: Path, name: str, wanted: str, files: Mapping[str, tuple[int, int]]) -> str:
+def _hashed(folder: Path, name: str, wanted: str, files: Manifest) -> str:
     """The text of a tokenizer, which must be the one that bundle.json names."""
-    data = read_part(folder, name, files)
+    data = files.read(name)
     found = hashlib.sha256(data).hexdigest()
     told = f"{folder / name} is not the tokenizer of this bundle (SHA-256 {found[:12]}, not {wanted[:12]})"
     require(found == wanted, f"{told}; {AGAIN}")

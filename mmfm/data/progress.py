@@ -1,74 +1,14 @@
-"""A data set's folder: made beside its place, under its own name only when whole, and kept when asked for again."""
+"""How far a work of minutes is: a bar on a terminal, lines elsewhere."""
 
-import hashlib
-import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
-
-from mmfm.config import UserError, require
-from mmfm.preprocessing import BadSample
-from mmfm.runtime.folders import whole_folder
-
-
-def complete(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether `folder` is just the set `name` as `wanted`, by its NAME.json; False if there is nothing.
-
-    Raises UserError if it is something else, or if a file is missing or of another size.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    remedy = "choose another folder, or delete this one and build again"
-    try:
-        manifest = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        found, sizes = dict(manifest["arguments"]), {path: about["bytes"] for path, about in manifest["files"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{folder} exists and is no `{name}` data set; {remedy}") from None
-    differing = [f"{key}={found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
-    require(not differing, f"{folder} was built with {'; '.join(differing)}; {remedy}")
-    for path, size in sizes.items():
-        whole = (folder / path).is_file() and (folder / path).stat().st_size == size
-        require(whole, f"{folder / path} is missing or was changed; {remedy}")
-    return True
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """`whole_folder`, NAME.partial until then, with a UserError where it cannot be written.
-
-    `complete` says whether what is there may be replaced.
-    """
-    name = f"{folder.resolve().name}.partial"
-    try:
-        with whole_folder(folder, name) as partial:
-            yield partial
-    except BadSample:
-        raise
-    except UserError as why:  # what it names is gone by now
-        raise UserError(str(why).replace(str(folder.resolve().with_name(name)), str(folder))) from None
-    except OSError as why:
-        remedy = "make room or grant access there, or choose another folder"
-        raise UserError(f"cannot write {folder}: {why.strerror or why}; {remedy}") from why
-
-
-def prints(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of every file, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _print_of(path) for path in files}
-
-
-def _print_of(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
 
 EVERY_S = 10.0  # between two lines where there is no terminal
 
