@@ -782,7 +782,9 @@ def test_the_page_says_all_and_can_do_nothing(put, sets, run):
         (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
         (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        assert html.unescape(policy).startswith(f"default-src 'none'; img-src data:; style-src 'sha256-{digest}';")
+        assert html.unescape(policy).startswith(
+            f"default-src 'none'; img-src data:; media-src data:; style-src 'sha256-{digest}';"
+        )
     assert "&lt;script&gt;" in render(hostile()) and "and 6 more" in render(hostile())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmfm.config import MODALITIES
 from mmfm.data.batch import Items
 from mmfm.data.index import modality_of, numbered
-from mmfm.data.sample import Sample
+from mmfm.data.sample import Sample, text_of
 from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 EARLIER = 5  # what an item's draws decide: those of the items before it
@@ -59,6 +59,11 @@ def counted_steps(sample: Sample) -> list[tuple[int, Sample]]:
         steps.get(-1, {}).pop("json", None)  # its caption is a text only where there is no other
     where = {number: f"{sample.where}.{number}" if number >= 0 else sample.where for number in steps}
     return [(number, Sample(sample.key, steps[number], where[number])) for number in sorted(steps)]
+
+
+def texts_of(sample: Sample) -> list[str]:
+    """The texts of all steps, as `read_example` reads them where no field is named. Raises BadSample."""
+    return [text for step in steps_of(sample) if (text := text_of(step)) is not None]
 
 
 def joined(examples: Sequence[Example]) -> Example:

@@ -11,8 +11,9 @@ import os
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mmfm.data.member_names import CODES as CODES
 from mmfm.data.member_names import EXTENSIONS, How, Several, chosen, how_of, modality_of, numbered, split_name, turn
 from mmfm.data.member_names import MODALITY as MODALITY
 from mmfm.data.tar import BLOCK, members
-from mmfm.preprocessing.media_headers import measure
+from mmfm.preprocessing.media_headers import Measure, measure
 from mmfm.runtime.files import checksum, replace_file
 
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
@@ -52,6 +53,10 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def parts(self, sample: int) -> dict[str, tuple[int, int]]:
+        """Offset and size by extension."""
+        return {n: (self.offset[n][sample], sizes[sample]) for n, sizes in self.size.items() if sizes[sample] >= 0}
 
     def extensions(self, sample: int) -> tuple[str, ...]:
         return tuple(name for name, sizes in self.size.items() if sizes[sample] >= 0)
@@ -158,16 +163,21 @@ def _chosen(path: Path, key: str, parts: Parts, how: How, ignored: Counter[str])
 def _look(file: int, parts: Parts) -> tuple[float, int]:
     """Seconds of sound and pixels of the last picture, by their headers; -1 where there is none or it is not said."""
     seconds, pixels = -1.0, -1
-    for name, (offset, size) in parts.items():
-        if modality_of(name) in ("image", "audio"):
-            seen = measure(numbered(name)[1], _reader(file, offset, size), size)
-            seconds = max(seconds, 0.0) + seen.seconds if seen.seconds >= 0 else seconds
-            pixels = seen.width * seen.height if seen.width > 0 else pixels
+    for seen in measured(file, parts):
+        seconds = max(seconds, 0.0) + seen.seconds if seen.seconds >= 0 else seconds
+        pixels = seen.width * seen.height if seen.width > 0 else pixels
     return seconds, pixels
 
 
-def _reader(file: int, offset: int, size: int) -> Callable[[int, int], bytes]:
-    return lambda at, count: os.pread(file, max(min(count, size - at), 0), offset + at)
+def measured(file: int, parts: Mapping[str, tuple[int, int]]) -> Iterator[Measure]:
+    """What the headers of a sample's sounds and pictures say. parts: offset and size by extension."""
+    for name, (offset, size) in parts.items():
+        if modality_of(name) in ("image", "audio"):
+            yield measure(numbered(name)[1], partial(_part, file, offset, size), size)
+
+
+def _part(file: int, offset: int, size: int, at: int, count: int) -> bytes:
+    return os.pread(file, max(min(count, size - at), 0), offset + at)
 
 
 def _captioned(data: bytes) -> bool:

@@ -102,11 +102,7 @@ class Shards:
         """The parts with an extension in `wanted`, counted or not; the bytes of the others stay on disk."""
         shard, place = self.find(sample)
         lies = self._index(shard)
-        spans = {
-            name: (lies.offset[name][place], sizes[place])
-            for name, sizes in lies.size.items()
-            if sizes[place] >= 0 and numbered(name)[1] in wanted
-        }
+        spans = {name: span for name, span in lies.parts(place).items() if numbered(name)[1] in wanted}
         key = lies.keys[place]
         parts = {plain(name): data for name, data in self._parts(shard, key, spans).items()}
         return Sample(key=key, parts=parts, where=f"{self.label(shard)}: {key}")

@@ -1,66 +1,40 @@
 """An examination as one HTML file that needs no network and no script, in the look of the report's."""
 
-import base64
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmfm.doctor.findings import LEVELS, Distribution, Finding, Report, Row, Section, Table, plural
-from mmfm.report import report
 from mmfm.report.charts import at, round_figure
-from mmfm.report.markup import Html, join, tag
+from mmfm.report.document import document, sectioned
+from mmfm.report.markup import Html, tag
 
-CSS = (Path(report.__file__).with_name("page.css"), Path(__file__).with_name("page.css"))
 CLASS = {"OK": "ok", "NOTE": "note-level", "WARNING": "warning", "ERROR": "error"}
 HEIGHT_PX = 22
 
 
-def render(diagnosis: Report) -> Html:
+def render(report: Report) -> Html:
     """The page. Nothing in it may act, and its policy says so; only the style of this package applies."""
-    style = Html("\n".join(path.read_text(encoding="utf-8") for path in CSS))
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{diagnosis.run}: data"),
-        tag("style", style),
-    )
-    told = f"Made by mmfm doctor {diagnosis.config} in {diagnosis.seconds:g} s. It loads nothing from anywhere."
-    main = tag("main", *(_section(section) for section in diagnosis.sections))
-    body = tag("body", _header(diagnosis), main, tag("footer", tag("p", told)), class_="doctor")
-    return join((Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"))
-
-
-def _header(diagnosis: Report) -> Html:
-    counts = ", ".join(plural(diagnosis.count(level), level) for level in reversed(LEVELS[1:])).lower()
-    links = (tag("li", tag("a", section.name, href=f"#{_anchor(section)}")) for section in diagnosis.sections)
-    return tag(
+    links, main = sectioned({section.name: [*_section(section)] for section in report.sections})
+    counts = ", ".join(plural(report.count(level), level) for level in reversed(LEVELS[1:])).lower()
+    header = tag(
         "header",
         tag("p", "mmfm doctor", class_="kicker"),
-        tag("h1", diagnosis.run),
-        tag("p", diagnosis.verdict, class_="verdict-line"),
+        tag("h1", report.run),
+        tag("p", report.verdict, class_="verdict-line"),
         tag("p", counts, class_="quiet"),
-        tag("nav", tag("ul", *links), aria_label="Sections"),
+        links,
     )
+    origin = f"Made by mmfm doctor {report.config} in {report.seconds:g} s. It loads nothing from anywhere."
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    parts = (header, main, tag("footer", tag("p", origin)))
+    return document(f"{report.run}: data", *parts, more_style=style, active=False, class_="doctor")
 
 
-def _anchor(section: Section) -> str:
-    return section.name.lower().replace(" ", "-")
-
-
-def _section(section: Section) -> Html:
-    return tag(
-        "section",
-        tag("h2", section.name),
-        tag("ul", *map(_finding, section.findings), class_="findings") if section.findings else None,
-        *map(_table, section.tables),
-        *map(_distribution, section.distributions),
-        id=_anchor(section),
-    )
+def _section(section: Section) -> Iterator[Html]:
+    if section.findings:
+        yield tag("ul", *map(_finding, section.findings), class_="findings")
+    yield from map(_table, section.tables)
+    yield from map(_distribution, section.distributions)
 
 
 def _finding(item: Finding) -> Html:

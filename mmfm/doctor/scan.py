@@ -6,21 +6,20 @@ a source names several places for it, the places take turns as their weights say
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 import numpy as np
 
 from mmfm.config import MODALITIES, Run
 from mmfm.data.decode import WORDS, Decode, text_hash
-from mmfm.data.index import Index, modality_of, numbered
+from mmfm.data.documents import texts_of
+from mmfm.data.index import measured, modality_of
 from mmfm.data.sample import Sample, text_of
 from mmfm.doctor.findings import Distribution, Finding, Section, distribution, finding, plural, table
-from mmfm.doctor.shard_integrity import TRAIN, Set, Tar, but_for, index_of, read
+from mmfm.doctor.shard_integrity import TRAIN, Set, but_for, index_of, read
 from mmfm.evals.reading import Reader
 from mmfm.preprocessing import BadSample
-from mmfm.preprocessing.media_headers import HEAD, Measure, measure
 from mmfm.preprocessing.tokenizer import Tokenizer
 
 GOLDEN = 0.618033988749895  # its multiples, modulo 1, fall evenly
@@ -53,71 +52,69 @@ class ScanStats:
 
 def scan(one: Set, run: Run, tokenizer: Tokenizer | None = None) -> ScanStats:
     """All samples of the set. tokenizer: the run's, by which a text may be too long."""
-    found = ScanStats()
+    stats = ScanStats()
     for number, tar in enumerate(one.tars):
-        _sweep_tar(found, one, run, tar, number, tokenizer)
-    return found
+        with tar.path.open("rb", buffering=0) as file:
+            for place, sample in read(tar, WORDS):
+                before = sum(stats.doomed.values())
+                draw = (place + number) * GOLDEN % 1
+                _scan_sample(stats, one, run, sample, index_of(tar).parts(place), file.fileno(), draw, tokenizer)
+                stats.lost += sum(stats.doomed.values()) > before
+    return stats
 
 
-def _sweep_tar(found: ScanStats, one: Set, run: Run, tar: Tar, number: int, tokenizer: Tokenizer | None) -> None:
-    lies = index_of(tar)
-    _sizes(found, tar)
-    for place, sample in read(tar, WORDS):
-        before = sum(found.doomed.values())
-        kinds = {kind for name in lies.extensions(place) if (kind := modality_of(name))} - {"text"}
-        try:
-            for text in _texts(one, run, sample, kinds, (place + number) * GOLDEN % 1):
-                kinds.add("text")
-                _note_text(found, text, sample.where)
-                _note_length(found, text, sample.where, tokenizer)
-        except BadSample as why:
+def _scan_sample(
+    stats: ScanStats,
+    one: Set,
+    run: Run,
+    sample: Sample,
+    parts: Mapping[str, tuple[int, int]],
+    file: int,
+    draw: float,
+    tokenizer: Tokenizer | None,
+) -> None:
+    media = [kind for name in parts if (kind := modality_of(name)) in ("image", "audio")]
+    kinds = set(media)
+    try:
+        for text in _texts(one, run, sample, kinds.copy(), draw):
             kinds.add("text")
-            if one.source is None or "text" in one.source.modalities:
-                found.doom(why.code, str(why))
-        found.have.update(kinds)
-        for name in one.source.modalities if one.source is not None else ():
-            if name not in kinds:
-                found.doom(f"missing_{name}", sample.where)
-        clips = _seconds(tar, lies, place)
-        found.sounds += sum(modality_of(name) == "audio" for name in lies.extensions(place))
-        found.seconds.extend(clips)
-        if max(clips, default=0) > run.data.max_seconds and not run.data.crop_seconds and _hears(one, run):
-            found.doom("audio_too_long", f"{sample.where} ({max(clips):.2f} s)")
-        found.lost += sum(found.doomed.values()) > before
+            _note_text(stats, text, sample.where)
+            _note_length(stats, text, sample.where, tokenizer)
+    except BadSample as why:
+        kinds.add("text")
+        if one.source is None or "text" in one.source.modalities:
+            stats.doom(why.code, str(why))
+    stats.have.update(kinds)
+    for name in one.source.modalities if one.source is not None else ():
+        if name not in kinds:
+            stats.doom(f"missing_{name}", sample.where)
+    measures = list(measured(file, parts))
+    clips = [seen.seconds for seen in measures if seen.seconds >= 0]
+    stats.sounds += media.count("audio")
+    stats.seconds.extend(clips)
+    stats.widths.extend(seen.width for seen in measures if seen.width > 0)
+    stats.heights.extend(seen.height for seen in measures if seen.width > 0)
+    if max(clips, default=0) > run.data.max_seconds and not run.data.crop_seconds and _hears(one, run):
+        stats.doom("audio_too_long", f"{sample.where} ({max(clips):.2f} s)")
 
 
-def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], turn: float) -> list[str]:
-    """What training, or else a score, would read of a sample; of a question with its answer both. Raises BadSample."""
+def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], draw: float) -> list[str]:
+    """What training, or else a score, would read of a sample: of a document all texts, of a question with its answer
+    both. Raises BadSample."""
     if one.source is None:
-        how = Reader(model=run.model, decode=Decode(), sources=run.data.train, texts=run.eval.texts)
-        found = how.words(sample, media)
-        return [text for text in (found.text, found.answer) if text is not None]
-    text = text_of(sample, one.source.texts, turn)
-    answer = text_of(sample, one.source.targets, turn) if one.source.targets and text is not None else None
-    if one.source.targets and text is not None and answer is None:
-        fields = " or ".join(place.field for place in one.source.targets)
-        raise BadSample("missing_text", f"{sample.where} has no answer, which its source asks for ({fields})")
-    return [told for told in (text, answer) if told is not None]
-
-
-def _seconds(tar: Tar, lies: Index, place: int) -> list[float]:
-    """Of each sound of a sample, where its header says it."""
-    names = [name for name in lies.extensions(place) if modality_of(name) == "audio"]
-    if len(names) < 2:
-        return [lies.seconds[place]] if lies.seconds[place] >= 0 else []
-    with tar.path.open("rb", buffering=HEAD) as file:
-        seen = [_measured(file, name, lies.offset[name][place], lies.size[name][place]).seconds for name in names]
-    return [seconds for seconds in seen if seconds >= 0]
-
-
-def _measured(file: BinaryIO, name: str, offset: int, size: int) -> Measure:
-    """What the header of a part says."""
-
-    def part(at: int, count: int) -> bytes:
-        file.seek(offset + at)
-        return file.read(max(min(count, size - at), 0))
-
-    return measure(numbered(name)[1], part, size)
+        reader = Reader(model=run.model, decode=Decode(), sources=run.data.train, texts=run.eval.texts)
+        result = reader.words(sample, media)
+        fields, answer = () if result.way is None else result.way.texts, result.answer
+        text = result.text
+    else:
+        fields, targets = one.source.texts, one.source.targets
+        text = text_of(sample, fields, draw)
+        answer = text_of(sample, targets, draw) if targets and text is not None else None
+        if targets and text is not None and answer is None:
+            names = " or ".join(place.field for place in targets)
+            raise BadSample("missing_text", f"{sample.where} has no answer, which its source asks for ({names})")
+    texts = [text] if fields else texts_of(sample)
+    return [each for each in (*texts, answer) if each is not None]
 
 
 def _hears(one: Set, run: Run) -> bool:
@@ -141,22 +138,6 @@ def _note_length(found: ScanStats, text: str, case: str, tokenizer: Tokenizer | 
     found.truncated += 1
     if len(noted := found.cases.setdefault("text_truncated", [])) < NOTED:
         noted.append(f"{case}: {told}")
-
-
-def _sizes(found: ScanStats, tar: Tar) -> None:
-    """Width and height of every picture whose header says it."""
-    lies = index_of(tar)
-    names = [name for name in lies.size if modality_of(name) == "image"]
-    with tar.path.open("rb", buffering=HEAD) as file:
-        for name in names:
-            for offset, size in zip(lies.offset[name], lies.size[name], strict=True):
-                if size < 0:
-                    continue
-
-                seen = _measured(file, name, offset, size)
-                if seen.width > 0:
-                    found.widths.append(seen.width)
-                    found.heights.append(seen.height)
 
 
 def presence(sets: Sequence[Set], swept: Sequence[ScanStats], run: Run) -> Section:

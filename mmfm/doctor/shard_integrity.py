@@ -110,10 +110,6 @@ def read(tar: Tar, wanted: Collection[str], places: Sequence[int] | None = None)
         yield place, shards.read(place, wanted)
 
 
-def where(tar: Tar, place: int) -> str:
-    return f"{tar.name}: {index_of(tar).keys[place]}"
-
-
 @dataclass
 class _Seen:
     """What was noticed while the tars of one set were looked at."""

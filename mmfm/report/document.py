@@ -11,10 +11,15 @@ from mmfm.runtime.files import replace_file
 HERE = Path(__file__).parent
 
 
-def document(title: str, *parts: Html) -> Html:
-    """A whole page with these parts as its body. The policy names the hashes of the style and the script."""
+def document(title: str, *parts: Html, more_style: str = "", active: bool = True, class_: str | None = None) -> Html:
+    """A whole page with these parts as its body. The policy names the hashes of the style and the script.
+
+    active: with the script of the report.
+    """
     style, script = (Html((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    style = Html(style + more_style)
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}"
+    policy += f"; script-src {_hash(script)}" if active else ""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -24,7 +29,7 @@ def document(title: str, *parts: Html) -> Html:
         tag("title", title),
         tag("style", style),
     )
-    body = tag("body", *parts, tag("script", script))
+    body = tag("body", *parts, tag("script", script) if active else None, class_=class_)
     return join((Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n"))
 
 
