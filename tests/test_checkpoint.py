@@ -142,20 +142,6 @@ def test_the_newest_is_skipped_aloud(tmp_path, capsys):
     assert "step-00000008 is no whole checkpoint" in second
 
 
-def test_verifying_finds_what_reading_finds(tmp_path):
-    """`verify`, which reads in blocks, passes what is whole and refuses a flipped bit and a missing file."""
-    folder = saved(tmp_path)
-    checkpoint.verify(folder)
-    path = folder / "train.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    with pytest.raises(UserError, match=r"train.safetensors is damaged"):
-        checkpoint.verify(folder)
-    path.unlink()
-    with pytest.raises(UserError, match=r"is no whole checkpoint"):
-        checkpoint.verify(folder)
-
-
 def test_a_checkpoint_of_the_same_step_is_put_aside(tmp_path):
     """A name is never written over: what had it is kept beside until the next time."""
     (saved(tmp_path) / "extra").touch()
