@@ -245,7 +245,7 @@ def test_filling_in_behind_kept_tokens_is_as_without(run, tmp_path, task):
     hidden = torch.arange(4).expand(6, 4) >= torch.arange(6)[:, None] % 3
     found = []
     for model in (plain, keeping, keeping):
-        JointModule(replace(prepared.run, generative=locked.write, optim=locked.optim), model)
+        JointModule(replace(prepared.run, generative=locked.generative, optim=locked.optim), model)
         model.eval()
         hooks = [tower.encoder.register_forward_hook(lambda *_: asked.append(1)) for tower in model.towers.values()]
         reading = forward_task(model, parse(task), batch)

@@ -1,7 +1,6 @@
-"""README.md says what is so: its figures are generated, its commands parse, its code builds, its map is complete."""
+"""The pages say what is so: figures are generated, commands parse, code builds, links lead somewhere."""
 
 import ast
-import json
 import re
 import runpy
 import shlex
@@ -16,16 +15,46 @@ from mmfm.inference.interface import Interface
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+MAP = (ROOT / "mmfm" / "README.md").read_text("utf-8")
 TOOL = runpy.run_path(str(ROOT / "tools" / "readme.py"))
 
 
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / name / "README.md" for name in ("mmfm", "configs", "experiments", "tools", "tests")),
+]
+PAGES += sorted((ROOT / "mmfm").glob("*/README.md"))
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        assert (page.parent / link).exists(), link
 
 
 def test_figures_are_generated() -> None:
-    """The table of scores is what tools/readme.py makes of the committed results; if not, run it."""
-    assert TOOL["generated"]() == README
+    """The tables of every page are what tools/readme.py makes of the committed results; if not, run it."""
+    pages = TOOL["pages"]()
+    assert len(pages) >= 4
+    for page in pages:
+        assert TOOL["render"](page.read_text("utf-8")) == page.read_text("utf-8"), page
+
+
+def test_every_experiment_has_its_line() -> None:
+    index = (ROOT / "experiments" / "README.md").read_text("utf-8")
+    folders = [
+        path.name for path in sorted((ROOT / "experiments").iterdir()) if path.is_dir() and path.name[0].isdigit()
+    ]
+    assert re.findall(r"^\| \[([\w-]+)\]", index, re.MULTILINE) == folders
 
 
 def test_the_table_of_encoders_is_generated() -> None:
@@ -48,11 +77,6 @@ def test_planted_rows_stand_in_the_summary() -> None:
     assert "| a | - | 2 | 1e-06 | 1 | 2e-06 | y |" in table
     assert "| b | 1.5 | 2 | 3e-06 | 0 | - | none |" in table
     assert table.endswith("4 encoders. Measured on c, 2026-01-01.")
-
-
-def test_the_quickstarts_experiment_is_generated() -> None:
-    """Both tables of experiments/000-quickstart: the scores, and what was tried before."""
-    assert TOOL["generated_experiment"]() == TOOL["EXPERIMENT"].read_text("utf-8")
 
 
 def test_the_table_of_any_to_any_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +112,7 @@ def test_a_planted_figure_stands_in_its_place() -> None:
         row("val", "audio>text", "wer", 0.5),
         row("test", ">text", "x", 0.7),
     ]
-    text = TOOL["render"](README, json.dumps(rows))
+    text = TOOL["table"](rows)
     (line,) = [line for line in text.splitlines() if "0.125" in line]
     assert [cell.strip() for cell in line.split("|")][2:6] == [
         "`audio>text`",
@@ -97,13 +121,13 @@ def test_a_planted_figure_stands_in_its_place() -> None:
         "-",
     ]
     assert "0.500" not in text and "0.700" not in text
-    assert TOOL["render"](text, json.dumps(rows)) == text
 
 
-def test_a_lost_marker_is_said() -> None:
-    """Without its markers the table would silently stay as it is."""
-    with pytest.raises(ValueError, match="should hold"):
-        TOOL["render"](README.replace(TOOL["END"], ""), None)
+@pytest.mark.parametrize("broken", [("<!-- end of scores -->", ""), ("<!-- scores:", "<!-- shores:")])
+def test_a_lost_marker_is_said(broken: tuple[str, str]) -> None:
+    """Without its markers a table would silently stay as it is."""
+    with pytest.raises(ValueError, match="a table"):
+        TOOL["render"](README.replace(*broken))
 
 
 def test_the_engines_table_has_what_has_a_goal() -> None:
@@ -151,7 +175,7 @@ def test_the_python_example_uses_what_there_is() -> None:
 
 def test_the_map_is_complete() -> None:
     """Each file or folder of the package stands in the map, and nothing else does."""
-    named = set(re.findall(r"^    (mmfm/[\w/.]*)  ", README.partition("## The map")[2], re.MULTILINE))
+    named = set(re.findall(r"^    (mmfm/[\w/.]*)  ", MAP, re.MULTILINE))
     there = {f"mmfm/{path.name}" for path in (ROOT / "mmfm").glob("[!_]*.py")}
     there |= {f"mmfm/{path.parent.name}/" for path in (ROOT / "mmfm").glob("*/__init__.py")}
     assert named == there

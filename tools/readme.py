@@ -1,25 +1,26 @@
-"""Writes the tables of README.md, of tools/PARITY.md and of experiments/000-quickstart from their JSON.
+"""Writes the tables of all pages (README.md, guides of folders, tools/PARITY.md, an experiment) from their JSON.
 
-No figure is typed.
+A table stands between `<!-- NAME: written by tools/readme.py -->` and `<!-- end of NAME -->`; TABLES has its maker. No
+figure is typed.
 
-.venv/bin/python tools/readme.py
+    .venv/bin/python tools/readme.py
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "000-quickstart" / "results.json"
-EXPERIMENT = RESULTS.with_name("README.md")
+RESULTS = ROOT / "experiments" / "000-quickstart" / "results.json"
 BENCH = ROOT / "tools" / "bench_step.json"
 ENGINE = [ROOT / "tools" / f"bench_{name}.json" for name in ("loader", "decode", "read", "memory", "resume")]
 GENERATE = ROOT / "tools" / "bench_generate.json"
 ANY = ROOT / "experiments" / "006-any-to-any" / "results.json"
 PARITY = ROOT / "tools" / "parity.json"
 PARITY_PAGE = PARITY.with_name("PARITY.md")
-BEGIN, END = "<!-- scores: written by tools/readme.py -->", "<!-- end of scores -->"
+TABLE = re.compile(r"(<!-- (\w+): written by tools/readme.py -->\n).*?(\n<!-- end of (\w+) -->)", re.DOTALL)
 SPLITS = {"test": "numbers seen in training", "test-unseen": "the twenty never seen"}
 LINES = (
     ("image->text", "acc@1", "a picture, named"),
@@ -58,7 +59,6 @@ ANY_LINES = (
     ("audio, decoded", "speech/right", "real ones through the codec, read by the same judge"),
 )
 DECODE_GOALS = {"seek": ">= 10"}  # of tools/bench_decode.json, which states none
-MISSING = "The table is made from `experiments/000-quickstart/results.json`, which is not there yet."
 
 
 def cell(row: Mapping[str, Any] | None) -> str:
@@ -77,28 +77,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def render(readme: str, results: str | None) -> str:
-    """The README with the table of `results`, the text of results.json; None: with the line that there is none."""
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README.md should hold {BEGIN!r} and, after it, {END!r}")
-    return f"{before}{BEGIN}\n{MISSING if results is None else table(json.loads(results))}\n{END}{after}"
+def pages() -> list[Path]:
+    """README.md, and the pages of all folders that hold a table written here."""
+    folders = ("mmfm", "configs", "experiments", "tools", "tests")
+    found = [ROOT / "README.md", *(page for folder in folders for page in sorted((ROOT / folder).rglob("*.md")))]
+    return [page for page in found if page != PARITY_PAGE and TABLE.search(page.read_text("utf-8"))]
 
 
-def generated() -> str:
-    """README.md with its tables."""
-    page = render(README.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
-    content = speed_table(json.loads(BENCH.read_text("utf-8")))
-    page = between(page, "<!-- speed: written by tools/readme.py -->", "<!-- end of speed -->", content)
-    content = engine_table([json.loads(path.read_text("utf-8")) for path in ENGINE if path.exists()])
-    page = between(page, "<!-- data: written by tools/readme.py -->", "<!-- end of data -->", content)
-    content = engine_table([json.loads(GENERATE.read_text("utf-8"))])
-    page = between(page, "<!-- writing: written by tools/readme.py -->", "<!-- end of writing -->", content)
-    content = any_table(ANY.read_text("utf-8"))
-    page = between(page, "<!-- any: written by tools/readme.py -->", "<!-- end of any -->", content)
-    content = parity_summary(json.loads(PARITY.read_text("utf-8")))
-    return between(page, "<!-- parity: written by tools/readme.py -->", "<!-- end of parity -->", content)
+def render(page: str) -> str:
+    """The page with its tables made anew. ValueError: a table's begin and end, or its name, do not match."""
+
+    def fill(match: re.Match[str]) -> str:
+        begin, name, end, closed = match.groups()
+        if name != closed or name not in TABLES:
+            raise ValueError(f"a table {name!r} ends as {closed!r}; there are {', '.join(TABLES)}")
+        return f"{begin}{TABLES[name]()}{end}"
+
+    if page.count("written by tools/readme.py -->") != page.count("<!-- end of "):
+        raise ValueError("a table should stand between its begin and its end")
+    return TABLE.sub(fill, page)
 
 
 def any_table(results: str) -> str:
@@ -225,18 +222,27 @@ def tuning_table(text: str) -> str:
 
 
 def between(page: str, begin: str, end: str, content: str) -> str:
+    """The page with `content` between these two lines; what experiments' own tools write theirs with."""
     before, _, rest = page.partition(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
-def generated_experiment() -> str:
-    """experiments/000-quickstart/README.md with both of its tables."""
-    page = render(EXPERIMENT.read_text("utf-8"), RESULTS.read_text("utf-8") if RESULTS.exists() else None)
-    content = tuning_table(EXPERIMENT.with_name("tuning.json").read_text("utf-8"))
-    return between(page, "<!-- tuning: written by tools/readme.py -->", "<!-- end of tuning -->", content)
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+TABLES = {
+    "scores": lambda: table(read(RESULTS)),
+    "any": lambda: any_table(ANY.read_text("utf-8")),
+    "speed": lambda: speed_table(read(BENCH)),
+    "data": lambda: engine_table([read(path) for path in ENGINE]),
+    "writing": lambda: engine_table([read(GENERATE)]),
+    "parity": lambda: parity_summary(read(PARITY)),
+    "tuning": lambda: tuning_table(RESULTS.with_name("tuning.json").read_text("utf-8")),
+}
 
 
 if __name__ == "__main__":
-    README.write_text(generated(), "utf-8")
+    for page in pages():
+        page.write_text(render(page.read_text("utf-8")), "utf-8")
     PARITY_PAGE.write_text(parity_page(), "utf-8")
-    EXPERIMENT.write_text(generated_experiment(), "utf-8")

@@ -1,4 +1,4 @@
-"""README.md's lines for other tools, encoders, suites: every block, as it stands, by a user who has what they name.
+"""The pages' lines for other tools, encoders, suites: every block, as it stands, by a user who has what they name.
 
 So are the first uses. The folder that they are run in holds small runs, pictures and shards under the names of the
 README, and no network.
@@ -24,8 +24,12 @@ from shared_exports import classification, pictures, png, retrieval
 from mmfm.config import Data, Source
 
 ROOT = Path(__file__).parent.parent.parent
-HEADINGS = ("Use it from other tools", "Encoders from elsewhere", "Suites and comparisons")
+PAGES = [f"mmfm/{name}/README.md" for name in ("export", "pretrained", "evals")]
 TEXTS = ["seven of nine", "forty-two", "a longer text, with a comma"]
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def section(heading: str) -> str:
@@ -34,11 +38,8 @@ def section(heading: str) -> str:
     return found
 
 
-BLOCKS = [
-    block
-    for heading in HEADINGS
-    for block in re.findall(r"^```(sh|python)\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)
-]
+TEXTS_OF = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
+BLOCKS = [block for text in TEXTS_OF.values() for block in fenced(text)]
 
 
 def lines(language: str, code: str) -> list[list[str]]:
@@ -125,10 +126,9 @@ def write_tasks(where: Path) -> None:
 
 
 def test_no_block_is_left_out() -> None:
-    """Whatever is fenced in these sections is a block that is run; of the sections each has one at least."""
-    for heading in HEADINGS:
-        assert section(heading).count("```") > 0
-    assert sum(section(heading).count("```") for heading in HEADINGS) == 2 * len(BLOCKS)
+    """Whatever is fenced in these pages is a block that is run; each page has one at least."""
+    assert all(text.count("```") > 0 for text in TEXTS_OF.values())
+    assert sum(text.count("```") for text in TEXTS_OF.values()) == 2 * len(BLOCKS)
     assert BLOCKS[0][1].startswith("mmfm export ")
 
 
@@ -139,7 +139,7 @@ def test_a_wrong_line_fails(tmp_path: Path) -> None:
             perform(language, code, tmp_path)
 
 
-USES = re.findall(r"^```(sh|python)\n(.*?)^```$", section("First uses"), re.MULTILINE | re.DOTALL)
+USES = fenced(section("First uses"))
 
 
 @pytest.mark.parametrize(("language", "code"), USES[:2], ids=["sh", "python"])
