@@ -36,7 +36,7 @@ def check_row(found: parity.Tried, case: Case) -> None:
 
 @torch.no_grad()
 def check_saved(found: parity.Tried) -> None:
-    """Blueprint as JSON and weights as safetensors, built anew and loaded strictly: equal tokens, to the last bit."""
+    """EncoderSpec as JSON and weights as safetensors, built anew and loaded strictly: equal tokens, to the last bit."""
     assert found.encoder is not None
     blueprint = serialization.parse(EncoderSpec, serialization.write(found.encoder.blueprint), "blueprint")
     assert blueprint == found.encoder.blueprint

@@ -321,7 +321,7 @@ def exit_by_interrupt() -> SystemExit:
 
 WORKER = (
     "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-    '  File "stream.py", line 1, in read\nmmfm.inputs.BadSample: a.tar: 7 is cut; write it again'
+    '  File "stream.py", line 1, in read\nmmfm.preprocessing.BadSample: a.tar: 7 is cut; write it again'
 )
 FAULTS: dict[str, tuple[BaseException, int, str]] = {
     "Ctrl-C": (KeyboardInterrupt(), 130, "mmfm: interrupted; --resume continues"),

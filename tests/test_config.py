@@ -184,7 +184,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "workers": (lambda: Data(num_workers=-1), "Data.num_workers=-1 must not be negative"),
     "pair": (lambda: Contrastive(pair=("image", "image")), "must name two different modalities"),
     "pair names": (lambda: Contrastive(pair=("image", "smell")), "names 'smell'"),
-    "weight": (lambda: Generative(task=">text", weight=-1.0), "Write.weight=-1.0 must not be negative"),
+    "weight": (lambda: Generative(task=">text", weight=-1.0), "Generative.weight=-1.0 must not be negative"),
     "warm-up": (lambda: Optim(steps=100), "Optim.warmup_steps=100 must be below steps=100"),
     "floor": (lambda: Optim(min_lr_ratio=2.0), "Optim.min_lr_ratio=2.0 must be between 0 and 1"),
     "betas": (lambda: Optim(betas=(0.9, 1.0)), "Optim.betas=(0.9, 1.0) must be at least 0 and below 1 each"),
@@ -213,7 +213,7 @@ MISTYPED = {
     'Run(name="a", passes="three")': "Run.passes='three' is none of 'one', 'two'",
     'Run(name="a", accelerator="tpu")': "Run.accelerator='tpu' is none of",
     'Optim(precision="fp16")': "Optim.precision='fp16' is none of",
-    'Contrastive(pair=("image", "text"), loss="margin")': "Contrast.loss='margin' is none of",
+    'Contrastive(pair=("image", "text"), loss="margin")': "Contrastive.loss='margin' is none of",
     "Optim(steps=1e2)": "Optim.steps=100.0 should be a whole number, such as 100",
     "Optim(steps=True)": "Optim.steps=True should be a whole number, not a bool",
     'Optim(lr="1e-3")': "Optim.lr='1e-3' should be a number, not a str",
@@ -241,7 +241,7 @@ def test_types_are_checked_as_strictly_in_python() -> None:
     code = f"""
 import json
 from mmfm.evals.suite import *
-from mmfm.generate.decoding import Decoding
+from mmfm.generation.generation_config import GenerationConfig as Decoding
 from mmfm.config import *
 def told(text):
     try:

@@ -271,8 +271,8 @@ def test_a_run_of_a_gpu_is_evaluated_elsewhere_when_it_is_said(tmp_path: Path, m
 
 TWO = """
 from mmfm.config import UserError
-from mmfm.distributed import Said, together
-from mmfm.meeting import assembled
+from mmfm.runtime.distributed import Said, together
+from mmfm.runtime.rendezvous import assembled
 with assembled(0, []) as ranks:
     assert ranks.collect(b"a" * ranks.rank) == [b"", b"a"]
     assert together(ranks, lambda: b"%d" % ranks.rank) == [b"0", b"1"]

@@ -113,7 +113,7 @@ def test_more_shards_of_several_sources_than_files_may_be_open(tmp_path, write_s
 
 
 def test_the_limit_of_open_files_is_raised_to_what_is_allowed():
-    code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (40, 90)); from mmfm import machine as m; "
+    code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (40, 90)); from mmfm.runtime import machine as m; "
     code += "print(m.open_files(), r.getrlimit(r.RLIMIT_NOFILE))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE)
     assert done.stdout == "90 (90, 90)\n", done.stderr

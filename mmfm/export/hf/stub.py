@@ -8,7 +8,7 @@ from pathlib import Path
 NAME = "modeling_mmfm"
 CODE = '''"""mmfm's classes, for programs that load this folder with remote code; mmfm itself must be installed."""
 
-from mmfm.hf import (  # noqa: F401
+from mmfm.export.hf import (  # noqa: F401
     MMFMConfig,
     MMFMFeatureExtractor,
     MMFMForCausalLM,
