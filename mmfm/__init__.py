@@ -15,16 +15,25 @@ def load(run: str | Path, step: int | None = None, *, device: str = "auto", dtyp
     """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last.
 
     A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
-    computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said.
+    computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said; "int8" has the trunk in 8 bits.
     """
     from mmfm.inference.bundle import is_bundle
     from mmfm.inference.load import load_model
-    from mmfm.runtime.devices import device_of, dtype_of
 
     if step is None and is_bundle(run):
         return from_pretrained(run, device=device, dtype=dtype)
-    place, kind = device_of(device), dtype_of(dtype)
-    return load_model(run, step).to(place, kind)
+    return _placed(load_model(run, step), device, dtype)
+
+
+def _placed(model, device: str, dtype):
+    """On its device and in its precision."""
+    from mmfm.runtime.devices import device_of, dtype_of
+
+    if str(dtype) == "int8":
+        from mmfm.generation import int8
+
+        return int8(model.to("cpu" if device == "auto" else device_of(device)))
+    return model.to(device_of(device), dtype_of(dtype))
 
 
 def load_encoder(modality: str, where: str | Path, *, check: bool = True, device: str = "cpu", dtype=None):
@@ -42,10 +51,8 @@ def load_encoder(modality: str, where: str | Path, *, check: bool = True, device
 def from_pretrained(where: str | Path, *, check: bool = True, device: str = "auto", dtype=None):
     """The whole model of a bundle, from its folder or from "owner/name" on the hub, as `load` gives that of a run."""
     from mmfm.inference.bundle.load import from_pretrained
-    from mmfm.runtime.devices import device_of, dtype_of
 
-    place, kind = device_of(device), dtype_of(dtype)
-    return from_pretrained(where, check=check).to(place, kind)
+    return _placed(from_pretrained(where, check=check), device, dtype)
 
 
 def save_bundle(run, folder: str | Path, modalities: tuple[str, ...] | None = None, *, force: bool = False):

@@ -221,6 +221,8 @@ class Export:
     """For whom."""
     modality: tuple[str, ...] = ()
     """Only these, of image, audio and text; else all that the model reads."""
+    part: Literal["", "trunk"] = ""
+    """trunk, with --to hf: the trunk alone, as a plain Llama or Qwen of transformers."""
     step: int = 0
     """Which checkpoint; 0: the last."""
     force: bool = False
@@ -230,7 +232,8 @@ class Export:
         from mmfm.export.command import export
 
         step = self.step or None
-        print(export(self.run, self.to, self.out, modalities=self.modality, step=step, force=self.force))
+        chosen = {"modalities": self.modality, "part": self.part, "step": step}
+        print(export(self.run, self.to, self.out, **chosen, force=self.force))
 
 
 @dataclass(frozen=True, kw_only=True)

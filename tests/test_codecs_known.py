@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from mmfm.config import KnownCodec, Mel, UserError
 from mmfm.models.codecs import known
-from mmfm.models.codecs.discriminator import Pictures, Sounds
+from mmfm.models.codecs.discriminator import Patches
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.models.codecs.losses import (
-    balance,
+    Judged,
     judged_apart,
     judged_real,
-    perceptual_distance,
     spectra,
     spectral_distance,
 )
@@ -415,67 +414,20 @@ def test_silence_has_finite_slopes() -> None:
     assert silent.grad.isfinite().all()
 
 
-def test_perceptual_distance_is_of_directions() -> None:
-    """Zero where features differ by a factor alone; two for opposite ones; no slope reaches what is wanted."""
-    torch.manual_seed(0)
-    layer = nn.Conv2d(3, 4, 3, bias=False)
-    x = torch.randn(2, 3, 8, 8)
-    features = lambda picture: [layer(picture)]  # noqa: E731
-    torch.testing.assert_close(perceptual_distance(3 * x, x, features), torch.zeros(2))
-    torch.testing.assert_close(perceptual_distance(-x, x, features), torch.full((2,), 4.0))
-    wanted, found = x.clone().requires_grad_(), torch.randn(2, 3, 8, 8).requires_grad_()
-    perceptual_distance(found, wanted, features).sum().backward()
-    assert wanted.grad is None
-    assert found.grad is not None
+def test_hinges() -> None:
+    """A judge that tells apart by more than its margin pays nothing."""
+    sure, unsure = (Judged(torch.full((1, 2, 2), value), torch.ones(1, 2, dtype=torch.bool)) for value in (2.0, -2.0))
+    found = (judged_apart([sure], [unsure]), judged_apart([unsure], [sure]), judged_real([sure]))
+    assert [value.item() for value in found] == [0.0, 6.0, -2.0]
 
 
-def test_hinges_and_their_balance() -> None:
-    """A judge that tells apart by more than its margin pays nothing; the balance makes both slopes equally long."""
-    pictures = Pictures(width=4, depth=2)
-    (said,) = pictures(torch.zeros(1, 3, 8, 8))
-    sure = [said._replace(said=torch.full_like(said.said, 2.0))]
-    unsure = [said._replace(said=torch.full_like(said.said, -2.0))]
-    assert judged_apart(sure, unsure).item() == 0.0
-    assert judged_apart(unsure, sure).item() == 6.0
-    assert judged_real(sure).item() == -2.0
-    weight = torch.tensor([3.0, 4.0], requires_grad=True)
-    first, second = (weight * torch.tensor([2.0, 0.0])).sum(), (weight * torch.tensor([0.0, 0.5])).sum()
-    torch.testing.assert_close(balance(first, second, weight), torch.tensor(4.0), rtol=1e-3, atol=0.0)
-
-
-def test_judges_of_sounds_see_no_padding() -> None:
-    """What is said of a sound in a padded batch is what is said of it alone, and so is what it costs."""
-    torch.manual_seed(0)
-    judge = Sounds(windows=(64, 128), width=4, depth=3)
-    waves, keep = noise(2, 3_000), real([3_000, 1_111])
-    padded = judge(waves.masked_fill(~keep, 5.0), keep)
-    alone = judge(waves[1:, :1_111], keep[1:, :1_111])
-    for a, b in zip(padded, alone, strict=True):
-        assert a.keep[1].sum() == b.keep.sum()
-        torch.testing.assert_close(a.said[1][a.keep[1]], b.said[0][b.keep[0]])
-    torch.testing.assert_close(judged_real(padded)[1:], judged_real(alone))
-    torch.testing.assert_close(judged_apart(padded, padded)[1:], judged_apart(alone, alone))
-
-
-def test_a_judge_learns_to_tell_noise_from_tones() -> None:
-    """Thirty steps of hinge loss halve it on what it has not seen."""
-    torch.manual_seed(0)
-    judge = Sounds(windows=(128,), width=4, depth=2)
-    optimiser = torch.optim.Adam(judge.parameters(), lr=1e-2)
-    keep = torch.ones(4, 1_000, dtype=torch.bool)
-    at = torch.arange(1_000) / 16_000
-
-    def loss(seed: int) -> Tensor:
-        pitch = 300 + 200 * torch.rand(4, 1, generator=torch.Generator().manual_seed(seed))
-        tones = 0.4 * torch.sin(2 * math.pi * pitch * at)
-        return judged_apart(judge(tones, keep), judge(noise(4, 1_000, seed=seed), keep)).mean()
-
-    before = loss(99).item()
-    for seed in range(30):
-        optimiser.zero_grad()
-        loss(seed).backward()
-        optimiser.step()
-    assert loss(99).item() < before / 2
+def test_a_critic_sees_no_padding() -> None:
+    """What is said of a clip's frames in a padded batch is what is said of it alone, and so is what it costs."""
+    critic, x, keep = Patches(1, 4, 2), noise(2, 1, 24 * 8).view(2, 1, 24, 8), real([24, 12])
+    padded = critic(x.masked_fill(~keep[:, None, :, None], 5.0), keep)
+    alone = critic(x[1:, :, :12], keep[1:, :12])
+    torch.testing.assert_close(padded.said[1][padded.keep[1]], alone.said[0][alone.keep[0]])
+    torch.testing.assert_close(judged_real([padded])[1:], judged_real([alone]))
 
 
 @pytest.mark.parametrize("name", [*SOUNDS, *IMAGES])

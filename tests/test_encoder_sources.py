@@ -2,8 +2,7 @@
 
 import json
 import re
-import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -19,7 +18,7 @@ from toy_encoders import BLOCKS, CONVS, PICTURE, WORDS, hf_folder, open_clip_fol
 
 from mmfm.config import Tower, UserError
 from mmfm.preprocessing.tokenizer import Reader, parse_reader
-from mmfm.pretrained import build, layer_groups, resolve
+from mmfm.pretrained import build, resolve
 from mmfm.pretrained.clip_tokenizer import clip_bpe
 from mmfm.pretrained.encoder import fit_keep
 from mmfm.pretrained.source import parse
@@ -312,35 +311,6 @@ def test_nothing_is_random_in_training_but_dropout(tmp_path: Path) -> None:
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
-def test_layers_of_a_vit(tmp_path: Path) -> None:
-    """Embedding, each block, final norm: every parameter once, in order."""
-    timm_folder(tmp_path, "test_vit")
-    encoder = build(resolve(Tower(source=str(tmp_path), weights="random"), "image").blueprint)
-    groups = layer_groups(encoder)
-    assert [name for group in groups for name in group] == [name for name, _ in encoder.named_parameters()]
-    blocks = [{name.split(".")[2] for name in group if ".blocks." in name} for group in groups]
-    assert blocks == [set(), {"0"}, {"1"}, {"2"}, {"3"}, {"4"}, {"5"}, set()]
-    assert "trunk.patch_embed.proj.weight" in groups[0] and groups[-1] == ["trunk.norm.weight", "trunk.norm.bias"]
-
-
-def test_layers_of_a_text_model_and_of_stages(tmp_path: Path) -> None:
-    hf_folder(tmp_path / "b", hf.BertConfig(max_position_embeddings=40, **BLOCKS, **WORDS), wordpieces())
-    encoder = build(resolve(Tower(source=str(tmp_path / "b")), "text").blueprint)
-    groups = layer_groups(encoder)
-    assert [sorted({name.split(".")[1] for name in group}) for group in groups] == [
-        ["embeddings"],
-        ["encoder"],
-        ["encoder"],
-    ]
-    assert all(".layer.1." in name for name in groups[-1]), "the pooler is no parameter: the last layer is the last"
-    timm_folder(tmp_path / "c", "test_convnext")
-    stages = build(resolve(Tower(source=str(tmp_path / "c")), "image").blueprint)
-    blocks = {
-        re.search(r"stages\.\d+\.blocks\.\d+", name)[0] for name, _ in stages.named_parameters() if "blocks" in name
-    }
-    assert len([group for group in layer_groups(stages) if any("blocks" in name for name in group)]) == len(blocks)
-
-
 def test_fit_keep() -> None:
     """Lengths as the model says; where it does not say, all tokens are real; at least one token of each item."""
     keep = torch.arange(10) < torch.tensor([[10], [4], [0]])
@@ -350,30 +320,3 @@ def test_fit_keep() -> None:
     single = fit_keep(keep, 5, lambda n: int(n / 2))
     assert torch.equal(single, halves), "of a function that takes one length at a time"
     assert torch.equal(fit_keep(keep, 5, lambda n: (n, n // 2)), halves), "and of one that gives every stage's"
-
-
-def test_a_bundle_is_a_source(tmp_path: Path) -> None:
-    """The blueprint and weights that a bundle keeps need no library's loader; damaged or other parts are refused."""
-    hf_folder(tmp_path / "from", hf.BertConfig(max_position_embeddings=40, **BLOCKS, **WORDS), wordpieces())
-    found = resolve(Tower(source=str(tmp_path / "from")), "text")
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    save_file({f"towers.text.encoder.{k}": v for k, v in found.weights.items()}, folder / "text.safetensors")
-    (folder / "tokenizer.text.json").write_text(found.tokenizer)
-    part = {"source": "x", "blueprint": asdict(found.blueprint)}
-    (folder / "bundle.json").write_text(json.dumps({"holds": ["text"], "model": None, "part": part}))
-    listed = {
-        path.name: {"bytes": path.stat().st_size, "crc32": zlib.crc32(path.read_bytes())}
-        for path in (folder / "text.safetensors", folder / "tokenizer.text.json")
-    }
-    (folder / "files.json").write_text(json.dumps({"files": listed}))
-    again = resolve(Tower(source=str(folder)), "text")
-    assert again.blueprint == found.blueprint and again.tokenizer == found.tokenizer
-    assert all(torch.equal(again.weights[name], value) for name, value in found.weights.items())
-    with pytest.raises(UserError, match="holds no image tower"):
-        resolve(Tower(source=str(folder)), "image")
-    data = bytearray((folder / "text.safetensors").read_bytes())
-    data[-1] ^= 1
-    (folder / "text.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="is damaged"):
-        resolve(Tower(source=str(folder)), "text")

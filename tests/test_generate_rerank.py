@@ -1,5 +1,7 @@
 """Of several draws the planted best is kept; 8 bits write nearly what fp32 writes."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,7 +95,7 @@ def test_a_model_in_8_bits_writes_the_same_form_and_nearly_the_same_scores():
     """The original is left alone; what is written keeps to its range; states differ by little, and do differ."""
     model = toy_model(3, image_codes=9).float()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    small, batch = int8(model), toy_batch()
+    small, batch = int8(copy.deepcopy(model)), toy_batch()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert isinstance(small.output, Int8Linear) and model.output is None
     assert isinstance(small.trunk.blocks[0].attn.qkv, Int8Linear)

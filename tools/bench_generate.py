@@ -10,6 +10,7 @@ compared with those of one pass over the whole sentence.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     theirs, ours = models()
-    small, rows = int8(ours), []
+    small, rows = int8(copy.deepcopy(ours)), []
     for count, new in SHAPES.items():
         ids = prompt(ours, count)
         expected = by_them(theirs, ids, new)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmfm.config import UserError, Vit, require
 from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
 from mmfm.export.open_source import open_model, whole
+from mmfm.inference.bundle.contents import is_bundle, read_bundle
 from mmfm.inference.interface import Interface
 
 
@@ -18,20 +19,38 @@ def export(
     modalities: Sequence[str] = (),
     step: int | None = None,
     force: bool = False,
+    part: Literal["", "trunk"] = "",
 ) -> Path:
-    """Writes `out` and returns it. `modalities`: empty for all that the model has; `step`: None for the last.
+    """Writes `out` and returns it. `modalities`: empty for all that the model has; `step`: None for the last; `part`:
+    "trunk" for the language model alone, as transformers' own Llama or Qwen.
 
     UserError: `out` exists and `force` is not given, the run has no such modality, or the target cannot hold it.
     """
     out = Path(out)
     require(to in TARGETS, f"--to {to} is not known; there are {', '.join(TARGETS)}")
     refuse(out, force)
+    if to == "hf" and (part == "trunk" or is_trunk(run)):
+        return _trunk(run, out, step, force)
+    require(not part, f"--part {part} is for --to hf; leave it out")
     model = open_model(run, step)
     chosen = chosen_of(model, modalities)
     with export_folder(out, force) as folder:
         about = {"to": to, "run": model.run.name, "modalities": list(chosen)} | TARGETS[to](model, to, folder, chosen)
         write_json(folder / ABOUT, about)
     return out
+
+
+def _trunk(run: str | Path, out: Path, step: int | None, force: bool) -> Path:
+    from mmfm.export.language import write
+
+    with export_folder(out, force) as folder:
+        write_json(folder / ABOUT, {"to": "hf"} | write(run, folder, step))
+    return out
+
+
+def is_trunk(run: str | Path) -> bool:
+    """Whether this is a bundle that holds a language model, and nothing else."""
+    return is_bundle(run) and read_bundle(Path(run)).components[0] == "trunk"
 
 
 def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from mmfm.export.folder import write_json
 from mmfm.export.graphs import only
 from mmfm.export.open_source import open_model
 from mmfm.models.imported import ImportedTower
+from mmfm.models.mappings import Foreign, give_back, shapes_of
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.validation import check_scaled
 
@@ -128,7 +129,8 @@ def write(vit: Vit, tower: nn.Module, folder: Path) -> dict[str, Any]:
     """A tower of our own as timm's `VisionTransformer`. UserError where timm has no such one, or it differs."""
     name, arguments = timm_arguments(vit)
     theirs: Any = timm.create_model(name, pretrained=False, **arguments).eval()
-    state = timm_state(vit, {key: value.detach().cpu() for key, value in tower.state_dict().items()})
+    source = Foreign(library="timm", architecture={"name": name, "kwargs": arguments}, modality="image")
+    state = give_back(source, vit, {key: value.cpu() for key, value in tower.state_dict().items()}, shapes_of(theirs))
     theirs.load_state_dict(state, strict=True)
     x = torch.linspace(-1, 1, vit.channels * vit.height_px * vit.width_px)
     x = x.view(1, vit.channels, vit.height_px, vit.width_px)
@@ -169,20 +171,3 @@ def timm_arguments(vit: Vit) -> tuple[str, dict[str, Any]]:
         "global_pool": "token" if vit.prefix else "avg",
         "num_classes": 0,
     }
-
-
-def timm_state(vit: Vit, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under timm's names. A bias that its stem has no place for is added to the positions, one that it lacks is 0."""
-    done = {name: value for name, value in ours.items() if not name.startswith("renormalise.")}
-    bias, position = done.pop("stem.bias", torch.zeros(vit.width)), done.pop("position")
-    out = {"patch_embed.proj.weight": done.pop("stem.weight")}
-    if vit.norm_pre:
-        position = position + bias
-    else:
-        out["patch_embed.proj.bias"] = bias
-    out["pos_embed"] = position[None]
-    if vit.prefix:
-        prefix = done.pop("prefix")[None]
-        out["cls_token"] = prefix[:, :1]
-        out |= {"reg_token": prefix[:, 1:]} if vit.prefix > 1 else {}
-    return out | {name.replace(".scale", ".ls"): value for name, value in done.items()}

@@ -4,9 +4,8 @@ Weights have a scale for each output, inputs one for each call (dynamic quantisa
 Inputs have 7 bits, also as there: without VNNI a processor adds two products in 16 bits, which 8 by 8 bits overflow.
 """
 
-import copy
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from mmfm.compat.torch import quantised_rows
 from mmfm.config import require
-from mmfm.models.model import UnifiedModel
 
+Kind = TypeVar("Kind", bound=nn.Module)
 REDUCED = True  # inputs in 7 bits, whatever the processor: the same numbers on all, and right ones
 
 
@@ -54,9 +53,6 @@ class Int8Linear(nn.Module):
             self.packed = _pack(self.weight, self.scale, self.bias)
         return torch.ops.quantized.linear_dynamic.default(x, self.packed, REDUCED)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": None, "parts": {}}
-
 
 def _pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     with warnings.catch_warnings():  # torch deprecates the type of the tensor that its kernel is packed from
@@ -65,17 +61,18 @@ def _pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
     return torch.ops.quantized.linear_prepack(whole, bias)
 
 
-def int8(model: UnifiedModel) -> UnifiedModel:
-    """A copy whose trunk and output count in 8 bits; towers and heads stay as they are. UserError: not on a CPU."""
-    require(
-        model.device.type == "cpu" and model.dtype == torch.float32,
-        f"8 bits are for a model on a CPU in fp32, and this one is {model.dtype} on {model.device}; move it there",
-    )
-    copied = copy.deepcopy(model).requires_grad_(False).eval()
-    weight = copied.embedding.weight if copied.output is None else copied.output.weight
-    copied.output = Int8Linear.of(weight)  # pyright: ignore[reportAttributeAccessIssue]
-    for part in list(copied.trunk.modules()):
+def int8(model: Kind) -> Kind:
+    """The same model, changed: trunk and output are in 8 bits from now on, towers and heads as they are.
+
+    model: a `UnifiedModel`, or what holds one as `core`. UserError: not on a CPU, or not in fp32.
+    """
+    core: Any = getattr(model, "core", model)
+    told = f"8 bits are for a model on a CPU in fp32, and this one is {core.dtype} on {core.device}; move it there"
+    require(core.device.type == "cpu" and core.dtype == torch.float32, told)
+    core.requires_grad_(False).eval()
+    core.output = Int8Linear.of(core.embedding.weight if core.output is None else core.output.weight)
+    for part in list(core.trunk.modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(part, name, Int8Linear.of(child.weight, child.bias))
-    return copied
+    return model

@@ -40,8 +40,8 @@ class GenerateArgs:
     """How many to make at a time; 0: all at once. It changes no result, only the memory."""
     device: str = "auto"
     """Where to compute: cpu, or cuda; auto: on a GPU if there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """In which precision."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """In which precision; int8: the trunk in 8 bits, on a CPU."""
     force: bool = False
     """Replace the files of --out that are there."""
     seed: int = 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmfm import config
 from mmfm.config import MODALITIES, UserError, require
-from mmfm.data.batch import Batch, Items, Raw
+from mmfm.data.batch import Batch, Items
 from mmfm.data.decode import Example, collate, contracts_of, shape_of
 from mmfm.generation import Finish
 from mmfm.models.model import UnifiedModel
@@ -195,8 +195,3 @@ def picture_of(x: Tensor) -> Image.Image:
     """uint8 [channels, height, width] as Pillow's: grey, RGB or RGBA."""
     pixels = x.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-
-
-def raw_of(items: Items) -> Raw:
-    """What a codec is given of these items."""
-    return items.raw or Raw(items.x, items.keep)

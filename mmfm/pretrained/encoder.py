@@ -5,7 +5,8 @@ heads) are buffers: saved and loaded under their own names, but never trained an
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,6 +166,18 @@ def _fitted(weights: Weights, encoder: Encoder, unread: list[str]) -> Weights:
 def prefixed(weights: Weights) -> Weights:
     """A trunk's own weights, under the names that they have in an `Encoder`."""
     return {f"trunk.{name}": value.detach() for name, value in weights.items()}
+
+
+@contextmanager
+def rested(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards each of its parts has the mode that it had."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
 
 
 def flat(x: Float[Tensor, "batch *places"], width: int) -> Float[Tensor, "batch time width"]:

@@ -71,7 +71,6 @@ def test_clip_benchmark_scores_a_run(kind, run, tmp_path, write_shard):
 def test_clip_benchmark_scores_a_plain_folder_without_us(tmp_path, write_shard):
     """A CLIP that went through our towers: their own command line, in a process where mmfm cannot be imported."""
     import test_export_clip as clip
-
     from mmfm.export.clip import write_clip
 
     cfg, model = clip.theirs("CLIP")

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmfm.config import require
-from mmfm.pretrained.padding import rested
+from mmfm.pretrained.encoder import rested
 
 SUBSETS, SUBSET = 100, 1_000
 

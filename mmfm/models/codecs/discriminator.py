@@ -3,17 +3,13 @@
 Weights are normalised and activations are not, so that neither the batch nor padding changes what they say.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mmfm.models.codecs.losses import Judged, judged_apart, judged_real, spectra
-
-WINDOWS = (512, 1024, 2048)
+from mmfm.models.codecs.losses import Judged, judged_apart, judged_real
 
 
 class Patches(nn.Module):
@@ -37,37 +33,6 @@ class Patches(nn.Module):
             keep = keep[:, ::2]
             x = F.leaky_relu(convolution(x), 0.2) * keep[:, None, :, None]
         return Judged(self.last(x)[:, 0], keep)
-
-
-class Pictures(nn.Module):
-    """Of pictures in -1..1."""
-
-    def __init__(self, channels: int = 3, width: int = 64, depth: int = 3) -> None:
-        super().__init__()
-        self.patches = Patches(channels, width, depth)
-
-    def forward(self, x: Float[Tensor, "n channels height width"]) -> list[Judged]:
-        return [self.patches(x, torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device))]
-
-
-class Sounds(nn.Module):
-    """Of sounds: real and imaginary parts of spectra, each window size with a judge of its own.
-
-    arXiv 2210.13438, section 3.4.
-    """
-
-    def __init__(self, windows: Sequence[int] = WINDOWS, width: int = 32, depth: int = 3) -> None:
-        super().__init__()
-        self.windows = tuple(windows)
-        self.patches = nn.ModuleList(Patches(2, width, depth) for _ in windows)
-
-    def forward(self, waves: Float[Tensor, "n samples"], keep: Bool[Tensor, "n samples"]) -> list[Judged]:
-        return [self._judged(*pair, waves, keep) for pair in zip(self.patches, self.windows, strict=True)]
-
-    def _judged(self, patches: nn.Module, size: int, waves: Tensor, keep: Tensor) -> Judged:
-        found, real = spectra(waves, keep, size)
-        level = size**0.5  # a spectrum is that of a mean over the window: noise then has one level for all sizes
-        return patches(torch.view_as_real(found * level).permute(0, 3, 1, 2), real)
 
 
 def adversarial(

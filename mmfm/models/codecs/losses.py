@@ -3,7 +3,7 @@
 Letters: n items. What lies beyond a sound's end changes none of its numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 
 SIZES = (256, 512, 1024, 2048)  # samples in a window: at 16 kHz, 16 to 128 ms
 QUIET = 1e-5  # magnitudes below it are as good as silence
-Features = Callable[[Tensor], Sequence[Tensor]]  # [n, ...] -> maps [n, channels, *places], from fine to coarse
 
 
 class Judged(NamedTuple):
@@ -65,21 +64,6 @@ def spectral_distance(
     return total / len(sizes)
 
 
-def perceptual_distance(
-    found: Float[Tensor, "n *dims"], wanted: Float[Tensor, "n *dims"], features: Features
-) -> Float[Tensor, " n"]:
-    """Squared distance of a frozen network's unit vectors, place by place, summed over its maps.
-
-    arXiv 1801.03924, eq. 1, with all weights 1. Gradients reach `found` alone.
-    """
-    with torch.no_grad():
-        aims = [F.normalize(part.float(), dim=1) for part in features(wanted)]
-    parts = [F.normalize(part.float(), dim=1) for part in features(found)]
-    return torch.stack(
-        [(part - aim).square().sum(1).flatten(1).mean(1) for part, aim in zip(parts, aims, strict=True)]
-    ).sum(0)
-
-
 def judged_apart(real: Sequence[Judged], fake: Sequence[Judged]) -> Float[Tensor, " n"]:
     """What a discriminator minimises: 1 or more for what is real, -1 or less for what is decoded (hinge).
 
@@ -92,16 +76,6 @@ def judged_apart(real: Sequence[Judged], fake: Sequence[Judged]) -> Float[Tensor
 def judged_real(fake: Sequence[Judged]) -> Float[Tensor, " n"]:
     """What a codec minimises: that its discriminator takes what it decodes for real (arXiv 1705.02894, eq. 3)."""
     return torch.stack([-_mean(part.said, part.keep) for part in fake]).mean(0)
-
-
-def balance(reconstruction: Float[Tensor, ""], judged: Float[Tensor, ""], last: Tensor) -> Float[Tensor, ""]:
-    """The weight of `judged` at which both pull equally hard at `last`, the decoder's last weights; at most 10 000.
-
-    arXiv 2012.09841, eq. 7.
-    """
-    (a,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
-    (b,) = torch.autograd.grad(judged, last, retain_graph=True)
-    return (a.norm() / (b.norm() + 1e-4)).clamp(max=1e4).detach()
 
 
 def _magnitude(x: Complex[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:

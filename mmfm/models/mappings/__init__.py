@@ -1,23 +1,35 @@
-"""Tables of names: how other libraries call the tensors that our own modules hold.
+"""Tables of names: how other libraries call the tensors that our own modules hold, read in both directions.
 
 converted = convert(Foreign(library="hf", architecture=config, modality="image"), weights)
 VisionTransformer(converted.part).load_state_dict(converted.weights)
+theirs.load_state_dict(give_back(foreign, converted.part, converted.weights, shapes_of(theirs)))
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmfm.config import Trunk, UserError, require
 from mmfm.models.mappings import audio, image, language, text
-from mmfm.models.mappings.language import place_embeddings
-from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, checked, foreign, renamed
-from mmfm.models.mappings.settings import hf_kind
-from mmfm.models.mappings.to_open_clip import to_open_clip
+from mmfm.models.mappings.language import language_config, place_embeddings
+from mmfm.models.mappings.mapping import Foreign, Layout, Part, checked, foreign, hf_kind, renamed, returned
+from mmfm.models.mappings.table import Weights
 
-__all__ = ["Converted", "Foreign", "Layout", "Part", "convert", "find", "foreign", "place_embeddings", "to_open_clip"]
+__all__ = [
+    "Converted",
+    "Foreign",
+    "Layout",
+    "Part",
+    "convert",
+    "find",
+    "foreign",
+    "give_back",
+    "language_config",
+    "place_embeddings",
+    "shapes_of",
+]
 LAYOUTS = (*image.LAYOUTS, *text.LAYOUTS, *audio.LAYOUTS, *language.LAYOUTS)
 
 
@@ -72,6 +84,22 @@ def convert(foreign: Foreign, weights: Mapping[str, Tensor]) -> Converted:
     return Converted(
         part=part, weights=checked(part, found), embedding=embedding, output=_output(part, embedding, output)
     )
+
+
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    """Of all tensors that it saves."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def give_back(foreign: Foreign, part: Part, weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Weights:
+    """The inverse of `convert`: the weights of one of our parts as those of the library's module of these shapes.
+
+    Names are those of a tower alone. UserError: no layout, or the two have not the same tensors.
+    """
+    layout = find(foreign)
+    require(layout is not None, f"no layout for {foreign.library}'s {kind_of(foreign) or 'model'}")
+    assert layout is not None
+    return returned(layout, part, weights, shapes)
 
 
 def _output(part: Trunk, embedding: Tensor | None, output: Tensor | None) -> Tensor | None:

@@ -7,8 +7,8 @@ as itself: our `mel` has as many bins, and the tower is called with other frames
 import json
 
 from mmfm.config import AudioPreprocess, Conformer, Mel
-from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, allow
-from mmfm.models.mappings.settings import activation_of, hf_config
+from mmfm.models.mappings.mapping import Foreign, Layout, activation_of, allow, hf_config
+from mmfm.models.mappings.table import Table
 
 
 def torchaudio_conformer(foreign: Foreign) -> Conformer:
@@ -68,10 +68,9 @@ def w2v_bert(foreign: Foreign) -> Conformer:
     )
 
 
-def pointwise(part: Part, weights: Weights, foreign: Foreign) -> Weights:
-    """Convolutions over one frame are matrices."""
-    ends = (".conv.inner.weight", ".conv.out.weight")
-    return {name: x.squeeze(-1) if name.endswith(ends) and x.ndim == 3 else x for name, x in weights.items()}
+def names(at: str, *rows: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """Rows of a block, and of the library's, whose blocks lie at `at`."""
+    return tuple((f"blocks.*.{ours}", f"{at}.*.{theirs}") for ours, theirs in rows)
 
 
 CONFORMER = Layout(
@@ -79,25 +78,26 @@ CONFORMER = Layout(
     modality="audio",
     kinds=("Conformer",),
     part=torchaudio_conformer,
-    fit=pointwise,
-    outside=(r".*\.num_batches_tracked$",),
-    renames=(
-        (r"^conformer_layers\.", "blocks."),
-        (r"\.ffn1\.sequential\.0\.", ".norms.0."),
-        (r"\.self_attn_layer_norm\.", ".norms.1."),
-        (r"\.conv_module\.layer_norm\.", ".norms.2."),
-        (r"\.ffn2\.sequential\.0\.", ".norms.3."),
-        (r"\.final_layer_norm\.", ".norms.4."),
-        (r"\.ffn1\.sequential\.", ".before."),
-        (r"\.ffn2\.sequential\.", ".after."),
-        (r"\.(before|after)\.1\.", r".\1.fc1."),
-        (r"\.(before|after)\.4\.", r".\1.fc2."),
-        (r"\.self_attn\.in_proj_", ".attn.qkv."),
-        (r"\.self_attn\.out_proj\.", ".attn.proj."),
-        (r"\.conv_module\.sequential\.0\.", ".conv.inner."),
-        (r"\.conv_module\.sequential\.2\.", ".conv.depthwise."),
-        (r"\.conv_module\.sequential\.3\.", ".conv.norm."),
-        (r"\.conv_module\.sequential\.5\.", ".conv.out."),
+    outside=r".*\.num_batches_tracked$",
+    table=Table(
+        *names(
+            "conformer_layers",
+            ("norms.0", "ffn1.sequential.0"),
+            ("before.fc1", "ffn1.sequential.1"),
+            ("before.fc2", "ffn1.sequential.4"),
+            ("norms.1", "self_attn_layer_norm"),
+            ("attn.qkv", "self_attn.in_proj_"),
+            ("attn.proj", "self_attn.out_proj"),
+            ("norms.2", "conv_module.layer_norm"),
+            ("conv.inner ~", "conv_module.sequential.0"),
+            ("conv.depthwise", "conv_module.sequential.2"),
+            ("conv.norm", "conv_module.sequential.3"),
+            ("conv.out ~", "conv_module.sequential.5"),
+            ("norms.3", "ffn2.sequential.0"),
+            ("after.fc1", "ffn2.sequential.1"),
+            ("after.fc2", "ffn2.sequential.4"),
+            ("norms.4", "final_layer_norm"),
+        )
     ),
 )
 W2V_BERT = Layout(
@@ -105,29 +105,30 @@ W2V_BERT = Layout(
     modality="audio",
     kinds=("wav2vec2-bert",),
     part=w2v_bert,
-    fit=pointwise,
     scopes=("wav2vec2_bert.",),
-    outside=(r"masked_spec_embed$|lm_head\.|classifier\.|projector\.",),
-    renames=(
-        (r"^feature_projection\.layer_norm\.", "subsample.norm."),
-        (r"^feature_projection\.projection\.", "subsample.out."),
-        (r"^encoder\.layers\.", "blocks."),
-        (r"\.ffn1_layer_norm\.", ".norms.0."),
-        (r"\.self_attn_layer_norm\.", ".norms.1."),
-        (r"\.conv_module\.layer_norm\.", ".norms.2."),
-        (r"\.ffn2_layer_norm\.", ".norms.3."),
-        (r"\.final_layer_norm\.", ".norms.4."),
-        (r"\.ffn1\.", ".before."),
-        (r"\.ffn2\.", ".after."),
-        (r"\.intermediate_dense\.", ".fc1."),
-        (r"\.output_dense\.", ".fc2."),
-        (r"\.self_attn\.linear_(q|k|v)\.", r".attn.\1."),
-        (r"\.self_attn\.linear_out\.", ".attn.proj."),
-        (r"\.self_attn\.distance_embedding\.", ".attn.relative.table."),
-        (r"\.conv_module\.pointwise_conv1\.", ".conv.inner."),
-        (r"\.conv_module\.depthwise_conv\.", ".conv.depthwise."),
-        (r"\.conv_module\.depthwise_layer_norm\.", ".conv.norm."),
-        (r"\.conv_module\.pointwise_conv2\.", ".conv.out."),
+    outside=r"masked_spec_embed$|lm_head\.|classifier\.|projector\.",
+    table=Table(
+        ("subsample.norm", "feature_projection.layer_norm"),
+        ("subsample.out", "feature_projection.projection"),
+        *names(
+            "encoder.layers",
+            ("norms.0", "ffn1_layer_norm"),
+            ("before.fc1", "ffn1.intermediate_dense"),
+            ("before.fc2", "ffn1.output_dense"),
+            ("norms.1", "self_attn_layer_norm"),
+            ("attn.qkv", "self_attn.linear_{q,k,v}"),
+            ("attn.proj", "self_attn.linear_out"),
+            ("attn.relative.table", "self_attn.distance_embedding"),
+            ("norms.2", "conv_module.layer_norm"),
+            ("conv.inner ~", "conv_module.pointwise_conv1"),
+            ("conv.depthwise", "conv_module.depthwise_conv"),
+            ("conv.norm", "conv_module.depthwise_layer_norm"),
+            ("conv.out ~", "conv_module.pointwise_conv2"),
+            ("norms.3", "ffn2_layer_norm"),
+            ("after.fc1", "ffn2.intermediate_dense"),
+            ("after.fc2", "ffn2.output_dense"),
+            ("norms.4", "final_layer_norm"),
+        ),
     ),
 )
 LAYOUTS = (CONFORMER, W2V_BERT)

@@ -20,11 +20,22 @@ from mmfm.compat.timm import (
     VisionTransformer,
     VisionTransformerDistilled,
 )
-from mmfm.config import ImagePreprocess, Vit
-from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, allow
-from mmfm.models.mappings.settings import CLIP_NAMES, OPEN_CLIP_NAMES, activation_of, hf_config, open_clip_style, pair
+from mmfm.config import ImagePreprocess, Vit, require
+from mmfm.models.mappings.mapping import (
+    Foreign,
+    Layout,
+    Part,
+    Shapes,
+    activation_of,
+    allow,
+    hf_config,
+    open_clip_style,
+    pair,
+)
+from mmfm.models.mappings.table import Table, Weights
 from mmfm.models.vit import resize_positions
 
+PREFIX = ("class", "distilled", "registers")  # in the order of our prefix
 SCALE = 1e-5  # where fresh layer scales start; those of a source replace it
 
 
@@ -51,7 +62,7 @@ def gathered(part: Part, weights: Weights, source: tuple[int, int], antialias: b
     """What stands before the patches as one prefix, its positions added; positions for the part's grid."""
     assert isinstance(part, Vit)
     done = dict(weights)
-    first = [done.pop(name).view(-1, part.width) for name in ("class", "distilled", "registers") if name in done]
+    first = [done.pop(name).view(-1, part.width) for name in PREFIX if name in done]
     if "position" not in done:
         return done
     table = done["position"].view(-1, part.width)
@@ -66,6 +77,28 @@ def gathered(part: Part, weights: Weights, source: tuple[int, int], antialias: b
     if grid == part.grid:
         return done | {"position": table[extra:]}
     return done | {"position": resize_positions(table[extra:], grid, part.grid, antialias)}
+
+
+def spread(part: Part, weights: Weights, shapes: Shapes) -> Weights:
+    """The inverse of `gathered`: the prefix as the tokens that these shapes have, which have no position of their own.
+
+    A bias of the stem that the library has no place for is added to the positions; one that ours lacks is zero.
+    """
+    assert isinstance(part, Vit)
+    done = dict(weights)
+    position, prefix = done.pop("position"), done.pop("prefix", torch.zeros(0, part.width))
+    if "stem.bias" in done and "stem.bias" not in shapes:
+        position = position + done.pop("stem.bias")
+    if "stem.bias" in shapes:
+        done.setdefault("stem.bias", torch.zeros(part.width).to(position))
+    for name in PREFIX:
+        if name in shapes:
+            count = shapes[name].numel() // part.width
+            done[name], prefix = prefix[:count], prefix[count:]
+    require(not len(prefix), f"the other library has no place for {len(prefix)} of the tokens before the patches")
+    before = shapes["position"].numel() // part.width - len(position)
+    require(before >= 0, "the other library has another grid of patches; give a model of this size")
+    return done | {"position": torch.cat([position.new_zeros(before, part.width), position])}
 
 
 def timm_model(foreign: Foreign) -> Any:
@@ -190,21 +223,80 @@ def fit_open_clip(part: Part, weights: Weights, foreign: Foreign) -> Weights:
     return gathered(part, weights, (height_px // part.patch_px, width_px // part.patch_px))
 
 
+BLOCK = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+TIMM_NAMES = Table(
+    *((f"blocks.*.{name}", f"blocks.*.{name}") for name in BLOCK),
+    *((f"blocks.*.scale{n}", f"blocks.*.ls{n}") for n in (1, 2)),
+    ("norm", "norm"),
+    ("norm_pre", "norm_pre"),
+    ("stem", "patch_embed.proj"),
+    ("class", "cls_token"),
+    ("distilled", "dist_token"),
+    ("registers", "reg_token"),
+    ("position", "pos_embed"),
+)
+OPEN_CLIP_NAMES = Table(  # both towers
+    ("blocks.*.norm1", "transformer.resblocks.*.ln_1"),
+    ("blocks.*.norm2", "transformer.resblocks.*.ln_2"),
+    ("blocks.*.scale1", "transformer.resblocks.*.ls_1"),
+    ("blocks.*.scale2", "transformer.resblocks.*.ls_2"),
+    ("blocks.*.attn.qkv", "transformer.resblocks.*.attn.in_proj_"),
+    ("blocks.*.attn.proj", "transformer.resblocks.*.attn.out_proj"),
+    ("blocks.*.mlp.fc1", "transformer.resblocks.*.mlp.c_fc"),
+    ("blocks.*.mlp.fc2", "transformer.resblocks.*.mlp.c_proj"),
+    ("norm", "ln_post | ln_final"),
+    ("norm_pre", "ln_pre"),
+    ("stem", "conv1"),
+    ("class", "class_embedding"),
+    ("position", "positional_embedding"),
+    ("embedding", "token_embedding"),
+)
+CLIP_NAMES = Table(  # transformers' CLIP and SigLIP, both towers
+    ("blocks.*.norm1", "encoder.layers.*.layer_norm1"),
+    ("blocks.*.norm2", "encoder.layers.*.layer_norm2"),
+    ("blocks.*.attn.qkv", "encoder.layers.*.self_attn.{q,k,v}_proj"),
+    ("blocks.*.attn.proj", "encoder.layers.*.self_attn.out_proj"),
+    ("blocks.*.mlp.fc1", "encoder.layers.*.mlp.fc1"),
+    ("blocks.*.mlp.fc2", "encoder.layers.*.mlp.fc2"),
+    ("norm", "post_layernorm | final_layer_norm"),
+    ("norm_pre", "pre_layrnorm"),
+    ("stem", "embeddings.patch_embedding"),
+    ("class", "embeddings.class_embedding"),
+    ("position", "embeddings.position_embedding.weight"),
+    ("embedding", "embeddings.token_embedding"),
+)
+VIT_BLOCK = {  # as transformers 5 names them in memory, and as it saves them
+    "norm1": "layernorm_before | norm1",
+    "norm2": "layernorm_after | norm2",
+    "attn.qkv": "attention.{q,k,v}_proj | attention.attention.{query,key,value}",
+    "attn.proj": "attention.o_proj | attention.output.dense",
+    "mlp.fc1": "mlp.fc1 | intermediate.dense",
+    "mlp.fc2": "mlp.fc2 | output.dense",
+    "scale1.gamma": "layer_scale1.lambda1",
+    "scale2.gamma": "layer_scale2.lambda1",
+}
+VIT_LISTS = ("layers.*.", "encoder.layer.*.")
+VIT_NAMES = Table(
+    *(
+        (f"blocks.*.{name}", " | ".join(at + one for at in VIT_LISTS for one in them.split(" | ")))
+        for name, them in VIT_BLOCK.items()
+    ),
+    ("norm", "layernorm"),
+    ("stem", "embeddings.patch_embeddings.projection"),
+    ("class", "embeddings.cls_token"),
+    ("distilled", "embeddings.distillation_token"),
+    ("registers", "embeddings.register_tokens"),
+    ("position", "embeddings.position_embeddings"),
+)
 TIMM = Layout(
     library="timm",
     modality="image",
     kinds=("VisionTransformer", "VisionTransformerDistilled"),
     part=timm_vit,
     fit=fit_timm,
-    outside=(r"(head|head_dist|fc_norm|attn_pool)\.",),
-    renames=(
-        (r"^patch_embed\.proj\.", "stem."),
-        (r"^cls_token$", "class"),
-        (r"^dist_token$", "distilled"),
-        (r"^reg_token$", "registers"),
-        (r"^pos_embed$", "position"),
-        (r"\.ls([12])\.gamma$", r".scale\1.gamma"),
-    ),
+    unfit=spread,
+    outside=r"(head|head_dist|fc_norm|attn_pool)\.",
+    table=TIMM_NAMES,
 )
 OTHER_TOWER = (
     r"(text|transformer|token_embedding|ln_final)\.|(positional_embedding|text_projection|logit_scale|logit_bias)$"
@@ -221,35 +313,22 @@ OPEN_CLIP = Layout(
     kinds=("",),
     part=open_clip_vit,
     fit=fit_open_clip,
+    unfit=spread,
     scopes=("visual.",),
-    outside=(r"proj$",),
+    outside=r"proj$",
     beside=OTHER_TOWER,
-    renames=OPEN_CLIP_NAMES,
+    table=OPEN_CLIP_NAMES,
 )
-VIT = Layout(  # as transformers 5 names them, and as it saves them
+VIT = Layout(
     library="hf",
     modality="image",
     kinds=("vit", "deit", "dinov2", "dinov2_with_registers"),
     part=hf_vit,
     fit=fit_hf,
+    unfit=spread,
     scopes=("vit.", "deit.", "dinov2.", "dinov2_with_registers."),
-    outside=(r"pooler\.|(cls_|distillation_)?classifier\.|embeddings\.mask_token$",),
-    renames=(
-        (r"^(encoder\.layer|layers)\.", "blocks."),
-        (r"\.attention\.(?:attention\.)?(q|k|v)(?:_proj|uery|ey|alue)\.", r".attn.\1."),
-        (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"\.output\.dense\.", ".mlp.fc2."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.layer_scale([12])\.lambda1$", r".scale\1.gamma"),
-        (r"^layernorm\.", "norm."),
-        (r"^embeddings\.patch_embeddings\.projection\.", "stem."),
-        (r"^embeddings\.cls_token$", "class"),
-        (r"^embeddings\.distillation_token$", "distilled"),
-        (r"^embeddings\.register_tokens$", "registers"),
-        (r"^embeddings\.position_embeddings$", "position"),
-    ),
+    outside=r"pooler\.|(cls_|distillation_)?classifier\.|embeddings\.mask_token$",
+    table=VIT_NAMES,
 )
 CLIP = Layout(
     library="hf",
@@ -257,14 +336,11 @@ CLIP = Layout(
     kinds=("clip_vision_model",),
     part=hf_vit,
     fit=fit_hf,
+    unfit=spread,
     scopes=("vision_model.",),
-    outside=(r"post_layernorm\.", r"embeddings\.position_ids$"),
+    outside=r"post_layernorm\.|embeddings\.position_ids$",
     beside=r"text_model\.|(visual|text)_projection\.|(logit_scale|logit_bias)$",
-    renames=CLIP_NAMES,
+    table=CLIP_NAMES,
 )
-SIGLIP = replace(
-    CLIP,
-    kinds=("siglip_vision_model",),
-    outside=(r"head\.", r"embeddings\.position_ids$"),
-)
+SIGLIP = replace(CLIP, kinds=("siglip_vision_model",), outside=r"head\.|embeddings\.position_ids$")
 LAYOUTS = (TIMM, TIMM_IN_OPEN_CLIP, OPEN_CLIP, VIT, CLIP, SIGLIP)

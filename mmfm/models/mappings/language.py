@@ -8,9 +8,10 @@ from torch import Tensor
 
 from mmfm.config import Trunk, require
 from mmfm.data.vocabulary import Vocabulary
-from mmfm.models.mappings.mapping import Foreign, Layout, allow
-from mmfm.models.mappings.settings import activation_of, hf_config
+from mmfm.models.mappings.mapping import ACTIVATIONS, Foreign, Layout, activation_of, allow, hf_config
+from mmfm.models.mappings.table import Table
 
+CONTEXT = 2_048  # tokens that clients who ask for a limit are told, of a trunk that has none
 STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -39,6 +40,36 @@ def trunk(foreign: Foreign) -> Trunk:
         max_position_embeddings=window(cfg),
         tie_embeddings=bool(cfg["tie_word_embeddings"]),
     )
+
+
+def language_config(part: Trunk, ids: int) -> dict[str, Any]:
+    """The inverse of `trunk`: transformers' configuration of a Llama, Qwen2 or Qwen3 with a table of so many ids.
+
+    UserError: a trunk that is none of them.
+    """
+    kind = "qwen3" if part.qk_norm else "qwen2" if part.qkv_bias and not part.out_bias else "llama"
+    told = "transformers' Llama and Qwen have biases for queries, keys and values alone, or for the output too"
+    require(part.qkv_bias or not part.out_bias, f"{told}; this trunk has one for the output alone")
+    require(kind != "qwen3" or part.qkv_bias == part.out_bias, f"{told}, of a trunk that norms queries: both or none")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": part.rope_theta}
+    if part.rope_scaling:
+        rope |= {"rope_type": "llama3"} | dict(zip(STRETCH, part.rope_scaling, strict=True))
+        rope["original_max_position_embeddings"] = int(rope["original_max_position_embeddings"])
+    return {
+        "model_type": kind,
+        "vocab_size": ids,
+        "hidden_size": part.width,
+        "num_hidden_layers": part.depth,
+        "num_attention_heads": part.heads,
+        "num_key_value_heads": part.kv_heads,
+        "head_dim": part.head_dim or part.width // part.heads,
+        "intermediate_size": part.hidden or round(part.mlp_ratio * part.width),
+        "hidden_act": next(name for name, ours in ACTIVATIONS.items() if ours == part.activation),
+        "rms_norm_eps": part.eps,
+        "rope_parameters": rope,
+        "max_position_embeddings": part.max_position_embeddings or CONTEXT,
+        "tie_word_embeddings": part.tie_embeddings,
+    } | ({} if kind == "qwen2" else {"attention_bias": part.qkv_bias})
 
 
 def window(cfg: dict[str, Any]) -> int:
@@ -72,18 +103,19 @@ LLAMA = Layout(
     kinds=("llama", "mistral", "qwen2", "qwen3"),
     part=trunk,
     scopes=("model.",),
-    outside=(r".*\.rotary_emb\.inv_freq$",),
-    renames=(
-        (r"^layers\.", "blocks."),
-        (r"\.input_layernorm\.", ".norm1."),
-        (r"\.post_attention_layernorm\.", ".norm2."),
-        (r"\.self_attn\.(q|k|v)_proj\.", r".attn.\1."),
-        (r"\.self_attn\.o_proj\.", ".attn.proj."),
-        (r"\.self_attn\.(q|k)_norm\.", r".attn.\1_norm."),
-        (r"\.mlp\.(gate|up)_proj\.", r".mlp.\1."),
-        (r"\.mlp\.down_proj\.", ".mlp.down."),
-        (r"^embed_tokens\.", "embedding."),
-        (r"^lm_head\.", "output."),
+    outside=r".*\.rotary_emb\.inv_freq$",
+    table=Table(
+        ("blocks.*.norm1", "layers.*.input_layernorm"),
+        ("blocks.*.norm2", "layers.*.post_attention_layernorm"),
+        ("blocks.*.attn.qkv", "layers.*.self_attn.{q,k,v}_proj"),
+        ("blocks.*.attn.proj", "layers.*.self_attn.o_proj"),
+        ("blocks.*.attn.q_norm", "layers.*.self_attn.q_norm"),
+        ("blocks.*.attn.k_norm", "layers.*.self_attn.k_norm"),
+        ("blocks.*.mlp.gate_up", "layers.*.mlp.{gate,up}_proj"),
+        ("blocks.*.mlp.down", "layers.*.mlp.down_proj"),
+        ("norm", "norm"),
+        ("embedding", "embed_tokens"),
+        ("output", "lm_head"),
     ),
 )
 LAYOUTS = (LLAMA,)

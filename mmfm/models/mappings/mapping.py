@@ -1,13 +1,9 @@
-"""What a table of names is, and how one is used: strictly, so that no tensor is lost and none is made up.
-
-A layout renames another library's tensors, by patterns in their order, into those of our own modules. Queries, keys
-and values then become one matrix, and what is left over or lacking is an error that names it.
-"""
+"""How one family of another library is ours, and the way back: strictly, so that no tensor is lost and none made up."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +19,26 @@ from mmfm.config import (
     Vit,
     require,
 )
+from mmfm.config.towers import Activation
 from mmfm.models.conformer import AudioConformer
+from mmfm.models.mappings.table import Table, Weights
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.models.vit import VisionTransformer
+from mmfm.pretrained import architecture_schema
 from mmfm.pretrained.encoder import architecture
 
 Part = Vit | Conformer | TextTower | Trunk
-Weights = dict[str, Tensor]
-FUSED = {
-    ".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."),
-    ".mlp.gate_up.": (".mlp.gate.", ".mlp.up."),
+Shapes = Mapping[str, torch.Size]
+HALF = (torch.float16, torch.bfloat16)
+TOWER = {"image": "vision", "text": "text"}
+ACTIVATIONS: dict[str, Activation] = {  # of transformers; of several names of one, the first is written
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
 }
 
 
@@ -57,50 +62,57 @@ class Layout:
 
     part: UserError where ours has no such choice. scopes: what a name begins with where the weights are of more than
     this tower; one of them is taken off. outside: patterns of tensors that have no place in ours; beside: of those of
-    the other towers. fit: the last changes of shape.
+    the other towers. fit: the last changes of shape; unfit undoes them, for tensors of these shapes by our names.
     """
 
     library: str
     modality: str
     kinds: tuple[str, ...]
     part: Callable[[Foreign], Part]
-    renames: tuple[tuple[str, str], ...]
+    table: Table
     scopes: tuple[str, ...] = ()
-    outside: tuple[str, ...] = ()
+    outside: str = "(?!)"
     beside: str = "(?!)"
     fit: Callable[[Part, Weights, Foreign], Weights] = lambda part, weights, foreign: weights
+    unfit: Callable[[Part, Weights, Shapes], Weights] = lambda part, weights, shapes: weights
 
 
 def renamed(layout: Layout, weights: Mapping[str, Tensor]) -> Weights:
-    """The tensors that have a place, under our names. UserError: two of them have the same."""
-    outside = re.compile("|".join(layout.outside or ("(?!)",)))
+    """The tensors that have a place, under our names."""
     wrapped = all(name.startswith("trunk.") for name in weights)  # the weights of one of `mmfm.pretrained`
     weights = {name.removeprefix("trunk.") if wrapped else name: tensor for name, tensor in weights.items()}
     scope = next((scope for scope in layout.scopes if any(name.startswith(scope) for name in weights)), "")
-    found: Weights = {}
-    for name, tensor in weights.items():
-        new = name.removeprefix(scope)
-        if outside.match(new) or (not name.startswith(scope) and re.match(layout.beside, name)):
-            continue
-        for pattern, replacement in layout.renames:
-            new = re.sub(pattern, replacement, new)
-        require(new not in found, f"two tensors are {new!r} here, the second {name!r}; give the weights of one model")
-        found[new] = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-    return fused(found)
+    held = {
+        name.removeprefix(scope): tensor.float() if tensor.dtype in HALF else tensor
+        for name, tensor in weights.items()
+        if not re.match(layout.outside, name.removeprefix(scope))
+        and (name.startswith(scope) or not re.match(layout.beside, name))
+    }
+    return layout.table.ours(held)
 
 
-def fused(weights: Weights) -> Weights:
-    """Queries, keys and values as the rows of one matrix; gates and what they open likewise."""
-    done = dict(weights)
-    for name in weights:
-        for whole, parts in FUSED.items():
-            own = next((part for part in parts if part in name), "")
-            if own and name in done:
-                names = [name.replace(own, part) for part in parts]
-                missing = [other for other in names if other not in weights]
-                require(not missing, f"the weights lack what is {missing[:1]} here, beside {name!r}; give all of them")
-                done[name.replace(own, whole)] = torch.cat([done.pop(other) for other in names])
+def returned(layout: Layout, part: Part, weights: Mapping[str, Tensor], shapes: Shapes) -> Weights:
+    """The inverse: our tensors under the library's names. shapes: those of its module, of this tower alone.
+
+    UserError: the module has a tensor that ours gives nothing for, or ours one that it has no place for.
+    """
+    own = {name: tensor for name, tensor in weights.items() if name not in constants(part)}
+    known = {name: shape for name, shape in shapes.items() if not re.match(layout.outside, name)}
+    once = [row.ours for row in layout.table.rows if "*" not in row.ours]  # of a shape of each library's own
+    leaves = [name + leaf for name in once for leaf in ("", ".weight", ".bias")]
+    ours = {name: known[names[0]] for name in leaves for names in layout.table.named(name) if names[0] in known}
+    done = layout.table.theirs(layout.unfit(part, own, ours), known, lambda tensor, count: rows_of(part, tensor, count))
+    lacking = sorted(known.keys() - done.keys())
+    require(not lacking, f"the other library's model has {lacking[:1]}, which this {type(part).__name__} has not")
     return done
+
+
+def rows_of(part: Part, tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values of a matrix of all, or a gate and what it opens."""
+    if isinstance(part, Trunk) and count == 3:
+        dim = part.head_dim or part.width // part.heads
+        return tensor.split([part.heads * dim, part.kv_heads * dim, part.kv_heads * dim])
+    return tensor.chunk(count)
 
 
 def skeleton(part: Part) -> nn.Module:
@@ -117,33 +129,35 @@ def skeleton(part: Part) -> nn.Module:
                 return UnifiedTransformer(part)
 
 
+def constants(part: Part) -> Weights:
+    """What the part computes itself, and keeps with its weights."""
+    return {name: tensor for name, tensor in skeleton(part).state_dict().items() if not tensor.is_meta}
+
+
 def checked(part: Part, weights: Weights) -> Weights:
     """The weights of this part, whole, with its constants. UserError: one too many, too few or of another shape."""
     own = skeleton(part).state_dict()
-    whole = weights | {name: tensor for name, tensor in own.items() if not tensor.is_meta}
+    whole = weights | constants(part)
     kind = type(part).__name__
     extra, lacking = sorted(whole.keys() - own.keys()), sorted(own.keys() - whole.keys())
     require(not extra, f"{kind} has no place for {extra[:1]} of the source; import it wrapped, as a Tower")
     require(not lacking, f"the source has no tensor for {lacking[:1]} of {kind}; give all of its weights")
     for name, tensor in whole.items():
-        require(
-            tensor.shape == own[name].shape,
-            f"{name} of the source is {list(tensor.shape)}, of {kind} {list(own[name].shape)}; give the weights of the "
-            "architecture that was named",
-        )
+        told = f"{name} of the source is {list(tensor.shape)}, of {kind} {list(own[name].shape)}"
+        require(tensor.shape == own[name].shape, f"{told}; give the weights of the architecture that was named")
     return {name: whole[name].contiguous() for name in own}
 
 
 def foreign(blueprint: EncoderSpec) -> Foreign:
     """The module that a blueprint builds."""
-    made = architecture(blueprint)
+    found = architecture(blueprint)
     if blueprint.library == "hf":
-        made = made["config"]
+        found = found["config"]
     if blueprint.library == "open_clip":
-        made |= {"vision_cfg" if blueprint.modality == "image" else "text_cfg": made["tower"]}
+        found |= {"vision_cfg" if blueprint.modality == "image" else "text_cfg": found["tower"]}
     return Foreign(
         library=blueprint.library,
-        architecture=made,
+        architecture=found,
         modality=blueprint.modality,
         contract=blueprint.pixels or blueprint.sound or blueprint.words,
     )
@@ -152,3 +166,52 @@ def foreign(blueprint: EncoderSpec) -> Foreign:
 def allow(name: str, holds: bool, what: str) -> None:
     """UserError where ours has no such choice."""
     require(holds, f"{name} has {what}, which none of our parts has; import it wrapped, as a Tower")
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """A side, or height and width."""
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
+
+
+def hf_kind(foreign: Foreign) -> str:
+    """transformers' name of the model, or of that tower of it."""
+    tower = TOWER.get(foreign.modality, "")
+    kind = foreign.architecture.get("model_type", "")
+    inner = foreign.architecture.get(f"{tower}_config")
+    return inner.get("model_type", f"{kind}_{tower}_model") if isinstance(inner, Mapping) else kind
+
+
+def hf_config(foreign: Foreign) -> dict[str, Any]:
+    """transformers' configuration of the tower, with all its defaults, whatever version wrote it."""
+    kind = hf_kind(foreign)
+    inner = foreign.architecture.get(f"{TOWER.get(foreign.modality, '')}_config", foreign.architecture)
+    return architecture_schema.hf_config({**inner, "model_type": kind}, "this configuration").to_dict()
+
+
+def activation_of(what: str | nn.Module, name: str) -> Activation:
+    """transformers' name of it, or timm's module."""
+    if isinstance(what, nn.Module):
+        known: dict[str, Activation] = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
+        kind = type(what).__name__
+        exact = kind == "GELU" and getattr(what, "approximate", "none") == "none"
+        found = "gelu" if exact else known.get(kind, "gelu_tanh" if kind == "GELU" else None)
+    else:
+        found = ACTIVATIONS.get(what)
+    allow(name, found is not None, f"the activation {what}")
+    return cast(Activation, found)
+
+
+CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+
+
+def open_clip_style(model: Mapping[str, Any], cfg: Mapping[str, Any], name: str) -> tuple[Activation, float]:
+    """The activation and the eps of the norms, of one of its towers."""
+    for option in CUSTOM:
+        allow(name, not cfg.get(option), f"{option}={cfg.get(option)}")
+    allow(name, cfg.get("block_type") in (None, "default"), f"block_type={cfg.get('block_type')}")
+    options, norm = dict(cfg.get("act_kwargs") or {}), dict(cfg.get("norm_kwargs") or {})
+    tanh = options.pop("approximate", "none") == "tanh"
+    eps = float(norm.pop("eps", 1e-5))
+    allow(name, not options and not norm, f"settings {sorted(options | norm)}")
+    return ("quick_gelu" if model.get("quick_gelu") else "gelu_tanh" if tanh else "gelu"), eps

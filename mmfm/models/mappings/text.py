@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from mmfm.config import TextTower, TokenizerSpec
-from mmfm.models.mappings.mapping import Foreign, Layout, Part, Weights, allow
-from mmfm.models.mappings.settings import CLIP_NAMES, OPEN_CLIP_NAMES, activation_of, hf_config, open_clip_style
+from mmfm.models.mappings.image import CLIP_NAMES, OPEN_CLIP_NAMES
+from mmfm.models.mappings.mapping import Foreign, Layout, Part, Shapes, activation_of, allow, hf_config, open_clip_style
+from mmfm.models.mappings.table import Weights
 
 
 def words_of(foreign: Foreign) -> TokenizerSpec | None:
@@ -64,15 +65,21 @@ def fit(part: Part, weights: Weights, foreign: Foreign) -> Weights:
     return done
 
 
+def unfit(part: Part, weights: Weights, shapes: Shapes) -> Weights:
+    """Without the row of a masked token."""
+    return weights | {"embedding.weight": weights["embedding.weight"][:-1]}
+
+
 OPEN_CLIP = Layout(
     library="open_clip",
     modality="text",
     kinds=("",),
     part=open_clip_text,
     fit=fit,
+    unfit=unfit,
     scopes=("text.",),
-    outside=(r"visual\.", r"(logit_scale|logit_bias)$", r"text_projection(\.|$)"),
-    renames=OPEN_CLIP_NAMES,
+    outside=r"visual\.|(logit_scale|logit_bias)$|text_projection(\.|$)",
+    table=OPEN_CLIP_NAMES,
 )
 CLIP = Layout(
     library="hf",
@@ -80,14 +87,11 @@ CLIP = Layout(
     kinds=("clip_text_model",),
     part=hf_text,
     fit=fit,
+    unfit=unfit,
     scopes=("text_model.",),
-    outside=(r"embeddings\.position_ids$",),
+    outside=r"embeddings\.position_ids$",
     beside=r"vision_model\.|(visual|text)_projection\.|(logit_scale|logit_bias)$",
-    renames=CLIP_NAMES,
+    table=CLIP_NAMES,
 )
-SIGLIP = replace(
-    CLIP,
-    kinds=("siglip_text_model",),
-    outside=(r"head\.", r"embeddings\.position_ids$"),
-)
+SIGLIP = replace(CLIP, kinds=("siglip_text_model",), outside=r"head\.|embeddings\.position_ids$")
 LAYOUTS = (OPEN_CLIP, CLIP, SIGLIP)

@@ -1,0 +1,92 @@
+"""The trunk of a model alone, as the plain Llama or Qwen of transformers: `mmfm export --to hf --part trunk`.
+
+Nothing of it needs mmfm. Of a run the table is that of the whole vocabulary, and the tokenizer puts the begin mark
+before each text; of an imported language model both are what they were.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+
+from mmfm.config import Trunk, require
+from mmfm.data.batch import Tokens
+from mmfm.data.vocabulary import Vocabulary
+from mmfm.export.hf.tokenizer import hf_tokenizer
+from mmfm.export.open_source import open_model
+from mmfm.inference.bundle.contents import is_bundle, read_bundle
+from mmfm.inference.bundle.load import load_trunk
+from mmfm.models.mappings import Foreign, give_back, language_config
+from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.pretrained import architecture_schema
+
+TOLERANCE = 1e-4  # difference of logits, as a part of the largest
+
+
+class Language(NamedTuple):
+    """A trunk between its tables, and the tokenizer that goes with them."""
+
+    part: Trunk
+    trunk: UnifiedTransformer
+    table: Tensor
+    output: Tensor | None  # None: the table
+    tokenizer: PreTrainedTokenizerFast
+    suppressed: list[int] | None = None  # ids that no text has
+
+
+def language_of(run: str | Path, step: int | None = None) -> Language:
+    """Of a run, a checkpoint, a bundle of a model or of a trunk."""
+    folder = Path(run)
+    if is_bundle(run) and isinstance(part := read_bundle(folder).part, Trunk):
+        trunk, tables = load_trunk(folder)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(folder / "tokenizer.json").inner)
+        return Language(part, trunk, tables["embedding.weight"], tables.get("output.weight"), tokenizer)
+    model = open_model(run, step)
+    core, vocabulary = model.core, model.core.vocabulary
+    output = None if core.output is None else core.output.weight.detach()
+    tokenizer = hf_tokenizer(model.tokenizer, vocabulary)
+    table = core.embedding.weight.detach()
+    return Language(model.config.trunk, core.trunk, table, output, tokenizer, other_ids(vocabulary))
+
+
+def other_ids(vocabulary: Vocabulary) -> list[int]:
+    """What is neither text nor the end mark."""
+    text = vocabulary.span("text")
+    return [place for place in range(vocabulary.size) if place not in text and place != vocabulary.end]
+
+
+def write(run: str | Path, folder: Path, step: int | None = None) -> dict[str, Any]:
+    """Fills `folder`; returns what export.json should say. UserError where transformers has no such model."""
+    found = language_of(run, step)
+    marks = {f"{name}_token_id": getattr(found.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    tree = language_config(found.part, len(found.table)) | marks
+    config = architecture_schema.hf_config(tree, "this trunk")
+    theirs: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+    shapes = {name.removeprefix("model."): tensor.shape for name, tensor in theirs.state_dict().items()}
+    source = Foreign(library="hf", architecture=tree, modality="text")
+    ours = {**found.trunk.state_dict(), "embedding.weight": found.table}
+    ours["output.weight"] = found.table if found.output is None else found.output
+    given = give_back(source, found.part, ours, shapes)
+    weights = {name if name.startswith("lm_head") else f"model.{name}": tensor for name, tensor in given.items()}
+    theirs.load_state_dict(weights, strict=True)
+    theirs.generation_config = GenerationConfig(**marks, do_sample=False, suppress_tokens=found.suppressed)
+    difference = compared(found, theirs)
+    theirs.save_pretrained(folder)
+    found.tokenizer.save_pretrained(folder)
+    return {"part": "trunk", "difference": difference}
+
+
+@torch.no_grad()
+def compared(found: Language, theirs: Any) -> float:
+    """The largest difference of logits, as a part of the largest. UserError above TOLERANCE."""
+    ids = torch.randint(0, len(found.table), (2, 9), generator=torch.Generator().manual_seed(0))
+    tokens = Tokens(found.table[ids], torch.ones_like(ids, dtype=torch.bool))
+    (states,) = found.trunk.eval()([Segment(tokens, causal=True)])
+    expected = states @ (found.table if found.output is None else found.output).T
+    difference = float((theirs(input_ids=ids).logits - expected).abs().max() / expected.abs().max())
+    told = f"transformers' {theirs.config.model_type} differs by {difference:g} of the largest logit from the trunk"
+    require(difference <= TOLERANCE, f"{told}, above {TOLERANCE}")
+    return difference
