@@ -1,85 +1,27 @@
-"""Conformers of torchaudio and transformers in our own: with and without padding, from frames and from waveforms."""
+"""Our conformer and its frames: those of transformers' extractor, padded or alone, and what no neighbour may change."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torchaudio
-from peers import SPEECH, built, double, drawn, of_hf, ours, padded, shaken
+from peers import SPEECH, drawn, of_hf, ours, padded, shaken
 from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor
 
 from mmfm.config import AudioPreprocess, Conformer, Mel, UserError
-from mmfm.data.batch import Tokens
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.mappings import Foreign, convert
-from mmfm.models.mel import KaldiMel
+from mmfm.models.mel import KaldiMel, LogMel
+from mmfm.preprocessing.audio import resample
 
-LENGTHS, TIME = [9, 5, 7], 9
-SIZES = {"input_dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2, "depthwise_conv_kernel_size": 5}
-
-
-def same(found: Tensor, expected: Tensor, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
-
-
-def torchaudios(**changes: object) -> tuple[nn.Module, Foreign]:
-    theirs = shaken(torchaudio.models.Conformer(**(SIZES | changes)))
-    return theirs, Foreign(library="torchaudio", architecture=SIZES | changes, modality="audio")
+TIME = 9
 
 
 def w2v_bert(**changes: object) -> tuple[nn.Module, Foreign]:
     return of_hf("Wav2Vec2BertModel", "audio", **(SPEECH | changes))
-
-
-def test_torchaudios_conformer_without_padding() -> None:
-    """Statistics of the batch norm included; and the same gradient at the frames."""
-    with double():
-        theirs, source = torchaudios()
-        _, tower = ours(source, theirs.state_dict())
-        frames = [drawn(3, TIME, 32).requires_grad_() for _ in range(2)]
-        expected, _ = theirs(frames[0], torch.tensor([TIME] * 3))
-        found = tower(Tokens(frames[1], padded([TIME] * 3, TIME))).x
-        same(found, expected)
-        weight = drawn(*found.shape, seed=2)
-        pairs = zip((expected, found), frames, strict=True)
-        same(*(torch.autograd.grad((y * weight).sum(), x)[0] for y, x in pairs), atol=1e-11)
-
-
-def test_torchaudios_conformer_sees_the_padding_and_ours_need_not() -> None:
-    """With `mask_conv=False` ours has torchaudio's leak. As converted, a clip gives what torchaudio's gives alone."""
-    with double():
-        theirs, source = torchaudios()
-        converted, tower = ours(source, theirs.state_dict())
-        frames, keep = drawn(3, TIME, 32), padded(LENGTHS, TIME)
-        expected, _ = theirs(frames, torch.tensor(LENGTHS))
-        leaky = built(replace(converted.part, mask_conv=False))
-        leaky.load_state_dict(converted.weights)
-        same(leaky(Tokens(frames, keep)).x[keep], expected[keep])
-        found = tower(Tokens(frames, keep)).x
-        assert (found - expected)[keep].abs().max() > 1e-2
-        for row, length in enumerate(LENGTHS):
-            same(found[row, :length], theirs(frames[row : row + 1, :length], torch.tensor([length]))[0][0])
-
-
-def test_w2v_bert() -> None:
-    """The real frames' states, padded and alone, and the gradient at the frames."""
-    with double():
-        theirs, source = w2v_bert()
-        _, tower = ours(source, theirs.state_dict())
-        keep = padded(LENGTHS, TIME)
-        frames = [drawn(3, 2 * TIME, 8).requires_grad_() for _ in range(2)]
-        expected = theirs(frames[0].reshape(3, TIME, 16), attention_mask=keep.long()).last_hidden_state[keep]
-        tokens = tower(Tokens(frames[1], keep.repeat_interleave(2, dim=1)))
-        found = tokens.x[keep]
-        assert torch.equal(tokens.keep, keep)
-        same(found, expected)
-        weight = drawn(*found.shape, seed=2)
-        pairs = zip((expected, found), frames, strict=True)
-        same(*(torch.autograd.grad((y * weight).sum(), x)[0] for y, x in pairs), atol=1e-11)
-        alone = tower(Tokens(frames[1][1:2, :10], torch.ones(1, 10, dtype=torch.bool))).x
-        same(alone[0], tokens.x[1, :5])
 
 
 def clips() -> tuple[list[np.ndarray], Tensor, Tensor]:
@@ -129,22 +71,6 @@ def test_a_very_short_clip_is_one_frame() -> None:
     torch.testing.assert_close(alone.x[0, :1], tokens.x[1, :1])
 
 
-REFUSED = {
-    "group norm": (lambda: torchaudios(use_group_norm=True), "a group norm over time"),
-    "order": (lambda: torchaudios(convolution_first=True), "the convolution before the attention"),
-    "rotary": (lambda: w2v_bert(position_embeddings_type="rotary"), "rotary positions"),
-    "adapter": (lambda: w2v_bert(add_adapter=True), "an adapter"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_place_is_refused(name: str) -> None:
-    make, said = REFUSED[name]
-    theirs, source = make()
-    with pytest.raises(UserError, match=said):
-        convert(source, theirs.state_dict())
-
-
 def test_frames_of_other_settings_are_refused() -> None:
     """An extractor that is not ours in one number would feed the tower something else without a word."""
     theirs, source = w2v_bert(feature_projection_input_dim=160)
@@ -154,16 +80,6 @@ def test_frames_of_other_settings_are_refused() -> None:
     other = replace(contract, extractor=said.replace('"stride": 2', '"stride": 1'))
     with pytest.raises(UserError, match=r"frames made with \{'stride': 1\}"):
         convert(replace(source, contract=other), theirs.state_dict())
-
-
-def test_tensors_that_are_too_many_or_too_few() -> None:
-    theirs, source = torchaudios()
-    weights = theirs.state_dict()
-    lost = "conformer_layers.1.conv_module.sequential.3.running_var"
-    with pytest.raises(UserError, match=r"no tensor for \['blocks.1.conv.norm.running_var'\] of Conformer"):
-        convert(source, {name: tensor for name, tensor in weights.items() if name != lost})
-    with pytest.raises(UserError, match=r"Conformer has no place for \['blocks.0.extra'\]"):
-        convert(source, weights | {"conformer_layers.0.extra": torch.zeros(1)})
 
 
 CHOSEN = {
@@ -201,3 +117,48 @@ def test_a_causal_convolution_looks_back_only() -> None:
     x = drawn(1, TIME, 32).float().requires_grad_()
     (gradient,) = torch.autograd.grad(conv(x, keep)[0, 4].sum(), x)
     assert gradient[0, :5].abs().sum(1).min() > 0 and not gradient[0, 5:].any()
+
+
+def tone(hz: float, rate_hz: int, seconds: float = 0.5) -> np.ndarray:
+    return np.sin(2 * math.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz).astype(np.float32)
+
+
+def frames(cfg: Mel, wave: np.ndarray) -> torch.Tensor:
+    x = torch.from_numpy(wave)[None]
+    return LogMel(cfg)(x, torch.ones_like(x, dtype=torch.bool)).x[0]
+
+
+def test_log_mel_is_torchaudios():
+    """torchaudio's MelSpectrogram with silence around the clip, then our logarithm and centring."""
+    cfg = Mel(bins=40)
+    wave = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    theirs = torchaudio.transforms.MelSpectrogram(
+        sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, f_min=20.0, f_max=7_600.0, n_mels=40,
+        center=True, pad_mode="constant",
+    )(torch.from_numpy(wave)).T[:50].clamp(min=1e-8).log()  # fmt: skip
+    torch.testing.assert_close(frames(cfg, wave), (theirs - theirs.mean()) / 4, rtol=0, atol=1e-4)
+
+
+def test_a_telephone_band_does_not_hear_the_missing_half():
+    """Noise at 16 kHz and the same by way of 8 kHz: in a band up to 3,800 Hz the frames agree to a tenth of what they
+    differ by in the whole band."""
+    wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    narrow = resample(resample(wave, 16_000, 8_000), 8_000, 16_000)
+    apart = {}
+    for name, high_hz in (("telephone", 3_800.0), ("wide", 7_600.0)):
+        cfg = Mel(bins=40, high_hz=high_hz)
+        apart[name] = (frames(cfg, wave) - frames(cfg, narrow)).abs().mean().item()
+    assert apart["telephone"] < apart["wide"] / 10
+
+
+def test_the_mel_peak_follows_the_tone():
+    """A tone's loudest bin is the one whose centre is nearest on the mel scale (HTK's formula, written out here)."""
+    cfg = Mel(bins=40)
+
+    def mel(hz: float) -> float:
+        return 2_595 * math.log10(1 + hz / 700)
+
+    centres = np.linspace(mel(cfg.low_hz), mel(cfg.high_hz), cfg.bins + 2)[1:-1]
+    for hz in (300.0, 1_000.0, 4_000.0):
+        found = frames(cfg, tone(hz, cfg.rate_hz))[25].argmax().item()
+        assert abs(found - np.abs(centres - mel(hz)).argmin()) <= 1

@@ -1,4 +1,4 @@
-"""Towers of other libraries in our own modules: the same function, and nothing lost or made up on the way."""
+"""Towers of other libraries as ours and back: the same function, and nothing lost or made up on the way."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchaudio
 from peers import (
     DINO,
     OPEN_CLIP,
     PICTURE,
     SMALL,
+    SPEECH,
     TEXT,
     built,
     double,
@@ -30,23 +32,46 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmfm.config import ImagePreprocess, TextTower, TokenizerSpec, UserError, Vit
+from mmfm.data.batch import Tokens
 from mmfm.models.layers import ACTIVATIONS
-from mmfm.models.mappings import Foreign, convert, find
+from mmfm.models.mappings import Foreign, convert, give_back, shapes_of
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.vit import VisionTransformer, normalise, resize_positions
 
 Made = tuple[nn.Module, Foreign]
+TIME, KEEP = 9, padded([9, 5, 7], 9)
+CONFORMER = {"input_dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2, "depthwise_conv_kernel_size": 5}
+CLIPS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "quickgelu": {"quick_gelu": True},
+    "custom text": {"custom": True},
+    "scaled": {"vision_cfg": OPEN_CLIP["vision_cfg"] | {"ls_init_value": 0.1, "no_ln_pre": True, "mlp_ratio": 2.0}},
+    "tanh": {
+        "vision_cfg": OPEN_CLIP["vision_cfg"] | {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-3}},
+        "text_cfg": OPEN_CLIP["text_cfg"] | {"act_kwargs": {"approximate": "tanh"}, "no_causal_mask": True},
+    },
+}
+
+
+def conformer(**changes: object) -> Made:
+    theirs = shaken(torchaudio.models.Conformer(**(CONFORMER | changes)))
+    return theirs, Foreign(library="torchaudio", architecture=CONFORMER | changes, modality="audio")
+
+
+def w2v_bert(**changes: object) -> Made:
+    return of_hf("Wav2Vec2BertModel", "audio", **(SPEECH | changes))
+
+
 TIMM: dict[str, Callable[[], Made]] = {
-    "vit": lambda: of_timm("vit_tiny_patch16_224"),
-    "mean pool": lambda: of_timm("vit_tiny_patch16_224", global_pool="avg"),
-    "oblong": lambda: of_timm("vit_tiny_patch16_224", img_size=(32, 48)),
-    "deit": lambda: of_timm("deit_tiny_patch16_224"),
-    "deit distilled": lambda: of_timm("deit_tiny_distilled_patch16_224"),
-    "clip": lambda: of_timm("vit_base_patch32_clip_224"),
-    "clip quickgelu": lambda: of_timm("vit_base_patch32_clip_quickgelu_224"),
-    "dinov2": lambda: of_timm("vit_small_patch14_dinov2"),
-    "dinov2 registers": lambda: of_timm("vit_small_patch14_reg4_dinov2"),
-    "siglip": lambda: of_timm("vit_base_patch16_siglip_224"),
+    "timm vit": lambda: of_timm("vit_tiny_patch16_224"),
+    "timm mean pool": lambda: of_timm("vit_tiny_patch16_224", global_pool="avg"),
+    "timm oblong": lambda: of_timm("vit_tiny_patch16_224", img_size=(32, 48)),
+    "timm deit": lambda: of_timm("deit_tiny_patch16_224"),
+    "timm deit distilled": lambda: of_timm("deit_tiny_distilled_patch16_224"),
+    "timm clip": lambda: of_timm("vit_base_patch32_clip_224"),
+    "timm clip quickgelu": lambda: of_timm("vit_base_patch32_clip_quickgelu_224"),
+    "timm dinov2 registers": lambda: of_timm("vit_small_patch14_reg4_dinov2"),
+    "timm siglip": lambda: of_timm("vit_base_patch16_siglip_224"),
 }
 HF: dict[str, Callable[[], Made]] = {
     "ViT": lambda: of_hf("ViTModel", "image", **SMALL, **PICTURE),
@@ -56,98 +81,126 @@ HF: dict[str, Callable[[], Made]] = {
     "CLIP": lambda: of_hf("CLIPVisionModel", "image", **SMALL, **PICTURE),
     "SigLIP": lambda: of_hf("SiglipVisionModel", "image", **SMALL, **PICTURE),
 }
-CLIPS: dict[str, Callable[[str], Made]] = {
-    "plain": lambda modality: of_open_clip(modality),
-    "quickgelu": lambda modality: of_open_clip(modality, quick_gelu=True),
-    "custom text": lambda modality: of_open_clip(modality, custom=True),
-    "scaled": lambda modality: of_open_clip(
-        modality, vision_cfg=OPEN_CLIP["vision_cfg"] | {"ls_init_value": 0.1, "no_ln_pre": True, "mlp_ratio": 2.0}
-    ),
-    "tanh": lambda modality: of_open_clip(
-        modality,
-        vision_cfg=OPEN_CLIP["vision_cfg"] | {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-3}},
-        text_cfg=OPEN_CLIP["text_cfg"] | {"act_kwargs": {"approximate": "tanh"}, "no_causal_mask": True},
-    ),
-}
 TEXTS: dict[str, Callable[[], Made]] = {
-    "CLIP": lambda: of_hf("CLIPTextModel", "text", **TEXT),
-    "SigLIP": lambda: of_hf("SiglipTextModel", "text", **TEXT),
+    "CLIP text": lambda: of_hf("CLIPTextModel", "text", **TEXT),
+    "SigLIP text": lambda: of_hf("SiglipTextModel", "text", **TEXT),
 }
+SOUNDS: dict[str, Callable[[], Made]] = {"torchaudio": conformer, "w2v-BERT": w2v_bert}
+OPEN: dict[str, Callable[[], Made]] = {
+    f"open_clip {modality} {name}": lambda modality=modality, changes=changes: of_open_clip(modality, **changes)
+    for modality in ("image", "text")
+    for name, changes in CLIPS.items()
+}
+FAMILIES = TIMM | HF | TEXTS | SOUNDS | OPEN
 
 
 def same(found: Tensor, expected: Tensor, atol: float = 1e-12) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
-def same_with_gradient(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """The same tokens, and the same gradient at the input of a loss that weighs each of them differently."""
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    found, expected = one(inputs[0]), other(inputs[1])
-    same(found, expected)
-    weight = drawn(*found.shape, seed=2)
-    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y, x in zip((found, expected), inputs, strict=True)]
-    same(*gradients, atol=1e-11)
-    assert gradients[0].abs().max() > 1e-3
+def tower_of(theirs: nn.Module, source: Foreign) -> nn.Module:
+    """Of a whole CLIP the image tower; its text tower is the model itself, or a part of it."""
+    if source.library != "open_clip":
+        return theirs
+    return theirs.visual if source.modality == "image" else getattr(theirs, "text", theirs)
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_timms_vision_transformers(name: str) -> None:
-    """All tokens, prefix included, and their gradient are those of `forward_features`."""
+def inputs_of(source: Foreign) -> Tensor:
+    if source.modality == "image":
+        size = source.architecture.get("kwargs", {}).get("img_size", 32)
+        return drawn(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    return (
+        ids_of(3, TIME) if source.modality == "text" else drawn(3, TIME, 32 if source.library == "torchaudio" else 16)
+    )
+
+
+def theirs_of(theirs: nn.Module, source: Foreign, x: Tensor) -> Tensor:
+    """Tokens as the library computes them; nothing of a sound is padding, as torchaudio's convolution would see it."""
+    if source.library == "timm":
+        return theirs.forward_features(x)
+    if source.library == "open_clip":
+        return open_clip_tokens(theirs, source.modality, x)
+    if source.library == "torchaudio":
+        return theirs(x, torch.tensor([TIME] * 3))[0]
+    if source.modality == "audio":
+        return theirs(x, attention_mask=torch.ones(3, TIME)).last_hidden_state
+    return theirs(x).last_hidden_state
+
+
+def ours_of(tower: nn.Module, source: Foreign, x: Tensor) -> Tensor:
+    if source.modality == "image":
+        return tower(x).x
+    if source.modality == "text":
+        return tower(x, torch.ones_like(x, dtype=torch.bool)).x
+    x = x if source.library == "torchaudio" else x.reshape(3, 2 * TIME, 8)
+    return tower(Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool))).x
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tower_in_both_directions(name: str) -> None:
+    """Into ours: all tokens and the gradient at the input. Back into a fresh module of the library's: its tokens again;
+    and from there the same weights as before, to the bit."""
     with double():
-        theirs, source = TIMM[name]()
-        _, tower = ours(source, theirs.state_dict())
-        size = source.architecture["kwargs"]["img_size"]
-        x = drawn(2, 3, *(size if isinstance(size, tuple) else (size, size)))
-        same_with_gradient(lambda x: tower(x).x, theirs.forward_features, x)
-
-
-@pytest.mark.parametrize("name", HF)
-def test_vision_transformers_of_transformers(name: str) -> None:
-    """`last_hidden_state` and its gradient."""
-    with double():
-        theirs, source = HF[name]()
-        _, tower = ours(source, theirs.state_dict())
-        same_with_gradient(
-            lambda x: tower(x).x, lambda x: theirs(pixel_values=x).last_hidden_state, drawn(2, 3, 32, 32)
-        )
-
-
-@pytest.mark.parametrize("name", CLIPS)
-def test_image_towers_of_open_clip(name: str) -> None:
-    """All tokens after the last norm, from the weights of the whole model and from those of the tower alone."""
-    with double():
-        theirs, source = CLIPS[name]("image")
-        whole, tower = ours(source, theirs.state_dict())
-        same_with_gradient(lambda x: tower(x).x, lambda x: open_clip_tokens(theirs, "image", x), drawn(2, 3, 32, 32))
-    alone = convert(source, theirs.visual.state_dict())
-    assert alone.part == whole.part and all(torch.equal(alone.weights[k], v) for k, v in whole.weights.items())
-
-
-@pytest.mark.parametrize("name", CLIPS)
-def test_text_towers_of_open_clip(name: str) -> None:
-    """The tokens of whole texts; in a causal tower also those of a text beside a longer one, alone and padded."""
-    with double():
-        theirs, source = CLIPS[name]("text")
+        theirs, source = FAMILIES[name]()
         converted, tower = ours(source, theirs.state_dict())
-        ids, keep = ids_of(3, 9), padded([9, 5, 7], 9)
-        expected = open_clip_tokens(theirs, "text", ids)
-        same(tower(ids, torch.ones_like(keep)).x, expected)
-        assert isinstance(converted.part, TextTower)
-        if converted.part.causal:
-            same(tower(ids, keep).x[keep], expected[keep])
-            same(tower(ids[1:2, :5], keep[1:2, :5]).x, expected[1:2, :5])
+        inputs = [inputs_of(source) for _ in range(2)]
+        for x in inputs if inputs[0].is_floating_point() else ():
+            x.requires_grad_()
+        found, expected = ours_of(tower, source, inputs[0]), theirs_of(theirs, source, inputs[1])
+        same(found, expected)
+        if inputs[0].requires_grad:
+            weight = drawn(*found.shape, seed=2)
+            pairs = zip((found, expected), inputs, strict=True)
+            gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y, x in pairs]
+            same(*gradients, atol=1e-11)
+            assert gradients[0].abs().max() > 1e-3
+        other, _ = FAMILIES[name]()
+        half = tower_of(other, source)
+        shapes = shapes_of(half)
+        if half is other and source.library == "open_clip":
+            shapes = {key: shape for key, shape in shapes.items() if not key.startswith("visual.")}
+        state = give_back(source, converted.part, converted.weights, shapes)
+        assert not half.load_state_dict(state, strict=False).unexpected_keys
+        same(theirs_of(other, source, inputs_of(source)), expected.detach(), atol=1e-11)
+        again = convert(source, other.state_dict())
+    assert again.part == converted.part
+    assert all(torch.equal(tensor, again.weights[key]) for key, tensor in converted.weights.items())
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_text_towers_of_transformers(name: str) -> None:
-    """The real tokens' states, of texts of several lengths in a batch and of one alone."""
+@pytest.mark.parametrize("name", [*TEXTS, "open_clip text plain", "w2v-BERT"])
+def test_padding_changes_nothing(name: str) -> None:
+    """Of several lengths in a batch and of one alone, the real tokens are the library's."""
     with double():
-        theirs, source = TEXTS[name]()
+        theirs, source = FAMILIES[name]()
         _, tower = ours(source, theirs.state_dict())
-        ids, keep = ids_of(3, 9), padded([9, 5, 7], 9)
-        expected = theirs(input_ids=ids, attention_mask=keep.long()).last_hidden_state
-        same(tower(ids, keep).x[keep], expected[keep])
-        same(tower(ids[1:2, :5], keep[1:2, :5]).x[0], expected[1, :5])
+        x = inputs_of(source)
+        if source.modality == "audio":
+            expected = theirs(x, attention_mask=KEEP.long()).last_hidden_state
+            frames = x.reshape(3, 2 * TIME, 8)
+            tokens = tower(Tokens(frames, KEEP.repeat_interleave(2, dim=1)))
+            assert torch.equal(tokens.keep, KEEP)
+            same(tokens.x[KEEP], expected[KEEP])
+            return same(tower(Tokens(frames[1:2, :10], torch.ones(1, 10, dtype=torch.bool))).x[0], expected[1, :5])
+        whole = source.library == "open_clip"
+        expected = theirs_of(theirs, source, x) if whole else theirs(x, attention_mask=KEEP.long()).last_hidden_state
+        same(tower(x, KEEP).x[KEEP], expected[KEEP])
+        same(tower(x[1:2, :5], KEEP[1:2, :5]).x[0], expected[1, :5])
+
+
+def test_torchaudios_conformer_sees_the_padding_and_ours_need_not() -> None:
+    """With `mask_conv=False` ours has torchaudio's leak. As converted, a clip gives what torchaudio's gives alone."""
+    with double():
+        theirs, source = conformer()
+        converted, tower = ours(source, theirs.state_dict())
+        frames, lengths = drawn(3, TIME, 32), KEEP.sum(1)
+        expected, _ = theirs(frames, lengths)
+        leaky = built(replace(converted.part, mask_conv=False))
+        leaky.load_state_dict(converted.weights)
+        same(leaky(Tokens(frames, KEEP)).x[KEEP], expected[KEEP])
+        found = tower(Tokens(frames, KEEP)).x
+        assert (found - expected)[KEEP].abs().max() > 1e-2
+        for row, length in enumerate(lengths.tolist()):
+            same(found[row, :length], theirs(frames[row : row + 1, :length], torch.tensor([length]))[0][0])
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
@@ -177,23 +230,14 @@ def test_names_on_disk_are_not_those_in_memory(name: str, tmp_path: Path) -> Non
     assert all(torch.equal(tensor, from_memory.weights[name]) for name, tensor in from_file.weights.items())
 
 
-def test_a_classifier_gives_its_tower() -> None:
-    """ViTForImageClassification: the tower is the same as that of its inner model; the classifier has no place."""
-    with double():
-        theirs, source = of_hf("ViTForImageClassification", "image", **SMALL, **PICTURE)
-        _, tower = ours(source, theirs.state_dict())
-        x = drawn(2, 3, 32, 32)
-        same(tower(x).x, theirs.vit(pixel_values=x).last_hidden_state)
-
-
 TRAPS = {  # what the source has, and how a careless import would have it
     "CLIP of transformers is QuickGELU": (HF["CLIP"], {"activation": "gelu"}),
     "SigLIP of transformers is tanh": (HF["SigLIP"], {"activation": "gelu"}),
-    "SigLIP of timm is exact": (TIMM["siglip"], {"activation": "gelu_tanh"}),
-    "CLIP of timm is exact": (TIMM["clip"], {"activation": "quick_gelu"}),
+    "SigLIP of timm is exact": (TIMM["timm siglip"], {"activation": "gelu_tanh"}),
+    "CLIP of timm is exact": (TIMM["timm clip"], {"activation": "quick_gelu"}),
     "CLIP's eps": (HF["CLIP"], {"eps": 1e-6}),
     "ViT's eps": (HF["ViT"], {"eps": 1e-6}),
-    "the last norm": (TIMM["mean pool"], {"norm_post": True}),
+    "the last norm": (TIMM["timm mean pool"], {"norm_post": True}),
 }
 
 
@@ -221,7 +265,7 @@ def test_the_activations_are_three() -> None:
 
 def test_a_tensor_too_many_too_few_or_misshapen_is_named() -> None:
     """Each of the mistakes says which tensor, on one line."""
-    theirs, source = TIMM["dinov2 registers"]()
+    theirs, source = TIMM["timm dinov2 registers"]()
     whole = theirs.state_dict()
     with pytest.raises(UserError, match=r"Vit has no place for \['blocks.0.attn.rope'\]"):
         convert(source, whole | {"blocks.0.attn.rope": torch.zeros(1)})
@@ -233,20 +277,19 @@ def test_a_tensor_too_many_too_few_or_misshapen_is_named() -> None:
     }.items():
         with pytest.raises(UserError, match=rf"no tensor for \['{said}'\] of Vit"):
             convert(source, {name: tensor for name, tensor in whole.items() if name != lost})
+    theirs, source = HF["ViT"]()
+    lost = {name: tensor for name, tensor in theirs.state_dict().items() if name != "layers.1.attention.k_proj.bias"}
+    with pytest.raises(UserError, match=r"a part of what is 'blocks.1.attn.qkv.bias' here"):
+        convert(source, lost)
+
+
+def test_a_tensor_of_another_shape_is_named() -> None:
+    theirs, source = TIMM["timm dinov2 registers"]()
+    whole = theirs.state_dict()
     with pytest.raises(UserError, match=r"prefix of the source is \[1, 32\], of Vit \[5, 32\]"):
         convert(source, {name: tensor for name, tensor in whole.items() if name != "reg_token"})
     with pytest.raises(UserError, match=r"blocks.0.mlp.fc1.bias of the source is \[9\], of Vit \[128\]"):
         convert(source, whole | {"blocks.0.mlp.fc1.bias": torch.zeros(9)})
-
-
-def test_a_lost_key_is_named_before_it_is_fused() -> None:
-    """Of queries, keys and values one is missing: the error says which, and beside what."""
-    theirs, source = HF["ViT"]()
-    for lost in "qkv":
-        weights = theirs.state_dict()
-        del weights[f"layers.1.attention.{lost}_proj.bias"]
-        with pytest.raises(UserError, match=rf"lack what is \['blocks.1.attn.{lost}.bias'\] here"):
-            convert(source, weights)
 
 
 REFUSED = {
@@ -273,6 +316,10 @@ REFUSED = {
         lambda: (nn.Identity(), Foreign(library="hf", architecture={"model_type": "bert"}, modality="text")),
         "no layout for hf's bert",
     ),
+    "group norm": (lambda: conformer(use_group_norm=True), "a group norm over time"),
+    "order": (lambda: conformer(convolution_first=True), "the convolution before the attention"),
+    "rotary": (lambda: w2v_bert(position_embeddings_type="rotary"), "rotary positions"),
+    "adapter": (lambda: w2v_bert(add_adapter=True), "an adapter"),
 }
 
 
@@ -285,12 +332,25 @@ def test_what_has_no_place_is_refused_with_the_way_out(name: str) -> None:
     assert "import it wrapped, as a Tower" in str(error.value)
 
 
-def test_a_layout_is_found_by_family() -> None:
-    """A family is known before its choices are looked at; a modality that it has not, and a stranger, are not."""
-    for make in (*TIMM.values(), *HF.values(), *TEXTS.values()):
-        assert find(make()[1]) is not None
-    assert find(replace(HF["ViT"]()[1], modality="text")) is None
-    assert find(Foreign(library="torchaudio", architecture={"extractor_mode": "layer_norm"}, modality="audio")) is None
+NOT_THERE = {
+    "registers": (
+        Vit(patch_px=8, height_px=32, width_px=32, width=32, depth=2, heads=4, prefix=5),
+        "for 4 of the tokens",
+    ),
+    "norm": (
+        Vit(patch_px=8, height_px=32, width_px=32, width=32, depth=2, heads=4, prefix=1, norm_post=False),
+        r"has \['ln_p\w+.bias'\]",
+    ),
+    "stem": (Vit(stem="conv", patch_px=8, height_px=32, width_px=32, width=32, depth=2, heads=4, prefix=1), "no place"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+def test_what_another_library_has_not_is_refused(name: str) -> None:
+    part, said = NOT_THERE[name]
+    theirs, source = of_open_clip("image")
+    with pytest.raises(UserError, match=said):
+        give_back(source, part, built(part).state_dict(), shapes_of(theirs.visual))
 
 
 @pytest.mark.parametrize(("old", "new"), [((4, 4), (6, 6)), ((4, 6), (3, 8)), ((7, 7), (2, 2))])
@@ -343,7 +403,7 @@ def test_a_picture_of_the_stored_size_is_exported_without_interpolation() -> Non
 def test_the_tower_renormalises() -> None:
     """Fed -1..1 it gives what timm's gives for the same picture under its own mean and deviation."""
     mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-    theirs, source = TIMM["deit"]()
+    theirs, source = TIMM["timm deit"]()
     contract = ImagePreprocess(
         height_px=32, width_px=32, resize_mode="crop", crop_pct=0.9, interpolation="bicubic", mean=mean, std=std
     )
@@ -358,7 +418,7 @@ def test_the_tower_renormalises() -> None:
 
 def test_a_masked_token_is_the_mean_of_all_or_the_tokenizers_own() -> None:
     """The row that no source has: of the mean row; where the contract says an id, that id's."""
-    theirs, source = TEXTS["CLIP"]()
+    theirs, source = TEXTS["CLIP text"]()
     table = theirs.state_dict()["embeddings.token_embedding.weight"]
     row = convert(source, theirs.state_dict()).weights["embedding.weight"][-1]
     torch.testing.assert_close(row, table.mean(0))
@@ -410,3 +470,20 @@ def test_a_causal_tower_sees_nothing_that_follows() -> None:
     states = tower(ids, torch.ones_like(ids, dtype=torch.bool)).x
     (gradient,) = torch.autograd.grad(states[0, 4].sum(), tower.position)
     assert gradient[:5].abs().sum(1).min() > 0 and not gradient[5:].any()
+
+
+@pytest.mark.parametrize("pool", ["", "avg"])
+def test_a_model_of_timm_within_open_clip(pool: str) -> None:
+    """As SigLIP's image tower in open_clip is: the same tokens, from the weights of the whole or of the tower."""
+    vision = {
+        "image_size": 160,
+        "timm_model_name": "test_vit",
+        "timm_pool": pool,
+        "timm_proj": "linear" if pool else "",
+    }
+    theirs, source = of_open_clip("image", vision_cfg=vision, custom=True)
+    part = convert(source, theirs.visual.state_dict()).part
+    converted, tower = ours(source, theirs.state_dict())
+    assert part == converted.part
+    x = drawn(2, 3, 160, 160).float()
+    torch.testing.assert_close(tower(x).x, theirs.visual.trunk.forward_features(x), rtol=0, atol=1e-5)
