@@ -61,7 +61,9 @@ def adopt(where: Path, run: Run) -> Exported:
 
 
 def full_run(**model: object) -> Run:
-    run = toy_run(model=toy_config(**({"image": IMAGE} | model)), write=tuple(Generative(task=task) for task in TASKS))
+    run = toy_run(
+        model=toy_config(**({"image": IMAGE} | model)), generative=tuple(Generative(task=task) for task in TASKS)
+    )
     have = {name for name in ("image", "audio", "text") if getattr(run.model, name) is not None}
     return dataclasses.replace(
         run,

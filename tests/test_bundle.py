@@ -294,7 +294,7 @@ def test_a_fixture_with_nan_holds_for_nothing(copy):
     [
         ({"format": 2}, "a bundle of format 2; this mmfm reads 1: update it"),
         ({"model": None}, "a bundle holds a model or a part, and not both"),
-        ({"holds": ["image", "../../secret"]}, "holds=.* must be of"),
+        ({"components": ["image", "../../secret"]}, "components=.* must be of"),
         ({"tolerance": float("1e999")}, "is not strict JSON"),
         ({"command": "rm"}, "unknown key command"),
     ],

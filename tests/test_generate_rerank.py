@@ -52,7 +52,7 @@ def test_the_planted_draw_is_kept():
         seeds=splitmix64(torch.tensor([rows[1]]) + 2 * torch.tensor(-7046029254386353131)),
     )  # fmt: skip
     assert other.ids == [seen[rows[1]][2]]
-    with pytest.raises(UserError, match="draws=5 needs what judges them"):
+    with pytest.raises(UserError, match="best_of=5 needs what judges them"):
         write(model, task, batch, how)
 
 

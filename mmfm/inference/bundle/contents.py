@@ -71,7 +71,8 @@ class Bundle:
             elsewhere = part is not None and (part.feature_cache_dir if isinstance(part, Tower) else part.weights)
             require(not elsewhere, f"a bundle names no other folder, and this one names {elsewhere!r}; do not trust it")
         require(
-            bool(self.components) and set(self.components) <= set(PARTS), f"holds={self.components} must be of {PARTS}"
+            bool(self.components) and set(self.components) <= set(PARTS),
+            f"components={self.components} must be of {PARTS}",
         )
 
     @property
