@@ -139,7 +139,7 @@ def test_scores_in_training_follow_the_fields_too(tmp_path: Path) -> None:
     source = Source(shards=spec, modalities=("image", "text"), texts=(Text(field="captions"),))
     model = interface("image>text", train=(source,), val=spec, batch=4)
     scores, _ = scores_during_training(model, model.run)
-    assert {"image->text/R@1", "image->text/acc@1", "image>text/exact"} <= scores.keys()
+    assert {"image->text/R@1", "image->text/acc@1", "image>text/exact_match"} <= scores.keys()
     bare = interface("image>text", val=spec)
     scores, left_out = scores_during_training(bare, bare.run)
     assert scores == {} and any("4 of 4 samples have no text" in line for line in left_out)
@@ -183,7 +183,7 @@ def test_answers_are_scored_and_never_read(tmp_path: Path) -> None:
     for name, answer in (("a", "yes"), ("b", "never in the world")):
         spec = asked_split(tmp_path / name, dict.fromkeys("pqr", answer))
         scores = evaluate(model, spec, split="s", how=how)
-        assert found(scores.rows, "image,text>text", "exact", "n") == 3
+        assert found(scores.rows, "image,text>text", "exact_match", "n") == 3
         assert found(scores.rows, "image,text>text", "bits_per_byte", "n") == 3
         shown = scores.details["writings"]
         assert {one["reference"] for one in shown} == {answer}

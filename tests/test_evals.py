@@ -277,7 +277,10 @@ def test_a_wider_gallery_is_chosen_from_and_asks_nothing(tmp_path: Path) -> None
     for score, hit, chance in ((alone, 1.0, 1.0), (wider, 0.0, 0.5)):
         assert found(score.rows, "image->audio", "R@1") == hit and found(score.rows, "image->audio", "R@1", "n") == 1
         assert found(score.rows, "image->audio", "R@1", "chance") == chance
-        assert found(score.rows, "image>text", "exact") == 1 and found(score.rows, "image>text", "exact", "n") == 1
+        assert (
+            found(score.rows, "image>text", "exact_match") == 1
+            and found(score.rows, "image>text", "exact_match", "n") == 1
+        )
         assert found(score.rows, "text->image", "R@1", "n") == 1
         assert {name: score.details["counts"][name] for name in ("samples", "image", "audio")} == {
             "samples": 2,
@@ -347,7 +350,7 @@ def test_planted_writing(tmp_path: Path) -> None:
     texts = {text: axis(0) for text in ("forty two", "Seven.", "one two three", "only text")}
     model = Planted(vectors, texts, written, ("audio>text", ">text", "image>text"))
     scores = evaluate(model, spec, split="clips", how=QUICK)
-    assert found(scores.rows, "audio>text", "exact") == pytest.approx(2 / 3)
+    assert found(scores.rows, "audio>text", "exact_match") == pytest.approx(2 / 3)
     assert found(scores.rows, "audio>text", "wer") == pytest.approx(2 / 6)
     assert found(scores.rows, "audio>text", "cer") == pytest.approx(7 / 27)  # "w" -> "o", " three" left out
     assert found(scores.rows, "audio>text", "bits_per_byte") == pytest.approx(1.0)
@@ -396,7 +399,7 @@ def test_scores_during_training_are_those_of_eval(tmp_path: Path) -> None:
         "image->text/acc@1",
         "image->text/R@1",
         "text->image/R@1",
-        "image>text/exact",
+        "image>text/exact_match",
     }
 
 

@@ -635,7 +635,7 @@ def test_commands_quote_what_a_shell_would_split(tmp_path: Path) -> None:
 
 def test_figures_of_another_kind_still_get_tiles(tmp_path: Path) -> None:
     """A run without any of the usual scores shows the first that it has, one that is not known as a plain number."""
-    page = page_of(make(tmp_path, rows=[row("mine", "video->text", "acc@1", 0.5), row("mine", "x", "odd_score", 0.25)]))
+    page = page_of(make(tmp_path, rows=[row("mine", "x~", "masked_acc@15", 0.5), row("mine", "x", "odd_score", 0.25)]))
     assert [tile.one("strong").text.split("\N{NO-BREAK SPACE}")[0] for tile in page.one("ul", "tiles").all("li")] == [
         "50.0",
         "0.25",

@@ -211,7 +211,7 @@ def test_one_surprise_that_is_not_finite_costs_no_other_score(tmp_path: Path) ->
     )
     found = by_name(evaluate(model, spec, split="pets", how=QUICK).rows)
     assert found["image>text", "bits_per_byte"]["reason"] == "1 of 5 surprises are not finite"
-    assert found["image>text", "exact"]["value"] == pytest.approx(3 / 5)
+    assert found["image>text", "exact_match"]["value"] == pytest.approx(3 / 5)
 
 
 def test_a_suite_with_a_vector_that_is_not_finite(tmp_path: Path) -> None:

@@ -91,7 +91,13 @@ def test_it_learns_what_was_planted(run):
     fit.train(run)
     last = lines(run)[-1]
     chance = 0.25
-    for score in ("image->text/acc@1", "audio->text/acc@1", "image->audio/R@1", "image>text/exact", "audio>text/exact"):
+    for score in (
+        "image->text/acc@1",
+        "audio->text/acc@1",
+        "image->audio/R@1",
+        "image>text/exact_match",
+        "audio>text/exact_match",
+    ):
         assert last[f"score/{Path(run.data.val).name}/{score}"] > 3 * chance, score
     model = mmfm.load(str(run.folder))
     assert model.run == run == from_json((run.folder / "run.json").read_text())

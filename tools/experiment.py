@@ -40,8 +40,8 @@ COLUMNS = (
     ("audio->text", "acc@1"),
     ("image->audio", "R@1"),
     ("audio->image", "R@1"),
-    ("image>text", "exact"),
-    ("audio>text", "exact"),
+    ("image>text", "exact_match"),
+    ("audio>text", "exact_match"),
 )
 Columns = Sequence[Sequence[str]]  # task and metric
 SPLITS = ("test", "test-unseen")

@@ -27,8 +27,8 @@ LINES = (
     ("audio->text", "acc@1", "a voice, named"),
     ("image->audio", "R@1", "a picture, its sound found"),
     ("audio->image", "R@1", "a sound, its picture found"),
-    ("image>text", "exact", "a picture, written out"),
-    ("audio>text", "exact", "a voice, written down"),
+    ("image>text", "exact_match", "a picture, written out"),
+    ("audio>text", "exact_match", "a voice, written down"),
     ("audio>text", "wer", "the same, word error rate (less is better)"),
     (">text", "bits_per_byte", "captions predicted, bits per byte (less is better)"),
 )

@@ -178,7 +178,7 @@ class Filling:
         told |= {"items": split.names(rows), "clusters": split.clusters(rows)}
         return [
             Score(metric=metric, statistic=bound, chance=chance, **told),
-            Score(metric=f"filled@{PART:.0%}", statistic=ratio(right, asked), chance=1 / ids, **told),
+            Score(metric=f"masked_acc@{PART * 100:.0f}", statistic=ratio(right, asked), chance=1 / ids, **told),
         ]
 
 

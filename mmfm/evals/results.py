@@ -17,9 +17,9 @@ from rich.console import Console
 
 from mmfm.config import require
 from mmfm.evals.metrics import Bootstrap, Score
+from mmfm.evals.metrics_table import entry_of
 from mmfm.evals.paths import write_json
 from mmfm.evals.provenance import Origin
-from mmfm.evals.registry import entry_of
 from mmfm.evals.table import print_split, printable
 
 NO_VALUE = "the statistic has no finite value"
@@ -38,7 +38,7 @@ class Scores:
 
 def row_of(split: str, figure: Score, bootstrap: Bootstrap) -> dict[str, Any]:
     """A row of results.json."""
-    assert entry_of(figure.metric), f"{figure.metric} has no entry in mmfm.evals.registry.METRICS"
+    assert entry_of(figure.metric), f"{figure.metric} has no entry in mmfm.evals.metrics_table.METRICS"
     value, (low, high) = figure.value, figure.interval(bootstrap)
     chance = round(figure.chance, 9) if math.isfinite(figure.chance) else None
     numbers = {"value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high)}

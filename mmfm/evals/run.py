@@ -26,9 +26,9 @@ from mmfm.evals.examples import show
 from mmfm.evals.generation import GenerationEvalConfig, Making, make_all
 from mmfm.evals.masked_prediction import Filling, fill_split
 from mmfm.evals.metrics import Bootstrap, Score
+from mmfm.evals.metrics_table import metric_of
 from mmfm.evals.paths import check_place, read_run, splits_to_score
 from mmfm.evals.provenance import origin_of
-from mmfm.evals.registry import metric_of
 from mmfm.evals.results import Scores, finish, kept, row_of, write
 from mmfm.evals.retrieval import Retrieved, retrieve_all
 from mmfm.evals.samples import samples_of
@@ -316,7 +316,7 @@ def evaluate_run(
             run,
             classes=Path(classes) if classes else None,
             templates=given_templates([templates] if isinstance(templates, str) else templates),
-            batch=batch_size,
+            batch_size=batch_size,
             max_tokens=max_tokens,
             bootstrap=bootstrap,
             limit=limit,

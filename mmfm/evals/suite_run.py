@@ -66,7 +66,7 @@ def evaluate_suite(
 
     def asked() -> tuple[Run, Suite, Path, EvalConfig, Path]:
         run, suite = read_run(folder), read_suite(suite_file)
-        how = how_of(run, batch=batch_size, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
+        how = how_of(run, batch_size=batch_size, max_tokens=max_tokens, bootstrap=bootstrap, limit=limit)
         results = check_place(Path(out) if out else folder / f"results.{suite.name}.json")
         return run, suite, root_of(suite, root), how, results
 

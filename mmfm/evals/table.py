@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmfm.evals.registry import is_headline
+from mmfm.evals.metrics_table import is_headline
 
 
 def printable(text: str) -> str:

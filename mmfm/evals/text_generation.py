@@ -37,7 +37,7 @@ def exact_match(split: Split, task: str) -> list[Score]:
     if not items:
         return []
     right = mean(correct(split, items).astype(float))
-    return [Score(metric="exact", statistic=right, chance=0.0, **named(split, task, items))]
+    return [Score(metric="exact_match", statistic=right, chance=0.0, **named(split, task, items))]
 
 
 def error_rates(split: Split, task: str) -> list[Score]:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmfm.config import require
+from mmfm.evals.metrics_table import is_headline
 from mmfm.evals.paths import check_place, write_json
-from mmfm.evals.registry import is_headline
 from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.table import printable
 from mmfm.report.compare_page import render

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from mmfm.evals.registry import is_headline, is_share, label, metric_of
+from mmfm.evals.metrics_table import is_headline, is_share, label, metric_of
 from mmfm.report import charts
 from mmfm.report.charts import Axis
 from mmfm.report.comparison import Comparison, PairedTest, amount, letter, p_value, sentences

@@ -12,8 +12,8 @@ from itertools import combinations
 import numpy as np
 
 from mmfm.config import require
+from mmfm.evals.metrics_table import better, is_headline, is_share, label
 from mmfm.evals.paired import Outcome, discordant, estimated, holm, least_p, sign_flips, summed
-from mmfm.evals.registry import better, is_headline, is_share, label
 from mmfm.evals.resampling import Bootstrap, numbered, resampled
 from mmfm.report.run_record import headline_first
 from mmfm.report.scored_runs import Kept, Key, ScoredRun, differing

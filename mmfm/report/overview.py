@@ -1,25 +1,19 @@
 """A run in words: the opening sentence, the facts, what is missing or odd, and the commands that make it again."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from statistics import median
 
 from mmfm.config import Conformer, Run, TextTower, Tower, Trunk, Vit
+from mmfm.evals.metrics_table import metric_of
 from mmfm.report import scores
 from mmfm.report.charts import round_figure
 from mmfm.report.markup import Html, tag
 from mmfm.report.run_record import Record, Row
 
-CLAUSES = (
-    ("image->text", "acc@1", "{} of the images named right"),
-    ("audio->text", "acc@1", "{} of the sounds named right"),
-    ("image>text", "exact", "{} of the images' texts written exactly"),
-    ("audio>text", "wer", "{} of the words of the sounds' texts written wrong"),
-    ("image->audio", "R@1", "the right sound ranked first for {} of the images"),
-    ("text>image", "digits/read", "{} of its drawings read right by a judge"),
-    ("text>audio", "speech/read", "{} of what it says understood by one"),
-)
-PLURAL = {"image": "images", "audio": "sounds", "text": "text"}
+PLURAL = {"image": "images", "audio": "sounds", "text": "texts"}
+SINGULAR = {"image": "image", "audio": "sound", "text": "text"}
 
 
 def duration(seconds: float) -> str:
@@ -52,11 +46,19 @@ def _achievements(record: Record) -> str:
     if not record.rows:
         return "It has not been evaluated yet."
     split, clauses = scores.splits_of(record.rows)[0], []
-    for task, metric, words in CLAUSES:
+    for task, metric in scores.leading(record.rows):
         for row in scores.find(record.rows, task, metric, split):
             apart = ", though the two never met in training" if scores.never_met(record.run, task) else ""
-            clauses.append(words.format(scores.show(metric, row.value)) + apart)
+            clauses.append(_clause(row) + apart)
     return f"On {split}: {listed(clauses)}." if clauses else ""
+
+
+def _clause(row: Row) -> str:
+    sources, _, target = row.task.replace("->", ">").rpartition(">")
+    names = [PLURAL.get(name, name) for name in re.split("[,>]", sources)]
+    ends = {"target": SINGULAR.get(target, target), "targets": PLURAL.get(target, target)}
+    value = scores.show(row.metric, row.value)
+    return metric_of(row.metric).sentence.format(value=value, sources=listed(names), **ends)
 
 
 def facts(record: Record) -> Iterator[tuple[str, Sequence[object]]]:

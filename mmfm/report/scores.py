@@ -4,22 +4,23 @@ import math
 from collections.abc import Iterable, Sequence
 
 from mmfm.config import Run
-from mmfm.evals.registry import GROUPS, OTHER, group_of, is_headline, is_share, label, metric_of, plain
+from mmfm.evals.metrics_table import (
+    GROUPS,
+    METRICS,
+    OTHER,
+    entry_of,
+    group_of,
+    is_headline,
+    is_share,
+    label,
+    metric_of,
+)
 from mmfm.report import charts
 from mmfm.report.charts import Axis, linear_axis
 from mmfm.report.markup import Html, join, tag
 from mmfm.report.run_record import Log, Row, headline_first
 
-KEY_FIGURES = (
-    ("image->text", "acc@1", "images named"),
-    ("audio->text", "acc@1", "sounds named"),
-    ("image->audio", "R@1", "right sound first"),
-    ("audio->image", "R@1", "right image first"),
-    ("image>text", "exact", "written exactly"),
-    ("audio>text", "wer", "words wrong"),
-    ("text>image", "digits/read", "drawings read right"),
-    ("text>audio", "speech/read", "spoken so that it is understood"),
-)
+MOST_LEADING = 10  # tasks whose leading score has a tile and a place in the opening sentence
 NO_BREAK = "\N{NO-BREAK SPACE}"
 PERCENT = Axis(low=0.0, high=1.0, ticks=(0.0, 0.25, 0.5, 0.75, 1.0))
 
@@ -47,10 +48,22 @@ def interval(row: Row) -> str:
     return f"{_plain_number(row.metric, row.low)} – {_plain_number(row.metric, row.high)}"
 
 
+def leading(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Task and metric of the score that speaks for each task: of those with a sentence the first in METRICS."""
+    order = list(METRICS)
+    found: dict[str, str] = {}
+    for row in rows:
+        best = found.get(row.task)
+        if row.value is None or not metric_of(row.metric).sentence:
+            continue
+        if best is None or order.index(entry_of(row.metric) or "") < order.index(entry_of(best) or ""):
+            found[row.task] = row.metric
+    return list(found.items())[:MOST_LEADING]
+
+
 def find(rows: Sequence[Row], task: str, metric: str, split: str | None = None) -> list[Row]:
-    """The rows of a task and metric, with a value; names of metrics are compared without regard to case."""
-    wanted = (task, plain(metric))
-    same = [row for row in rows if (row.task, plain(row.metric)) == wanted and row.value is not None]
+    """The rows of a task and metric, with a value."""
+    same = [row for row in rows if (row.task, row.metric) == (task, metric) and row.value is not None]
     return [row for row in same if split in (None, row.split)]
 
 
@@ -76,25 +89,23 @@ def axis_of(rows: Iterable[Row]) -> Axis:
 
 
 def tiles(run: Run, rows: Sequence[Row]) -> Html:
-    """The key figures: large for the main split, smaller for the others."""
+    """The leading scores: large for the main split, smaller for the others."""
     order = splits_of(rows)
-    chosen = [(find(rows, task, metric), words) for task, metric, words in KEY_FIGURES]
-    if not any(found for found, _ in chosen):
-        names = dict.fromkeys((row.task, row.metric) for row in rows)
-        chosen = [(find(rows, task, metric), "") for task, metric in list(names)[:6]]
-    return tag("ul", *(_tile(run, found, words, order) for found, words in chosen if found), class_="tiles")
+    chosen = leading(rows) or list(dict.fromkeys((row.task, row.metric) for row in rows))[:6]
+    found = [find(rows, *names) for names in chosen]
+    return tag("ul", *(_tile(run, same, order) for same in found if same), class_="tiles")
 
 
-def _tile(run: Run, found: Sequence[Row], words: str, order: Sequence[str]) -> Html:
+def _tile(run: Run, found: Sequence[Row], order: Sequence[str]) -> Html:
     first, *others = sorted(found, key=lambda row: order.index(row.split))
-    axis = axis_of(found)
-    lower = "lower is better" if metric_of(first.metric).higher_is_better is False else None
+    axis, known = axis_of(found), metric_of(first.metric)
+    lower = "lower is better" if known.higher_is_better is False else None
     note = "the two never met in training" if never_met(run, first.task) else lower
     chance = "" if first.chance is None else f", chance {show(first.metric, first.chance)}"
     return tag(
         "li",
         tag("h3", shown(first.task), " ", tag("span", label(first.metric), class_="quiet")),
-        tag("p", tag("strong", show(first.metric, first.value)), " ", tag("span", words), class_="figure"),
+        tag("p", tag("strong", show(first.metric, first.value)), " ", tag("span", known.meaning), class_="figure"),
         tag("p", f"{first.split}: 95 % interval {interval(first)}{chance}", class_="quiet interval"),
         *(_tile_lane(row, axis, order.index(row.split)) for row in (first, *others)),
         tag("p", note, class_="quiet remark") if note else None,
@@ -179,10 +190,9 @@ def _lane_row(row: Row, axis: Axis, mark: int) -> Html:
 
 
 def during_training(log: Log) -> tuple[list[Html], list[Html]]:
-    """The leading score of each task over the steps: a chart of the shares, and a small one of each other score."""
+    """The headline scores of each task over the steps: a chart of the shares, and a small one of each other score."""
     found: dict[tuple[str, str, str], Sequence[tuple[int, float]]] = {}
-    order = [task for task, _, _ in KEY_FIGURES]
-    for name, points in sorted(log.curves.items(), key=lambda curve: _place(curve[0], order)):
+    for name, points in log.curves.items():
         head, *rest = name.split("/", 3)
         if head == "score" and len(rest) == 3 and is_headline(rest[2]):
             found[rest[0], rest[1], rest[2]] = points
@@ -199,11 +209,6 @@ def during_training(log: Log) -> tuple[list[Html], list[Html]]:
     axis = PERCENT if highest <= 1 else linear_axis(0.0, highest, 4)
     title = f"Scores on {', '.join(splits)}"
     return [charts.curves(title, shares, axis, note=lower, show=_percent)], small
-
-
-def _place(name: str, order: Sequence[str]) -> int:
-    task = name.split("/")[2] if name.count("/") >= 3 else ""
-    return order.index(task) if task in order else len(order)
 
 
 def _lower(names: Iterable[str]) -> str:
