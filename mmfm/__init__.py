@@ -11,15 +11,19 @@ os.environ.setdefault("WDS_SECURE", "1")  # webdataset then refuses pickles and 
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, step: int | None = None, *, device: str = "auto", dtype=None):
+def load(run: str | Path, step: int | None = None, *, device: str = "auto", dtype=None, extensions=()):
     """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last.
 
     A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
     computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said; "int8" has the trunk in 8 bits.
+    extensions: the Python files of what it was trained with and is not part of mmfm, such as an objective of one's own;
+    they are executed.
     """
+    from mmfm.config.extend import give
     from mmfm.inference.bundle import is_bundle
     from mmfm.inference.load import load_model
 
+    give(extensions)
     if step is None and is_bundle(run):
         return from_pretrained(run, device=device, dtype=dtype)
     return _placed(load_model(run, step), device, dtype)

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 import mmfm
 from mmfm.config import Run, UserError, one_line, require
+from mmfm.config.extend import give
 from mmfm.runtime import machine
 from mmfm.runtime.process import TRY_AGAIN, Stopped
 
@@ -39,7 +40,9 @@ One model that reads and writes text, images and audio.
   mmfm import SOURCE OUT [--modality image|audio|text|trunk] [--layout native|wrapped|auto]
   mmfm export RUN OUT --to open_clip|hf|timm|onnx|torch_export
 
-`mmfm COMMAND --help` lists the options of a command. --debug, anywhere, shows the traceback of an error.
+`mmfm COMMAND --help` lists the options of a command. --extension FILE, anywhere, gives the Python file of an objective
+of one's own, without which a run that was trained with it cannot be opened; the file is executed. --debug, anywhere,
+shows the traceback of an error.
 --version prints the version.
 
 Exit status: 0 done; 1 the machine failed (disk, memory, a killed process), or mmfm did, which the line then says;
@@ -65,15 +68,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     machine.spare_threads()  # before torch is imported, which reads it once
     try:
-        run([word for word in words if word != "--debug"])
+        run(with_extensions(words))
         sys.stdout.flush()  # here a reader that has gone is noticed in time
         return 0
     except BaseException as error:
         if debug:
             traceback.print_exc()
         return report(error, words[:1] == ["train"])
+
+
+def with_extensions(words: list[str]) -> list[str]:
+    """The words without each `--extension FILE`, which is executed: what a run of one's own needs to be opened."""
+    rest, files = [], []
+    waiting = iter(words)
+    for word in waiting:
+        name, _, file = word.partition("=")
+        if name == "--extension":
+            files.append(file or next(waiting, ""))
+        else:
+            rest.append(word)
+    give(files)
+    return rest
 
 
 def run(words: list[str]) -> None:

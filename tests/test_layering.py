@@ -31,6 +31,7 @@ LIGHT = (
 )  # these, and all they import: stdlib alone
 LIGHTNING = {"mmfm.training.module", "mmfm.training.callbacks", "mmfm.training.fit"}
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "importlib", "imp"}
+BY_NAME = {"mmfm.config.extend"}  # may execute the files that people give: it alone imports importlib
 
 
 def module_name(path: Path) -> str:
@@ -97,7 +98,8 @@ def test_lightning_has_three_files() -> None:
 @pytest.mark.parametrize("module", TREES)
 def test_nothing_dangerous(module: str) -> None:
     """No pickle, no import by name, no shell, no evaluated strings, no weights that can execute."""
-    assert not {name.split(".")[0] for name in imported(TREES[module])} & FORBIDDEN
+    allowed = {"importlib"} if module in BY_NAME else set()
+    assert not {name.split(".")[0] for name in imported(TREES[module])} & FORBIDDEN - allowed
     for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
         assert ast.unparse(call.func) not in {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load"}
         for keyword in call.keywords:

@@ -8,6 +8,7 @@ from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, on
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, RemoteCache, Source, Text
 from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, TokenizerSpec, Tower
+from mmfm.config.extend import Callback, Extension, Logger, Objective
 from mmfm.config.model import Model
 from mmfm.config.run import Contrastive, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
@@ -18,18 +19,22 @@ __all__ = [
     "AudioCodec",
     "AudioPreprocess",
     "Augment",
+    "Callback",
     "Checked",
     "Conformer",
     "Contrastive",
     "Data",
     "EncoderSpec",
     "Eval",
+    "Extension",
     "Generative",
     "ImageCodec",
     "ImagePreprocess",
     "KnownCodec",
+    "Logger",
     "Mel",
     "Model",
+    "Objective",
     "Optim",
     "ParamGroup",
     "Reconstruction",

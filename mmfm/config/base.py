@@ -31,15 +31,17 @@ class Checked:
     """
 
     def __init_subclass__(cls) -> None:
-        own = cls.__dict__.get("__post_init__")
+        cls._rules = cls.__dict__.get("__post_init__")  # type: ignore[attr-defined]
+        cls.__post_init__ = _check  # type: ignore[attr-defined]
 
-        def check(self: Any) -> None:
-            for name, kind in _kinds(type(self)).items():
-                object.__setattr__(self, name, conform(kind, getattr(self, name), f"{type(self).__name__}.{name}"))
-            if own is not None:
-                own(self)
 
-        cls.__post_init__ = check  # type: ignore[attr-defined]
+def _check(self: Any) -> None:
+    """The types of its fields, then the rules of its class and before these those of the classes that it inherits."""
+    for name, kind in _kinds(type(self)).items():
+        object.__setattr__(self, name, conform(kind, getattr(self, name), f"{type(self).__name__}.{name}"))
+    for owner in reversed(type(self).__mro__):
+        if (rules := owner.__dict__.get("_rules")) is not None:
+            rules(self)
 
 
 @cache
@@ -67,6 +69,9 @@ def conform(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
+    named = getattr(kind, "named", None)
+    if named is not None and isinstance(value, str):  # an extension, as "file.py:Name"
+        return named(value)
     if kind not in MEANT:
         called = kind.__name__ if isinstance(kind, type) else str(kind)
         require(not isinstance(kind, type) or isinstance(value, kind), f"{where}={_shown(value)} should be a {called}")

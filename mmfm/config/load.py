@@ -1,11 +1,11 @@
 """A configuration read from its Python file, or from a run's run.json."""
 
-import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from mmfm.config import Run, UserError, require
+from mmfm.config.extend import beside, execute
 from mmfm.config.serialization import from_file
 
 Made = TypeVar("Made")
@@ -31,10 +31,13 @@ def read_run(path: str | Path) -> Run:
 def executed(file: Path, function: str, kind: type[Made], called: str) -> Made:
     """What this function of a Python file returns: the file is executed. `called`: what people import `kind` as."""
     try:
-        make = runpy.run_path(str(file)).get(function)
-        if not callable(make):
-            raise UserError(f"{file} has no function {function}(); it should define {function}() -> {kind.__name__}")
-        made = make()
+        with beside(file):
+            make = getattr(execute(file), function, None)
+            if not callable(make):
+                raise UserError(
+                    f"{file} has no function {function}(); it should define {function}() -> {kind.__name__}"
+                )
+            made = make()
     except UserError:
         raise
     except SystemExit as why:  # a script that ends the program, such as a command of its own

@@ -7,6 +7,7 @@ from typing import Literal
 
 from mmfm.config.base import MODALITIES, Checked, positive, require
 from mmfm.config.data import Data, Text
+from mmfm.config.extend import Callback, Logger, Objective
 from mmfm.config.model import Model
 
 
@@ -161,6 +162,9 @@ class Run(Checked):
     contrastive: tuple[Contrastive, ...] = ()
     generative: tuple[Generative, ...] = ()
     reconstruction: tuple[Reconstruction, ...] = ()
+    objectives: tuple[Objective, ...] = ()  # of one's own (mmfm/config/extend.py)
+    callbacks: tuple[Callback, ...] = ()
+    loggers: tuple[Logger, ...] = ()
     passes: Literal["one", "two"] = "one"  # "two": embed in a pass of its own (experiments/001-one-pass)
     optim: Optim = field(default_factory=Optim)
     eval: Eval = field(default_factory=Eval)
@@ -184,8 +188,13 @@ class Run(Checked):
         )
         plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
-        names = [item.name for item in (*self.contrastive, *self.generative, *self.reconstruction)]
+        names = [item.name for item in self.terms]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
+
+    @property
+    def terms(self) -> "tuple[Contrastive | Generative | Reconstruction | Objective, ...]":
+        """All that the loss adds up, each with a name and a weight."""
+        return (*self.contrastive, *self.generative, *self.reconstruction, *self.objectives)
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,8 @@
 A run of an earlier version lacks the choices that came after it. Each gets its default, and so the default of a new
 choice must be what was done before there was one.
 
-A saved run names no class and no module, so that reading it can execute nothing. Standard library only.
+Reading a saved run executes nothing: it names no class but those of one's own, whose file the reader must have given
+(mmfm/config/extend.py). Standard library only.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mmfm.config import Run, UserError, require
+from mmfm.config.extend import Extension, saved_class
 
 Kind = TypeVar("Kind")
 RESTORE = "restore it from the run's checkpoint folder"
@@ -41,7 +43,18 @@ def from_file(path: Path) -> Run:
 
 def write(value: Any) -> str:
     """Any frozen dataclass of plain values, tuples and such dataclasses, as JSON that `parse` gives back."""
-    return json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False) + "\n"
+    return json.dumps(_tree(value), indent=2, allow_nan=False) + "\n"
+
+
+def _tree(value: Any) -> Any:
+    """Dataclasses as objects, tuples as lists; an extension says where its class is written."""
+    if isinstance(value, Extension):
+        value = value.saved()
+    elif dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: _tree(part) for name, part in value.items()}
+    return [_tree(part) for part in value] if isinstance(value, tuple | list) else value
 
 
 def parse(kind: type[Kind], text: str, where: str, remedy: str = "restore it", *, older: bool = False) -> Kind:
@@ -65,22 +78,17 @@ def _filled(kind: Any, value: Any) -> Any:
         return [_filled(arguments[0], item) for item in value]
     if not (dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict)):
         return value
+    if issubclass(kind, Extension):  # its file is of one content, and so has the same fields
+        return value
     hints, filled = typing.get_type_hints(kind), dict(value)
     for field in dataclasses.fields(kind):
         if field.name in value:
             filled[field.name] = _filled(hints[field.name], value[field.name])
         elif field.default is not dataclasses.MISSING:
-            filled[field.name] = _plain(field.default)
+            filled[field.name] = _tree(field.default)
         elif field.default_factory is not dataclasses.MISSING:
-            filled[field.name] = _plain(field.default_factory())
+            filled[field.name] = _tree(field.default_factory())
     return filled
-
-
-def _plain(value: Any) -> Any:
-    """As it stands in JSON: a dataclass is an object, a tuple a list."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value))
 
 
 def _no_constant(name: str) -> float:
@@ -90,6 +98,8 @@ def _no_constant(name: str) -> float:
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value`, a JSON tree, as `kind`: a dataclass, tuple, union, Literal or plain type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Extension):
+        return _dataclass(saved_class(kind, value, where), value["options"], f"{where}.options")
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if origin in (types.UnionType, typing.Union):
@@ -131,7 +141,8 @@ def _offer(kind: Any, names: list[str]) -> list[str]:
 
 def _dataclass(kind: type, value: Any, where: str) -> Any:
     require(isinstance(value, dict), f"{where}: {value!r} should be an object with the fields of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
+    declared = typing.get_type_hints(kind)
+    hints = {field.name: declared[field.name] for field in dataclasses.fields(kind)}
     unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
     require(not unknown, f"{where}: unknown key {', '.join(unknown)}; {kind.__name__} has {', '.join(hints)}")
     require(not missing, f"{where}: missing key of {kind.__name__}; add {', '.join(_offer(kind, missing))}")

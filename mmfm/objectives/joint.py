@@ -1,24 +1,51 @@
 """The losses of one step, by name: one pass per task, and what each gives goes to contrast and to writing alike."""
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmfm.config import Contrastive, Reconstruction, Run
-from mmfm.config.task import Task, parse_writing
+from mmfm.config import Contrastive, Generative, Objective, Reconstruction, Run, require
+from mmfm.config.task import Task, parse, parse_writing
 from mmfm.data.batch import Batch, Raw
 from mmfm.models.codecs import Trainable
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.cross_entropy import token_cross_entropy
-from mmfm.objectives.task_pass import PassOutput, check_codecs, check_towers, contrasted, embeds, forward_task
+from mmfm.objectives.task_pass import PassOutput, check_codecs, check_towers, embeds, forward_task
 from mmfm.runtime.distributed import Collective, SingleProcess
 
 ALONE = SingleProcess()
 Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
+
+
+class Pairs(NamedTuple):
+    """Unit embeddings of the same samples, row by row; `same` is equal where two samples of all ranks say the same."""
+
+    a: Float[Tensor, "n dim"]
+    b: Float[Tensor, "n dim"]
+    same: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """What the passes of one step gave, for the losses: `outputs` by task, `embedded` by modality."""
+
+    model: UnifiedModel
+    batch: Batch
+    ranks: Collective
+    outputs: Mapping[str, PassOutput | None]
+    embedded: Mapping[str, Embedded]
+
+    def pairs(self, one: str, other: str) -> Pairs:
+        """The embeddings of the samples that hold both modalities; no rows where there are none."""
+        (a, a_rows), (b, b_rows) = self.embedded[one], self.embedded[other]
+        both = torch.isin(a_rows, b_rows)
+        same = positive_group_ids(self.batch, self.ranks)[a_rows[both]]
+        return Pairs(a[both], b[torch.isin(b_rows, a_rows)], same)
 
 
 class Objectives(nn.Module):
@@ -30,22 +57,26 @@ class Objectives(nn.Module):
     def __init__(self, model: UnifiedModel, run: Run, ranks: Collective = ALONE) -> None:
         super().__init__()
         self.model, self.ranks = model, ranks
-        self.contrast, self.reconstruct = run.contrastive, run.reconstruction
+        self.contrast, self.reconstruct, self.own = run.contrastive, run.reconstruction, run.objectives
         self.write = {parse_writing(item.task): item for item in run.generative}
-        self.weights = {item.name: item.weight for item in (*run.contrastive, *run.generative, *run.reconstruction)}
-        self.alone = [Task((name,), None) for name in contrasted([item.pair for item in run.contrastive])]
+        others = (task for item in run.objectives for task in map(parse, item.tasks) if task not in self.write)
+        self.passes = {**self.write, **{task: Generative(task=str(task)) for task in others}}
+        self.weights = {item.name: item.weight for item in run.terms}
+        self.alone = [Task((name,), None) for name in embedded_modalities(run, list(model.towers))]
         self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
-        for task in (*self.alone, *self.write):
+        for task in (*self.alone, *self.passes):
             check_towers(task, list(model.towers))
             check_codecs(task, list(model.codecs))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        readings = {task: forward_task(self.model, task, batch, how) for task, how in self.write.items()}
-        embedded = {task.sources[0]: self._embedded(task, readings, batch) for task in self.alone}
+        outputs = {task: forward_task(self.model, task, batch, item) for task, item in self.passes.items()}
+        embedded = {task.sources[0]: self._embedded(task, outputs, batch) for task in self.alone}
+        step = StepOutputs(self.model, batch, self.ranks, {str(task): o for task, o in outputs.items()}, embedded)
         with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
-            losses = {item.name: self._contrast(item, embedded, batch) for item in self.contrast}
-            losses |= {item.name: self._write(readings[task]) for task, item in self.write.items()}
+            losses = {item.name: self._contrast(item, step) for item in self.contrast}
+            losses |= {item.name: self._write(outputs[task]) for task, item in self.write.items()}
             losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
+            losses |= {item.name: _own_loss(item, step) for item in self.own}
             return {name: loss + self._zero() for name, loss in losses.items()}
 
     def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
@@ -60,9 +91,9 @@ class Objectives(nn.Module):
         learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad)
         return 0 * next(learned, mine).sum()
 
-    def _embedded(self, alone: Task, readings: Mapping[Task, PassOutput | None], batch: Batch) -> Embedded:
+    def _embedded(self, alone: Task, outputs: Mapping[Task, PassOutput | None], batch: Batch) -> Embedded:
         """Of every sample with the modality: from the first pass that reads nothing else of it, or one of its own."""
-        given = [one for task, one in readings.items() if embeds(task) and task.sources == alone.sources]
+        given = [one for task, one in outputs.items() if embeds(task) and task.sources == alone.sources]
         found = [one for one in given if one is not None and self.one_pass]
         rows = torch.cat([one.rows for one in found]) if found else None
         found += [] if (rest := forward_task(self.model, alone, batch, but=rows)) is None else [rest]
@@ -79,12 +110,9 @@ class Objectives(nn.Module):
         z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
         return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
 
-    def _contrast(self, item: Contrastive, embedded: Mapping[str, Embedded], batch: Batch) -> Float[Tensor, ""]:
-        (a, a_rows), (b, b_rows) = (embedded[name] for name in item.pair)
-        a, b, rows = a[torch.isin(a_rows, b_rows)], b[torch.isin(b_rows, a_rows)], a_rows[torch.isin(a_rows, b_rows)]
-        same = positive_group_ids(batch, self.ranks)[rows]
+    def _contrast(self, item: Contrastive, step: StepOutputs) -> Float[Tensor, ""]:
         scale, bias = self.model.scale(item.name), self.model.biases[item.name]
-        return CONTRAST[item.loss](a, b, same, scale, bias, self.ranks)
+        return CONTRAST[item.loss](*step.pairs(*item.pair), scale, bias, self.ranks)
 
     def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the items of all ranks of what the codec's losses add up to."""
@@ -106,6 +134,20 @@ class Objectives(nn.Module):
         else:
             states, labels = reading.states, reading.labels
         return token_cross_entropy(self.model.logits(states).float().to(self.model.dtype), labels, self.ranks)
+
+
+def embedded_modalities(run: Run, towers: Sequence[str]) -> list[str]:
+    """Those whose embeddings an objective compares; one of one's own, those of its modalities that have a tower."""
+    wanted = dict.fromkeys(name for item in run.objectives for name in item.modalities if name in towers)
+    wanted |= dict.fromkeys(name for item in run.contrastive for name in item.pair)
+    return sorted(wanted, key=[*towers, *wanted].index)
+
+
+def _own_loss(item: Objective, step: StepOutputs) -> Float[Tensor, ""]:
+    loss = item.loss(step)
+    told = f"objective {item.name} returned {type(loss).__name__}, but should return a scalar tensor"
+    require(isinstance(loss, Tensor) and loss.ndim == 0, told)
+    return loss
 
 
 def positive_group_ids(batch: Batch, ranks: Collective = ALONE) -> Int[Tensor, " size"]:

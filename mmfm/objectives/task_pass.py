@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.config import MODALITIES, Generative, UserError
+from mmfm.config import Generative, UserError
 from mmfm.config.task import Task
 from mmfm.data.augment import hide_tokens
 from mmfm.data.batch import Batch, Ids, Items
@@ -43,11 +43,6 @@ class PassOutput(NamedTuple):
 def embeds(task: Task) -> bool:
     """Whether its pass gives the embedding of its one source: of the whole of it, and so not where it is continued."""
     return len(task.sources) == 1 and task.target != task.sources[0]
-
-
-def contrasted(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The modalities whose embeddings are asked for."""
-    return [name for name in MODALITIES if any(name in pair for pair in pairs)]
 
 
 def forward_task(

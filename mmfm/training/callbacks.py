@@ -139,9 +139,9 @@ def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
     except OSError as why:
         told = f"step {line['step']} is not in {METRICS} ({why.strerror or why}); make room; training goes on"
         console.print(f"[bold red]{told}[/]", soft_wrap=True)
-    if trainer.logger is not None:
-        numbers = {key: value for key, value in clean.items() if key not in ("step", "not_finite")}
-        trainer.logger.log_metrics(numbers, step=line["step"])
+    numbers = {key: value for key, value in clean.items() if key not in ("step", "not_finite")}
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=line["step"])
 
 
 class StopConsensus(AfterStep):

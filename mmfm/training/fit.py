@@ -129,6 +129,7 @@ def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> Ba
     callbacks = [
         journal,
         agreed,
+        *(item.build(run) for item in run.callbacks),
         PeriodicEval(run, data.tokenizer, agreed),
         CheckpointSaver(run, files, agreed),
         ProgressBar(run, journal),
@@ -242,9 +243,12 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=min(LOG_EVERY_STEPS, run.optim.steps),
-        logger=TensorBoardLogger(
-            save_dir=run.folder, name="", version="tensorboard", purge_step=None if start is None else start + 1
-        ),
+        logger=[
+            TensorBoardLogger(
+                save_dir=run.folder, name="", version="tensorboard", purge_step=None if start is None else start + 1
+            ),
+            *(item.build(run) for item in run.loggers if ranks.rank == 0),
+        ],
         default_root_dir=run.folder,
         callbacks=list(callbacks),
         plugins=[files, Met(ranks)],

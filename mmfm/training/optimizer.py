@@ -59,7 +59,7 @@ def learning(model: UnifiedModel, run: Run) -> Learning:
 def unasked(model: UnifiedModel, run: Run) -> list[str]:
     """Parameters that no objective trains: codecs that are not reconstructed, and all else where only they are."""
     learned = tuple(f"codecs.{item.modality}." for item in run.reconstruction)
-    alone = not run.contrastive and not run.generative
+    alone = not run.contrastive and not run.generative and not run.objectives
     names = [name for name, _ in model.named_parameters()]
     return [name for name in names if not name.startswith(learned) and (alone or name.startswith("codecs."))]
 

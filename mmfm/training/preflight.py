@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, Text, UserError, require
 from mmfm.config.serialization import to_json
-from mmfm.config.task import parse_writing
+from mmfm.config.task import parse, parse_writing
 from mmfm.data.sample import text_of
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards, check_holds
@@ -23,7 +23,7 @@ from mmfm.runtime.files import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Term:
     """A term of the loss: the sources that need a tower, and what a sample must hold to count."""
 
     name: str
@@ -32,15 +32,18 @@ class Objective:
     needs: frozenset[str]
 
 
-def objectives(run: Run) -> Iterator[Objective]:
+def objectives(run: Run) -> Iterator[Term]:
     for item in run.contrastive:
-        yield Objective(name=item.name, weight=item.weight, sources=item.pair, needs=frozenset(item.pair))
+        yield Term(name=item.name, weight=item.weight, sources=item.pair, needs=frozenset(item.pair))
     for item in run.generative:
         task = parse_writing(item.task)
         needs = frozenset((*task.sources, str(task.target)))
-        yield Objective(name=item.name, weight=item.weight, sources=task.sources, needs=needs)
+        yield Term(name=item.name, weight=item.weight, sources=task.sources, needs=needs)
     for item in run.reconstruction:
-        yield Objective(name=item.name, weight=item.weight, sources=(), needs=frozenset((item.modality,)))
+        yield Term(name=item.name, weight=item.weight, sources=(), needs=frozenset((item.modality,)))
+    for item in run.objectives:
+        sources = tuple(name for task in item.tasks for name in parse(task).sources)
+        yield Term(name=item.name, weight=item.weight, sources=sources, needs=frozenset(item.modalities))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ def _check_splits(run: Run, opener: Opener) -> None:
             raise UserError(f"eval.splits: {why}") from None
 
 
-def _check_towers(model: Model, objective: Objective) -> None:
+def _check_towers(model: Model, objective: Term) -> None:
     for name in objective.sources:
         present = getattr(model, name) is not None
         require(present, f"{objective.name} reads {name}, but model.{name} is None; give the model a tower for it")
@@ -196,7 +199,7 @@ def check_place(folder: Path) -> None:
     )
 
 
-def _check_samples(found: list[SourceSummary], objective: Objective) -> None:
+def _check_samples(found: list[SourceSummary], objective: Term) -> None:
     names = " and ".join(sorted(objective.needs))
     total = sum(item.samples for item in found)
     require(

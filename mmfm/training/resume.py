@@ -26,6 +26,8 @@ FREE = {
     "keep_checkpoints",
     "keep_every_steps",
     "eval",
+    "callbacks",
+    "loggers",
     "start",
     "num_workers",
     "cache_mb",
