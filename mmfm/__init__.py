@@ -11,8 +11,10 @@ os.environ.setdefault("WDS_SECURE", "1")  # webdataset then refuses pickles and 
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, step: int | None = None, *, device: str = "auto", dtype=None, extensions=()):
-    """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, else the last.
+def load(run: str | Path, step: int | str | None = None, *, device: str = "auto", dtype=None, extensions=()):
+    """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, or "best".
+
+    Without it that is the last, and "best" is the one that `Run.best` kept.
 
     A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
     computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said; "int8" has the trunk in 8 bits.

@@ -12,8 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import mmfm
 from mmfm.config import Run, UserError, one_line, require
@@ -26,37 +25,34 @@ usage: mmfm COMMAND ...
 
 One model that reads and writes text, images and audio.
 
-  mmfm train CONFIG [--check] [--resume] [--force] [--optim.lr 3e-4 ...]
-  mmfm doctor CONFIG [--html FILE] [--json FILE] [--samples N] [--quick]
-  mmfm eval RUN --data SHARDS [SHARDS ...] [--out results.json] [--ranks N]
-  mmfm eval RUN SUITE.py [--root FOLDER]
-  mmfm generate RUN TASK [--image FILE] [--audio FILE] [--text TEXT] [--out FILE]
-  mmfm data numbers|stamps|judges FOLDER
-  mmfm data build INPUT OUT [--image COLUMN] [--audio COLUMN] [--text COLUMN]
-  mmfm data index FOLDER
-  mmfm data encode RUN SHARDS OUT
-  mmfm report RUN
-  mmfm compare RUN RUN ... [--out compare.html] [--json FILE]
-  mmfm import SOURCE OUT [--modality image|audio|text|trunk] [--layout native|wrapped|auto]
-  mmfm export RUN OUT --to open_clip|hf|timm|onnx|torch_export
+train and watch
+  mmfm train CONFIG       train a run; --check says what it would do, --resume goes on, --optim.lr 3e-4 changes a value
+  mmfm doctor CONFIG      look at all that a run would read, and say whether to train it
+  mmfm runs [FOLDER]      list runs: steps, best score, data, size
+
+score and compare
+  mmfm eval RUN [SUITE]   score a run on splits or a suite, each figure with its interval and chance level
+  mmfm report RUN         write a page of curves, scores, pictures and sounds
+  mmfm compare RUN RUN    say which differences of scored runs chance does not explain
+
+use
+  mmfm generate RUN TASK  make the target of a task, such as 'image>text' or 'text>image'
+
+data
+  mmfm data WHAT ...      build, index and encode shards; the data sets that come with mmfm
+
+other programs
+  mmfm import SOURCE OUT  make a bundle of an encoder or a language model of another library
+  mmfm export RUN OUT     write a run for open_clip, transformers, timm, ONNX or torch.export
 
 `mmfm COMMAND --help` lists the options of a command. --extension FILE, anywhere, gives the Python file of an objective
 of one's own, without which a run that was trained with it cannot be opened; the file is executed. --debug, anywhere,
-shows the traceback of an error.
---version prints the version.
+shows the traceback of an error. --version prints the version.
 
 Exit status: 0 done; 1 the machine failed (disk, memory, a killed process), or mmfm did, which the line then says;
 2 a mistake in what was given; 75 stopped by SIGTERM or SIGUSR1 and saved, `mmfm train ... --resume` goes on;
 130 Ctrl-C; 141 the reader of the output has gone.
 """
-
-WORDS = {
-    r"^Error parsing ": "",
-    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
-    r"could not convert string to float: (.*)": r"\1 is no number",
-    r"no type matching .* could be instantiated from \[('.*')\]\. Got errors.*": r"\1 is no number",
-    r"^Missing from ([\w ]+):": r"\1 needs",
-}  # tyro's and Python's words, and ours
 
 # Packages that only some need, and the extra of pyproject.toml that brings each.
 EXTRAS: dict[str, str] = dict.fromkeys(("timm", "open_clip", "transformers", "torchvision"), "encoders")
@@ -135,7 +131,7 @@ def nested(kinds: dict[str, type], words: list[str], program: str) -> Any:
 
 
 def parse(kind: type, words: list[str], program: str, default: Any = None) -> Any:
-    """tyro's reading of the words, with its boxes of several lines turned into the house's one."""
+    """tyro's reading of the words. What it says of a mistake stays its own; a UserError of ours is one line."""
     import tyro
 
     given = {} if default is None else {"default": default}
@@ -144,54 +140,18 @@ def parse(kind: type, words: list[str], program: str, default: Any = None) -> An
     shown = sys.stdout if {"-h", "--help"} & set(words) else screen
     try:
         with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(shown):
-            value, unknown = tyro.cli(kind, prog=program, args=words, config=markers, return_unknown_args=True, **given)
+            return tyro.cli(kind, prog=program, args=words, config=markers, **given)
     except SystemExit as exit:
-        if not exit.code:
-            raise
         ours = next((error for error in causes(exit) if isinstance(error, UserError)), None)
-        raise ours or UserError(f"{sentence(screen.getvalue())}; see {program} --help") from exit
-    if unknown:
-        word, options = unknown[0], names(kind if default is None else default)
-        what = (
-            f"there is no option {word!r}{nearest(word, options)}" if word[0] == "-" else f"{word!r} is a word too many"
-        )
-        raise UserError(f"{what}; see {program} --help")
-    return value
-
-
-def names(owner: Any, prefix: str = "--") -> Iterator[str]:
-    """The options that tyro makes of a dataclass, or of an instance with all that it holds."""
-    kinds = get_type_hints(owner if isinstance(owner, type) else type(owner))
-    for field in fields(owner):
-        name = prefix + field.name.replace("_", "-")
-        value = None if isinstance(owner, type) else getattr(owner, field.name)
-        parts = value if isinstance(value, tuple) else ()
-        if value in ((), None) and any(is_dataclass(kind) for kind in get_args(kinds[field.name])):
-            continue  # tyro cannot add to a list of these, nor build what is not there
-        if isinstance(value, Run):
-            yield from names(value)
-        elif is_dataclass(value):
-            yield from names(value, f"{name}.")
-        elif parts and is_dataclass(parts[0]):
-            for i, part in enumerate(parts):
-                yield from names(part, f"{name}.{i}.")
-        else:
-            yield f"{prefix}no-{name.removeprefix(prefix)}" if value is True else name  # the flag is what changes it
+        if exit.code and ours is not None:
+            raise ours from exit
+        print(screen.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), list(known), n=3, cutoff=0.7)
     return f"; the nearest are {', '.join(found)}" if found else ""
-
-
-def sentence(screen: str) -> str:
-    """What a box says between its first two rules, without the deeper indented help, on one line."""
-    parts = re.split(r"^ *-{8,} *$", screen, flags=re.MULTILINE)
-    told = [line for line in parts[len(parts) > 1].splitlines() if not line.startswith(" " * 10)]
-    said = " ".join(" ".join(told).split())
-    for pattern, ours in WORDS.items():
-        said = re.sub(pattern, ours, said)
-    return said[:1].lower() + said[1:].rstrip(".")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -66,6 +66,19 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runs:
+    """List the runs of a folder: steps, best score, data, size on the disk."""
+
+    folder: tyro.conf.Positional[str] = "runs"
+    """The folder that runs are written to, or one run's."""
+
+    def __call__(self) -> None:
+        from mmfm.training.runs import show_runs
+
+        show_runs(Path(self.folder))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Look at all that a run would read, and say whether to train it. Exit status 0: go, 2: an error says no."""
 
@@ -327,6 +340,7 @@ class Encode:
 
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
+    "runs": Runs,
     "eval": Evaluate,
     "generate": Generate,
     "data": {**DATA, "encode": Encode, "judges": Judges},

@@ -231,8 +231,8 @@ MISTYPED = {
     "Classify(data=ClassFolders(path=3))": "ClassFolders.path=3 should be a text",
     'Suite(name="a", tasks=Retrieve(data=Coco(annotations="a", media="b")))': "Suite.tasks=Retrieve(",
     'Suite(name="a", tasks=("b",))': "Suite.tasks[0]='b' should be one of",
-    'GenerationConfig(max_tokens="8")': "Decoding.max_tokens='8' should be a whole number, not a str",
-    "GenerationConfig(temperature=None)": "Decoding.temperature=None should be a number",
+    'GenerationConfig(max_tokens="8")': "GenerationConfig.max_tokens='8' should be a whole number, not a str",
+    "GenerationConfig(temperature=None)": "GenerationConfig.temperature=None should be a number",
 }
 
 
@@ -241,7 +241,7 @@ def test_types_are_checked_as_strictly_in_python() -> None:
     code = f"""
 import json
 from mmfm.evals.suite import *
-from mmfm.generation.generation_config import GenerationConfig as Decoding
+from mmfm.generation.generation_config import GenerationConfig
 from mmfm.config import *
 def told(text):
     try:

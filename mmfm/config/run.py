@@ -174,6 +174,7 @@ class Run(Checked):
     save_every_minutes: float = 0.0  # and whenever so much time has passed; 0: by steps alone
     keep_checkpoints: int = 2  # the newest
     keep_every_steps: int = 0  # and for ever those at multiples of this; 0: none
+    best: str = ""  # and the best by this: val_loss, or another of val_loss/* and score/* in metrics.jsonl
     threads: int = 1  # of torch, per rank
     devices: int = 1  # ranks that share each batch, started here; under torchrun or srun those that were launched
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # "auto": GPUs where there are some

@@ -19,6 +19,7 @@ from mmfm.config import Run, UserError, require
 from mmfm.config.extend import Extension, saved_class
 
 Kind = TypeVar("Kind")
+OLD = {"contrast", "write", "reconstruct"}  # of runs from before the names that people of the field would type
 RESTORE = "restore it from the run's checkpoint folder"
 
 
@@ -66,6 +67,8 @@ def parse(kind: type[Kind], text: str, where: str, remedy: str = "restore it", *
         tree = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as why:
         raise UserError(f"{where} is not strict JSON ({why}); {remedy}") from None
+    if kind is Run and isinstance(tree, dict) and OLD & tree.keys():
+        raise UserError(f"{where} was written by an older mmfm, whose choices had other names; train the run again")
     return _build(kind, _filled(kind, tree) if older else tree, where)
 
 

@@ -13,7 +13,7 @@ from mmfm.inference.known_tasks import links_of
 
 SUFFIX = {"image": ".png", "audio": ".wav"}
 NAMES = {"text": "text", "image": "picture", "audio": "sound"}
-PLACES = ("run", "task", "out", "n", "device", "dtype", "force", *MODALITIES)  # the rest says how
+PLACES = ("run", "task", "out", "num_samples", "device", "dtype", "force", *MODALITIES)  # the rest says how
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import torch
 from mmfm.config import UserError, require
 from mmfm.config.serialization import from_json
 from mmfm.inference.interface import Interface
+from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
     MANIFEST,
     RUN,
@@ -33,8 +34,8 @@ def checkpoint_of(run_folder: Path, step: int) -> Path:
     return folder_of(run_folder, step)
 
 
-def load_model(run: str | Path, step: int | None = None, device: str | torch.device = "cpu") -> Interface:
-    """The model of a run's folder, or of one checkpoint's, in evaluation mode."""
+def load_model(run: str | Path, step: int | str | None = None, device: str | torch.device = "cpu") -> Interface:
+    """The model of a run's folder, or of one checkpoint's, in evaluation mode. step: "best" is what `Run.best` kept."""
     folder = Path(run)
     refuse_unsafe()
     refuse_foreign(run)
@@ -48,6 +49,7 @@ def load_model(run: str | Path, step: int | None = None, device: str | torch.dev
         if step is None:
             step, files = newest_whole(folder)
         else:
+            step = best_step(folder) if step == "best" else int(step)
             files = read_verified(checkpoint_of(folder, step))
         where = folder_of(folder, step)
     cfg = from_json(read_text(files, RUN, where), str(where / RUN))

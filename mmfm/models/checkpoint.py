@@ -136,10 +136,10 @@ def clear(run_folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def prune(run_folder: Path, keep: int, every: int = 0) -> None:
-    """Keep the newest `keep` checkpoints, and those at multiples of `every` steps (0: none)."""
+def prune(run_folder: Path, keep: int, every: int = 0, best: int | None = None) -> None:
+    """Keep the newest `keep` checkpoints, those at multiples of `every` steps (0: none), and the best one."""
     for step in steps_of(run_folder)[:-keep]:
-        if not every or step % every:
+        if step != best and (not every or step % every):
             shutil.rmtree(folder_of(run_folder, step))
 
 

@@ -88,6 +88,12 @@ def _training(run: Run, log: Log) -> Iterator[Html]:
         axis = charts.loss_axis(point for points in objectives.values() for point in points)
         note = f"{'logarithmic; ' if axis.log else ''}bold: running mean, faint: every logged step"
         yield charts.curves("Loss by objective", objectives, axis, note=note, height_px=300, smoothed=True)
+    validation = {
+        name.removeprefix("val_loss/"): log.curves[name] for name in log.curves if name.startswith("val_loss/")
+    }
+    if validation:
+        axis = charts.loss_axis(point for points in validation.values() for point in points)
+        yield charts.curves("Validation loss by objective", validation, axis, height_px=200)
     wide, small = scores.during_training(log)
     yield from wide
     scales = [(name, f"Scale of {name.removeprefix('scale/')}") for name in log.curves if name.startswith("scale/")]

@@ -15,17 +15,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
-from mmfm.config import Run, UserError
+from mmfm.config import Run, UserError, require
 from mmfm.data.splits import named
 from mmfm.data.stream import StoppedWaiting
+from mmfm.evals.metrics_table import better
 from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
+from mmfm.models.best import Best, read_best, write_best
 from mmfm.models.checkpoint import folder_of
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_many, together
 from mmfm.runtime.files import replace_file
 from mmfm.runtime.process import Signals
 from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
+from mmfm.training.validation import validation_losses
 
 LOG_EVERY_STEPS, PRINT_EVERY_STEPS, PRINT_EVERY_S = 10, 100, 30.0
 METRICS = "metrics.jsonl"
@@ -156,6 +159,7 @@ class StopConsensus(AfterStep):
     ) -> None:
         self.run, self.data, self.signals, self.clock = run, data, signals, clock
         self.save = False
+        self.best: Best | None = None  # that the step just scored is, until it is saved; known to the first rank
         self.stop: signal.Signals | None = None
         self.saved_at = clock()
 
@@ -233,22 +237,47 @@ class PeriodicEval(AfterStep):
         return any(line["step"] == step and any(key.startswith("score/") for key in line) for line in found)
 
     def _score(self, trainer: L.Trainer, module: JointModule) -> None:
+        name, _ = named(self.run.data.val)
+        step, line, left_out = trainer.global_step, {}, []
+
+        def best() -> bytes:
+            self.agree.best = None if self.ranks.rank else better_than_before(self.run, step, line)
+            return b"yes" if self.agree.best else b"no"
+
         try:
             interface = Interface(module.objectives.model, self.run, self.tokenizer)
             scores, left_out = scores_during_training(interface, self.run, ranks=self.ranks)
+            line |= {f"score/{name}/{metric}": value for metric, value in scores.items()}
+            line |= validation_losses(module.objectives, self.run, self.tokenizer, self.ranks)
+            is_best = together(self.ranks, best)[0] == b"yes"
         except (UserError, Said) as why:
             if self.ranks.size == 1:
                 raise
             module.failure, trainer.should_stop = UserError(str(why)), True  # on all ranks: the first says it
             return
+        self.agree.save = self.agree.save or is_best
         if self.ranks.rank:
             return
-        name, _ = named(self.run.data.val)
         if not scores:
-            told = f"step {trainer.global_step}: nothing of {name} is scored: {'; '.join(left_out)}"
+            told = f"step {step}: nothing of {name} is scored: {'; '.join(left_out)}"
             console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
-        found = {f"score/{name}/{metric}": value for metric, value in scores.items()}
-        record(trainer, self.run, {"step": trainer.global_step} | found)
+        record(trainer, self.run, {"step": step} | line)
+
+
+def better_than_before(run: Run, step: int, line: Mapping[str, float]) -> Best | None:
+    """What `run.best` names, where it is better than at each step before. UserError where it is not measured."""
+    if not run.best:
+        return None
+    told = f"best={run.best} is none of what is measured: {', '.join(line) or 'nothing'}"
+    require(run.best in line, f"{told}; name one of these")
+    value, before = line[run.best], read_best(run.folder)
+    if not math.isfinite(value):
+        return None
+    if before is not None and before.metric == run.best:
+        gain = value - before.value
+        if (-gain if run.best.startswith("val_loss") else better(run.best.rpartition("/")[2], gain)) <= 0:
+            return None
+    return Best(step, run.best, value)
 
 
 class CheckpointSaver(AfterStep):
@@ -263,6 +292,9 @@ class CheckpointSaver(AfterStep):
         trainer.save_checkpoint(folder_of(self.run.folder, trainer.global_step))
         self.agree.saved_at = self.agree.clock()
         if self.files.failure is None:
+            if trainer.is_global_zero and self.agree.best is not None:
+                write_best(self.run.folder, self.agree.best)
+            self.agree.best = None
             return
         if trainer.should_stop or trainer.global_step == self.run.optim.steps:
             raise self.files.failure
@@ -312,7 +344,10 @@ class ProgressBar(AfterStep):
         steps, batch = self.run.optim.steps, self.run.data.batch_size
         where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {batch} samples"
         each = f", on each of {ranks} ranks" if ranks > 1 else ""
-        how = f"in {self.run.optim.precision} on {module.device}{each}"
+        sizes = [(p.numel(), p.requires_grad) for p in module.objectives.model.parameters()]
+        learn, all_of_them = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+        size = f"{all_of_them:,} parameters" + (f" of which {learn:,} learn" if learn < all_of_them else "")
+        how = f"{size}, in {self.run.optim.precision} on {module.device}{each}"
         yield f"training {self.run.name}: {where}, into {self.run.folder}, {how}"
         if self.run.optim.param_groups:
             yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)

@@ -19,6 +19,7 @@ from mmfm.config import Run, UserError
 from mmfm.data.batch import Batch
 from mmfm.data.stream import TrainStream
 from mmfm.models import checkpoint as checkpoints
+from mmfm.models.best import read_best
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -210,7 +211,8 @@ class FolderCheckpoints(CheckpointIO):
         except UserError as why:
             self.failure = why
         else:
-            checkpoints.prune(run.folder, run.keep_checkpoints, run.keep_every_steps)
+            best = read_best(run.folder)
+            checkpoints.prune(run.folder, run.keep_checkpoints, run.keep_every_steps, best.step if best else None)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

@@ -127,6 +127,8 @@ def check(run: Run, opener: Opener = open_here) -> list[SourceSummary]:
         bool(run.data.val) or not run.eval.every_steps,
         f"eval.every_steps={run.eval.every_steps} needs samples to score: set data.val, or every_steps to 0",
     )
+    told = f"best={run.best} is measured when a run is scored: set data.val and eval.every_steps, or leave it out"
+    require(not run.best or bool(run.eval.every_steps), told)
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmfm.config import Run, UserError, require
 from mmfm.config.serialization import from_json, to_json
+from mmfm.models.best import forget_best
 from mmfm.models.checkpoint import clear, folder_of, newest_whole, set_aside, steps_of, sweep
 from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.runtime.distributed import difference
@@ -25,6 +26,7 @@ FREE = {
     "save_every_minutes",
     "keep_checkpoints",
     "keep_every_steps",
+    "best",
     "eval",
     "callbacks",
     "loggers",
@@ -73,6 +75,7 @@ def clear_for_start(run: Run, start: int | None) -> None:
         cut(folder / METRICS, "step", start + 1)
         for path in folder.glob("skipped*.jsonl"):
             cut(path, "position", start * run.data.batch_size)
+    forget_best(folder, start or 0)
     replace_file(folder / "run.json", to_json(run).encode())
 
 
