@@ -9,6 +9,7 @@ from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, RemoteCache, Source, Text
 from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, TokenizerSpec, Tower
 from mmfm.config.extend import Callback, Extension, Logger, Objective
+from mmfm.config.modalities import Modality, modality_names
 from mmfm.config.model import Model
 from mmfm.config.run import Contrastive, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
@@ -33,6 +34,7 @@ __all__ = [
     "KnownCodec",
     "Logger",
     "Mel",
+    "Modality",
     "Model",
     "Objective",
     "Optim",
@@ -48,6 +50,7 @@ __all__ = [
     "Trunk",
     "UserError",
     "Vit",
+    "modality_names",
     "one_line",
     "positive",
     "require",

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmfm.config.base import MODALITIES, Checked, positive, require
+from mmfm.config.base import Checked, positive, require
+from mmfm.config.modalities import require_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Source(Checked):
     def __post_init__(self) -> None:
         positive(self, "weight")
         for name in self.modalities:
-            require(name in MODALITIES, f"Source.modalities names {name!r}; modalities are {', '.join(MODALITIES)}")
+            require_known(name, "Source.modalities")
         require(self.num_shots >= 0, f"Source.num_shots={self.num_shots} must not be negative")
         told = "Source.targets are texts, which the source does not provide; add 'text' to provides"
         require(not self.targets or "text" in self.modalities, told)

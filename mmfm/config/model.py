@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from mmfm.config.base import Checked, positive, require
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.encoders import Tower
+from mmfm.config.modalities import Modality
 from mmfm.config.towers import Conformer, TextTower, Trunk, Vit
 
 
@@ -15,6 +16,7 @@ class Model(Checked):
     image: Vit | Tower | None = field(default_factory=Vit)
     audio: Conformer | Tower | None = field(default_factory=Conformer)
     text: TextTower | Tower | None = field(default_factory=TextTower)
+    modalities: tuple[Modality, ...] = ()  # of one's own, which are read alone (mmfm/config/modalities.py)
     trunk: Trunk = field(default_factory=Trunk)
     tokenizer: str = "bytes"  # "bytes" or the path of a tokenizer.json of Hugging Face `tokenizers`
     image_codec: ImageCodec | KnownCodec | None = None  # what writes pictures; None: they are read only
@@ -31,9 +33,22 @@ class Model(Checked):
             value = getattr(self, name)
             require(0 <= value < 1, f"Model.{name}={value} must be at least 0 and below 1")
         require(min(self.image_codes, self.audio_codes) >= 0, "Model: image_codes and audio_codes must not be negative")
+        names = [part.name for part in self.modalities]
+        require(len(names) == len(set(names)), f"Model.modalities: one is given twice: {', '.join(names)}")
         for name, codec in self.codecs.items():
             needed, room = sum(codec.sizes), self.codes(name)
             require(room >= needed, f"Model.{name}_codes={room} are too few for the {needed} codes of {name}_codec")
+
+    @property
+    def towers(self) -> "dict[str, Vit | Conformer | TextTower | Tower | Modality]":
+        """What reads each modality that can be a source, by name, those of one's own last."""
+        found = {"image": self.image, "audio": self.audio, "text": self.text}
+        return {name: part for name, part in found.items() if part is not None} | self.own
+
+    @property
+    def own(self) -> dict[str, Modality]:
+        """The modalities of one's own, by name."""
+        return {part.name: part for part in self.modalities}
 
     @property
     def codecs(self) -> "dict[str, ImageCodec | AudioCodec | KnownCodec]":

@@ -5,9 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from mmfm.config.base import MODALITIES, Checked, positive, require
+from mmfm.config.base import Checked, positive, require
 from mmfm.config.data import Data, Text
 from mmfm.config.extend import Callback, Logger, Objective
+from mmfm.config.modalities import require_known
 from mmfm.config.model import Model
 
 
@@ -21,7 +22,7 @@ class Contrastive(Checked):
 
     def __post_init__(self) -> None:
         for name in self.pair:
-            require(name in MODALITIES, f"Contrastive.pair names {name!r}; modalities are {', '.join(MODALITIES)}")
+            require_known(name, "Contrastive.pair")
         require(self.pair[0] != self.pair[1], f"Contrastive.pair={self.pair} must name two different modalities")
         require(self.weight >= 0, f"Contrastive.weight={self.weight} must not be negative")
 

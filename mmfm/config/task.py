@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mmfm.config import MODALITIES, require
+from mmfm.config.modalities import modality_names
 
 FORM = "write sources>target in quotes, such as 'image>text', 'image,audio>text' or '>text', or 'image~' to fill in"
 
@@ -38,7 +39,8 @@ def parse(text: str) -> Task:
     left, arrow, right = plain.partition(">")
     sources = tuple(left.split(",")) if left else ()
     for name in sources:
-        require(name in MODALITIES, f"task {text!r}: no modality called {name!r}; there are {', '.join(MODALITIES)}")
+        known = modality_names()
+        require(name in known, f"task {text!r}: no modality called {name!r}; there are {', '.join(known)}")
     if not arrow:
         require(bool(sources), f"task {text!r} reads nothing and writes nothing; {FORM}")
         return Task(sources, None)

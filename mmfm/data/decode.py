@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mmfm import config
-from mmfm.config import MODALITIES
+from mmfm.config import MODALITIES, modality_names
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import NO_TEXT, Batch, Ids, Items, Raw
 from mmfm.data.codes import stored_codes
@@ -60,7 +60,7 @@ def read_example(
     sample: Sample,
     model: config.Model,
     decode: Decode,
-    wanted: Collection[str] = MODALITIES,
+    wanted: Collection[str] | None = None,
     draws: Float[np.ndarray, " k"] | None = None,
 ) -> Example:
     """The modalities of `wanted` that `sample` has and `model` reads. Raises BadSample, naming shard and key.
@@ -68,6 +68,7 @@ def read_example(
     `draws`, of one position, choose the part of a picture and of a long clip; without them it is the middle. Of a
     document all items are read.
     """
+    wanted = modality_names() if wanted is None else wanted
     whole = joined([_step(step, model, decode, wanted, draws) for step in steps_of(sample)])
     words = {name: data for name, data in sample.parts.items() if numbered(name)[1] in WORDS}
     return replace(whole, words=Sample(sample.key, words, sample.where))
@@ -86,12 +87,13 @@ def _step(
                 continue
             values[name], *others = [_decoded(named[name], contract, decode, draws) for contract in contracts]
             raw |= dict(zip([name], others, strict=False))
+        own = {name: part.decode(named[name]) for name, part in model.own.items() if name in named and name in wanted}
         codes = {name: _codes(sample, model, name) for name in decode.codes if name in values}
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
     text = text_of(sample) if "text" in wanted else None
     image, audio = values.get("image"), values.get("audio")
-    return Example(key=sample.key, image=image, audio=audio, text=text, raw=raw, codes=codes)
+    return Example(key=sample.key, image=image, audio=audio, text=text, raw=raw, codes=codes, own=own)
 
 
 def _codes(sample: Sample, model: config.Model, name: str) -> Int[Tensor, " t"]:
@@ -156,11 +158,11 @@ def collate(
     """Items in the order of `examples`, padded at the end to the longest. `draws` has a row for each of MODALITIES."""
     items, truncated = {}, set[int]()
     chains = [(row, one) for row, example in enumerate(examples) for one in (*example.before, example)]
-    for at, name in enumerate(MODALITIES):
-        held = [(row, one) for row, one in chains if getattr(one, name) is not None]
+    for at, name in enumerate(modality_names()):
+        held = [(row, one) for row, one in chains if one.item(name) is not None]
         if not held:
             continue
-        values = [getattr(one, name) for _, one in held]
+        values = [one.item(name) for _, one in held]
         index, written, raw, cut = torch.tensor([row for row, _ in held]), None, None, None
         if name == "text":
             texts = list(map(tokenizer.held, values))
@@ -172,19 +174,24 @@ def collate(
             both = zip(held, texts, strict=True)
             truncated = {row for (row, _), text in both if text.read_cut or text.written_cut}
         else:
-            join = _images if name == "image" else _padded
+            join = _images if name != "audio" and len({value.shape for value in values}) == 1 else _padded
             x, keep = join(values)
             if others := [one.raw[name] for _, one in held if name in one.raw]:
                 raw = Raw(*join(others))
             if stored := [one.codes[name] for _, one in held if name in one.codes]:
                 written = Ids(*_padded(stored))
-        mine = None if draws is None else draws[index, at]
+        mine = None if draws is None else _draws(draws[index], at)
         found = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw, cut=cut)
         items[name] = replace(found, draws=own_draws(found)) if len(chains) > len(examples) else found
     texts = tuple(example.text for example in examples)
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
     known = {"keys": tuple(e.key for e in examples), "texts": texts, "truncated": tuple(sorted(truncated))}
     return Batch(size=len(examples), items=items, positive_ids=same, **known)
+
+
+def _draws(draws: Float[Tensor, "n modalities k"], at: int) -> Float[Tensor, "n k"]:
+    """Those of the modality at this place; those of one's own get the first one's, in another order."""
+    return draws[:, at] if at < draws.shape[1] else draws[:, 0].roll(at, dims=1)
 
 
 def require_short(example: Example, tokenizer: Tokenizer, where: str) -> None:

@@ -6,12 +6,13 @@ each an example of its own. Order counts within a modality; how modalities take 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mmfm.config import MODALITIES
+from mmfm.config import MODALITIES, modality_names
 from mmfm.data.batch import Items
 from mmfm.data.index import modality_of, numbered
 from mmfm.data.sample import Sample, text_of
@@ -23,6 +24,7 @@ EARLIER = 5  # what an item's draws decide: those of the items before it
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One sample, decoded: `image` at the tower's size, `audio` at its rate. None: not there, or no tower reads it.
+    `own`: the items of modalities of one's own.
 
     `words`: the sample as it was, but for pictures and sounds. `raw`: a picture or sound as the codec wants it, where
     it wants another size or rate than the tower. `codes`: what is stored of a codec's. `before`: items of the sample
@@ -36,7 +38,12 @@ class Example:
     words: Sample | None = None
     raw: Mapping[str, Tensor] = field(default_factory=dict)
     codes: Mapping[str, Int[Tensor, " t"]] = field(default_factory=dict)
+    own: Mapping[str, Tensor] = field(default_factory=dict)
     before: "tuple[Example, ...]" = ()
+
+    def item(self, name: str) -> Any:
+        """Its item of this modality, or None."""
+        return getattr(self, name) if name in MODALITIES else self.own.get(name)
 
 
 def steps_of(sample: Sample) -> list[Sample]:
@@ -71,7 +78,7 @@ def joined(examples: Sequence[Example]) -> Example:
     if len(examples) == 1:
         return examples[0]
     items = [item for example in examples for item in items_of(example)]
-    last = {name: at for at, item in enumerate(items) for name in MODALITIES if getattr(item, name) is not None}
+    last = {name: at for at, item in enumerate(items) for name in modality_names() if item.item(name) is not None}
     whole = replace(examples[-1], before=())
     for name, at in last.items():
         whole = _given(whole, name, items[at])
@@ -81,8 +88,8 @@ def joined(examples: Sequence[Example]) -> Example:
 def items_of(example: Example) -> Iterator[Example]:
     """Every item of an example as an example that holds nothing else, in order."""
     for one in (*example.before, example):
-        for name in MODALITIES:
-            if getattr(one, name) is not None:
+        for name in modality_names():
+            if one.item(name) is not None:
                 yield _given(Example(key=one.key), name, one)
 
 
@@ -91,7 +98,9 @@ def _given(example: Example, name: str, item: Example) -> Example:
     raw, codes = ({k: v for k, v in found.items() if k != name} for found in (example.raw, example.codes))
     raw |= {name: item.raw[name]} if name in item.raw else {}
     codes |= {name: item.codes[name]} if name in item.codes else {}
-    return replace(example, **{name: getattr(item, name)}, raw=raw, codes=codes)
+    if name not in MODALITIES:
+        return replace(example, own={**example.own, name: item.own[name]})
+    return replace(example, **{name: item.item(name)}, raw=raw, codes=codes)
 
 
 def own_draws(items: Items) -> Float[Tensor, "n k"] | None:

@@ -18,7 +18,7 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from mmfm.config import UserError
+from mmfm.config import UserError, modality_names
 from mmfm.data.member_names import CODES as CODES
 from mmfm.data.member_names import EXTENSIONS, How, Several, chosen, how_of, modality_of, numbered, split_name, turn
 from mmfm.data.member_names import MODALITY as MODALITY
@@ -70,7 +70,7 @@ class Index:
     def holds(self) -> dict[str, int]:
         """How many samples have each modality."""
         have = {name: [size >= 0 for size in sizes] for name, sizes in self.size.items()}
-        kinds = {kind: [have[name] for name in have if modality_of(name) == kind] for kind in ("image", "audio")}
+        kinds = {kind: [have[name] for name in have if modality_of(name) == kind] for kind in modality_names()}
         return {kind: sum(map(any, zip(*found, strict=True))) for kind, found in kinds.items()} | {"text": self.texts}
 
 
@@ -392,7 +392,7 @@ def _entry(item: Any, before: str) -> Entry:
     _must(not set("/\\\0") & set(name) and not name.startswith("."), f"{name[:40]!r} is no plain file name")
     counts = {"bytes": item["bytes"], "samples": item["samples"]}
     _must(all(type(n) is int and 0 <= n < MAX_COUNT for n in counts.values()), "counts must be whole numbers")
-    holds = {kind: int(item["holds"].get(kind, 0)) for kind in ("image", "audio", "text")}
+    holds = {kind: int(item["holds"].get(kind, 0)) for kind in modality_names()}
     crc32 = item.get("crc32")
     _must(crc32 is None or (type(crc32) is int and 0 <= crc32 < MAX_CRC32), "a CRC-32 that is none")
     ignored = {str(kind): int(n) for kind, n in item.get("ignored", {}).items()}

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-MODALITY = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), "image"),
-    **dict.fromkeys(("wav", "flac", "ogg", "opus", "mp3"), "audio"),
-    "txt": "text",
-}
-CODES = {"image": "imagecodes.npy", "audio": "audiocodes.npy"}  # a codec's, of the part beside (mmfm.data.codes)
-EXTENSIONS = (*MODALITY, "json", "cls", *CODES.values())  # all that is read; the rest is counted
+from mmfm.config.modalities import CODES as CODES
+from mmfm.config.modalities import EXTENSIONS as EXTENSIONS
+from mmfm.config.modalities import FILES as MODALITY
+
 MOST_PARTS = 1_000  # of a document
 
 

@@ -66,7 +66,7 @@ def bytes_of(example: Example) -> int:
     """What keeping an example takes: its tensors, by all that lies behind them, its texts, and its words as bytes."""
     size = 0
     for one in (*example.before, example):
-        tensors = [one.image, one.audio, *one.raw.values(), *one.codes.values()]
+        tensors = [one.image, one.audio, *one.own.values(), *one.raw.values(), *one.codes.values()]
         size += sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
         words = {} if one.words is None else one.words.parts
         size += sys.getsizeof(one.text) + sum(map(sys.getsizeof, words.values()))
@@ -218,7 +218,8 @@ class Plan(Dataset):
         asks = self._asks[source]
         parts = self.sources[source].read(sample, asks.names)
         for name in asks.must.difference(modalities(parts.parts)):
-            raise BadSample(f"missing_{name}", f"{parts.where} has no {name}, which its source provides")
+            code = f"missing_{name}" if name in MODALITIES else "missing_own"
+            raise BadSample(code, f"{parts.where} has no {name}, which its source provides")
         return read_example(parts, self.run.model, self._decode, asks.plain, draws if self._decode.random else None)
 
     @cached_property

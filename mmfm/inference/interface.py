@@ -20,7 +20,7 @@ from mmfm import config
 from mmfm.config import UserError, require
 from mmfm.config.task import Task, parse_writing
 from mmfm.data.batch import Batch, Items
-from mmfm.data.decode import shape_of
+from mmfm.data.decode import Example, collate, shape_of
 from mmfm.generation import Finish, GenerationConfig, write
 from mmfm.inference.infill import MaskSpec
 from mmfm.inference.known_tasks import links_of, trained
@@ -72,7 +72,7 @@ class Interface(nn.Module):
         super().__init__()
         self.core, self.run, self.tokenizer = core, run, tokenizer.limited(run)
         self.config, self.embed_dim = run.model, core.embed_dim
-        self.modalities = tuple(name for name in config.MODALITIES if name in core.towers)
+        self.modalities = tuple(name for name in config.modality_names() if name in core.towers)
         self.tasks = tuple(item.task for item in run.generative)
         self.checkpoint: Path | None = None  # the folder that its weights were read from
 
@@ -160,6 +160,18 @@ class Interface(nn.Module):
         for part, x in grouped:
             out[part] = x.to(out.dtype)
         return out
+
+    @torch.no_grad()
+    def encode_own(self, modality: str, files: Sequence[str | Path | bytes]) -> Float[Tensor, "n d"]:
+        """Unit embeddings of files, or their bytes, of a modality of one's own (mmfm/config/modalities.py)."""
+        part = self.config.own.get(modality)
+        if part is None:
+            raise UserError(
+                f"this model has no modality {modality!r} of one's own; {', '.join(self.config.own) or 'none'}"
+            )
+        read = [part.decode(one if isinstance(one, bytes) else Path(one).read_bytes()) for one in files]
+        batch = collate([Example(key="given", own={modality: x}) for x in read], self.tokenizer)
+        return self.embed(batch)[modality]
 
     def generate(
         self,

@@ -30,7 +30,23 @@ from mmfm.models.vit import VisionTransformer, normalise
 START = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # (scale, bias), of the two papers
 
 LOG_SCALES = (0.0, math.log(100))  # bounds of the logarithm of an inverse temperature
-Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower
+
+
+class OwnTower(nn.Module):
+    """The tower of a modality of one's own: whatever module gives tokens of the width that it said."""
+
+    def __init__(self, part: config.Modality) -> None:
+        super().__init__()
+        self.inner, self.width = part.tower(), part.width
+
+    def forward(self, x: Tensor, keep: Bool[Tensor, "n time"]) -> Tokens:
+        tokens = Tokens(*self.inner(x, keep))
+        told = f"a tower of one's own gave tokens {tuple(tokens.x.shape)}, and not [n, tokens, width={self.width}]"
+        config.require(tokens.x.ndim == 3 and tokens.x.shape[2] == self.width, told)
+        return tokens
+
+
+Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower | OwnTower
 
 
 class UnifiedModel(nn.Module):
@@ -118,6 +134,8 @@ class UnifiedModel(nn.Module):
         match tower:
             case ImportedTower():
                 return tower(x, items.keep)
+            case OwnTower():
+                return tower(x.to(self.dtype) if x.is_floating_point() else x, items.keep)
             case AudioConformer():
                 frames = tower.mel(x.to(self.dtype), items.keep)
                 frames = frames if draws is None else augment_frames(frames, draws, self.augment)
@@ -187,18 +205,22 @@ def build(
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
     vocabulary = Vocabulary(text=text_size, image=cfg.codes("image"), audio=cfg.codes("audio"))
-    parts = {name: getattr(cfg, name) for name in config.MODALITIES}
-    towers = {name: _tower(part, text_size, cfg.dropout) for name, part in parts.items() if part is not None}
+    towers = {name: _tower(part, text_size, cfg.dropout) for name, part in cfg.towers.items()}
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
     codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
     known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
     model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs)
-    init_weights(model, [*(tower for tower in towers.values() if isinstance(tower, ImportedTower)), *known])
+    theirs = [tower for tower in towers.values() if isinstance(tower, ImportedTower | OwnTower)]
+    init_weights(model, [*theirs, *known])
     number_dropouts(model)
     return model
 
 
-def _tower(part: config.Vit | config.Conformer | config.TextTower | config.Tower, text_size: int, dropout: float):
+def _tower(
+    part: config.Vit | config.Conformer | config.TextTower | config.Tower | config.Modality,
+    text_size: int,
+    dropout: float,
+):
     match part:
         case config.Vit():
             return VisionTransformer(part, dropout)
@@ -208,3 +230,5 @@ def _tower(part: config.Vit | config.Conformer | config.TextTower | config.Tower
             return TextTransformer(part, part.vocabulary or text_size, dropout)
         case config.Tower():
             return ImportedTower(part)
+        case config.Modality():
+            return OwnTower(part)

@@ -33,6 +33,8 @@ CODES = {
     "missing_text": "no text where the source promises one",
     # New ones come last: a checkpoint counts by their places.
     "image_format": "a picture in a format that is not read here",
+    "own_damaged": "a file of a modality of one's own that cannot be used",
+    "missing_own": "no item of a modality of one's own where the source promises one",
 }
 
 

@@ -138,7 +138,7 @@ def _check_val(run: Run, opener: Opener) -> None:
     shards = opener(Source(shards=asked, modalities=()), run.data)
     if more:
         opener(Source(shards=more, modalities=()), run.data)
-    reads = {name for name in MODALITIES if getattr(run.model, name) is not None}
+    reads = set(run.model.towers)
     reads |= {name for objective in objectives(run) for name in objective.needs}
     inside = any(source.texts for source in run.data.train)  # texts that the indexes do not count
     able = any(shards.held[name] for name in reads) or ("text" in reads and inside)
@@ -157,7 +157,7 @@ def _check_splits(run: Run, opener: Opener) -> None:
 
 def _check_towers(model: Model, objective: Term) -> None:
     for name in objective.sources:
-        present = getattr(model, name) is not None
+        present = name in model.towers
         require(present, f"{objective.name} reads {name}, but model.{name} is None; give the model a tower for it")
 
 
