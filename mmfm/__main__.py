@@ -60,6 +60,9 @@ EXTRAS |= {"gguf": "weights", "datasets": "data", "s3fs": "remote", "google": "r
 EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 
 
+FLAGS = {"--check", "--resume", "--force"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -115,7 +118,10 @@ def command(words: list[str]) -> Any:
     if rest and rest[0] in ("-h", "--help"):
         return parse(Train, rest, "mmfm train CONFIG", Train(run=Run(name="NAME")))
     require(bool(rest) and not rest[0].startswith("-"), "mmfm train needs a configuration first: mmfm train CONFIG ...")
-    return parse(Train, rest[1:], f"mmfm train {rest[0]}", Train(run=read_run(rest[0])))
+    run = read_run(rest[0])
+    if set(rest[1:]) <= FLAGS:  # tyro takes a second to learn all options of a run
+        return Train(run=run, **{word.removeprefix("--"): True for word in rest[1:]})
+    return parse(Train, rest[1:], f"mmfm train {rest[0]}", Train(run=run))
 
 
 def nested(kinds: dict[str, type], words: list[str], program: str) -> Any:
