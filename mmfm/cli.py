@@ -40,7 +40,7 @@ class Train:
         found = self._look() if launch is None or self.check else []  # else when the ranks have met
         if self.check:
             if first_process():
-                show(self.run, found)
+                show_check(self.run, found)
             return
         if launch is None and finished(self.run) and not self.force:
             print(f"{self.run.folder} is trained already and kept; --force trains it again")
@@ -63,6 +63,26 @@ class Train:
 
             check_start(self.run)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Write the first batch of a run as a page: captions, augmented pictures, sounds, tokens, masks, who takes what."""
+
+    config: tyro.conf.Positional[str]
+    """What `mmfm train` is given: a Python file, whose config() is executed, or a saved run.json."""
+    html: str = "show.html"
+    """The file of the page."""
+    samples: int = 16
+    """So many of the batch are shown."""
+
+    def __call__(self) -> None:
+        require(self.samples > 0, f"--samples {self.samples} must be greater than 0")
+        run = read_run(self.config)
+        check(run, opener_for(run))
+        from mmfm.report.show import show
+
+        print(show(run, self.html, self.samples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +360,7 @@ class Encode:
 
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
+    "show": Show,
     "runs": Runs,
     "eval": Evaluate,
     "generate": Generate,
@@ -375,7 +396,7 @@ def opener_for(run: Run) -> Opener:
     return open_source
 
 
-def show(run: Run, found: list[SourceSummary]) -> None:
+def show_check(run: Run, found: list[SourceSummary]) -> None:
     """The run at a glance, before it exists."""
     from rich.console import Console
     from rich.table import Table

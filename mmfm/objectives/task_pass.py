@@ -54,10 +54,10 @@ def forward_task(
     draws. but: samples to leave out.
     """
     how, batch = how or Generative(task=str(task)), with_halves(model, task, batch)
-    rows = _chosen(batch, task, how.sample_fraction, but)
+    rows = chosen_rows(batch, task, how.sample_fraction, but)
     if rows is None:
         return None
-    segments, seeds = _sources(model, task, batch, rows), _seeds(batch, task, rows)
+    segments, seeds = _sources(model, task, batch, rows), task_seeds(batch, task, rows)
     if task.target is None:
         return _only_read(model, task, rows, model.trunk(segments, seeds=seeds)[0])
     target, labels, asked = _target(model, task, batch, rows, how)
@@ -80,20 +80,20 @@ def _sources(model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " 
     segments = []
     for name in task.sources:
         items = batch.items[name]
-        segments.append(model.source(name, items.take(_place(items, rows, task.mentions(name) - seen[name]))))
+        segments.append(model.source(name, items.take(item_places(items, rows, task.mentions(name) - seen[name]))))
         seen[name] += 1
     return segments
 
 
-def _place(items: Items, rows: Int[Tensor, " n"], back: int) -> Int[Tensor, " n"]:
+def item_places(items: Items, rows: Int[Tensor, " n"], back: int) -> Int[Tensor, " n"]:
     """Where the item lies that is so many places before the first item of the next sample."""
     return (torch.searchsorted(items.rows, rows, right=True) - back).clamp(min=0)
 
 
-def _seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"] | None:
+def task_seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"] | None:
     """What is random in a row: its own in each task. None where the batch carries no draws."""
     items = batch.items[task.sources[0] if task.sources else str(task.target)]
-    seeds = items.take(_place(items, rows, 1)).seeds()
+    seeds = items.take(item_places(items, rows, 1)).seeds()
     return None if seeds is None else splitmix64(seeds + zlib.crc32(str(task).encode()))
 
 
@@ -118,12 +118,14 @@ def _nothing(model: UnifiedModel, width: int) -> Tensor:
     return torch.zeros(0, width, dtype=model.dtype, device=model.device)
 
 
-def _chosen(batch: Batch, task: Task, share: float, but: Int[Tensor, " m"] | None = None) -> Int[Tensor, " n"] | None:
+def chosen_rows(
+    batch: Batch, task: Task, share: float, but: Int[Tensor, " m"] | None = None
+) -> Int[Tensor, " n"] | None:
     """The samples that take part."""
     rows = rows_with(batch, task)
     if rows is not None and but is not None:
         rows = rows[~torch.isin(rows, but)]
-    if rows is not None and len(rows) and share < 1 and (seeds := _seeds(batch, task, rows)) is not None:
+    if rows is not None and len(rows) and share < 1 and (seeds := task_seeds(batch, task, rows)) is not None:
         rows = rows[hash_uniform(seeds, SHARED) < share]
     return rows if rows is not None and len(rows) else None
 
@@ -144,10 +146,10 @@ def _target(
     """The target's segment, the label of each of its places, and which places are asked for it."""
     modality = str(task.target)
     items = batch.items[modality]
-    items = items.take(_place(items, rows, 1))
+    items = items.take(item_places(items, rows, 1))
     written = model.written(modality, items)
     if task.fill:
-        hidden = _masked(written.keep, _seeds(batch, task, rows), how)
+        hidden = masked_places(written.keep, task_seeds(batch, task, rows), how)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
         return model.filled(modality, written.ids, hidden, written.keep), labels, F.pad(hidden, (1, 0), value=False)
     segment, labels, asked = _continued(model, modality, written, items, how.target_dropout)
@@ -178,7 +180,9 @@ def _continued(
     return model.target(begun, keep), labels, keep
 
 
-def _masked(keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Generative) -> Bool[Tensor, "n time"]:
+def masked_places(
+    keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Generative
+) -> Bool[Tensor, "n time"]:
     """What is masked of each row: a fraction of it drawn between the two of `how.hide`, and at least one token."""
     if seeds is None:
         seeds = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
