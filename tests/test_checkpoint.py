@@ -57,13 +57,22 @@ def test_an_object_is_refused_by_name():
         checkpoint.split({"callbacks": {"x": Path("a")}})
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "train.json", "run.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json", "tokenizer.json"])
 def test_a_cut_file_is_named(tmp_path, name):
     """One byte less: refused before anything is built from it."""
     path = saved(tmp_path) / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{name} is damaged: \d+ bytes where \d+ were written.*another step"):
         load_model(tmp_path)
+
+
+def test_a_cut_state_of_training_stops_who_goes_on_training(tmp_path):
+    """It is not read by who only uses the model."""
+    path = saved(tmp_path) / "train.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    load_model(tmp_path)
+    with pytest.raises(UserError, match=r"train\.json is damaged"):
+        checkpoint.newest_whole(tmp_path)
 
 
 def test_one_flipped_bit_is_found(tmp_path):
@@ -145,7 +154,7 @@ def test_the_newest_is_skipped_aloud(tmp_path, capsys):
 def test_a_checkpoint_of_the_same_step_is_put_aside(tmp_path):
     """A name is never written over: what had it is kept beside until the next time."""
     (saved(tmp_path) / "extra").touch()
-    checkpoint.verify(saved(tmp_path))
+    checkpoint.manifest_of(saved(tmp_path)).verify()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000005", "step-00000005.aside"] and checkpoint.steps_of(tmp_path) == [5]
     assert (tmp_path / "checkpoints" / names[1] / "extra").exists()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mmfm.config import MODALITIES, require
@@ -30,8 +30,9 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.files import manifest, whole_folder, write_file
+from mmfm.runtime.files import manifest, sync_folder, whole_folder, write_file
 
+Files = dict[str, bytes | Mapping[str, Tensor]]  # a safetensors file for tensors
 CARD = """\
 ---
 library_name: mmfm
@@ -70,15 +71,15 @@ def save_bundle(
         model.train(was)
 
 
-def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, bytes], Bundle]:
+def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Files, Bundle]:
     encoders = [BundledEncoder(model.core, name, model.run, model.tokenizer) for name in modalities]
     tensors = {name: tensor for encoder in encoders for name, tensor in golden.make(encoder).items()}
     tensors |= golden.make_trunk(model.core.trunk)
     contrast = tuple(item for item in model.run.contrastive if set(item.pair) <= set(modalities))
     writing = tuple(item for item in model.run.generative if set(parse_writing(item.task).sources) <= set(modalities))
     weights = split(model.core, modalities, [item.name for item in contrast])
-    files = {f"{part}.safetensors": save_tensors(found) for part, found in weights.items()}
-    files |= {FIXTURE: save_tensors(tensors)} | tokenizer_files(model.tokenizer, "text" in modalities)
+    texts = tokenizer_files(model.tokenizer, "text" in modalities)
+    files: Files = {f"{part}.safetensors": found for part, found in weights.items()} | {FIXTURE: tensors} | texts
     data, cfg = model.run.data, unplaced(only(model.config, modalities))
     bundle = Bundle(
         format=FORMAT,
@@ -94,8 +95,8 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[dict[str, by
         crop_seconds=data.crop_seconds,
         max_text_tokens=data.max_text_tokens,
         long_text=data.long_text,
-        tokenizer=sha256(files[TOKENIZER]),
-        reader=sha256(files[READER]) if READER in files else "",
+        tokenizer=sha256(texts[TOKENIZER]),
+        reader=sha256(texts[READER]) if READER in texts else "",
         sentences=golden.SENTENCES,
         tolerance=golden.TOLERANCE,
     )
@@ -126,7 +127,7 @@ def split(core: UnifiedModel, modalities: Sequence[str], pairs: Sequence[str]) -
 
 def write_whole(
     folder: Path,
-    files: Mapping[str, bytes],
+    files: Files,
     bundle: Bundle,
     *,
     force: bool = False,
@@ -135,19 +136,21 @@ def write_whole(
     """A folder with these files, bundle.json and files.json; it appears when all are on the disk and were opened.
 
     `prove` gets the folder before it has its name, and gives further texts for it by name; what it raises, and Ctrl-C,
-    leave nothing behind. A bundle that `force` replaces stays until the new one is whole.
+    leave nothing behind. A bundle that `force` replaces stays until the new one is whole. `files` is emptied once it is
+    written, so that weights are held once.
     """
     check_free(folder, force)
     with whole_folder(folder) as temporary:
-        files = {**files, BUNDLE: write(bundle).encode()}
-        _write(temporary, files)
+        names = _write(temporary, {**files, BUNDLE: write(bundle).encode()})
+        files.clear()
+        _listed(temporary, names)
         for modality in bundle.modalities:
             load_encoder(modality, temporary)
         proofs = {name: text.encode() for name, text in prove(temporary).items()}
         told = {"source": bundle.source, "made_with": bundle.made_with}
         card = CARD.format(holds=", ".join(bundle.components), use=_use(bundle), **told)
         write_file(temporary / "README.md", card.encode() + proofs.pop("README.md", b""))
-        _write(temporary, {**files, **proofs})
+        _listed(temporary, [*names, *_write(temporary, proofs)])
     return folder
 
 
@@ -165,8 +168,17 @@ def check_free(folder: Path, force: bool) -> None:
         require(force, f"{folder} exists; give another folder, or --force to replace it")
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write(folder: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> list[str]:
+    """All of it on the disk; the names."""
     for name, data in files.items():
-        if not (folder / name).exists():
+        if isinstance(data, bytes):
             write_file(folder / name, data)
-    write_file(folder / FILES, manifest(files))
+        else:
+            save_file(dict(data), folder / name)
+            sync_folder(folder / name)
+    return [*files]
+
+
+def _listed(folder: Path, names: Sequence[str]) -> None:
+    (folder / FILES).unlink(missing_ok=True)
+    write_file(folder / FILES, manifest({name: folder / name for name in names}))

@@ -13,20 +13,19 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from mmfm.config import MODALITIES, Data, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
-from mmfm.export.bundle import check_free, sha256, write_whole
+from mmfm.export.bundle import Files, check_free, sha256, write_whole
 from mmfm.export.without_paths import unpinned
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import FIXTURE, FORMAT, READER, TOKENIZER, Bundle, Part
 from mmfm.inference.bundle.encoder import BundledEncoder, lone
 from mmfm.inference.bundle.load import load_encoder, load_trunk, run_of
-from mmfm.models.checkpoint import refuse_unsafe
+from mmfm.models.checkpoint import adopt, refuse_unsafe
 from mmfm.models.mappings import Foreign, convert, find, foreign, language
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.preprocessing.tokenizer import load_tokenizer, parse_reader, parse_tokenizer
@@ -165,7 +164,7 @@ def _import_tower(source: str, out: Path, modality: str, layout: str, force: boo
     core.towers[modality].load_state_dict(weights, strict=True)
     encoder = BundledEncoder(core, modality, run, ours).eval()
     named = {f"towers.{modality}.{name}": tensor.contiguous() for name, tensor in weights.items()}
-    files = {f"{modality}.safetensors": save_tensors(named), FIXTURE: save_tensors(golden.make(encoder))}
+    files: Files = {f"{modality}.safetensors": named, FIXTURE: golden.make(encoder)}
     files |= {READER: text.encode()} if text else {}
     found: list[ParityReport] = []
 
@@ -339,21 +338,10 @@ def _row(items: Items, row: int) -> Items:
 
 def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
     given = _causal_lm(source)
-    made = convert(Foreign(library="hf", architecture=given.config, modality="text"), given.weights)
-    assert isinstance(made.part, Trunk)
-    if made.embedding is None:
-        raise UserError(f"{source} has no table of words; give the whole language model")
-    tables = {"embedding.weight": made.embedding} | ({} if made.output is None else {"output.weight": made.output})
-    trunk = UnifiedTransformer(made.part).eval()
-    trunk.load_state_dict(made.weights, strict=True)
     text = parse_tokenizer(given.tokenizer, f"{source}: its tokenizer").to_json().encode()
-    bundle = _bundle(source, made.part, ("trunk", "vocabulary"), tokenizer=sha256(text))
-    files = {
-        "trunk.safetensors": save_tensors({f"trunk.{name}": tensor for name, tensor in made.weights.items()}),
-        "vocabulary.safetensors": save_tensors({name: tensor.contiguous() for name, tensor in tables.items()}),
-        FIXTURE: save_tensors(golden.make_trunk(trunk)),
-        TOKENIZER: text,
-    }
+    part, files = _trunk_files(source, given)
+    files[TOKENIZER] = text
+    bundle = _bundle(source, part, ("trunk", "vocabulary"), tokenizer=sha256(text))
     found: list[ParityReport] = []
 
     def prove(folder: Path) -> Mapping[str, str]:
@@ -364,11 +352,28 @@ def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
     return found[0]
 
 
+def _trunk_files(source: str, given: CausalLm) -> tuple[Trunk, Files]:
+    """The weights as ours, and what a trunk of them gives."""
+    converted = convert(Foreign(library="hf", architecture=given.config, modality="text"), given.weights)
+    assert isinstance(converted.part, Trunk)
+    if converted.embedding is None:
+        raise UserError(f"{source} has no table of words; give the whole language model")
+    tables = {"embedding.weight": converted.embedding, "output.weight": converted.output}
+    with torch.device("meta"):
+        trunk = UnifiedTransformer(converted.part).eval()
+    adopt(trunk, converted.weights, source)
+    return converted.part, {
+        "trunk.safetensors": {f"trunk.{name}": tensor for name, tensor in converted.weights.items()},
+        "vocabulary.safetensors": {name: x.contiguous() for name, x in tables.items() if x is not None},
+        FIXTURE: golden.make_trunk(trunk),
+    }
+
+
 def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> ParityReport:
     """Logits of the language model, and of our trunk between its tables."""
     made = architecture_schema.hf_config(given.config, bundle.source)
     theirs = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False).eval()
-    theirs.load_state_dict(dict(given.weights), strict=False)
+    theirs.load_state_dict(dict(given.weights), strict=False, assign=True)
     trunk, tables = load_trunk(folder)
     tokenizer = parse_tokenizer(given.tokenizer)
     rows = [torch.tensor(tokenizer.encode(text)) for text in golden.SENTENCES]

@@ -1,29 +1,31 @@
 """A trained model from its run folder."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from mmfm.config import UserError, require
+from mmfm.config import Contrastive, KnownCodec, Model, Tower, UserError, require
 from mmfm.config.serialization import from_json
 from mmfm.inference.interface import Interface
 from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
     MANIFEST,
     RUN,
-    check_shapes,
+    adopt,
     check_size,
     folder_of,
-    newest_whole,
+    newest_model,
+    read_model,
     read_text,
     read_tokenizer,
-    read_verified,
-    read_weights,
     refuse_foreign,
     refuse_unsafe,
     steps_of,
 )
-from mmfm.models.model import build
+from mmfm.models.model import UnifiedModel, build
 
 
 def checkpoint_of(run_folder: Path, step: int) -> Path:
@@ -34,31 +36,37 @@ def checkpoint_of(run_folder: Path, step: int) -> Path:
     return folder_of(run_folder, step)
 
 
+def built(cfg: Model, text_size: int, contrastive: Sequence[Contrastive] = ()) -> UnifiedModel:
+    """`build` for weights that are to be adopted: without memory, where all parts are our own, which know that."""
+    parts = [getattr(cfg, field.name) for field in fields(cfg)]
+    foreign = bool(cfg.modalities) or any(isinstance(part, Tower | KnownCodec) for part in parts)
+    with nullcontext() if foreign else torch.device("meta"):
+        return build(cfg, text_size, contrastive)
+
+
 def load_model(run: str | Path, step: int | str | None = None, device: str | torch.device = "cpu") -> Interface:
     """The model of a run's folder, or of one checkpoint's, in evaluation mode. step: "best" is what `Run.best` kept."""
     folder = Path(run)
     refuse_unsafe()
     refuse_foreign(run)
     if (folder / MANIFEST).is_file():
-        files, where = read_verified(folder), folder
+        (files, weights), where = read_model(folder), folder
     else:
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is no folder of a run; give one that mmfm train has written, such as runs/quickstart"
             )
         if step is None:
-            step, files = newest_whole(folder)
+            step, (files, weights) = newest_model(folder)
         else:
             step = best_step(folder) if step == "best" else int(step)
-            files = read_verified(checkpoint_of(folder, step))
+            files, weights = read_model(checkpoint_of(folder, step))
         where = folder_of(folder, step)
     cfg = from_json(read_text(files, RUN, where), str(where / RUN))
     tokenizer = read_tokenizer(files, cfg.model, where)
-    weights = read_weights(files, str(where))
     check_size(cfg.model, weights, str(where))
-    core = build(cfg.model, tokenizer.size, cfg.contrastive)
-    check_shapes(core, weights, str(where))
-    core.load_state_dict(weights, strict=True)
+    core = built(cfg.model, tokenizer.size, cfg.contrastive)
+    adopt(core, weights, str(where))
     model = Interface(core.to(device).eval(), cfg, tokenizer).eval()
     model.checkpoint = where
     return model

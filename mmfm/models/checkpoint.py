@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -149,6 +150,29 @@ def read_verified(folder: Path) -> dict[str, bytes]:
     return {name: listed.read(name) for name in listed.files}
 
 
+def read_model(folder: Path) -> tuple[dict[str, bytes], dict[str, Tensor]]:
+    """What a checkpoint keeps of the model alone: its small files, and its weights, which stay on the disk until they
+    are used. The state of training is not read."""
+    listed = manifest_of(folder)
+    small = {name: listed.read(name) for name in listed.files if name not in (MODEL, TRAIN, STATE)}
+    listed.verify([MODEL])
+    return small, mapped(folder / MODEL, AGAIN)
+
+
+def mapped(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, read from the disk when they are used. UserError where it is none."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as why:
+        raise UserError(f"{path} cannot be read ({why}); {remedy}") from None
+
+
+def adopt(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
+    """The tensors themselves become the model's weights, in place of those that it was built with."""
+    check_shapes(model, found, where)
+    model.load_state_dict(found, strict=True, assign=True)
+
+
 def manifest_of(folder: Path) -> Manifest:
     required = (MODEL, TRAIN, STATE, RUN, TOKENIZER)
     return Manifest(folder / MANIFEST, "checkpoint", AGAIN, (*required, READER), required)
@@ -157,6 +181,11 @@ def manifest_of(folder: Path) -> Manifest:
 def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
     """The newest checkpoint that verifies. Newer ones that do not are named on the screen."""
     return _newest(run_folder, read_verified)
+
+
+def newest_model(run_folder: Path) -> tuple[int, tuple[dict[str, bytes], dict[str, Tensor]]]:
+    """`read_model` of the newest checkpoint whose model verifies."""
+    return _newest(run_folder, read_model)
 
 
 def newest_step(run_folder: Path) -> int:

@@ -133,10 +133,14 @@ def checksum(path: Path) -> int:
     return value
 
 
-def manifest(files: Mapping[str, bytes], **more: Any) -> bytes:
-    """JSON that lists size and CRC-32 of these files by name, after what `more` says."""
-    listed = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in files.items()}
+def manifest(files: Mapping[str, bytes | Path], **more: Any) -> bytes:
+    """JSON that lists size and CRC-32 of these files by name, after what `more` says. A path stands for its content."""
+    listed = {name: dict(zip(("bytes", "crc32"), _sums(data), strict=True)) for name, data in files.items()}
     return (json.dumps({**more, "files": listed}, indent=2) + "\n").encode()
+
+
+def _sums(data: bytes | Path) -> tuple[int, int]:
+    return (data.stat().st_size, checksum(data)) if isinstance(data, Path) else (len(data), zlib.crc32(data))
 
 
 class Manifest:
@@ -161,7 +165,7 @@ class Manifest:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, which are those that were written."""
-        require(name in self.files, f"{self.folder} has no {name}; its {self.path.name} lists {', '.join(self.files)}")
+        self._require_listed(name)
         try:
             data = (self.folder / name).read_bytes()
         except OSError as why:
@@ -169,14 +173,18 @@ class Manifest:
         self._compare(name, len(data), zlib.crc32(data))
         return data
 
-    def verify(self) -> None:
-        """As `read` of all files, without keeping what is read."""
-        for name in self.files:
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """As `read` of these files, else of all, without keeping what is read."""
+        for name in self.files if names is None else names:
+            self._require_listed(name)
             try:
                 found = (self.folder / name).stat().st_size, checksum(self.folder / name)
             except OSError as why:
                 raise self._broken(why) from None
             self._compare(name, *found)
+
+    def _require_listed(self, name: str) -> None:
+        require(name in self.files, f"{self.folder} has no {name}; its {self.path.name} lists {', '.join(self.files)}")
 
     def _broken(self, why: Exception) -> UserError:
         return UserError(f"{self.folder} is no whole {self.kind} ({why}); {self.remedy}")

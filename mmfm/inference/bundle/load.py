@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from mmfm import config
@@ -27,9 +25,8 @@ from mmfm.inference.bundle.contents import (
 from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
 from mmfm.inference.bundle.hub import find
 from mmfm.inference.interface import Interface
-from mmfm.inference.load import load_model
-from mmfm.models.checkpoint import check_shapes, check_size, refuse_foreign, refuse_unsafe
-from mmfm.models.model import build
+from mmfm.inference.load import built, load_model
+from mmfm.models.checkpoint import adopt, check_size, mapped, refuse_foreign, refuse_unsafe
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.runtime.files import Manifest
@@ -73,9 +70,8 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
     run, tokenizer = run_of(bundle), _tokenizer(folder, bundle, files, True)
     weights = read_weights(folder, bundle.components)
     check_size(run.model, weights, str(folder))
-    core = build(run.model, tokenizer.size, run.contrastive)
-    check_shapes(core, weights, str(folder))
-    core.load_state_dict(weights, strict=True)
+    core = built(run.model, tokenizer.size, run.contrastive)
+    adopt(core, weights, str(folder))
     if check:
         stored = read_tensors(folder, FIXTURE, files)
         for modality in bundle.modalities:
@@ -91,10 +87,10 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
     found = read_tensors(folder, "trunk.safetensors", files)
     model = run_of(bundle).model
     check_size(only(model, ()), found, str(folder))
-    trunk = UnifiedTransformer(model.trunk).eval()
+    with torch.device("meta"):
+        trunk = UnifiedTransformer(model.trunk).eval()
     weights = {name.removeprefix("trunk."): tensor for name, tensor in found.items()}
-    check_shapes(trunk, weights, str(folder))
-    trunk.load_state_dict(weights, strict=True)
+    adopt(trunk, weights, str(folder))
     if check:
         golden.check_trunk(trunk, read_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
     held = "vocabulary" in bundle.components
@@ -128,10 +124,8 @@ def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def read_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
-    try:
-        return load_tensors(files.read(name))
-    except SafetensorError as why:
-        raise UserError(f"{folder / name} cannot be read ({why}); {AGAIN}") from None
+    files.verify([name])
+    return mapped(folder / name, AGAIN)
 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
@@ -145,8 +139,7 @@ def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
     make = lone if bundle.model is None else bare
     core = make(run, modality, tokenizer.size if modality == "text" else 0)
     weights |= _empty(core)
-    check_shapes(core, weights, str(folder))
-    core.load_state_dict(weights, strict=True)
+    adopt(core, weights, str(folder))
     encoder = BundledEncoder(core, modality, run, tokenizer).eval()
     if check:
         stored = read_tensors(folder, FIXTURE, files)
