@@ -4,7 +4,6 @@
 drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
-import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,37 +11,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.config import UserError, require
 from mmfm.config.task import Task, parse_writing
 from mmfm.data.batch import Batch, Items
-from mmfm.data.decode import Example, collate, shape_of
+from mmfm.data.decode import Example, collate
 from mmfm.generation import Finish, GenerationConfig, write
 from mmfm.inference.infill import MaskSpec
 from mmfm.inference.known_tasks import links_of, trained
 from mmfm.inference.modality_options import check_names
 from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick, of_rows
-from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, batch_of, kind_of, thing_of
+from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, kind_of, thing_of
+from mmfm.inference.processor import Processor
 from mmfm.inference.validation import check_hiding, given_of, has_own
 from mmfm.models.model import LOG_SCALES, UnifiedModel
 from mmfm.objectives.task_pass import forward_task
-from mmfm.preprocessing.audio import load_audio
-from mmfm.preprocessing.image import load_picture
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.preprocessing.validation import (
-    check_ids,
-    check_pixels,
-    check_waves,
-    clip_given,
-    one_or_many,
-    padded,
-    picture_given,
-    texts_given,
-)
 
 AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
 
@@ -72,6 +59,7 @@ class Interface(nn.Module):
         super().__init__()
         self.core, self.run, self.tokenizer = core, run, tokenizer.limited(run)
         self.config, self.embed_dim = run.model, core.embed_dim
+        self.processor = Processor(run, self.tokenizer)
         self.modalities = tuple(name for name in config.modality_names() if name in core.towers)
         self.tasks = tuple(item.task for item in run.generative)
         self.checkpoint: Path | None = None  # the folder that its weights were read from
@@ -84,31 +72,12 @@ class Interface(nn.Module):
         return self.core.log_scales[first.name].clamp(*LOG_SCALES)
 
     def transform(self, picture: Any) -> Tensor:
-        """A picture as uint8 [channels, height, width] of the model's size; the model itself normalises."""
-        how = shape_of(self._tower("image").pixels)
-        return load_picture(picture_given(picture), **how, exact=self.run.data.exact_decode)
+        """A picture as uint8 [channels, height, width] of the model's size; the model itself normalizes."""
+        return self.processor.transform(picture)
 
     def tokenize(self, texts: Any) -> Int[Tensor, "n time"]:
-        """Ids as the text tower reads them, padded with -1 to the longest.
-
-        A text longer than is read (`mmfm.preprocessing.text_limits`) is cut there, with a warning; a UserError where
-        the run says data.long_text="skip".
-        """
-        rows = texts_given(texts)
-        told = next((told for text in rows if (told := self.tokenizer.excess(text))), "")
-        require(not (told and self.tokenizer.limits.skip), f"{told}, or set data.long_text='truncate'")
-        if told:
-            warnings.warn(f"only the beginning of a long text is read: {told}", stacklevel=2)
-        return self.tokenizer(rows)
-
-    def pixels(self, images: Any) -> UInt8[Tensor, "n channels height width"]:
-        """As `transform` gives them, of what `encode_image` takes."""
-        how = self._tower("image").pixels
-        if isinstance(images, Tensor):
-            return check_pixels(images, how)
-        given = one_or_many(images, (str, Path, Image.Image))
-        made = [one if isinstance(one, Tensor) else self.transform(one) for one in given]
-        return check_pixels(torch.stack(made) if made else torch.zeros(0, *shape_px(how)), how)
+        """Ids as the text tower reads them, padded with -1 to the longest; a text that is too long is cut, aloud."""
+        return self.processor.tokenize(texts)
 
     @torch.no_grad()
     def encode_image(self, images: Any, normalize: bool = False, *, batch_size: int = 0) -> Float[Tensor, "n d"]:
@@ -116,18 +85,7 @@ class Interface(nn.Module):
         [height, width, channels]. batch: how many at a time, 0: all at once. Of none the result has no rows."""
         if parts := _parts(images, batch_size, 4):
             return torch.cat([self.encode_image(part, normalize) for part in parts])
-        x = self.pixels(images)
-        return self._encode("image", x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device), normalize)
-
-    def waves(
-        self, sounds: Any, keep: Bool[Tensor, "n samples"] | None = None
-    ) -> tuple[Float[Tensor, "n samples"], Bool[Tensor, "n samples"]]:
-        """Padded, and True where real, of what `encode_audio` takes."""
-        self._tower("audio")
-        if isinstance(sounds, Tensor):
-            return check_waves(sounds, keep)
-        require(keep is None, "keep is given with a tensor only: of other inputs the lengths are known")
-        return padded([self._clip(one) for one in one_or_many(sounds, (str, Path, Sound))])
+        return self._encode("image", self.processor.items("image", images))
 
     @torch.no_grad()
     def encode_audio(
@@ -142,23 +100,19 @@ class Interface(nn.Module):
         and arrays [samples] at that rate. batch_size: as of `encode_image`."""
         if keep is None and (parts := _parts(waves, batch_size, 2)):
             return torch.cat([self.encode_audio(part, normalize) for part in parts])
-        return self._encode("audio", *self.waves(waves, keep), normalize)
+        return self._encode("audio", self.processor.items("audio", waves, keep))
 
     @torch.no_grad()
     def encode_text(self, texts: Any, normalize: bool = False, *, batch_size: int = 0) -> Float[Tensor, "n d"]:
         """Strings, or ids as `tokenize` gives them; one string is one text. batch_size: as of `encode_image`."""
         if parts := _parts(texts, batch_size, 2):
             return torch.cat([self.encode_text(part, normalize) for part in parts])
-        self._tower("text")
-        ids = check_ids(texts, self.known_ids) if isinstance(texts, Tensor) else self.tokenize(texts)
-        lengths = (ids >= 0).sum(1)
-        grouped = [
-            (part, self._encode("text", ids[part, :most].clamp(min=0), ids[part, :most] >= 0, normalize))
-            for part, most in in_parts(lengths.tolist(), AT_ONCE)
-        ]
-        out = torch.zeros(len(ids), self.embed_dim, dtype=self.core.dtype, device=self.core.device)
-        for part, x in grouped:
-            out[part] = x.to(out.dtype)
+        items = self.processor.items("text", texts)
+        out = torch.zeros(len(items.rows), self.embed_dim, dtype=self.core.dtype, device=self.core.device)
+        for part, longest in in_parts(items.keep.sum(1).tolist(), AT_ONCE):
+            rows = torch.arange(len(part), device=items.rows.device)
+            some = Items(x=items.x[part, :longest], keep=items.keep[part, :longest], rows=rows)
+            out[part] = self._encode("text", some).to(out.dtype)
         return out
 
     @torch.no_grad()
@@ -278,7 +232,7 @@ class Interface(nn.Module):
         """The codes of a picture or a sound, or the ids of a text as they are written."""
         able_to_write(self.core, modality)
         kind_of(modality, thing)
-        batch = batch_of([{modality: [thing]}], self.run, self.tokenizer).to(self.core.device)
+        batch = self.processor.batch([{modality: [thing]}]).to(self.core.device)
         ids, keep = self.core.written(modality, batch.items[modality])
         return ids[0][keep[0]].tolist()
 
@@ -340,40 +294,13 @@ class Interface(nn.Module):
         """The tasks of a chain, each of which the model was trained on."""
         return links_of(text, self.run.generative)
 
-    def _tower(self, modality: str):
-        tower = getattr(self.config, modality)
-        if tower is None:
-            raise UserError(f"this model has no {modality} tower; it reads {', '.join(self.modalities)}")
-        return tower
-
-    @property
-    def known_ids(self) -> int:
-        """How many ids the text tower reads."""
-        reader = self.tokenizer.reader
-        return self.tokenizer.size if reader is None else reader.inner.get_vocab_size(with_added_tokens=True)
-
-    def _clip(self, clip: Any) -> Tensor:
-        rate_hz, data = self._tower("audio").sound.rate_hz, self.run.data
-        length = {"max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
-        if isinstance(clip, str | Path):
-            return load_audio(clip, rate_hz=rate_hz, **length)
-        wave, from_hz = (clip.wave, clip.rate_hz) if isinstance(clip, Sound) else (clip, rate_hz)
-        return clip_given(wave, from_hz=from_hz, rate_hz=rate_hz, **length)
-
-    def _encode(self, modality: str, x: Tensor, keep: Tensor, normalize: bool) -> Float[Tensor, "n d"]:
-        """Unit vectors: the heads always normalise, so `normalize` changes nothing and is there for the protocol."""
-        self._tower(modality)
-        rows = torch.arange(len(x), device=x.device)
-        items = {modality: Items(x=x, keep=keep, rows=rows)}
-        batch = Batch(size=len(x), items=items, positive_ids=rows).to(self.core.device)
-        reading = forward_task(self.core, Task((modality,), None), batch)
-        if reading is None:
+    def _encode(self, modality: str, items: Items) -> Float[Tensor, "n d"]:
+        """Unit vectors: the heads always normalize, so that the protocol's `normalize` changes nothing."""
+        batch = Batch(size=len(items.rows), items={modality: items}, positive_ids=items.rows).to(self.core.device)
+        output = forward_task(self.core, Task((modality,), None), batch)
+        if output is None:
             return torch.zeros(0, self.embed_dim, dtype=self.core.dtype, device=self.core.device)
-        return reading.embedding
-
-
-def shape_px(how: config.ImagePreprocess) -> tuple[int, int, int]:
-    return how.channels, how.height_px, how.width_px
+        return output.embedding
 
 
 def _parts(given: Any, batch: int, axes: int) -> list[Any]:

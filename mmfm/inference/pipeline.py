@@ -28,7 +28,8 @@ from mmfm.generation import (
 )
 from mmfm.inference.infill import MaskSpec, masked, with_marks
 from mmfm.inference.modality_options import decoding
-from mmfm.inference.processing import Made, Sound, Text, Things, batch_of, rate_of, thing_of, whole_turns
+from mmfm.inference.processing import Made, Sound, Text, Things, rate_of, thing_of, whole_turns
+from mmfm.inference.processor import Processor
 from mmfm.inference.validation import has_own
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.continuation import with_halves
@@ -205,7 +206,7 @@ class Pipeline:
         return finish
 
     def batched(self, samples: Sequence[Things]) -> Batch:
-        return batch_of(samples, self.run, self.tokenizer).to(self.core.device)
+        return Processor(self.run, self.tokenizer).batch(samples).to(self.core.device)
 
     def thing(self, task: Task, item: GeneratedCodes) -> Made:
         if item.text is not None:

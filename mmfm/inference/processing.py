@@ -1,4 +1,4 @@
-"""Texts, pictures and sounds as people hold them, out of local ids and into examples."""
+"""Texts, pictures and sounds as people hold them, and how local ids become such."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,14 +13,10 @@ from torch import Tensor
 
 from mmfm import config
 from mmfm.config import MODALITIES, UserError, require
-from mmfm.data.batch import Batch, Items
-from mmfm.data.decode import Example, collate, contracts_of, shape_of
+from mmfm.data.batch import Items
 from mmfm.generation import Finish
 from mmfm.models.model import UnifiedModel
-from mmfm.preprocessing.audio import load_audio
-from mmfm.preprocessing.image import load_picture
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.preprocessing.validation import clip_given, picture_given
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp"),
@@ -79,58 +75,6 @@ def kind_of(name: str, thing: Any) -> None:
 
 def _either(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def load(name: str, thing: Any, run: config.Run) -> list[Tensor]:
-    """A picture or sound as the tower wants it, and then as the codec does, where that is something else."""
-    values = []
-    for contract in contracts_of(run.model, name):
-        if isinstance(contract, config.ImagePreprocess):
-            assert not isinstance(thing, Sound)
-            values.append(load_picture(picture_given(thing), **shape_of(contract), exact=run.data.exact_decode))
-        elif isinstance(thing, Sound):
-            length = {"max_seconds": run.data.max_seconds, "crop_seconds": run.data.crop_seconds}
-            values.append(clip_given(thing.wave, from_hz=thing.rate_hz, rate_hz=contract.rate_hz, **length))
-        else:
-            length = {"max_seconds": run.data.max_seconds, "crop_seconds": run.data.crop_seconds}
-            values.append(load_audio(thing, rate_hz=contract.rate_hz, **length))
-    if not values:
-        raise UserError(f"this model has neither a tower nor a codec for {name}; leave the {WORDS[name]} out")
-    return values
-
-
-def batch_of(samples: Sequence[Things], run: config.Run, tokenizer: Tokenizer) -> Batch:
-    """A batch of these samples, which may hold several things of a modality. What is given twice is read once."""
-    owners, examples, loaded = [], [], {}
-    for row, things in enumerate(samples):
-        for text in things.get("text", ()):
-            check_length(text, tokenizer)
-        for at in range(max((len(held) for held in things.values()), default=0)):
-            owners.append(row)
-            examples.append(_example({name: held[at] for name, held in things.items() if at < len(held)}, run, loaded))
-    if not examples:
-        return Batch(size=len(samples), items={}, positive_ids=torch.full((len(samples),), -1))
-    batch, index = collate(examples, tokenizer), torch.tensor(owners)
-    items = {name: replace(held, rows=index[held.rows]) for name, held in batch.items.items()}
-    return Batch(size=len(samples), items=items, positive_ids=torch.full((len(samples),), -1))
-
-
-def check_length(text: str, tokenizer: Tokenizer) -> None:
-    """UserError where only the beginning of a text would be read."""
-    told = tokenizer.excess(text)
-    require(not told, told)
-
-
-def _example(things: Mapping[str, Any], run: config.Run, loaded: dict[tuple[str, int], list[Tensor]]) -> Example:
-    values, raw = {}, {}
-    for name in ("image", "audio"):
-        if name in things:
-            key = name, id(things[name])
-            if key not in loaded:
-                loaded[key] = load(name, things[name], run)
-            values[name], *others = loaded[key]
-            raw |= dict(zip([name], others, strict=False))
-    return Example(key="given", text=things.get("text"), raw=raw, **values)
 
 
 def whole_turns(model: UnifiedModel, items: Items) -> Items:

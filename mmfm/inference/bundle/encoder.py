@@ -13,11 +13,10 @@ from mmfm import config
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items, Tokens
-from mmfm.inference.interface import Interface
+from mmfm.inference.processor import Processor
 from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.preprocessing.validation import check_ids
 
 CONTRACTS = {"image": "pixels", "audio": "sound", "text": "words"}
 
@@ -31,6 +30,7 @@ class BundledEncoder(nn.Module):
     def __init__(self, core: UnifiedModel, modality: str, run: config.Run, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.core, self.modality, self.run, self.tokenizer = core, modality, run, tokenizer
+        self.processor = Processor(run, tokenizer.limited(run))
 
     @property
     def width(self) -> int:
@@ -49,11 +49,11 @@ class BundledEncoder(nn.Module):
 
     def transform(self, picture: Any) -> Tensor:
         """A picture as uint8 [channels, height, width] of the tower's size; the tower normalises."""
-        return self._face().transform(picture)
+        return self.processor.transform(picture)
 
     def tokenize(self, texts: Any) -> Int[Tensor, "n time"]:
         """Ids as the tower reads them, padded with -1 to the longest."""
-        return self._face().tokenize(texts)
+        return self.processor.tokenize(texts)
 
     def prepare(self, inputs: Any, keep: Bool[Tensor, "n time"] | None = None) -> Items:
         """What the model reads, of one input or a sequence of them.
@@ -62,20 +62,8 @@ class BundledEncoder(nn.Module):
         height, width] of `transform`. audio: paths, waveforms [samples] at `preprocess.rate_hz`, or a Tensor of them
         with `keep`. text: strings, or a Tensor of `tokenize`. Raises UserError for what cannot be read.
         """
-        if isinstance(inputs, Items):
-            return inputs.to(self.core.device)
-        face = self._face()
-        if self.modality == "audio":
-            x, kept = face.waves(inputs, keep)
-        else:
-            require(keep is None, "keep is of sounds: of other inputs it is known what is real")
-            if self.modality == "image":
-                x = face.pixels(inputs)
-                kept = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
-            else:
-                ids = check_ids(inputs, face.known_ids) if isinstance(inputs, Tensor) else face.tokenize(inputs)
-                x, kept = ids.clamp(min=0), ids >= 0
-        return Items(x=x, keep=kept, rows=torch.arange(len(x), device=x.device)).to(self.core.device)
+        found = inputs if isinstance(inputs, Items) else self.processor.items(self.modality, inputs, keep)
+        return found.to(self.core.device)
 
     def tokens(self, inputs: Any, keep: Bool[Tensor, "n time"] | None = None) -> Tokens:
         """The tower's tokens, `keep` True where real."""
@@ -100,9 +88,6 @@ class BundledEncoder(nn.Module):
         reading = forward_task(self.core, Task((self.modality,), None), batch)
         assert reading is not None
         return reading.embedding
-
-    def _face(self) -> Interface:
-        return Interface(self.core, self.run, self.tokenizer)
 
 
 def only(model: config.Model, modalities: Sequence[str]) -> config.Model:
