@@ -16,7 +16,7 @@ from mmfm.export.hf.folder import generation
 from mmfm.generation.sampling import drawn_seeds
 from mmfm.inference.infill import side_of
 from mmfm.inference.interface import Interface, Sound
-from mmfm.inference.processing import batch_of
+from mmfm.inference.processor import Processor
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import Reader, Tokenizer, load_tokenizer
 
@@ -82,7 +82,7 @@ def test_each_kind_comes_out_as_its_codes_decode(model, picture, clip):
     """A picture of the codec's size, a sound at its rate of as many turns as were asked for, a string."""
     drawn = model.generate("text>image", text="seven", seed=3)
     assert (drawn.size, drawn.mode) == ((16, 8), "L")
-    batch = batch_of([{"text": ["seven"]}], model.run, TOKENIZER)
+    batch = Processor(model.run, TOKENIZER).batch([{"text": ["seven"]}])
     (coded,) = model.make("text>image", batch, seeds=torch.tensor([3]))
     np.testing.assert_array_equal(pixels(drawn), pixels(model.decode("image", coded.ids)))
     said = model.generate("text>audio", text="seven", max_tokens=5)
@@ -145,7 +145,7 @@ def test_a_sound_goes_on_from_its_last_whole_turn(model, clip):
     assert more.start == turns * STEP < len(more.wave) <= (turns + 3) * STEP
     prompt = model.encode("audio", Sound(clip.wave[: turns * STEP], 16_000))
     whole = model.core.codec("audio")
-    batch = batch_of([{"audio": [Sound(clip.wave[: turns * STEP], 16_000)]}], model.run, TOKENIZER)
+    batch = Processor(model.run, TOKENIZER).batch([{"audio": [Sound(clip.wave[: turns * STEP], 16_000)]}])
     (coded,) = model.maker.written(
         model._task("audio>audio"),
         batch,
@@ -173,7 +173,7 @@ def test_of_a_split_a_sound_is_continued_from_its_middle(model, clip):
 def test_what_is_not_hidden_stays(model, picture, clip):
     """Codes of the other half of a picture, of the rest of a sound, letters of a text; what is hidden is made anew."""
     own = torch.tensor(model.encode("image", picture))
-    batch = batch_of([{"image": [picture]}], model.run, TOKENIZER)
+    batch = Processor(model.run, TOKENIZER).batch([{"image": [picture]}])
     (coded,) = model.make("image~", batch, seeds=torch.tensor([0]), hide="left")
     hidden = side_of("left", (2, 4))
     assert hidden.tolist() == [True, True, False, False] * 2
@@ -183,7 +183,7 @@ def test_what_is_not_hidden_stays(model, picture, clip):
     assert not (pixels(drawn) == pixels(model.generate("image~", image=picture, mask="left", seed=1))).all()
     written = model.generate("text~", text="fo__y-two")
     assert len(written.encode()) >= 9 and written.startswith("fo") and written.endswith("y-two")
-    sounds = batch_of([{"audio": [clip]}], model.run, TOKENIZER)
+    sounds = Processor(model.run, TOKENIZER).batch([{"audio": [clip]}])
     codes, (part,) = model.encode("audio", clip), model.make("audio~", sounds, seeds=torch.tensor([0]), hide="0.1-0.2")
     kept = [at for at in range(len(codes)) if at not in (2, 3, 4)]  # a turn is 40 ms
     assert [part.ids[at] for at in kept] == [codes[at] for at in kept] and part.ids != codes
@@ -202,7 +202,7 @@ def test_shots_are_read_in_order_of_mention(model, picture):
     """Two pictures and a text: another order of the pictures writes something else, or is at least read as another."""
     other = Image.fromarray(255 - pixels(picture))
     batches = [
-        batch_of([{"image": pair, "text": ["x"]}], model.run, TOKENIZER)
+        Processor(model.run, TOKENIZER).batch([{"image": pair, "text": ["x"]}])
         for pair in ([picture, other], [other, picture])
     ]
     assert batches[0].items["image"].rows.tolist() == [0, 0]
@@ -227,7 +227,7 @@ def test_what_is_made_step_by_step_is_the_same(model):
 
 def test_a_chain_may_end_in_rounds(model, picture):
     """Of what is not there to be filled in everything is hidden, for people and on a split."""
-    batch = batch_of([{"image": [picture]}], model.run, TOKENIZER)
+    batch = Processor(model.run, TOKENIZER).batch([{"image": [picture]}])
     (coded,) = model.make("image>text>image~", batch, seeds=torch.tensor([3]))
     drawn = model.generate("image>text>image~", image=picture, seed=3)
     assert (pixels(drawn) == pixels(model.decode("image", coded.ids))).all()
@@ -340,11 +340,11 @@ def test_a_text_that_its_tower_would_cut_is_refused(model):
     """A tower from elsewhere with a context of eight, one mark on either side: six tokens are read, seven are not."""
     words = TokenizerSpec(context=8, begin=(1,), end=(2,), pad=0, sha256="")
     tokenizer = Tokenizer(TOKENIZER.inner, Reader(TOKENIZER.inner, words, ""))
-    assert batch_of([{"text": ["sixsix"]}], model.run, tokenizer).items["text"].keep.sum() == 8
+    assert Processor(model.run, tokenizer).items["text"].keep.sum().batch([{"text": ["sixsix"]}]) == 8
     with pytest.raises(
         UserError, match=r"a text of 7 tokens is longer than the 6 that are read \(the positions of .*; cut it$"
     ):
-        batch_of([{"text": ["seven77"]}], model.run, tokenizer)
+        Processor(model.run, tokenizer).batch([{"text": ["seven77"]}])
 
 
 @pytest.mark.parametrize(
