@@ -174,7 +174,7 @@ def test_what_is_not_hidden_stays(model, picture, clip):
     """Codes of the other half of a picture, of the rest of a sound, letters of a text; what is hidden is made anew."""
     own = torch.tensor(model.encode("image", picture))
     batch = Processor(model.run, TOKENIZER).batch([{"image": [picture]}])
-    (coded,) = model.make("image~", batch, seeds=torch.tensor([0]), hide="left")
+    (coded,) = model.make("image~", batch, seeds=torch.tensor([0]), mask="left")
     hidden = side_of("left", (2, 4))
     assert hidden.tolist() == [True, True, False, False] * 2
     assert (torch.tensor(coded.ids)[~hidden] == own[~hidden]).all()
@@ -184,15 +184,15 @@ def test_what_is_not_hidden_stays(model, picture, clip):
     written = model.generate("text~", text="fo__y-two")
     assert len(written.encode()) >= 9 and written.startswith("fo") and written.endswith("y-two")
     sounds = Processor(model.run, TOKENIZER).batch([{"audio": [clip]}])
-    codes, (part,) = model.encode("audio", clip), model.make("audio~", sounds, seeds=torch.tensor([0]), hide="0.1-0.2")
+    codes, (part,) = model.encode("audio", clip), model.make("audio~", sounds, seeds=torch.tensor([0]), mask="0.1-0.2")
     kept = [at for at in range(len(codes)) if at not in (2, 3, 4)]  # a turn is 40 ms
     assert [part.ids[at] for at in kept] == [codes[at] for at in kept] and part.ids != codes
 
 
 def test_everything_of_a_picture_can_be_made_in_rounds(model):
-    """Without a picture all of it is hidden, as with hide=1; one round chooses every place by itself."""
+    """Without a picture all of it is hidden, as with mask=1; one round chooses every place by itself."""
     blank = Image.fromarray(np.zeros((8, 16), np.uint8))
-    for options in ({}, {"rounds": 1}):
+    for options in ({}, {"num_steps": 1}):
         drawn = model.generate("text>image~", text="seven", **options)
         same = model.generate("text>image~", text="seven", image=blank, mask=1.0, **options)
         assert (pixels(drawn) == pixels(same)).all()
@@ -274,30 +274,38 @@ MISTAKES = {
     "a picture for a sound": ("audio>text", {"audio": "{files}/a.png"}, "a.png is a picture by its name; give .wav"),
     "unreadable": ("image>text", {"image": "{files}/broken.png"}, "broken.png: "),
     "not there": ("image>text", {"image": "{files}/none.png"}, "none.png: No such file"),
-    "unguided": ("text>audio", {"text": "x", "guidance": 2.0}, r"guidance of text>audio needs .*drop=0\.1"),
+    "unguided": (
+        "text>audio",
+        {"text": "x", "guidance": 2.0},
+        r"guidance of text>audio .*condition_dropout=0\.1",
+    ),
     "nothing to guide by": (">image", {"guidance": 2.0}, "guidance"),
     "rounds of writing": (
         "text>image",
-        {"text": "x", "rounds": 4},
+        {"text": "x", "num_steps": 4},
         "rounds are for tasks that fill in, such as image~",
     ),
-    "beams of filling": ("text>image~", {"text": "x", "beams": 2}, "beams=2 means nothing where what is hidden"),
+    "beams of filling": (
+        "text>image~",
+        {"text": "x", "num_beams": 2},
+        "num_beams=2 means nothing",
+    ),
     "length of a picture": ("text>image", {"text": "x", "max_tokens": 3}, "a picture always has as many codes"),
     "stop of a sound": ("text>audio", {"text": "x", "stop": (".",)}, "ends texts, and text>audio makes a sound"),
     "one stop": ("image>text", {"image": "{files}/a.png", "stop": "."}, "is one string; give several as a tuple"),
-    "greedy draws": ("image>text", {"image": "{files}/a.png", "rerank": 2}, "written greedily; give temperature=1"),
-    "beams and draws": ("text>image", {"text": "x", "beams": 2, "rerank": 2}, "give one of them"),
+    "greedy draws": ("image>text", {"image": "{files}/a.png", "best_of": 2}, "written greedily; give temperature=1"),
+    "beams and draws": ("text>image", {"text": "x", "num_beams": 2, "best_of": 2}, "give one of them"),
     "greedy nucleus": ("image>text", {"image": "{files}/a.png", "top_p": 0.5}, "top_p=0.5 is for draws"),
     "no thing to read": ("image>text", {"img": "{files}/a.png"}, "no option 'img'; try image$"),
-    "no such option": ("image>text", {"picture": 1}, "no option 'picture'; use image, audio, text, hide, seed, max_"),
+    "no such option": ("image>text", {"picture": 1}, "no option 'picture'; use image, audio, text, mask, seed, max_"),
     "no option": ("text>image", {"text": "x", "temprature": 1.0}, "no option 'temprature'; try temperature"),
     "nothing hidden": (
         "image~",
         {"image": "{files}/a.png"},
-        "say what by hide: a fraction such as 0.5, or one of left",
+        "say what by mask: a fraction such as 0.5",
     ),
     "hidden in vain": ("text>image", {"text": "x", "mask": 0.5}, "fills nothing in; leave it out, or ask for image~"),
-    "hidden of nothing": ("image~", {"mask": 0.5}, "no picture is given to hide a part of; add --image"),
+    "hidden of nothing": ("image~", {"mask": 0.5}, "no picture is given to mask a part of"),
     "hidden past the end": ("audio~", {"audio": "{files}/a.wav", "mask": "3-4"}, "outside a sound of 0.28 s"),
     "a side of a sound": ("audio~", {"audio": "{files}/a.wav", "mask": "left"}, "or seconds such as 0.5-1.0"),
     "hidden twice over": ("image~", {"image": "{files}/a.png", "mask": 1.5}, "no part of a whole; give a fraction"),
@@ -332,7 +340,9 @@ def test_a_prompt_beyond_the_context_is_refused(picture):
             model=toy_config(trunk=Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=12), **CODECS)
         )
     )
-    with pytest.raises(UserError, match=r"a text of 26 tokens is longer than the \d+ .*Trunk\.window.*cut it"):
+    with pytest.raises(
+        UserError, match=r"a text of 26 tokens is longer than the \d+ .*max_position_embeddings.*cut it"
+    ):
         model.generate("text>image", text="a text of more than twelve")
 
 
@@ -340,7 +350,7 @@ def test_a_text_that_its_tower_would_cut_is_refused(model):
     """A tower from elsewhere with a context of eight, one mark on either side: six tokens are read, seven are not."""
     words = TokenizerSpec(context=8, begin=(1,), end=(2,), pad=0, sha256="")
     tokenizer = Tokenizer(TOKENIZER.inner, Reader(TOKENIZER.inner, words, ""))
-    assert Processor(model.run, tokenizer).items["text"].keep.sum().batch([{"text": ["sixsix"]}]) == 8
+    assert Processor(model.run, tokenizer).batch([{"text": ["sixsix"]}]).items["text"].keep.sum() == 8
     with pytest.raises(
         UserError, match=r"a text of 7 tokens is longer than the 6 that are read \(the positions of .*; cut it$"
     ):

@@ -131,7 +131,7 @@ def test_resumed_is_uninterrupted(run):
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit, "Saves", Interrupt)
+        patch.setattr(fit, "CheckpointSaver", Interrupt)
         fit.train(run)
     assert checkpoint.steps_of(run.folder)[-1] < 20
     with pytest.raises(UserError, match=r"holds a run stopped at step .*add --resume to continue it or --force"):
@@ -183,7 +183,7 @@ def test_off_a_terminal_one_hears_at_once_and_seconds_go_on(run, monkeypatch, ca
     half = replace(run, optim=optim, save_every_steps=2)
     fit.train(half)
     said = capsys.readouterr().err
-    assert re.search(r"training toy: 4 steps of 16 samples, into \S+/toy, in fp32 on cpu\n", said)
+    assert re.search(r"training toy: 4 steps of 16 samples, into \S+/toy, [0-9,]+ parameters, in fp32 on cpu\n", said)
     assert "step 1/4  the first took " in said
     assert "training toy: trunk.*: " in said and "parameters at 0.5 x the rate (trunk)" in said
     assert re.search(r"step 4/4  .*image-text \d.*>text \d", said)
@@ -267,10 +267,10 @@ def test_a_run_starts_from_another_with_all_that_it_learned(run, capsys):
     run = replace(run, save_every_steps=2, optim=replace(run.optim, steps=2, warmup_steps=1))
     fit.train(run)
     before = weights(run, 2)
-    pairs = (*run.contrast, Contrastive(pair=("image", "audio")))
+    pairs = (*run.contrastive, Contrastive(pair=("image", "audio")))
     warm = replace(run, name="warm", start=str(run.folder), contrastive=pairs)
     prepared = initialize.prepare(warm)
-    model = build(prepared.run.model, prepared.tokenizer.size, warm.contrast)
+    model = build(prepared.run.model, prepared.tokenizer.size, warm.contrastive)
     first, second = initialize.begin(model, prepared)
     assert "starts from" in first and second.endswith("has none: biases.image-audio, log_scales.image-audio")
     for name, value in model.state_dict().items():
@@ -279,7 +279,7 @@ def test_a_run_starts_from_another_with_all_that_it_learned(run, capsys):
     assert "training warm: starts from" in capsys.readouterr().err
     wide = replace(warm, model=replace(run.model, embed_dim=4))
     with pytest.raises(UserError, match=r"heads.image.weight has shape \(8, 16\) in .* and \(4, 16\) here; make that"):
-        initialize.begin(build(wide.model, prepared.tokenizer.size, warm.contrast), replace(prepared, run=wide))
+        initialize.begin(build(wide.model, prepared.tokenizer.size, warm.contrastive), replace(prepared, run=wide))
 
 
 def test_gradients_that_are_not_finite_change_nothing_and_then_stop(run, monkeypatch):
@@ -390,7 +390,7 @@ def test_too_much_that_is_bad_stops_the_run(run, tmp_path, write_shard, encode_i
     with pytest.raises(
         UserError, match=r"1\d of the last \d+ samples of .* cannot be used .*, over data.max_bad_fraction=0.001"
     ):
-        fit.train(replace(run, data=data, contrastive=run.contrast[:1], generative=run.write[:1]))
+        fit.train(replace(run, data=data, contrastive=run.contrastive[:1], generative=run.generative[:1]))
     assert 10 < len((run.folder / "skipped.jsonl").read_text().splitlines()) < 20
     assert not checkpoint.steps_of(run.folder)
 

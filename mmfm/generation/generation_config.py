@@ -83,6 +83,6 @@ def check_guidance(how: GenerationConfig, task: Task, drop: float) -> None:
     """Refuse guidance of a task that was trained without condition dropout: its u would mean nothing."""
     require(
         not how.guided or drop > 0,
-        f"guidance of {task} needs a model trained with Generative(task='{task}', drop=0.1) or so; this one always saw "
-        "its sources: leave guidance out",
+        f"guidance of {task} needs a model trained with Generative(task='{task}', condition_dropout=0.1) or so; "
+        "this one always saw its sources: leave guidance out",
     )
