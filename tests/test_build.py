@@ -451,10 +451,10 @@ def test_the_command(table: Path, files: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_one_build_at_a_time(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one into the same folder is refused while another process builds there."""
-    monkeypatch.setattr(building, "_complete", lambda out, plan: False)
+    monkeypatch.setattr(building.ShardFolder, "complete", lambda folder: False)
     (out := tmp_path / "out").mkdir()
     with python(LOCK.replace("argv[1])", "argv[1]), 'built', 'stop it', '.build'"), str(out)) as child:
         assert child.stdout and child.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match=rf"out is being built by process {child.pid}"):
+        with pytest.raises(UserError, match=rf"out is being written by mmfm data build by process {child.pid}"):
             run(table, out)
         child.kill()

@@ -13,7 +13,7 @@ import pytest
 from mmfm.config import UserError
 from mmfm.data.shards import Shards
 from mmfm.datasets import corpus
-from mmfm.datasets.corpus_read import COPYRIGHT, LONGEST, SHORTEST, TEXT, Chapter, decompressed, passages
+from mmfm.datasets.corpus import LONGEST, PACKAGE, SHORTEST, Chapter, decompressed, passages
 from mmfm.preprocessing.tokenizer import load_tokenizer
 
 WINDOW = 200  # bytes: so few that compress(1) would still write codes of 9 bits
@@ -53,8 +53,8 @@ def pack(tmp_path: Path) -> Callable[[bytes], Path]:
     def make(data: bytes) -> Path:
         root = tmp_path / "root"
         for name, content in {
-            TEXT: data,
-            COPYRIGHT: b"It is expired.\n",
+            PACKAGE.data: data,
+            PACKAGE.copyright: b"It is expired.\n",
             "DEBIAN/control": b"Package: bible-kjv-text\nVersion: 9.1\nArchitecture: all\nMaintainer: a <a@b>\n"
             b"Description: text\n",
         }.items():

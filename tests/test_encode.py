@@ -322,7 +322,7 @@ def test_refusals(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="full exists and was not written by mmfm data encode"):
         run(made, shards, tmp_path / "full")
     run(made, shards, tmp_path / "out")
-    with pytest.raises(UserError, match="was begun with another codec, of other shards or with other options"):
+    with pytest.raises(UserError, match="was begun from another input or with other options"):
         run(coders(1), shards, tmp_path / "out")
     write_shard(tmp_path / "texts.tar", [Item("a", {"txt": b"a"})])
     with pytest.raises(UserError, match=r"nothing could be encoded in texts\.tar, as no sample has what its codecs"):

@@ -42,15 +42,15 @@ def tree(tmp_path: Path, encode_image: Callable[..., bytes], encode_audio: Calla
     root = tmp_path / "package"
     names = [*picked("train", 10), *picked("test", 3), *picked("val", 2)]
     for number, caption in enumerate(names):
-        stem = root / stamps.STAMPS / "things" / ("a" if number % 2 else "b") / f"thing.{number}"
+        stem = root / stamps.PACKAGE.data / "things" / ("a" if number % 2 else "b") / f"thing.{number}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_name(f"{stem.name}.txt").write_text(f"{caption}\nfr.utf8=Chose {number}.\nru.utf8=Вещь {number}.\n")
         pixels = np.full((8, 8, 4), number, np.uint8)
         stem.with_name(f"{stem.name}.png").write_bytes(encode_image(pixels))
         stem.with_name(f"{stem.name}_desc_fr.ogg").write_bytes(encode_audio(sine(200.0 + number, 0.1), 16_000, "OGG"))
         stem.with_name(f"{stem.name}.dat").write_text("not read")
-    (root / stamps.COPYRIGHT).parent.mkdir(parents=True)
-    (root / stamps.COPYRIGHT).write_text("License: GPL-2\n either version 2, or {at your option} any later\n")
+    (root / stamps.PACKAGE.copyright).parent.mkdir(parents=True)
+    (root / stamps.PACKAGE.copyright).write_text("License: GPL-2\n either version 2, or {at your option} any later\n")
     return root
 
 
@@ -74,7 +74,7 @@ def build(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def things(tree: Path) -> Path:
-    return tree / stamps.STAMPS / "things"
+    return tree / stamps.PACKAGE.data / "things"
 
 
 def stem_of(tree: Path, caption: str) -> str:

@@ -6,7 +6,6 @@ the same bytes. Each finished shard leaves a record beside; a row that cannot be
 
 import hashlib
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,11 +20,12 @@ from mmfm.data.writer import Item, as_json, write_shard
 from mmfm.datasets.build_check import Check, check_item, read_row
 from mmfm.datasets.build_rows import TABLES, Columns, Row, Rows, from_folder, from_items, metadata_of
 from mmfm.datasets.build_tables import from_metadata, from_table
+from mmfm.datasets.shard_folder import LEFT_OUT, ShardFolder, record_path
 from mmfm.preprocessing import BadSample
-from mmfm.runtime.files import locked, replace_file
+from mmfm.runtime.files import replace_file
 
 FORMAT = 1  # raised when the same input gives other bytes
-MANIFEST, LEFT_OUT, RECORDS = "build.json", "left_out.jsonl", ".build"
+MANIFEST = "build.json"
 MISSING = "missing_file"
 NAMED = 3  # missing files that the message names; left_out.jsonl has all
 INPUTS = "a folder, a .csv, .tsv, .jsonl or .parquet, or a folder of datasets' save_to_disk"
@@ -99,32 +99,24 @@ def build(
     if progress and isinstance(source, str | Path) and Path(source).exists():
         print(f"reading the names in {source}", file=sys.stderr, flush=True)
     rows = _open(source, columns, classes)
-    wanted = {"format": FORMAT, "samples_per_shard": samples_per_shard, "prefix": prefix, "check": check}
-    plan = _fingerprint(rows, wanted | {"max_seconds": max_seconds})
-    if _complete(out, plan):
-        print(f"{out} is complete already; nothing to do")
+    options = {"format": FORMAT, "samples_per_shard": samples_per_shard, "prefix": prefix, "check": check}
+    plan = _fingerprint(rows, options | {"max_seconds": max_seconds})
+    folder = ShardFolder(out, MANIFEST, options | {"plan": plan}, "build")
+    if folder.complete():
         return
     for line in rows.said:
         print(line)
-    try:
-        with locked(out, "built", "or stop it", RECORDS):
-            _go_on(out, plan, wanted)
-            starts = range(0, len(rows), samples_per_shard)
-            jobs = [
-                Job(
-                    rows.part(start, min(start + samples_per_shard, len(rows))),
-                    out / f"{prefix}-{number:06d}.tar",
-                    check,
-                    max_seconds,
-                )
-                for number, start in enumerate(starts)
-            ]
-            records = _run(jobs, len(rows), workers, progress, out.name)
-            _finish(out, rows, records, wanted | {"plan": plan}, allow_missing)
-    except OSError as why:
-        where = f" ({why.filename})" if why.filename else ""
-        told = f"cannot build {out}: {why.strerror or why}{where}"
-        raise UserError(f"{told}; put that right, and the same command goes on where it stopped") from why
+    with folder.writing():
+        jobs = [
+            Job(
+                rows.part(start, min(start + samples_per_shard, len(rows))),
+                out / f"{prefix}-{number:06d}.tar",
+                check,
+                max_seconds,
+            )
+            for number, start in enumerate(range(0, len(rows), samples_per_shard))
+        ]
+        _finish(folder, rows, _run(jobs, len(rows), workers, progress, out.name), allow_missing)
 
 
 # What it is built from
@@ -186,35 +178,6 @@ def _fingerprint(rows: Source, wanted: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-# The folder
-
-
-def _complete(out: Path, plan: str) -> bool:
-    """Whether `out` is this build and whole. UserError if it is something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    remedy = "choose another folder, or delete this one"
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        same, complete = manifest["plan"] == plan, bool(manifest["complete"])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{out} exists and was not written by mmfm data build; {remedy}") from None
-    require(same, f"{out} was begun from another input or with other options; repeat those, or {remedy}")
-    if complete:
-        for name, entry in index.read_list(out).items():
-            whole = (out / name).is_file() and (out / name).stat().st_size == entry.bytes
-            require(whole, f"{out / name} is missing or was changed; {remedy} and build again")
-    return complete
-
-
-def _go_on(out: Path, plan: str, wanted: dict[str, Any]) -> None:
-    """The folder as a build begins or goes on: half-written files of a killed one are gone."""
-    for path in (*out.glob(".*.tmp"), *(out / RECORDS).glob(".*.tmp")):
-        path.unlink()
-    if not (out / MANIFEST).is_file():
-        replace_file(out / MANIFEST, as_json({**wanted, "plan": plan, "complete": False}).decode() + "\n")
-
-
 # The shards
 
 
@@ -247,7 +210,7 @@ def write_job(job: Job) -> Record:
         for path in (job.path, index.index_path(job.path)):
             path.unlink(missing_ok=True)
     record = Record(samples, job.path.stat().st_size if samples else 0, tuple(left_out))
-    replace_file(_record_path(job.path), as_json(record._asdict()))
+    replace_file(record_path(job.path), as_json(record._asdict()))
     return record
 
 
@@ -264,14 +227,10 @@ def _readable(job: Job, left_out: list[LeftOut]) -> Iterator[Item]:
             yield item
 
 
-def _record_path(shard: Path) -> Path:
-    return shard.parent / RECORDS / f"{shard.stem}.json"
-
-
 def _found(job: Job) -> Record | None:
     """The record of a shard that was finished and lacks no file. Its index must be whole and be that of this tar."""
     try:
-        tree = json.loads(_record_path(job.path).read_text(encoding="utf-8"))
+        tree = json.loads(record_path(job.path).read_text(encoding="utf-8"))
         record = Record(tree["samples"], tree["bytes"], tuple(LeftOut(*line) for line in tree["left_out"]))
         if record.samples and len(index.load(job.path, job.path.stat().st_size)) != record.samples:
             return None
@@ -281,10 +240,10 @@ def _found(job: Job) -> Record | None:
     return record if same and not any(line.code == MISSING for line in record.left_out) else None
 
 
-def _finish(out: Path, rows: Source, records: list[Record], told: dict[str, Any], allow_missing: bool) -> None:
+def _finish(folder: ShardFolder, rows: Source, records: list[Record], allow_missing: bool) -> None:
     """The lists of what is there and what is not. Only then is the build complete."""
-    left_out = [line for record in records for line in record.left_out]
-    replace_file(out / LEFT_OUT, "".join(as_json(line._asdict()).decode() + "\n" for line in left_out))
+    out, left_out = folder.out, [line for record in records for line in record.left_out]
+    folder.write_left_out([line._asdict() for line in left_out])
     samples = sum(record.samples for record in records)
     require(samples > 0, f"none of {len(rows)} samples could be read; {out / LEFT_OUT} says why of each")
     missing = [line.why for line in left_out if line.code == MISSING]
@@ -294,11 +253,8 @@ def _finish(out: Path, rows: Source, records: list[Record], told: dict[str, Any]
         raise UserError(f"{len(missing)} of {len(rows)} samples lack a file: {named}; {remedy}")
     if rows.classes:
         replace_file(out / "classnames.txt", "".join(f"{name}\n" for name in rows.classes))
-    index.write_list(out)
     counts = dict(sorted(Counter(line.code for line in left_out).items()))
     shards = sum(record.samples > 0 for record in records)
-    about = {**told, "complete": True, "samples": samples, "shards": shards, "left_out": counts}
-    replace_file(out / MANIFEST, as_json(about).decode() + "\n")
-    shutil.rmtree(out / RECORDS)
+    folder.finish(samples=samples, shards=shards, left_out=counts)
     why = f" ({', '.join(f'{code} {count}' for code, count in counts.items())}; see {LEFT_OUT})" if counts else ""
     print(f"{out} is complete: {samples:,} samples in {shards:,} shards, {len(left_out):,} left out{why}")

@@ -1,27 +1,80 @@
-"""A package of Debian as a source of data: fetched by apt-get and unpacked by dpkg-deb, not installed, without root."""
+"""Data sets made of a package of Debian: fetched by apt-get and unpacked by dpkg-deb, not installed, without root."""
 
 import hashlib
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from mmfm.config import UserError, require
+from mmfm.data.writer import as_json
+from mmfm.datasets.folder import PARTIAL, complete, prints
+from mmfm.runtime.files import output_folder, replace_file
+
+SPLITS = ("test", "val", "train")  # in this order: what is in one of them is in none that follows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """`holds`: paths without which a file of this name is not the package; `size_mb` is told before it is fetched."""
+    """`data`: the path in it of what is read; `size_mb` is told before it is fetched."""
 
     name: str
     size_mb: int
-    holds: tuple[str, ...]
+    data: str
+
+    @property
+    def copyright(self) -> str:
+        return f"usr/share/doc/{self.name}/copyright"
 
     @property
     def remedy(self) -> str:
         return f"give a {self.name}_VERSION_all.deb, which any Debian mirror has, as --deb FILE"
+
+
+class Summary(Protocol):
+    """What was written: as the manifest, the README and a line say it."""
+
+    def tree(self) -> dict[str, Any]: ...
+    def page(self, version: str, licence: str) -> str: ...
+    def line(self) -> str: ...
+
+
+def build(
+    folder: Path,
+    name: str,
+    arguments: Mapping[str, Any],
+    package: Package,
+    deb: Path | None,
+    write: Callable[[Path, Path], Summary],
+) -> None:
+    """Write the data set `name` into `folder`, which must be new or empty, or hold just this: then nothing is done.
+
+    `deb` is the package; without it apt-get downloads it into FOLDER.deb, where it stays. `write` gets the folder to
+    fill and the path of the package's data. Raises UserError if that fails.
+    """
+    if complete(folder, name, arguments):
+        print(f"{folder} is complete already; nothing to do")
+        return
+    file = deb or fetch(package, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
+    with output_folder(folder, PARTIAL) as partial:
+        with unpacked(package, file, partial) as root:
+            summary = write(partial, root / package.data)
+            licence = (root / package.copyright).read_text(encoding="utf-8")
+        about = origin(package, file)
+        replace_file(partial / "LICENSE", licence)
+        replace_file(partial / "README.md", summary.page(about["version"], licence.strip()))
+        manifest = {"arguments": dict(arguments), "package": {"name": package.name, **about}, **summary.tree()}
+        replace_file(partial / f"{name}.json", as_json({**manifest, "files": prints(partial)}))
+    print(f"{folder} is complete: {summary.line()}")
+
+
+def split_of(name: str, test: int, val: int) -> str:
+    """By the name alone: test below `test` of 100, val below `val`, and train else."""
+    number = int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(), 16) % 100
+    return "test" if number < test else "val" if number < val else "train"
 
 
 def fetch(package: Package, cache: Path) -> Path:
@@ -51,7 +104,7 @@ def unpacked(package: Package, file: Path, folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder) as root:
         words = ["dpkg-deb", "-x", str(file.resolve()), root]
         output(words, root, package.remedy, first=f"delete {file} if it is damaged, and ")
-        missing = next((name for name in package.holds if not (Path(root) / name).exists()), None)
+        missing = next((name for name in (package.data, package.copyright) if not (Path(root) / name).exists()), None)
         require(missing is None, f"{file} holds no {missing}; {package.remedy}")
         yield Path(root)
 

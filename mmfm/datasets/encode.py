@@ -28,16 +28,15 @@ from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.splits import is_remote
 from mmfm.data.writer import Item, as_json, write_shard
-from mmfm.datasets.build import RECORDS
 from mmfm.datasets.build_rows import key_of
+from mmfm.datasets.shard_folder import LEFT_OUT, ShardFolder, record_path
 from mmfm.models.codecs.codec import Codec
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import picture
-from mmfm.runtime.files import locked, replace_file
+from mmfm.runtime.files import replace_file
 
-LEFT_OUT = "left_out.jsonl"
 BESIDE = ("classnames.txt", "templates.txt")  # what evaluation looks for beside shards
 
 
@@ -87,24 +86,18 @@ def encode(
     paths = [path for path in expand(shards) if len(Shards([path]))]  # of an empty tar there is nothing to write
     require(bool(paths), f"the tars of {shards} hold no sample; write or fetch them again, or name others")
     _check_names(paths, out)
-    said = _said(paths, coders, decode, batch)
-    if _complete(out, said):
-        print(f"{out} is complete already; nothing to do")
+    folder = ShardFolder(out, MANIFEST, _facts(paths, coders, decode, batch), "encode")
+    if folder.complete():
         return
-    try:
-        with locked(out, "encoded", "or stop it", RECORDS):
-            _begin(out, said)
-            total = sum(len(Shards([path])) for path in paths)
-            with ticker(out.name, total, progress) as tick:
-                for path in paths:
-                    target = out / path.name
-                    if not _written(target):
-                        _write(Shards([path]), target, coders, decode, batch, device)
-                    tick(path.name, len(index.load(target, target.stat().st_size)))
-            _finish(out, paths, coders, said)
-    except OSError as why:
-        told = f"cannot write {out}: {why.strerror or why}"
-        raise UserError(f"{told}; put that right, and the same command goes on where it stopped") from why
+    with folder.writing():
+        total = sum(len(Shards([path])) for path in paths)
+        with ticker(out.name, total, progress) as tick:
+            for path in paths:
+                target = out / path.name
+                if not _written(target):
+                    _write(Shards([path]), target, coders, decode, batch, device)
+                tick(path.name, len(index.load(target, target.stat().st_size)))
+        _finish(folder, paths, coders)
 
 
 def decoded(
@@ -158,7 +151,7 @@ def _write(
                 yield Item(key_of(sample.key), parts)
 
     write_shard(target, items())
-    replace_file(_record(target), as_json(left_out))
+    replace_file(record_path(target), as_json(left_out))
 
 
 def _codes(
@@ -195,7 +188,7 @@ def _check_names(paths: Sequence[Path], out: Path) -> None:
     require(not inside, f"{out} holds the shards that are read; choose another folder")
 
 
-def _said(paths: Sequence[Path], coders: Mapping[str, Coder], decode: Decode, batch: int) -> dict[str, Any]:
+def _facts(paths: Sequence[Path], coders: Mapping[str, Coder], decode: Decode, batch: int) -> dict[str, Any]:
     """What the manifest says of the work, by which a stopped one is known again. Codes that were there stay whose."""
     before = {tuple(sorted(codecs_said(str(path.parent)).items())) for path in paths}
     require(len(before) == 1, "the folders of these shards have codes of different codecs; encode them one at a time")
@@ -213,44 +206,18 @@ def _said(paths: Sequence[Path], coders: Mapping[str, Coder], decode: Decode, ba
     return {"format": FORMAT, "codecs": kept | mine, "decode": how, "shards": shards}
 
 
-def _complete(out: Path, said: dict[str, Any]) -> bool:
-    """Whether `out` is this work and whole. UserError if it is something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    remedy = "choose another folder, or delete this one"
-    try:
-        tree = json.loads((out / MANIFEST).read_text("utf-8"))
-        same = {name: tree[name] for name in said} == said
-        complete = tree["complete"] is True
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{out} exists and was not written by mmfm data encode; {remedy}") from None
-    require(same, f"{out} was begun with another codec, of other shards or with other options; {remedy}")
-    missing = next((name for name in said["shards"] if complete and not (out / name).is_file()), None)
-    require(missing is None, f"{out / (missing or '')} is missing; {remedy} and encode again")
-    return complete
-
-
-def _begin(out: Path, said: dict[str, Any]) -> None:
-    for path in (*out.glob(".*.tmp"), *(out / RECORDS).glob(".*.tmp")):
-        path.unlink()
-    replace_file(out / MANIFEST, as_json({**said, "complete": False}).decode() + "\n")
-
-
 def _written(target: Path) -> bool:
     """The record is written last, after the tar and its index."""
     with contextlib.suppress(OSError, UserError):
-        return _record(target).is_file() and bool(index.load(target, target.stat().st_size))
+        return record_path(target).is_file() and bool(index.load(target, target.stat().st_size))
     return False
 
 
-def _record(target: Path) -> Path:
-    return target.parent / RECORDS / f"{target.stem}.json"
-
-
-def _finish(out: Path, paths: Sequence[Path], coders: Mapping[str, Coder], said: dict[str, Any]) -> None:
+def _finish(folder: ShardFolder, paths: Sequence[Path], coders: Mapping[str, Coder]) -> None:
     """The lists; only then is it complete."""
-    left_out = [line for path in paths for line in json.loads(_record(out / path.name).read_text("utf-8"))]
-    replace_file(out / LEFT_OUT, "".join(as_json(line).decode() + "\n" for line in left_out))
+    out = folder.out
+    left_out = [line for path in paths for line in json.loads(record_path(out / path.name).read_text("utf-8"))]
+    folder.write_left_out(left_out)
     lies = [index.load(out / path.name, (out / path.name).stat().st_size) for path in paths]
     counts = {
         name: sum(_held(found, each) for found in lies for each in found.size if numbered(each)[1] == CODES[name])
@@ -261,11 +228,8 @@ def _finish(out: Path, paths: Sequence[Path], coders: Mapping[str, Coder], said:
     for name in BESIDE:
         if (paths[0].parent / name).is_file():
             shutil.copyfile(paths[0].parent / name, out / name)
-    index.write_list(out)
-    ignored = sum((found.ignored for found in map(_index_of, paths)), Counter[str]())
-    replace_file(out / MANIFEST, as_json({**said, "complete": True, "samples": counts}).decode() + "\n")
-    shutil.rmtree(out / RECORDS)
-    _tell(out, counts, left_out, ignored)
+    folder.finish(samples=counts)
+    _tell(out, counts, left_out, sum((found.ignored for found in map(_index_of, paths)), Counter[str]()))
 
 
 def _held(found: index.Index, extension: str) -> int:

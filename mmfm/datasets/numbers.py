@@ -17,16 +17,16 @@ import sklearn
 from jaxtyping import UInt8
 from PIL import Image
 from sklearn.datasets import load_digits
-from webdataset.writer import TarWriter
 
 from mmfm.config import require
 from mmfm.data import index
 from mmfm.data.progress import ticker
+from mmfm.data.writer import ShardWriter, as_json
 from mmfm.datasets import espeak, speech
 from mmfm.datasets.folder import PARTIAL, complete, prints
 from mmfm.datasets.numbers_plan import PHRASES, PITCHES, RATES_WPM, VARIANTS_LEFT_OUT, Clip, Picture, Plan, name, plan
 from mmfm.preprocessing.tokenizer import train_tokenizer
-from mmfm.runtime.files import output_folder
+from mmfm.runtime.files import output_folder, replace_file
 
 FORMAT = 1  # raised when the same arguments give other bytes
 SHARD, VOCABULARY = 1_000, 384  # samples; ids
@@ -66,8 +66,8 @@ def _build(folder: Path, wanted: dict[str, int], progress: bool) -> None:
     with ticker("numbers", sum(len(made.pictures) + len(made.clips) for made in plans), progress) as tick:
         _write_splits(folder, plans, scans, tick)
     captions = [item.caption for item in (*plans[0].pictures, *plans[0].clips)]
-    _write_text(folder / "tokenizer.json", train_tokenizer(captions, VOCABULARY).to_json())
-    _write_text(folder / "README.md", _readme(plans))
+    replace_file(folder / "tokenizer.json", train_tokenizer(captions, VOCABULARY).to_json())
+    replace_file(folder / "README.md", _readme(plans))
     manifest = {
         "arguments": wanted,
         "made_with": {"espeak-ng": espeak.version(), "scikit-learn": sklearn.__version__},
@@ -75,7 +75,7 @@ def _build(folder: Path, wanted: dict[str, int], progress: bool) -> None:
         "splits": {made.split.name: _about(made) for made in plans},
         "files": prints(folder),
     }
-    _write_text(folder / "numbers.json", json.dumps(manifest, indent=1) + "\n")
+    replace_file(folder / "numbers.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def _write_splits(
@@ -83,7 +83,7 @@ def _write_splits(
 ) -> None:
     """Every split's shards and class names. The clips of all splits are one stream, in the order of the plans."""
 
-    def ticked(split: str, samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def ticked(split: str, samples: Iterator[dict[str, bytes]]) -> Iterator[dict[str, bytes]]:
         for sample in samples:
             yield sample
             tick(split)
@@ -92,26 +92,18 @@ def _write_splits(
         for made in plans:
             split = made.split.name
             (folder / split).mkdir()
-            _write_text(folder / split / "classnames.txt", "".join(f"{name(number)}\n" for number in range(100)))
+            replace_file(folder / split / "classnames.txt", "".join(f"{name(number)}\n" for number in range(100)))
             drawn = (_picture_sample(picture, scans) for picture in made.pictures)
-            _write_shards(folder / split, "image", ticked(split, drawn), len(made.pictures))
+            _write_shards(folder / split, "image", ticked(split, drawn))
             spoken = (_clip_sample(clip, next(flacs)) for clip in made.clips)
-            _write_shards(folder / split, "audio", ticked(split, spoken), len(made.clips))
+            _write_shards(folder / split, "audio", ticked(split, spoken))
             index.write_list(folder / split)
 
 
-def _write_shards(folder: Path, modality: str, samples: Iterator[dict[str, Any]], count: int) -> None:
-    """Shards of SHARD samples. No header carries the time or the user, so equal samples are equal bytes."""
-    for first in range(0, count, SHARD):
-        path = folder / f"{modality}-{first // SHARD:06d}.tar"
-        with path.open("wb") as file, TarWriter(file, mtime=0, user="", group="") as tar:
-            for number, sample in zip(range(first, min(first + SHARD, count)), samples, strict=False):
-                tar.write({"__key__": f"{folder.name}-{modality}-{number:06d}", **sample})
-        index.write(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+def _write_shards(folder: Path, modality: str, samples: Iterator[dict[str, bytes]]) -> None:
+    with ShardWriter(folder, modality, samples=SHARD) as writer:
+        for number, sample in enumerate(samples):
+            writer.write(f"{folder.name}-{modality}-{number:06d}", dict(sorted(sample.items())))
 
 
 def _scans() -> tuple[UInt8[np.ndarray, "n 8 8"], list[int]]:
@@ -120,17 +112,21 @@ def _scans() -> tuple[UInt8[np.ndarray, "n 8 8"], list[int]]:
     return np.rint(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8), [int(digit) for digit in digits]
 
 
-def _picture_sample(picture: Picture, scans: UInt8[np.ndarray, "n 8 8"]) -> dict[str, Any]:
+def _picture_sample(picture: Picture, scans: UInt8[np.ndarray, "n 8 8"]) -> dict[str, bytes]:
     """A grey PNG, 16 px wide and 8 px high: tens on the left."""
     file = io.BytesIO()
     Image.fromarray(np.concatenate([scans[index] for index in picture.scans], axis=1)).save(file, format="PNG")
     about = {"number": picture.number, "label": name(picture.number), "scans": list(picture.scans)}
-    return {"png": file.getvalue(), "txt": picture.caption, "json": about}
+    return {"png": file.getvalue(), "txt": picture.caption.encode(), "json": as_json(about)}
 
 
-def _clip_sample(clip: Clip, flac: bytes) -> dict[str, Any]:
+def _clip_sample(clip: Clip, flac: bytes) -> dict[str, bytes]:
     said = {"voice": clip.utterance.voice, "rate_wpm": clip.utterance.rate_wpm, "pitch": clip.utterance.pitch}
-    return {"flac": flac, "txt": clip.caption, "json": {"number": clip.number, "label": name(clip.number), **said}}
+    return {
+        "flac": flac,
+        "txt": clip.caption.encode(),
+        "json": as_json({"number": clip.number, "label": name(clip.number), **said}),
+    }
 
 
 def _about(made: Plan) -> dict[str, Any]:

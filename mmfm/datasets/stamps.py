@@ -6,7 +6,9 @@ pairs one thing with a text: a picture, a description with its caption in the sp
 
 import hashlib
 import io
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,51 +19,156 @@ from mmfm.data import index
 from mmfm.data.progress import ticker
 from mmfm.data.writer import Item, ShardWriter, as_json
 from mmfm.datasets import debian
-from mmfm.datasets.folder import PARTIAL, complete, prints
-from mmfm.datasets.stamps_page import KINDS, Made, page
+from mmfm.datasets.debian import SPLITS
 from mmfm.datasets.stamps_read import Stamp, Tree, read_tree, split_of
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import decode_image
 from mmfm.preprocessing.tokenizer import train_tokenizer
-from mmfm.runtime.files import output_folder, replace_file
+from mmfm.runtime.files import replace_file
 
 FORMAT = 1  # raised when the same package gives other bytes
-NAME = "tuxpaint-stamps-default"
-STAMPS, COPYRIGHT = "usr/share/tuxpaint/stamps", f"usr/share/doc/{NAME}/copyright"
-PACKAGE = debian.Package(name=NAME, size_mb=160, holds=(STAMPS, COPYRIGHT))
-SPLITS = ("test", "val", "train")  # in this order: what is in one of them is in none that follows
+PACKAGE = debian.Package(name="tuxpaint-stamps-default", size_mb=160, data="usr/share/tuxpaint/stamps")
+KINDS = ("image", "speech", "sound")
 LONGEST_PX, VOCABULARY = 256, 4_096
 SHARD_SAMPLES, SHARD_BYTES = 1_000, 64 << 20
 RATE_HZ, MAX_SECONDS, SILENT = 16_000, 60.0, 1e-3  # a peak below -60 dB is no sound
 
 
-def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> None:
-    """Write the data set into `folder`, which must be new or empty, or hold just this data set: then nothing is done.
+README = """\
+# stamps
 
-    `deb` is the package; without it apt-get downloads it into FOLDER.deb, where it stays. UserError if that fails.
-    """
-    wanted = {"longest_px": LONGEST_PX, "vocabulary": VOCABULARY, "format": FORMAT}
-    if complete(folder, "stamps", wanted):
-        print(f"{folder} is complete already; nothing to do")
-        return
-    package = deb or debian.fetch(PACKAGE, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
-    with output_folder(folder, PARTIAL) as partial:
-        with debian.unpacked(PACKAGE, package, partial) as root:
-            made = _write(partial, read_tree(root / STAMPS), progress)
-            licence = (root / COPYRIGHT).read_text(encoding="utf-8")
-        origin = debian.origin(PACKAGE, package)
-        replace_file(partial / "LICENSE", licence)
-        replace_file(partial / "README.md", page(made, origin, licence, longest_px=LONGEST_PX, vocabulary=VOCABULARY))
-        manifest = {
-            "arguments": wanted,
-            "package": {"name": NAME, **origin},
-            "made_with": {"pillow": PIL.__version__},
-            **made.tree(),
-            "files": prints(partial),
-        }
-        replace_file(partial / "stamps.json", as_json(manifest))
-    print(f"{folder} is complete: {made.line()}")
+Pictures, captions in {languages} languages, spoken descriptions and sound effects: the stamps of Tux Paint, a drawing
+program for children, from Debian's package `tuxpaint-stamps-default` {version}. WebDataset shards, three kinds of
+samples:
+
+- `image-*.tar`: `.png .txt .json`. The text is the English caption; `captions` in the JSON has it in other languages,
+  by their code, such as `captions.fr`. A PNG of more than {longest_px} px on its longer side was reduced to that
+  ({reduced} of them); the others have the package's bytes. Many have a transparent ground.
+- `speech-*.tar`: `.ogg` or `.wav`, `.txt .json`. A person says the caption; the text is the caption in the spoken
+  language, `language` and `english` in the JSON say which and what it means. Who speaks is not recorded.
+- `sound-*.tar`: `.ogg` or `.wav`, `.txt .json`. A sound effect, such as an animal's voice, and the English caption. For
+  digits, letters and some others it is a spoken word.
+
+| split | stamps | pictures | spoken descriptions | minutes | sound effects | minutes |
+|---|---|---|---|---|---|---|
+{rows}
+
+- The split is a function of the English caption: with n = int(md5(caption in lower case, without its final full
+  stop), 16) % 100, a stamp is test where n < 15, val where n is 15 to 19, and train else. It holds for the stamp in all
+  languages and modalities. A file of train whose bytes are also in val or test is left out, and one of val that is in
+  test.
+- Translators did not always tell apart what English does: {shared} captions in other languages stand in train and for
+  another stamp in val or test too.
+- {repeated} samples repeat the bytes of another one of their split, as where two stamps of one name share a recording.
+- `classnames.txt` in each split: the distinct English captions of its pictures.
+- `tokenizer.json`: byte-level BPE of {vocabulary} ids, trained on the captions of train in all languages.
+- `stamps.json`: the package's version and hash, these counts, and the size and hash of every file.
+
+## Spoken descriptions by language
+
+| language | train | val | test | minutes |
+|---|---|---|---|---|
+{spoken}
+
+## Stamps that have a caption, by language
+
+{captions}
+
+## Left out
+
+{left_out}
+
+## Licence
+
+What the package's copyright file says of everything in it (also in `LICENSE`); the shards are made of these files and
+are under the same licence:
+
+```
+{licence}
+```
+"""
+
+
+@dataclass(kw_only=True)
+class Made:
+    """What was written: samples by (split, kind, language), seconds of sound likewise, and what was left out, why."""
+
+    samples: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    seconds: defaultdict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))
+    captions: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (split, language): stamps that have one
+    stamps: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0  # samples whose bytes another one of their split has too
+    shared: int = 0  # captions in other languages than English that train has, and val or test too
+    reduced: int = 0
+
+    def count(self, split: str, kind: str) -> int:
+        return sum(count for (one, other, _), count in self.samples.items() if (one, other) == (split, kind))
+
+    def hours(self, split: str, kind: str) -> float:
+        return sum(value for (one, other, _), value in self.seconds.items() if (one, other) == (split, kind)) / 3_600
+
+    def tree(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        splits = {}
+        for split in reversed(SPLITS):
+            spoken = {language: count for (one, kind, language), count in sorted(self.samples.items())
+                      if (one, kind) == (split, "speech")}  # fmt: skip
+            hours = {kind: round(self.hours(split, kind), 4) for kind in ("speech", "sound")}
+            counts = {kind: self.count(split, kind) for kind in KINDS}
+            splits[split] = {"stamps": self.stamps[split], **counts, "languages": spoken, "hours": hours}
+        about = {"repeated": self.repeated, "shared_captions": self.shared, "reduced_pictures": self.reduced}
+        more = {"left_out": dict(sorted(self.left_out.items())), "made_with": {"pillow": PIL.__version__}}
+        return {"splits": splits, **about, **more}
+
+    def line(self) -> str:
+        counts = {kind: sum(self.count(split, kind) for split in SPLITS) for kind in KINDS}
+        hours = sum(self.hours(split, "speech") for split in SPLITS)
+        return (
+            f"{counts['image']:,} pictures, {counts['speech']:,} descriptions ({hours:.1f} h), {counts['sound']:,} "
+            f"sound effects; {sum(self.left_out.values()):,} files left out (README.md says which)"
+        )
+
+    def page(self, version: str, licence: str) -> str:
+        """The README."""
+        captions: Counter[str] = Counter()
+        for (_, language), count in self.captions.items():
+            captions[language] += count
+        return README.format(
+            languages=len(captions),
+            version=version,
+            longest_px=LONGEST_PX,
+            vocabulary=VOCABULARY,
+            reduced=f"{self.reduced:,}",
+            shared=f"{self.shared:,}",
+            repeated=f"{self.repeated:,}",
+            rows="\n".join(_rows(self)),
+            spoken="\n".join(_spoken(self)),
+            captions=", ".join(f"{language} {count}" for language, count in captions.most_common()),
+            left_out="\n".join(f"- {why}: {count}" for why, count in sorted(self.left_out.items())) or "Nothing.",
+            licence=licence,
+        )
+
+
+def _rows(made: Made) -> Iterator[str]:
+    for split in reversed(SPLITS):
+        image, speech, sound = (made.count(split, kind) for kind in KINDS)
+        spoken, heard = (f"{60 * made.hours(split, kind):.1f}" for kind in ("speech", "sound"))
+        yield f"| {split} | {made.stamps[split]} | {image} | {speech:,} | {spoken} | {sound} | {heard} |"
+
+
+def _spoken(made: Made) -> Iterator[str]:
+    for language in sorted({language for _, kind, language in made.samples if kind == "speech"}):
+        counts = [str(made.samples[split, "speech", language]) for split in reversed(SPLITS)]
+        minutes = sum(made.seconds[split, "speech", language] for split in SPLITS) / 60
+        yield f"| {language} | {' | '.join(counts)} | {minutes:.1f} |"
+
+
+def build(folder: Path, *, deb: Path | None = None, progress: bool = True) -> None:
+    """Write the data set into `folder`, by `debian.build`."""
+    arguments = {"longest_px": LONGEST_PX, "vocabulary": VOCABULARY, "format": FORMAT}
+    debian.build(folder, "stamps", arguments, PACKAGE, deb, lambda out, data: _write(out, read_tree(data), progress))
 
 
 # Samples

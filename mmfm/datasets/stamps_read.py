@@ -5,7 +5,6 @@ drawing NAME.svg), a sound effect NAME.ogg, and descriptions that people spoke, 
 NAME_desc_fr.ogg.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmfm.config import require
+from mmfm.datasets import debian
 
 PICTURES, SOUNDS, DRAWING = ("png", "jpg", "jpeg"), ("ogg", "wav"), "svg"
 LANGUAGE = r"[a-z]{2,3}(?:_[A-Za-z]{2})?(?:@[a-z]+)?"  # fr, pt_BR, ca@valencia
@@ -48,9 +48,7 @@ class Tree(NamedTuple):
 
 def split_of(caption: str) -> str:
     """train, val or test by the English caption alone: stamps that are called the same share their fate."""
-    plain = caption.lower().removesuffix(".")
-    number = int(hashlib.md5(plain.encode(), usedforsecurity=False).hexdigest(), 16) % 100
-    return "test" if number < TEST else "val" if number < VAL else "train"
+    return debian.split_of(caption.lower().removesuffix("."), TEST, VAL)
 
 
 def read_tree(root: Path) -> Tree:
