@@ -472,7 +472,7 @@ def test_how_many_workers(load_s, step_s, workers, needed, waiting):
 def measured(load_s: float, step_s: float, workers: int, **changes: float) -> speed.Measured:
     parts = speed.Memory(parameters=10, gradients=10, moments=20, activations=5, batch=1, loader=4)
     speeds = speed.Pace(load_s=load_s, step_s=step_s, workers=workers)
-    return speed.Measured(batch=8, batches=4, steps=4, pace=speeds, memory=parts, parameters=3, stepped=8, **changes)
+    return speed.Measured(batch=8, pace=speeds, memory=parts, stepped=8, **changes)
 
 
 def test_a_starving_model_is_a_warning_with_a_remedy(run):

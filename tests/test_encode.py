@@ -19,14 +19,14 @@ from toys import toy_config, toy_run
 from mmfm.__main__ import main
 from mmfm.config import AudioCodec, Augment, Data, Generative, ImageCodec, Mel, Source, UserError, serialization
 from mmfm.data.codes import MANIFEST, codecs_said, packed, require_own, stored_codes
-from mmfm.data.decode import Decode
+from mmfm.data.decode import Decode, padded
 from mmfm.data.remote_servers import Absent
 from mmfm.data.sample import Sample
 from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
 from mmfm.data.vocabulary import CodeFormat
 from mmfm.data.writer import Item, write_shard
-from mmfm.datasets.encode import Coder, coders_of, decoded, encode, padded
+from mmfm.datasets.encode import Coder, coders_of, decoded, encode
 from mmfm.models import checkpoint
 from mmfm.models.codecs import make_codec
 from mmfm.models.codecs.fingerprint import fingerprint

@@ -3,9 +3,9 @@
 A sample may lack any modality; a batch may hold none of one. `keep` is True where a value is real, everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,24 +68,21 @@ class Items:
         return None if self.draws is None else seeds_of(self.draws)
 
     def to(self, device: torch.device) -> "Items":
-        draws = None if self.draws is None else self.draws.to(device)
-        written = None if self.written is None else Ids(*(part.to(device) for part in self.written))
-        raw = None if self.raw is None else Raw(*(part.to(device) for part in self.raw))
-        x, keep, rows = (part.to(device) for part in (self.x, self.keep, self.rows))
-        cut = None if self.cut is None else self.cut.to(device)
-        return Items(x=x, keep=keep, rows=rows, draws=draws, written=written, raw=raw, cut=cut)
+        return replace(self, **{name: _each(value, lambda x: x.to(device)) for name, value in vars(self).items()})
 
     def take(self, index: Int[Tensor, " m"]) -> "Items":
         """These items alone, padding that none of them needs cut off."""
-        keep = self.keep[index]
-        longest = int(keep.sum(1).max()) if len(index) else 0
-        padded = self.x.shape[1:] == self.keep.shape[1:]
-        x = self.x[index][:, :longest] if padded else self.x[index]
-        draws = None if self.draws is None else self.draws[index]
-        written = None if self.written is None else Ids(*(part[index] for part in self.written))
-        raw = None if self.raw is None else Raw(*(part[index] for part in self.raw))
-        rows, cut = self.rows[index], None if self.cut is None else self.cut[index]
-        return Items(x=x, keep=keep[:, :longest], rows=rows, draws=draws, written=written, raw=raw, cut=cut)
+        taken = {name: _each(value, lambda x: x[index]) for name, value in vars(self).items()}
+        longest = int(taken["keep"].sum(1).max()) if len(index) else 0
+        cut = ("x", "keep") if self.x.shape[1:] == self.keep.shape[1:] else ("keep",)
+        return Items(**taken | {name: taken[name][:, :longest] for name in cut})
+
+
+def _each(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
+    """The same of a tensor, a named tuple of tensors or None."""
+    if value is None:
+        return None
+    return apply(value) if isinstance(value, Tensor) else type(value)(*map(apply, value))
 
 
 @dataclass(frozen=True, kw_only=True)

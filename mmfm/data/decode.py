@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm import config
@@ -85,7 +85,7 @@ def _step(
         for name in ("image", "audio"):
             if name not in named or name not in wanted or not (contracts := contracts_of(model, name)):
                 continue
-            values[name], *others = [_decoded(named[name], contract, decode, draws) for contract in contracts]
+            values[name], *others = [decode_part(named[name], contract, decode, draws) for contract in contracts]
             raw |= dict(zip([name], others, strict=False))
         own = {name: part.decode(named[name]) for name, part in model.own.items() if name in named and name in wanted}
         codes = {name: _codes(sample, model, name) for name in decode.codes if name in values}
@@ -123,28 +123,23 @@ def _alike(
     return tower.rate_hz == codec.rate_hz
 
 
-def _decoded(
+def decode_part(
     data: bytes,
-    how: config.ImagePreprocess | config.AudioPreprocess,
+    contract: config.ImagePreprocess | config.AudioPreprocess,
     decode: Decode,
-    draws: Float[np.ndarray, " k"] | None,
+    draws: Float[np.ndarray, " k"] | None = None,
 ) -> Tensor:
-    if isinstance(how, config.ImagePreprocess):
-        return _picture(data, how, decode, draws)
+    """A picture or sound as a tower or codec wants it. Raises BadSample."""
+    if isinstance(contract, config.ImagePreprocess):
+        crop = {} if draws is None else {"draws": draws[:DRAWS], "crop": decode.crop, "mirror": decode.mirror}
+        return picture(data, **shape_of(contract), exact=decode.exact, **crop)
     return decode_audio(
         data,
-        rate_hz=how.rate_hz,
+        rate_hz=contract.rate_hz,
         max_seconds=decode.max_seconds,
         crop_seconds=decode.crop_seconds,
         where=None if draws is None else float(draws[CROP_DRAW]),
     )
-
-
-def _picture(
-    data: bytes, how: config.ImagePreprocess, decode: Decode, draws: Float[np.ndarray, " k"] | None
-) -> UInt8[Tensor, "channels height width"]:
-    crop = {} if draws is None else {"draws": draws[:DRAWS], "crop": decode.crop, "mirror": decode.mirror}
-    return picture(data, **shape_of(how), exact=decode.exact, **crop)
 
 
 def shape_of(how: config.ImagePreprocess) -> dict[str, Any]:
@@ -208,6 +203,12 @@ def text_hash(text: str | None) -> int:
     if text is None:
         return NO_TEXT
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little") >> 1
+
+
+def padded(values: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+    """Pictures, or sounds of several lengths, as a codec takes them: x and keep."""
+    x, keep = (_images if values[0].ndim > 1 else _padded)(list(values))
+    return x.to(device), keep.to(device)
 
 
 def _images(values: list[Tensor]) -> tuple[Tensor, Tensor]:

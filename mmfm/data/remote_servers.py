@@ -1,6 +1,8 @@
 """What may be opened by URL, and how: http, https, hf (Hugging Face), gs and s3, and no other scheme.
 
-All but s3, which needs s3fs, are plain HTTP of the standard library. Every failure is either `Again`, which another try
+Only s3 goes through fsspec. Its file systems for http, hf and gs cannot keep what is promised here: no step from https
+to http, credentials that stay at their host, a resumed range of the same version alone, an end to a server that
+trickles. So those are plain HTTP of the standard library. Every failure is either `Again`, which another try
 may mend, or a UserError, which it will not. No message shows what a URL may hide: user, password, query.
 """
 

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmfm.config import AudioCodec, AudioPreprocess, ImageCodec, ImagePreprocess, KnownCodec, UserError, require
 from mmfm.data import index
 from mmfm.data.codes import FORMAT, MANIFEST, codecs_said, packed
-from mmfm.data.decode import Decode, shape_of
+from mmfm.data.decode import Decode, decode_part, padded
 from mmfm.data.documents import counted_steps
 from mmfm.data.index import CODES, EXTENSIONS, MODALITY, numbered
 from mmfm.data.progress import ticker
@@ -33,8 +33,6 @@ from mmfm.datasets.shard_folder import LEFT_OUT, ShardFolder, record_path
 from mmfm.models.codecs.codec import Codec
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.preprocessing import BadSample
-from mmfm.preprocessing.audio import decode_audio
-from mmfm.preprocessing.image import picture
 from mmfm.runtime.files import replace_file
 
 BESIDE = ("classnames.txt", "templates.txt")  # what evaluation looks for beside shards
@@ -108,20 +106,9 @@ def decoded(
     if data is None:
         return None
     try:
-        if isinstance(contract, ImagePreprocess):
-            return picture(data, **shape_of(contract), exact=decode.exact)
-        return decode_audio(data, rate_hz=contract.rate_hz, max_seconds=decode.max_seconds)
+        return decode_part(data, contract, replace(decode, crop_seconds=0.0))
     except BadSample as why:
         raise BadSample(why.code, f"{sample.where}: {why}") from None
-
-
-def padded(values: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-    """Pictures or sounds as a codec takes them: x and keep."""
-    if values[0].ndim > 1:
-        return torch.stack(list(values)).to(device), torch.ones(len(values), 1, dtype=torch.bool, device=device)
-    lengths = torch.tensor([len(value) for value in values])
-    x = nn.utils.rnn.pad_sequence(list(values), batch_first=True)
-    return x.to(device), (torch.arange(x.shape[1]) < lengths[:, None]).to(device)
 
 
 # What is written

@@ -78,14 +78,10 @@ class Measured:
     """What a batch takes to load is a median without the first, which warms up."""
 
     batch: int  # samples of one rank
-    batches: int
-    steps: int
     pace: Pace
     memory: Memory
-    parameters: int
-    stepped: (
-        int  # samples that the step was tried with; of more, time and activations are taken to grow as their number
-    )
+    # Samples that the step was tried with; of more, time and activations are taken to grow as their number.
+    stepped: int
     busy: float = 0.0  # how many times longer the step took than the processor worked on it; 0: no longer
 
 
@@ -114,11 +110,8 @@ def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     )
     return Measured(
         batch=batches[0].size,
-        batches=len(batches),
-        steps=STEPS,
         pace=Pace(load_s=load_s, step_s=step_s * times, workers=run.data.num_workers),
         memory=memory,
-        parameters=sum(p.numel() for p in objectives.parameters()),
         stepped=tried[0].size,
         busy=busy,
     )

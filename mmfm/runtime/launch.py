@@ -1,5 +1,8 @@
 """Ranks as processes: what a launcher has told this one of its place among them, and how others are started here.
 
+Ranks of one command are not started by torchrun's agent: that would be a process above the first rank, which has to
+answer signals, to end with an exit status of its own and to say one line for all.
+
 Standard library only. Launchers are torchrun and its kin (RANK, WORLD_SIZE), srun, mpirun, mpiexec and jsrun, and our
 own first process, which tells the others the same as torchrun would.
 """
