@@ -132,21 +132,6 @@ def test_windows_are_what_compress_wrote(tmp_path: Path) -> None:
     assert decompressed(tmp_path / "data") == text
 
 
-def test_a_whole_folder_is_kept_and_another_is_refused(
-    tmp_path: Path, pack: Callable[[bytes], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A second build does nothing; a folder of something else is not touched."""
-    deb = pack(compressed("\n".join(lines()).encode() + b"\n"))
-    corpus.build(tmp_path / "made", deb=deb)
-    corpus.build(tmp_path / "made", deb=deb)
-    assert capsys.readouterr().out.endswith("made is complete already; nothing to do\n")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"other exists and is no `corpus` data set; choose another folder"):
-        corpus.build(tmp_path / "other", deb=deb)
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
-
-
 WHOLE = compressed(b"A Bible.\nGe1:1 In the beginning.\n")
 
 

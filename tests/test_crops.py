@@ -231,13 +231,6 @@ def test_a_part_equals_that_part_of_the_whole(layout, subtype, rate_hz, channels
         assert min(np.abs(whole[at : at + 40_000] - part).max() for at in starts) <= near
 
 
-def test_a_short_clip_is_whole(encode_audio, sine):
-    """What is no longer than the part comes back as it is; a sample more, and it is cut."""
-    for frames, left in ((1_000, 1_000), (8_000, 8_000), (8_001, 8_000)):
-        data = encode_audio(sine(440.0, 1.0)[:frames])
-        assert len(decode_audio(data, rate_hz=16_000, max_seconds=1.0, crop_seconds=0.5)) == left
-
-
 @pytest.mark.parametrize("own_hz", [8_000, 11_025, 22_050, 22_051, 44_099, 96_000, 383_999])
 def test_every_rate_gives_equal_lengths(encode_audio, sine, own_hz):
     """Parts of one batch have one length, and hold the tone, at any rate of the file."""

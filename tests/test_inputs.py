@@ -196,11 +196,6 @@ def test_resampling_agrees_with_torchaudio_and_the_formula(sine, from_hz, to_hz)
     assert np.abs(ours - resample_poly(wave, to_hz, from_hz)).max() < 1e-6
 
 
-def test_resampling_removes_what_would_alias(sine):
-    """6 kHz does not exist at 8 samples per ms: it is silenced, not folded to 2 kHz."""
-    assert np.abs(resample(sine(6_000.0, 0.5, 16_000), 16_000, 8_000))[400:-400].max() < 0.005
-
-
 @pytest.mark.parametrize(
     ("layout", "subtype"),
     [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
@@ -279,15 +274,6 @@ def test_text_comes_back_exactly(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and all(0 <= i < tokenizer.size for i in ids)
     assert parse_tokenizer(tokenizer.to_json()).encode(text) == ids
-
-
-def test_random_strings_come_back(tokenizer):
-    """The same for strings of random characters of all planes (surrogates are no characters)."""
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        points = np.concatenate([random.integers(0, 0xD800, 6), random.integers(0xE000, 0x110000, 6)])
-        text = "".join(map(chr, random.permutation(points)))
-        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_any_ids_decode(tokenizer):

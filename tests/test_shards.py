@@ -13,7 +13,6 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmfm.config import UserError
-from mmfm.data.open_files import OpenFiles
 from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
@@ -249,15 +248,6 @@ def test_indices_and_fork(tmp_path, write_shard):
     same = [sample.parts for sample in shards] == before
     os.waitpid(child, 0)
     assert same and os.read(read, 1) == b"y"
-
-
-def test_many_shards_few_descriptors(tmp_path, write_shard, monkeypatch):
-    """More shards than may be open at once are read all the same, and what is open is bounded."""
-    monkeypatch.setattr("mmfm.data.shards.OPEN", OpenFiles(3))
-    shards = Shards([write_shard(tmp_path / f"{i}.tar", SMALL) for i in range(7)])
-    open_before = len(os.listdir("/proc/self/fd"))
-    assert [shards[i].key for i in range(0, 56, 5)] == [f"s{i % 8:02d}" for i in range(0, 56, 5)]
-    assert len(os.listdir("/proc/self/fd")) <= open_before + 3
 
 
 # Names

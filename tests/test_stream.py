@@ -136,15 +136,6 @@ def test_a_batch_of_one_source(shares, batch):
     assert sorted(first) == list(range(11))
 
 
-def test_any_position_at_once():
-    """A position has the same answer asked for alone, in another sequence or of a new object: nothing is replayed."""
-    counts, shares = ([10**6] * 1000, [37]), (1, 1)
-    walked = {position: order.Order(5, counts, shares)(position) for position in (10**12 + 1, 0, 10**9, 7)}
-    plan = order.Order(5, counts, shares)
-    assert all(plan(position) == walked[position] for position in sorted(walked))
-    assert all(0 <= sample < sum(counts[source]) for source, sample in walked.values())
-
-
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1), (5, 3, 2), (1, 1, 6)])
 def test_shares_are_exact_in_every_period_and_spread_within(shares):
     """Every run of sum(shares) positions holds exactly the shares, and no prefix strays by more than one sample."""

@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -186,12 +185,3 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
         assert [parent.stdout.readline() for _ in range(2)] == [b"worker\n"] * 2
         parent.kill()
         assert parent.communicate(timeout=30) == (b"", None)
-
-
-def test_tarfile_reads_it_too(tmp_path: Path) -> None:
-    """Python's own reader: the same names, no user, no time."""
-    write_shard(tmp_path / "a.tar", ITEMS)
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        found = tar.getmembers()
-    assert [member.name for member in found] == [f"{key}.{name}" for key, parts in ITEMS for name in parts]
-    assert {(member.mtime, member.uid, member.uname) for member in found} == {(0, 0, "")}
