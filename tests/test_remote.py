@@ -373,8 +373,8 @@ def test_two_versions_are_never_joined(server: Server, make_store: Callable[...,
 FETCH = """
 import sys
 from mmfm import config
-from mmfm.data.remote import Store
-store = Store(config.ShardStore(folder=sys.argv[1], timeout_s=30.0, limit_gb=float(sys.argv[5])))
+from mmfm.data.remote_cache import ShardCache
+store = ShardCache(config.RemoteCache(folder=sys.argv[1], timeout_s=30.0, limit_gb=float(sys.argv[5])))
 print("ready", flush=True)
 print(store.local(sys.argv[2], size=int(sys.argv[3]), crc32=int(sys.argv[4])), flush=True)
 """

@@ -166,7 +166,7 @@ def test_results_come_in_order() -> None:
 
 SCRIPT = """
 import os, signal, sys
-from mmfm.data.pool import in_order
+from mmfm.data.process_pool import in_order
 
 def work(job):
     print("worker", flush=True)
