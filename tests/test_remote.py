@@ -455,7 +455,7 @@ def test_a_shard_over_the_limit_is_refused(server: Server, make_store: Callable[
     """By the size that the list says, before anything is asked; else by what the server says."""
     store = make_store(limit_gb=1e-6)
     for size, asked in ((len(BODY), 0), (None, 1)):
-        with pytest.raises(UserError, match=r"0\.00105 GB, over data\.store\.limit_gb=1e-06; raise the limit"):
+        with pytest.raises(UserError, match=r"0\.00105 GB, over data\.remote_cache\.limit_gb=1e-06; raise the limit"):
             store.local(f"{server.url}/a.tar", size=size)
         assert len(server.asked) == asked
 
