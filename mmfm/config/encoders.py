@@ -42,7 +42,7 @@ class ImagePreprocess(Checked):
         require(self.crop_pct <= 1, f"ImagePreprocess.crop_pct={self.crop_pct} is a fraction: at most 1")
         for name in ("mean", "std"):
             size = len(getattr(self, name))
-            require(size in (1, self.channels), f"Pixels.{name} has {size} values; give 1, or {self.channels}")
+            require(size in (1, self.channels), f"ImagePreprocess.{name} has {size} values; give 1, or {self.channels}")
         require(min(self.std) > 0, f"ImagePreprocess.std={self.std} must be greater than 0")
 
 

@@ -52,7 +52,7 @@ class DecodingState:
     def limit(self, how: GenerationConfig) -> int:
         """How many ids the target may have: those of its form, or whole turns of its books."""
         books = len(self.form.sizes)
-        told = f"Decoding.max_tokens={how.max_tokens} is less than the {books} ids of one step of {self.target}"
+        told = f"GenerationConfig.max_tokens={how.max_tokens} is less than the {books} ids of one step of {self.target}"
         require(bool(self.form.length) or how.max_tokens >= books, f"{told}; give more")
         return self.form.length or how.max_tokens // books * books
 

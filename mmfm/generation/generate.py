@@ -138,8 +138,10 @@ def _begun(
 ) -> tuple[list[int], Int[Tensor, " m"], DecodingState] | None:
     """Samples, a seed for each row that is to be written, and the pen that has read the sources."""
     assert task.target is not None and not task.fill
-    require(not how.stop or task.target == "text", f"Decoding.stop={how.stop} is for texts; {task} writes none")
-    require(not how.stop or decode is not None, f"Decoding.stop={how.stop} needs a decoder of ids; give `decode`")
+    require(not how.stop or task.target == "text", f"GenerationConfig.stop={how.stop} is for texts; {task} writes none")
+    require(
+        not how.stop or decode is not None, f"GenerationConfig.stop={how.stop} needs a decoder of ids; give `decode`"
+    )
     found = sources_of(model, task, batch) if task.sources else (torch.arange(batch.size, device=model.device), [])
     if found is None:
         return None

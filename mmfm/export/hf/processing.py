@@ -29,7 +29,7 @@ class MMFMImageProcessor(Foreign, BaseImageProcessor):
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(self, pixels: Mapping[str, Any] | None = None, exact_decode: bool = False, **kwargs: Any) -> None:
-        """`pixels`: the fields of `mmfm.config.Pixels`."""
+        """`pixels`: the fields of `mmfm.config.ImagePreprocess`."""
         super().__init__(**kwargs)
         self.pixels, self.exact_decode = dict(pixels or {}), exact_decode
 
