@@ -99,7 +99,7 @@ class Faces:
 
     def _batches(self, modality: str) -> Face:
         encode = self._python(modality)
-        return lambda x: encode(x, batch=2)
+        return lambda x: encode(x, batch_size=2)
 
     def _bundle(self, modality: str) -> Face:
         return mmfm.load_encoder(modality, self.folder("bundle")).embed
@@ -319,7 +319,7 @@ def test_batches_change_nothing(model, place):
     how = {"image": place / "a.png", "temperature": 1.0, "max_tokens": 4, "n": 7, "seed": 3}
     assert model.generate_many("image>text", **how, batch_size=3) == model.generate_many("image>text", **how)
     assert len(set(model.generate_many("image>text", **how))) > 1
-    with pytest.raises(UserError, match="batch=-1 must not be negative"):
+    with pytest.raises(UserError, match="batch_size=-1 must not be negative"):
         model.encode_text(["a"], batch_size=-1)
 
 
