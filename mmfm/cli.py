@@ -163,18 +163,19 @@ class Evaluate:
     """Which checkpoint; 0: the last."""
     device: str = "auto"
     """Where to compute: cpu, or cuda; auto: as the run says, on a GPU if there is one."""
+    workers: int = -1
+    """Processes of each rank that read and decode; -1: as many as processors but one, at most 4; 0: none besides."""
     ranks: int = 0
     """Processes that share the work, each with a GPU of its own where there are some; 0: one, or a launcher's."""
 
     def __call__(self) -> None:
-        from mmfm.evals.generation import GenerationEvalConfig
+        from mmfm.evals.config import GenerationEvalConfig
         from mmfm.evals.run import evaluate_run
-        from mmfm.evals.suite_run import evaluate_suite
         from mmfm.runtime.distributed import agree
         from mmfm.runtime.rendezvous import assembled
 
         self._require()
-        others = ("run", "suite", "ranks", *MAKING)
+        others = ("run", "ranks", "workers", *MAKING)
         chosen = {name: value for name, value in vars(self).items() if value and name not in others}
         if self.device != "auto":
             from mmfm.runtime.devices import device_of
@@ -182,17 +183,14 @@ class Evaluate:
             device_of(self.device)
         options = {name: value for name in ("best_of", "guidance") if (value := getattr(self, name)) != 1}
         judges = tuple(name for word in self.judges for name in word.split(",") if name)
-        if not self.suite:
-            chosen["asking"] = GenerationEvalConfig(
-                judges=judges, tasks=self.tasks, most=self.num_samples, options=options
-            )
+        chosen["generation"] = GenerationEvalConfig(
+            judges=judges, tasks=self.tasks, most=self.num_samples, options=options
+        )
+        workers = None if self.workers < 0 else self.workers
         words = words_of(self)
         with assembled(self.ranks, [sys.executable, "-m", "mmfm", "eval", *words]) as ranks:
             agree(ranks, {"what is asked": words}, "give all ranks the same words")
-            if self.suite:
-                evaluate_suite(self.run, self.suite, **chosen, ranks=ranks)
-            else:
-                evaluate_run(self.run, **chosen, ranks=ranks)
+            evaluate_run(self.run, **chosen, num_workers=workers, ranks=ranks)
 
     def _require(self) -> None:
         for name, zero in ZERO.items():

@@ -48,13 +48,13 @@ class Threads(SingleProcess):
     def __init__(self, rank: int, size: int, desk: Desk) -> None:
         self.rank, self.size, self.desk = rank, size, desk
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         return Gathered.apply(x, self)
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         return torch.stack(self.desk.exchange(self.rank, x.detach())).sum(0)
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return self.desk.exchange(self.rank, data)
 
 

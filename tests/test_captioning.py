@@ -8,7 +8,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from mmfm.evals.captioning import caption_figures, ciders, grams, longest_common, matches, rouge_l, words_of
+from mmfm.evals.captioning import caption_scores, ciders, grams, longest_common, matches, rouge_l, words_of
 from mmfm.evals.metrics import Bootstrap
 
 VOCABULARY = ("a", "man", "dog", "on", "the", "red", "big", "bus", "runs", "two")
@@ -96,9 +96,9 @@ def test_rare_words_weigh_more() -> None:
 def test_chance_and_interval_of_captions() -> None:
     """Silence scores the chance level of each metric, and every interval holds its value."""
     references, written = corpus(5, 60)
-    for figure in caption_figures("image>text", references, [""] * 60):
+    for figure in caption_scores("image>text", references, [""] * 60):
         assert figure.value == pytest.approx(figure.chance, abs=1e-4)
-    for figure in caption_figures("image>text", references, written):
+    for figure in caption_scores("image>text", references, written):
         low, high = figure.interval(Bootstrap(resamples=100))
         assert low <= figure.value <= high and figure.n == 60
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_codec_metrics import PICTURES, Cells
+from test_codec_metrics import PICTURES, Cells, score
 from test_leaderboard import a_split
 
-from mmfm.data.decode import Decode
-from mmfm.data.shards import Shards
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.datasets.encode import Coder
-from mmfm.evals.codec import Coded, figures_of, score_codecs
-from mmfm.evals.generation import Making, Own, Product
-from mmfm.evals.masked_prediction import Filled, Filling
+from mmfm.evals.codec import codec_scores
+from mmfm.evals.generation import Generated, Own, Product
+from mmfm.evals.masked_prediction import task_scores
 from mmfm.evals.metrics import Bootstrap, Score
+from mmfm.evals.split import Coded, Filled
 
 PICTURE_COUNT, CAPTIONS, TRUTH, TRIALS = 30, 5, 0.4, 100
 CODER = Coder(codec=Cells(), contract=PICTURES.pixels, cfg=PICTURES)
@@ -25,21 +25,21 @@ def of_codec(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     n = len(media)
     codes = [4 * np.arange(4)] * n
     values, plain = ({"psnr": np.array(x, float)} for x in (right, [0.0] * n))
-    found = Coded([f"k{i}" for i in range(n)], list(media), values, plain, codes, [1.0] * n, [])
-    yield from figures_of("image", CODER, found)[0]
+    found = Coded([f"k{i}" for i in range(n)], list(media), values, plain, codes, [1.0] * n)
+    yield from codec_scores("image", CODER, found)[0]
 
 
 def of_filling(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     items = [Filled(row, 1.0, 1, int(value), 1) for row, value in enumerate(right)]
-    filling = Filling(found={"image~": items}, ids={"image~": 4.0})
-    yield from filling.figures(a_split("s", len(media), media=media))
+    split = a_split("s", len(media), media=media, filled={"image~": items})
+    yield from task_scores(split, "image~", CodeFormat((4,)))
 
 
 def of_reading(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     """Of what was made alone."""
     products = [Product(row, [1], 0, {"eye": "one" if value else "two"}) for row, value in enumerate(right)]
-    making = Making(products={"text>image": products}, wanted=("one",) * len(media))
-    yield from making.figures(a_split("s", len(media), media=media))
+    making = Generated(products={"text>image": products}, expected=("one",) * len(media))
+    yield from making.scores(a_split("s", len(media), media=media))
 
 
 def of_making(media: tuple[str, ...], right: Right) -> Iterator[Score]:
@@ -50,8 +50,8 @@ def of_making(media: tuple[str, ...], right: Right) -> Iterator[Score]:
     }
     own = {"image": {row: Own(row, told, told) for row, told in enumerate(read)}}
     names = {"image": frozenset(["one"])}
-    making = Making(products=products, own=own, wanted=("one",) * len(media), names=names)
-    yield from making.figures(a_split("s", len(media), media=media))
+    making = Generated(products=products, own=own, expected=("one",) * len(media), names=names)
+    yield from making.scores(a_split("s", len(media), media=media))
 
 
 MADE = {
@@ -90,5 +90,5 @@ def test_a_codec_knows_one_picture_by_its_bytes(tmp_path: Path, write_shard, enc
     first, second = (encode_image(np.full((16, 16), value, np.uint8)) for value in (10, 200))
     parts = [(first, b"one"), (first, b"two"), (second, b"one"), (first, b"one")]
     write_shard(tmp_path / "a.tar", {f"k{i}": {"png": png, "txt": text} for i, (png, text) in enumerate(parts)})
-    found = score_codecs({"image": CODER}, Shards([tmp_path / "a.tar"]), decode=Decode(), batch=3)
-    assert {(figure.n, figure.independent) for figure in found.figures} == {(4, 2)}
+    scores, _ = score({"image": CODER}, tmp_path / "a.tar", 3)
+    assert {(one.n, one.independent) for one in scores} == {(4, 2)}

@@ -2,36 +2,32 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from planted import Planted, read
 from toys import toy_run
 
 from mmfm.__main__ import main
 from mmfm.config import AudioCodec, ImageCodec, Mel, Model, Reconstruction, TextTower, Trunk, serialization
 from mmfm.data.batch import Ids
-from mmfm.data.decode import Decode
-from mmfm.data.shards import Shards
 from mmfm.data.vocabulary import CodeFormat
 from mmfm.data.writer import Item, write_shard
 from mmfm.datasets.encode import Coder, coders_of
 from mmfm.evals.codec import (
     BEST_DB,
-    Coding,
-    _joined,
-    _packed,
-    _unpacked,
-    code,
+    codec_scores,
     picture_values,
-    score_codecs,
+    scored_coders,
     sound_values,
 )
-from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.run import scores_during_training
+from mmfm.evals.config import EvalConfig
+from mmfm.evals.metrics import Bootstrap, Score
+from mmfm.evals.run import lines_of_split, scores_during_training
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.codecs import make_codec
@@ -71,37 +67,50 @@ def quarters(encode_image: Callable[..., bytes], levels: tuple[int, ...]) -> byt
 
 
 @pytest.fixture
-def planted(tmp_path: Path, encode_image: Callable[..., bytes]) -> Shards:
+def planted(tmp_path: Path, encode_image: Callable[..., bytes]) -> Path:
     """Four pictures; the first quarter has all 4 levels evenly, the second two of them, the third one, the last one."""
     rows = [(0, 1, 2, 0), (1, 1, 2, 0), (2, 3, 2, 0), (3, 3, 2, 0)]
     items = [Item(f"p{row}", {"png": quarters(encode_image, levels)}) for row, levels in enumerate(rows)]
     write_shard(tmp_path / "planted.tar", items)
-    return Shards([tmp_path / "planted.tar"])
+    return tmp_path / "planted.tar"
 
 
-def figures(coding: Coding) -> dict[str, float]:
-    return {figure.metric: figure.value for figure in coding.figures}
+class Codes(Planted):
+    """Nothing but codecs."""
+
+    def __init__(self, coders: Mapping[str, Coder]) -> None:
+        parts = {f"{name}_codec": coder.cfg for name, coder in coders.items()}
+        trunk = Trunk(width=8, heads=2, kv_heads=2, depth=0)
+        super().__init__({}, cfg=Model(image=None, audio=None, text=None, trunk=trunk, embed_dim=8, **parts))
 
 
-def test_planted_pictures(planted: Shards) -> None:
+def score(coders: Mapping[str, Coder], shards: Path, batch_size: int) -> tuple[list[Score], list[str]]:
+    """Scores of codecs over shards, and what they leave out."""
+    split = read(Codes(coders), str(shards), EvalConfig(batch_size=batch_size), coders=coders)
+    found = [codec_scores(name, coder, split.coded.get(name)) for name, coder in coders.items()]
+    lines = [*lines_of_split(split), *(line for _, told in found for line in told)]
+    return [one for scores, _ in found for one in scores], lines
+
+
+def test_planted_pictures(planted: Path) -> None:
     """Every value is 10 away, so PSNR is known; so are bits per pixel, codes in use and their entropy, book by book."""
     coder = Coder(codec=Cells(), contract=PICTURES.pixels, cfg=PICTURES)
-    found = score_codecs({"image": coder}, planted, decode=Decode(), batch=3)
-    values = figures(found)
+    scores, left_out = score({"image": coder}, planted, 3)
+    values = {one.metric: one.value for one in scores}
     assert values["psnr"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
     assert values["bits_per_pixel"] == 4 * 2 / 256
     assert [values[f"codebook_usage/{book}"] for book in range(4)] == [1.0, 0.5, 0.25, 0.25]
     assert [values[f"code_entropy_bits/{book}"] for book in range(4)] == [2.0, 1.0, 0.0, 0.0]
-    assert {figure.task for figure in found.figures} == {"image codec"}
-    chances = {figure.metric: figure.chance for figure in found.figures}
+    assert {one.task for one in scores} == {"image codec"}
+    chances = {one.metric: one.chance for one in scores}
     assert chances["bits_per_pixel"] == 8.0
     assert chances["codebook_usage/0"] == 0.25
     grey = [((128 - 64 * level) ** 2).__float__() for level in range(4)]
     means = [np.mean([grey[a], grey[b], grey[2], grey[0]]) for a, b in ((0, 1), (1, 1), (2, 3), (3, 3))]
     assert chances["psnr"] == pytest.approx(np.mean([10 * math.log10(255**2 / mean) for mean in means]), abs=1e-4)
-    assert found.figures[0].items == ("p0", "p1", "p2", "p3")
-    assert found.left_out == []
-    low, high = next(f for f in found.figures if f.metric == "codebook_usage/0").interval(Bootstrap(resamples=200))
+    assert scores[0].items == ("p0", "p1", "p2", "p3")
+    assert left_out == []
+    low, high = next(one for one in scores if one.metric == "codebook_usage/0").interval(Bootstrap(resamples=200))
     assert 0.25 <= low < high <= 1.0
 
 
@@ -165,7 +174,7 @@ def test_planted_sounds() -> None:
 
 
 @pytest.fixture
-def spoken(tmp_path: Path, encode_audio: Callable[..., bytes]) -> Shards:
+def spoken(tmp_path: Path, encode_audio: Callable[..., bytes]) -> Path:
     """Five sounds: two alike in key, one too short for STOI, one silent, one damaged; and a text."""
     waves = [noise(length, seed=length).numpy() for length in (RATE, 14_000, 2_000)]
     parts = [{"wav": encode_audio(wave, RATE)} for wave in waves]
@@ -173,7 +182,7 @@ def spoken(tmp_path: Path, encode_audio: Callable[..., bytes]) -> Shards:
     (tmp_path / "a").mkdir()
     write_shard(tmp_path / "a" / "a.tar", [Item(f"s{row}", part) for row, part in enumerate(parts)])
     write_shard(tmp_path / "a" / "b.tar", [Item("s0", {"wav": encode_audio(waves[1][:13_000], RATE)})])
-    return Shards(sorted((tmp_path / "a").glob("*.tar")))
+    return tmp_path / "a"
 
 
 def speech_coder() -> dict[str, Coder]:
@@ -181,15 +190,15 @@ def speech_coder() -> dict[str, Coder]:
     return coders_of({"audio": make_codec(SPEECH).eval()}, {"audio": SPEECH})
 
 
-def test_what_sounds_leave_out(spoken: Shards) -> None:
+def test_what_sounds_leave_out(spoken: Path) -> None:
     """A short sound is left out of STOI alone, a damaged one of all; the cost is of true seconds."""
-    found = score_codecs(speech_coder(), spoken, decode=Decode(), batch=4)
-    by_name = {figure.metric: figure for figure in found.figures}
+    scores, left_out = score(speech_coder(), spoken, 4)
+    by_name = {one.metric: one for one in scores}
     assert by_name["stoi"].n == 3
     assert by_name["spectral_distance"].n == by_name["bits_per_second"].n == 4
     assert by_name["spectral_distance"].items == ("s0", "s1", "s2", "s0 #2")
-    assert found.left_out == [
-        "audio codec: 1 items cannot be decoded: audio_damaged (1)",
+    assert left_out == [
+        "1 of 6 samples cannot be used: audio_damaged (1); they are s3",
         "audio codec: 1 of 4 items are too short or silent for stoi",
     ]
     samples = [RATE, 14_000, 2_000, 13_000]
@@ -199,29 +208,16 @@ def test_what_sounds_leave_out(spoken: Shards) -> None:
     assert 0 < by_name["stoi"].chance < 0.6
 
 
-def test_batches_change_nothing(spoken: Shards) -> None:
+def test_batches_change_nothing(spoken: Path) -> None:
     """One at a time and all at once give the same figures."""
-    one, all_ = (score_codecs(speech_coder(), spoken, decode=Decode(), batch=size) for size in (1, 64))
-    for a, b in zip(one.figures, all_.figures, strict=True):
+    (one, told), (every, lines) = (score(speech_coder(), spoken, size) for size in (1, 64))
+    for a, b in zip(one, every, strict=True):
         assert (a.metric, a.n, a.items) == (b.metric, b.n, b.items)
         assert a.value == pytest.approx(b.value, rel=1e-3)
-    assert one.left_out == all_.left_out
+    assert told == lines
 
 
-def test_parts_travel(spoken: Shards) -> None:
-    """What a rank found comes back from JSON and tensors as it was."""
-    from mmfm.evals.sharding import packed, unpacked
-
-    coder = speech_coder()["audio"]
-    part = code([spoken[place] for place in range(len(spoken))], "audio", coder, Decode())
-    again = _unpacked(unpacked(packed(_packed(part))))
-    for a, b in zip(_joined([part]), _joined([again]), strict=True):
-        np.testing.assert_equal(a, b)
-    empty = code([spoken[4]], "audio", coder, Decode())
-    assert _unpacked(unpacked(packed(_packed(empty)))) == empty
-
-
-def test_eval_of_a_run_of_codecs_alone(planted: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_of_a_run_of_codecs_alone(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`mmfm eval` writes their rows with intervals, and training asks for the chosen ones of the same code."""
     run = toy_run(
         out=str(tmp_path),
@@ -249,13 +245,11 @@ def test_eval_of_a_run_of_codecs_alone(planted: Shards, tmp_path: Path, capsys: 
     model = load_model(run.folder)
     data = replace(run.data, val=str(tmp_path / "planted.tar"))
     scores, _ = scores_during_training(model, replace(run, data=data))
-    assert scores == {"image codec/psnr": pytest.approx(rows[0]["value"])}
+    assert scores == {f"{planted.parent.name}/image codec/psnr": pytest.approx(rows[0]["value"])}
 
 
-def test_a_run_that_reads_keeps_its_scores(planted: Shards, tmp_path: Path) -> None:
+def test_a_run_that_reads_keeps_its_scores(planted: Path, tmp_path: Path) -> None:
     """A model that embeds and does not train its codec is not scored for it."""
-    from mmfm.evals.codec import scored_codecs
-
     run = toy_run(
         model=Model(image=None, audio=None, text=TextTower(width=8, depth=1, heads=2), image_codec=PICTURES,
                     trunk=Trunk(width=8, heads=2, kv_heads=2, depth=1), embed_dim=8),
@@ -266,5 +260,5 @@ def test_a_run_that_reads_keeps_its_scores(planted: Shards, tmp_path: Path) -> N
     from mmfm.inference.interface import Interface
 
     model = Interface(build(run.model, tokenizer.size, ()), run, tokenizer)
-    assert scored_codecs(model) == {}
-    assert scored_codecs("no model of ours") == {}
+    assert scored_coders(model) == {}
+    assert scored_coders("no model of ours") == {}

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import SMALL, evaluate, image_bytes, read, saved_run, shard, tasks_of
 from ranks import Threads, on_ranks
-from test_evals import SMALL, picture, saved_run, shard
 from torch import Tensor, nn
 
 from mmfm.__main__ import main, parse
@@ -28,11 +28,13 @@ from mmfm.cli import Evaluate, words_of
 from mmfm.config import UserError
 from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
+from mmfm.evals.config import EvalConfig
+from mmfm.evals.gather import from_tree, packed, shared, to_tree, unpacked
+from mmfm.evals.heads import Part, read_split
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.parts import Known, Part, Vectors, Written, mark_of, pack, unpack
-from mmfm.evals.run import EvalConfig, evaluate, load_shared, scores_during_training
-from mmfm.evals.sharding import packed, shared, unpacked
-from mmfm.evals.split import TEXTS_AT_ONCE, at_rest, encode_texts, read_split
+from mmfm.evals.predict import sample_digest
+from mmfm.evals.run import load_shared, scores_during_training
+from mmfm.evals.split import TEXTS_AT_ONCE, Coded, Filled, SampleInfo, Vectors, Written, at_rest, encode_texts
 from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import newest_step, steps_of
 from mmfm.runtime.distributed import Said, SingleProcess, attend, each, together
@@ -47,7 +49,7 @@ def mixture(folder: Path) -> str:
     samples: dict[str, dict[str, Any]] = {f"i{n}": {"image": n, "txt": WORDS[n % 4]} for n in range(7)}
     samples |= {f"s{n}": {"audio": n, "txt": WORDS[n % 4]} for n in range(5)}
     samples |= {f"x{n}": {"image": n, "audio": n, "json": json.dumps({"label": WORDS[n]})} for n in range(3)}
-    samples |= {"t": {"txt": "alone ✓"}, "y": {"png": picture(9)[:60], "txt": "one"}}
+    samples |= {"t": {"txt": "alone ✓"}, "y": {"png": image_bytes(9)[:60], "txt": "one"}}
     return shard(folder / "0.tar", samples)
 
 
@@ -58,30 +60,27 @@ def test_any_number_of_ranks_gives_the_figures_of_one(tmp_path: Path) -> None:
     made = saved_run(tmp_path, spec)
 
     def score(ranks: Any) -> Any:
-        return evaluate(load_model(made.folder), spec, split="val", how=HOW, ranks=ranks)
+        return evaluate(load_model(made.folder), spec, HOW, ranks=ranks)
 
     alone = score(SingleProcess())
-    assert "1 of 17 samples cannot be used: image_damaged (1); the first is y" in alone.details["left_out"]
-    assert {"image->text", "audio->image", "image>text", ">text"} <= {row["task"] for row in alone.rows}
+    assert "1 of 17 samples cannot be used: image_damaged (1); they are y" in alone.details.left_out
+    assert {"image->text", "audio->image", "image>text", ">text"} <= tasks_of(alone)
     for size in (2, 3, 7):  # of six batches
         first, *others = on_ranks(size, score)
-        assert json.dumps([first.rows, first.details]) == json.dumps([alone.rows, alone.details])
-        assert all(other.rows == [] and other.details == {} for other in others)
+        assert first == alone and not any(other.rows for other in others)
 
 
 def test_every_rank_holds_the_whole_split(tmp_path: Path) -> None:
     """The same vectors to the bit, texts, labels, surprise and digest, on each of three ranks as on one."""
-    spec = f"{mixture(tmp_path / 'a')}+{shard(tmp_path / 'b' / '0.tar', {'w': {'image': 30, 'txt': 'wide'}})}"
+    spec = f"{mixture(tmp_path / 'a')},{shard(tmp_path / 'b' / '0.tar', {'w': {'image': 30, 'txt': 'wide'}})}"
     made = saved_run(tmp_path, spec)
 
-    def read(ranks: Any) -> Any:
-        with at_rest(model := load_model(made.folder)):
-            kept = {"batch": HOW.batch_size, "decode": HOW.decode, "max_tokens": 3}
-            return read_split(model, spec, name="a", ranks=ranks, **kept)
+    def seen(ranks: Any) -> Any:
+        return read(load_model(made.folder), spec, HOW, asking=17, ranks=ranks)
 
-    alone = read(SingleProcess())
-    for split in on_ranks(3, read):
-        for name in ("keys", "texts", "labels", "written", "unread", "bad", "own", "digest"):
+    alone = seen(SingleProcess())
+    for split in on_ranks(3, seen):
+        for name in ("infos", "written", "unread", "bad", "own", "digest"):
             assert getattr(split, name) == getattr(alone, name)
         for name, (x, rows) in alone.vectors.items():
             assert torch.equal(split.vectors[name].x, x) and np.array_equal(split.vectors[name].rows, rows)
@@ -95,7 +94,7 @@ def test_each_batch_is_read_by_one_rank_alone(tmp_path: Path) -> None:
     spec = mixture(tmp_path / "val")
     made = saved_run(tmp_path, spec)
 
-    def read(ranks: Any) -> None:
+    def read_all(ranks: Any) -> None:
         class Watched:
             def __init__(self) -> None:
                 self.ignored = Counter[str]()
@@ -105,12 +104,12 @@ def test_each_batch_is_read_by_one_rank_alone(tmp_path: Path) -> None:
 
             def __getitem__(self, sample: int, /) -> Sample:
                 opened.append((sample, ranks.rank))
-                return Sample(str(sample), {"txt": b"a", "png": picture(sample)}, str(sample))
+                return Sample(str(sample), {"txt": b"a", "png": image_bytes(sample)}, str(sample))
 
         with at_rest(model := load_model(made.folder)):
-            read_split(model, "x", name="x", batch=3, decode=HOW.decode, max_tokens=1, opened=Watched(), ranks=ranks)
+            read_split(model, Watched(), name="x", source="x", config=HOW, ranks=ranks)
 
-    assert on_ranks(3, read) == [None] * 3
+    assert on_ranks(3, read_all) == [None] * 3
     assert sorted(opened) == [(sample, sample // 3 % 3) for sample in range(17)]
 
 
@@ -151,8 +150,7 @@ def test_pieces_come_back_in_order_whatever_the_number_of_ranks() -> None:
             yield from pieces
             ended.append(len(pieces))
 
-        kept = {"pack": lambda x: {"x": x}, "unpack": lambda tree: tree["x"], "watch": watch}
-        return shared(range(count), lambda piece: piece * piece, ranks, **kept)
+        return shared(range(count), lambda piece: piece * piece, ranks, int, watch)
 
     for count, size in ((41, 2), (41, 3), (1, 4), (0, 2), (16, 2)):
         ended.clear()
@@ -164,15 +162,22 @@ def test_a_part_travels_unchanged() -> None:
     """Strange texts, labels of any JSON kind, nan, numbers as keys, empty tensors, memory that is shared."""
     x = torch.tensor([[math.nan, -0.0], [1e-45, 3.0]])
     part = Part(
-        known=[Known("k\udcff", None, (3, {"a": [1.5, None]}), "0f"), Known("ü", "\u2028 \\", (None, True), "1")],
+        infos=(
+            SampleInfo("k\udcff", None, [3, {"a": [1.5, None]}], "0f"),
+            SampleInfo("ü", "\u2028 \\", [None, True], "1", ("image",), True, ("audio",), "ab", 2),
+        ),
         vectors={"image": Vectors(x, np.array([1, 0])), "audio": Vectors(x[:1], np.array([1]))},
         written={"image>text": [Written(1, "")], "audio>text": []},
         nats={">text": np.array([math.nan, 0.1])},
+        filled={"text~": [Filled(1, 0.5, 3, 1, 2)]},
+        coded={"image": Coded(["k"], ["m"], {"psnr": np.array([2.5])}, {}, [np.array([1, 2])], [3.0])},
         unread=1,
         bad={0: "image_damaged"},
     )
-    found = unpack(unpacked(packed([pack(part)]))[0])
-    assert (found.known, found.written, found.unread, found.bad) == (part.known, part.written, 1, part.bad)
+    found = from_tree(Part, unpacked(packed([to_tree(part)]))[0])
+    assert (found.infos, found.written, found.unread, found.bad) == (part.infos, part.written, 1, part.bad)
+    assert found.filled == part.filled
+    np.testing.assert_equal(found.coded["image"], part.coded["image"])
     for name, (values, rows) in part.vectors.items():
         np.testing.assert_array_equal(found.vectors[name].x.view(torch.int32), values.contiguous().view(torch.int32))
         assert np.array_equal(found.vectors[name].rows, rows)
@@ -183,9 +188,9 @@ def test_a_part_travels_unchanged() -> None:
 def test_the_mark_of_a_sample_is_of_all_its_bytes() -> None:
     """Another key, another byte, or a byte that moved from one part to the next makes another mark."""
     samples = [("k", b"ab", b"c"), ("k", b"a", b"bc"), ("k", b"ab", b"d"), ("l", b"ab", b"c")]
-    marks = {mark_of(Sample(key, {"png": image, "txt": text}, "")) for key, image, text in samples}
+    marks = {sample_digest(Sample(key, {"png": image, "txt": text}, "")) for key, image, text in samples}
     assert len(marks) == 4
-    assert mark_of(Sample("k", {"txt": b"c", "png": b"ab"}, "elsewhere")) in marks
+    assert sample_digest(Sample("k", {"txt": b"c", "png": b"ab"}, "elsewhere")) in marks
 
 
 @pytest.mark.parametrize("failing", [0, 2])
@@ -216,7 +221,7 @@ def test_a_mistake_in_the_data_of_one_rank_ends_all(tmp_path: Path) -> None:
     made = saved_run(tmp_path, spec)
 
     def score(ranks: Any) -> Any:
-        return evaluate(load_model(made.folder), spec, split="val", how=HOW, ranks=ranks)
+        return evaluate(load_model(made.folder), spec, HOW, ranks=ranks)
 
     first, other = on_ranks(2, score)
     assert isinstance(first, UserError) and "4: the .cls is no whole number; write the class's place" in str(first)
@@ -274,7 +279,7 @@ from mmfm.config import UserError
 from mmfm.runtime.distributed import Said, together
 from mmfm.runtime.rendezvous import assembled
 with assembled(0, []) as ranks:
-    assert ranks.collect(b"a" * ranks.rank) == [b"", b"a"]
+    assert ranks.all_gather_bytes(b"a" * ranks.rank) == [b"", b"a"]
     assert together(ranks, lambda: b"%d" % ranks.rank) == [b"0", b"1"]
     try:
         together(ranks, lambda: b"" if ranks.rank == 0 else int("x").to_bytes())

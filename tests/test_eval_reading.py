@@ -9,17 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_evals import NAMED, PETS, QUICK, SMALL, Planted, found, pets, picture, shard, sound
+from planted import (
+    CONFUSION,
+    NAMED,
+    PETS,
+    QUICK,
+    SMALL,
+    Planted,
+    evaluate,
+    image_bytes,
+    pets,
+    read,
+    shard,
+    sound_bytes,
+    tasks_of,
+    value,
+)
 
 from mmfm.config import Data, Eval, Generative, Run, Source, Text
 from mmfm.data.batch import Batch
 from mmfm.data.decode import Decode, collate
 from mmfm.data.sample import Sample
+from mmfm.evals.config import EvalConfig, config_of
 from mmfm.evals.judges.contract import compared
 from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.reading import Reader
-from mmfm.evals.run import EvalConfig, evaluate, how_of, scores_during_training
-from mmfm.evals.split import at_rest, read_split
+from mmfm.evals.run import scores_during_training
+from mmfm.evals.split import at_rest
 from mmfm.inference.interface import Interface
 from mmfm.inference.processing import Text as MadeText
 from mmfm.models.model import build
@@ -35,9 +51,9 @@ def interface(*tasks: str, **data: Any) -> Interface:
 
 
 def rows_of(model: Interface, spec: str, **changes: Any) -> dict[tuple[str, str], tuple[float, int]]:
-    how = replace(how_of(model.run), **{"batch_size": 3, "max_tokens": 3, "bootstrap": QUICK.bootstrap, **changes})
-    scores = evaluate(model, spec, split="s", how=how)
-    return {(row["task"], row["metric"]): (row["value"], row["n"]) for row in scores.rows}
+    own = {"batch_size": 3, "max_tokens": 3, "bootstrap": QUICK.bootstrap, **changes}
+    scores = evaluate(model, spec, replace(config_of(model.run), **own))
+    return {(row.task, row.metric): (row.value, row.n) for row in scores.rows}
 
 
 # Documents
@@ -48,17 +64,17 @@ def test_documents_score_as_their_last_items(tmp_path: Path) -> None:
     training contrasts and writes too; that there are several is told."""
     last = {f"d{n}": {"image": n, "audio": n, "txt": f"name {n}"} for n in range(7)}
     documents = {
-        key: {"0.png": picture(50 + n), "1.txt": f"before {n}", "2.flac": sound(70 + n), "3.png": picture(n),
-              "4.flac": sound(n), "5.txt": f"name {n}"}
+        key: {"0.png": image_bytes(50 + n), "1.txt": f"before {n}", "2.flac": sound_bytes(70 + n),
+              "3.png": image_bytes(n), "4.flac": sound_bytes(n), "5.txt": f"name {n}"}
         for n, key in enumerate(last)
     }  # fmt: skip
     model = interface("image>text", "audio>text")
     plain, many = (shard(tmp_path / name / "0.tar", samples) for name, samples in (("a", last), ("b", documents)))
     alone, counted = rows_of(model, plain), rows_of(model, many)
     assert alone.keys() == counted.keys() and ("image->text", "R@1") in alone
-    for key, (value, n) in alone.items():
-        assert counted[key] == (pytest.approx(value, abs=1e-5), n), key
-    lines = evaluate(model, many, split="s", how=replace(QUICK, max_tokens=3)).details["left_out"]
+    for key, (score, n) in alone.items():
+        assert counted[key] == (pytest.approx(score, abs=1e-5), n), key
+    lines = evaluate(model, many, replace(QUICK, max_tokens=3)).details.left_out
     assert "7 of 7 samples hold several items of image: the last one is embedded, as in training" in lines
 
 
@@ -67,10 +83,10 @@ def test_a_document_in_the_middle_of_a_batch(tmp_path: Path) -> None:
     samples: dict[str, dict[str, Any]] = {
         key: {"image": n, "txt": name} for n, (key, (name, _)) in enumerate(PETS.items())
     }
-    samples["b"] = {"0.png": picture(40), "1.png": picture(41), "txt": "cat"}
+    samples["b"] = {"0.png": image_bytes(40), "1.png": image_bytes(41), "txt": "cat"}
     model = Planted({("image", key): vector for key, (_, vector) in PETS.items()}, NAMED)
-    scores = evaluate(model, shard(tmp_path / "pets" / "0.tar", samples), split="pets", how=QUICK)
-    assert scores.details["confusion"] == {"image->text": [[0, 0, 2], [0, 1, 1], [1, 1, 1], [2, 0, 1]]}
+    scores = evaluate(model, shard(tmp_path / "pets" / "0.tar", samples))
+    assert scores.details.confusion == {"image->text": CONFUSION}
 
 
 # Texts
@@ -91,14 +107,14 @@ def test_text_is_read_as_in_training(tmp_path: Path) -> None:
         Source(shards="x", modalities=("image", "text"), texts=texts),
         Source(shards="y", modalities=("audio", "text")),
     )
-    model = interface("image>text", train=sources, batch=4)
-    spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
-    with at_rest(model):
-        split = read_split(model, spec, name="s", **how.reading)
-        assert split.texts == ("un", "two", "three", "heard") and (split.plain, split.chosen) == (1, 1)
-        other = read_split(model, spec, name="s", **{**how.reading, "texts": (Text(field="txt"),)})
+    model = interface("image>text", train=sources, batch_size=4)
+    spec, how = shard(tmp_path / "s" / "0.tar", samples), config_of(model.run, max_tokens=2)
+    split = read(model, spec, how)
+    assert split.texts == ("un", "two", "three", "heard")
+    assert [info.plain for info in split.infos] == [False, False, True, False] and split.infos[0].choices > 1
+    other = read(model, spec, replace(how, texts=(Text(field="txt"),)))
     assert other.texts == ("plain", None, "three", "heard")
-    told = evaluate(model, spec, split="s", how=how).details["left_out"]
+    told = evaluate(model, spec, how).details.left_out
     assert any(
         line.startswith("1 of 4 samples have no text at a field that a source of the run names") for line in told
     )
@@ -116,18 +132,18 @@ def test_half_of_a_surrogate_pair_is_read_as_one_sign(letters: Tokenizer, tmp_pa
         found.append(rows_of(model, shard(tmp_path / name / "0.tar", samples)))
     half, sign = found
     assert half.keys() == sign.keys() and {"image->text", "image>text", "text~", ">text"} <= {task for task, _ in half}
-    for key, (value, n) in sign.items():
-        wanted = pytest.approx(value, rel=1e-4)
-        assert half[key] == (wanted, n) or ("bits_per_byte" in key[1] and 0 < half[key][0] < value), key
+    for key, (score, n) in sign.items():
+        wanted = pytest.approx(score, rel=1e-4)
+        assert half[key] == (wanted, n) or ("bits_per_byte" in key[1] and 0 < half[key][0] < score), key
 
 
 def test_a_list_of_captions_is_told(tmp_path: Path) -> None:
     """Of it the first is read, in plain evaluation; so it is said, and where a sample has one alone it is not."""
     samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "b"][: 1 + (n < 2)]})} for n in range(3)}
     sources = (Source(shards="x", modalities=("image", "text"), texts=(Text(field="captions"),)),)
-    model = interface("image>text", train=sources, batch=4)
-    spec, how = shard(tmp_path / "s" / "0.tar", samples), how_of(model.run, max_tokens=2)
-    told = evaluate(model, spec, split="s", how=how).details["left_out"]
+    model = interface("image>text", train=sources, batch_size=4)
+    spec, how = shard(tmp_path / "s" / "0.tar", samples), config_of(model.run, max_tokens=2)
+    told = evaluate(model, spec, how).details.left_out
     (line,) = (line for line in told if "several texts" in line)
     assert line.startswith("2 of 3 samples have several texts: the first of the likeliest field is read; a suite's Ret")
 
@@ -137,9 +153,9 @@ def test_scores_in_training_follow_the_fields_too(tmp_path: Path) -> None:
     samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "other"]})} for n in range(4)}
     spec = shard(tmp_path / "val" / "0.tar", samples)
     source = Source(shards=spec, modalities=("image", "text"), texts=(Text(field="captions"),))
-    model = interface("image>text", train=(source,), val=spec, batch=4)
+    model = interface("image>text", train=(source,), val=spec, batch_size=4)
     scores, _ = scores_during_training(model, model.run)
-    assert {"image->text/R@1", "image->text/acc@1", "image>text/exact_match"} <= scores.keys()
+    assert {"val/image->text/R@1", "val/image->text/acc@1", "val/image>text/exact_match"} <= scores.keys()
     bare = interface("image>text", val=spec)
     scores, left_out = scores_during_training(bare, bare.run)
     assert scores == {} and any("4 of 4 samples have no text" in line for line in left_out)
@@ -152,10 +168,10 @@ def test_classes_of_pictures_are_captions_of_pictures(tmp_path: Path) -> None:
     both = f"{spec},{shard(tmp_path / 'noise' / '0.tar', samples)}"
     model.vectors |= {("audio", key): [1.0, 0.0, 0.0] for key in samples}
     model.texts = {**NAMED, **{f"noise {n}": [1.0, 0.1 * n, 0.0] for n in range(4)}}
-    scores = evaluate(model, both, split="both", how=QUICK)
-    assert found(scores.rows, "image->text", "acc@1") == pytest.approx(3 / 5)
-    assert found(scores.rows, "image->text", "acc@1", "chance") == pytest.approx(1 / 3)
-    assert found(scores.rows, "audio->text", "acc@1", "chance") == pytest.approx(1 / 4)
+    scores = evaluate(model, both)
+    assert value(scores, "image->text", "acc@1") == pytest.approx(3 / 5)
+    assert value(scores, "image->text", "acc@1", "chance") == pytest.approx(1 / 3)
+    assert value(scores, "audio->text", "acc@1", "chance") == pytest.approx(1 / 4)
 
 
 # Questions and answers, shots
@@ -177,29 +193,29 @@ QUESTIONS = (Source(
 def test_answers_are_scored_and_never_read(tmp_path: Path) -> None:
     """image,text>text has figures over all samples; what is written depends on pictures and questions, not on the
     answers that it is compared with; the gallery shows the question."""
-    model = interface("image,text>text", train=QUESTIONS, batch=1)
-    how = replace(how_of(model.run), batch=2, max_tokens=4, bootstrap=QUICK.bootstrap)
+    model = interface("image,text>text", train=QUESTIONS, batch_size=1)
+    how = replace(config_of(model.run), batch_size=2, max_tokens=4, bootstrap=QUICK.bootstrap)
     texts = []
     for name, answer in (("a", "yes"), ("b", "never in the world")):
         spec = asked_split(tmp_path / name, dict.fromkeys("pqr", answer))
-        scores = evaluate(model, spec, split="s", how=how)
-        assert found(scores.rows, "image,text>text", "exact_match", "n") == 3
-        assert found(scores.rows, "image,text>text", "bits_per_byte", "n") == 3
-        shown = scores.details["writings"]
-        assert {one["reference"] for one in shown} == {answer}
-        assert [one["source"]["caption"] for one in shown] == [f"what is {key}" for key in "pqr"]
-        texts.append([one["written"] for one in shown])
-        assert not any("is not scored" in line for line in scores.details["left_out"])
+        scores = evaluate(model, spec, how)
+        assert value(scores, "image,text>text", "exact_match", "n") == 3
+        assert value(scores, "image,text>text", "bits_per_byte", "n") == 3
+        shown = scores.details.writings
+        assert {one.reference for one in shown} == {answer}
+        assert [one.source.caption for one in shown] == [f"what is {key}" for key in "pqr"]
+        texts.append([one.written for one in shown])
+        assert not any("is not scored" in line for line in scores.details.left_out)
     assert texts[0] == texts[1]
 
 
 def test_nats_of_answers_are_those_of_the_model(tmp_path: Path) -> None:
     """Bits per byte of the answers alone, given picture and question, as the loss has them."""
-    model = interface("image,text>text", train=QUESTIONS, batch=1)
+    model = interface("image,text>text", train=QUESTIONS, batch_size=1)
     spec = asked_split(tmp_path / "s", {"p": "yes", "q": "no"})
+    split = read(model, spec, config_of(model.run, max_tokens=2))
     with at_rest(model):
-        split = read_split(model, spec, name="s", **how_of(model.run, max_tokens=2).reading)
-        batch = collate([split.example(row) for row in range(2)], BYTES)
+        batch = collate([split.reader.read(split.sample(row))[0] for row in range(2)], BYTES)
         nats = model.nats("image,text>text", batch)
     np.testing.assert_allclose(split.nats["image,text>text"], nats.double().numpy(), rtol=1e-5)
 
@@ -208,9 +224,9 @@ def test_a_text_alone_is_no_question(tmp_path: Path) -> None:
     """It could only be cut in two, which has no one answer: the task is named with the reason."""
     model = interface("image,text>text", "image>text", "text>image", "audio>text")
     spec = shard(tmp_path / "s" / "0.tar", {f"{n}": {"image": n, "txt": f"name {n}"} for n in range(3)})
-    scores = evaluate(model, spec, split="s", how=replace(QUICK, max_tokens=2))
-    assert {row["task"] for row in scores.rows} == {"image->text", "text->image", "image>text"}
-    assert [line for line in scores.details["left_out"] if "is not scored" in line] == [
+    scores = evaluate(model, spec, replace(QUICK, max_tokens=2))
+    assert tasks_of(scores) == {"image->text", "text->image", "image>text"}
+    assert [line for line in scores.details.left_out if "is not scored" in line] == [
         "image,text>text is not scored: no sample holds an image and 2 items of text",
         "text>image is not scored: judges read what it makes, and none was named (--judges)",
         "audio>text is not scored: no sample holds a sound and a text",
@@ -220,17 +236,14 @@ def test_a_text_alone_is_no_question(tmp_path: Path) -> None:
 def test_shots_are_other_samples_of_the_split(tmp_path: Path) -> None:
     """image,text,image>text is scored behind one other picture with its text, the same one in any batch."""
     source = Source(shards="x", modalities=("image", "text"), num_shots=1)
-    model = interface("image,text,image>text", train=(source,), batch=2)
+    model = interface("image,text,image>text", train=(source,), batch_size=2)
     spec = shard(tmp_path / "s" / "0.tar", {f"{n}": {"image": n, "txt": f"name {n}"} for n in range(5)})
-    with at_rest(model):
-        splits = [
-            read_split(model, spec, name="s", **{**how_of(model.run, max_tokens=2).reading, "batch": size})
-            for size in (2, 5)
-        ]
+    changes = ({"batch_size": 2}, {"batch_size": 5, "num_workers": 2})
+    splits = [read(model, spec, config_of(model.run, max_tokens=2, **change)) for change in changes]
     for split in splits:
         written = split.written["image,text,image>text"]
         assert [item.row for item in written] == list(range(5))
-        assert all(item.asked in set(split.texts) - {split.texts[item.row]} for item in written)
+        assert all(item.prompt in set(split.texts) - {split.texts[item.row]} for item in written)
     assert splits[0].written == splits[1].written
 
 
@@ -251,11 +264,11 @@ def test_what_was_cut_is_counted_and_said(tmp_path: Path) -> None:
     ended there is a score."""
     spec, plain = pets(tmp_path, a={"txt": "x" * 50})
     model = Chatty(plain.vectors, {**NAMED, "x" * 50: [1.0, 0, 0]}, tasks=("image>text",))
-    scores = evaluate(model, spec, split="pets", how=replace(QUICK, max_tokens=0))
+    scores = evaluate(model, spec, replace(QUICK, max_tokens=0))
     assert model.most == 100
-    assert found(scores.rows, "image>text", "truncated") == pytest.approx(2 / 5)
-    assert "image>text: 2 of 5 texts were cut after 100 tokens; --max-tokens allows more" in scores.details["left_out"]
-    evaluate(model, spec, split="pets", how=replace(QUICK, max_tokens=7))
+    assert value(scores, "image>text", "truncated") == pytest.approx(2 / 5)
+    assert "image>text: 2 of 5 texts were cut after 100 tokens; --max-tokens allows more" in scores.details.left_out
+    evaluate(model, spec, replace(QUICK, max_tokens=7))
     assert model.most == 7
     assert EvalConfig().max_tokens == Eval().max_tokens == 0
 
@@ -263,7 +276,7 @@ def test_what_was_cut_is_counted_and_said(tmp_path: Path) -> None:
 def test_the_interface_says_what_it_cut(tmp_path: Path) -> None:
     """An untrained model goes on to the limit."""
     model = interface("image>text")
-    batch = collate([Reader(model=SMALL, decode=Decode()).read(Sample("k", {"png": picture(1)}, "w"))[0]], BYTES)
+    batch = collate([Reader(model=SMALL, decode=Decode()).read(Sample("k", {"png": image_bytes(1)}, "w"))[0]], BYTES)
     _, (text,) = model.write("image>text", batch, 3)
     assert getattr(text, "finish", None) == "length"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_evals import SMALL
+from planted import SMALL
 
 from mmfm import config
 from mmfm.config.load import read_run

@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import read
 from torch import Tensor
 from toys import padded, toy_batch, toy_config, toy_model
 
 from mmfm.config import Data, Generative, ImageCodec, Optim, Run, Source, Trunk
 from mmfm.config.task import parse
 from mmfm.data.batch import Batch, Ids, Items
-from mmfm.data.decode import Decode
+from mmfm.evals.config import EvalConfig
 from mmfm.evals.masked_prediction import (
     PART,
-    Filling,
     counts,
-    fill_split,
+    fill_tasks,
     filling_nats,
     filling_right,
+    filling_scores,
     given,
     log_likelihoods,
     masked,
 )
-from mmfm.evals.split import at_rest, read_split
 from mmfm.inference.interface import Interface
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -208,21 +208,19 @@ def run_on(folder: Path) -> Run:
     )
 
 
-def filled(run: Run, folder: Path, batch: int) -> tuple[Filling, list[Any]]:
+def filled(run: Run, folder: Path, batch_size: int) -> tuple[dict[str, list[Any]], list[Any]]:
     tokenizer = load_tokenizer("bytes")
     torch.manual_seed(0)
     model = Interface(build(run.model, tokenizer.size), run, tokenizer)
-    with at_rest(model):
-        read = read_split(model, str(folder), name="t", batch=batch, decode=Decode(), max_tokens=4)
-        found = fill_split(model, read, batch=batch)
-    return found, found.figures(read)
+    split = read(model, str(folder), EvalConfig(batch_size=batch_size, max_tokens=4), fill=fill_tasks(model))
+    return split.filled, filling_scores(model, split)
 
 
 def test_a_split_has_a_bound_and_a_share(split: Path) -> None:
     """Figures are sums over sums, by hand; a sample without text is not among them; batches change next to nothing."""
     found, figures = filled(run_on(split), split, 4)
-    items = found.found["text~"]
-    assert set(found.found) == {"text~"} and [item.row for item in items] == [0, 1, 2, 4, 5, 6, 7, 8]
+    items = found["text~"]
+    assert set(found) == {"text~"} and [item.row for item in items] == [0, 1, 2, 4, 5, 6, 7, 8]
     told = {figure.metric: figure for figure in figures}
     sizes = [len(f"the number {n * 37}") for n in range(9) if n != 3]
     assert [item.places for item in items] == sizes
@@ -232,10 +230,10 @@ def test_a_split_has_a_bound_and_a_share(split: Path) -> None:
     assert told["masked_acc@15"].value == pytest.approx(share) and told["masked_acc@15"].chance == 1 / 256
     assert told["masked_acc@15"].n == 8 and told["masked_acc@15"].items[3] == "t4"
     again, _ = filled(run_on(split), split, 9)
-    for one, other in zip(items, again.found["text~"], strict=True):
+    for one, other in zip(items, again["text~"], strict=True):
         assert one.nats == pytest.approx(other.nats, rel=1e-4) and one[2:] == other[2:]
 
 
 def test_what_fills_nothing_has_no_figures(split: Path) -> None:
     found, figures = filled(replace(run_on(split), generative=(Generative(task=">text"),)), split, 4)
-    assert found == Filling() and figures == []
+    assert found == {} and figures == []

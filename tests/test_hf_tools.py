@@ -76,7 +76,7 @@ def test_the_pipelines_accuracy_is_that_of_mmfm_eval(made, pictures, tmp_path, w
         made.run, data=[f"toy={shard}"], out=tmp_path / "r.json", classes=tmp_path / "names.txt",
         templates=["a {}"], max_tokens=2, bootstrap=5, console=Console(file=io.StringIO()),
     )  # fmt: skip
-    scores = {(row["task"], row["metric"]): row["value"] for row in rows}
+    scores = {(row.task, row.metric): row.value for row in rows}
     classify = pipeline("zero-shot-image-classification", model=str(made.folder))
     found = classify(pictures, candidate_labels=NAMES, hypothesis_template="a {}")
     accuracy = np.mean([item[0]["label"] == NAMES[i % 4] for i, item in enumerate(found)])

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planted import numbers, saved_run, shard
 from rich.console import Console
 from scipy.stats import binomtest
-from test_evals import numbers, saved_run, shard
 from test_report import Reader
 
 from mmfm.__main__ import main
@@ -22,10 +22,11 @@ from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
 from mmfm.evals.metrics import Score, mean, mean_per_class, median, ratio
 from mmfm.evals.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
+from mmfm.evals.records import Scores, SplitDetails
 from mmfm.evals.resampling import Bootstrap, resampled
-from mmfm.evals.run import Scores, evaluate_run, finish, row_of
-from mmfm.evals.samples import samples_of
-from mmfm.evals.split import Split
+from mmfm.evals.results import finish, row_of, samples_of
+from mmfm.evals.run import evaluate_run
+from mmfm.evals.split import SampleInfo, Split
 from mmfm.report.compare import compare
 from mmfm.report.compare_page import unbroken
 from mmfm.report.comparison import HOLM, board_of, letter, p_value, sentences
@@ -49,16 +50,10 @@ class Nowhere:
 
 
 def a_split(name: str, n: int, **changes: Any) -> Split:
-    parts = {
-        "name": name,
-        "source": f"data/{name}",
-        "shards": Nowhere(),
-        "places": tuple(range(n)),
-        "digest": f"{name} {n}",
-    }
-    parts |= {"keys": tuple(f"k{i}" for i in range(n)), "texts": (None,) * n, "labels": ((None, None),) * n}
-    parts |= {"vectors": {}, "written": {}, "nats": {}, "unread": 0, "bad": {}, "own": n}
-    return Split(**{**parts, **changes})
+    media = changes.pop("media", ("",) * n)
+    infos = tuple(SampleInfo(f"k{i}", None, (None, None), "", media=own) for i, own in enumerate(media))
+    parts = {"name": name, "source": f"data/{name}", "samples": Nowhere(), "places": tuple(range(n)), "own": n}
+    return Split(**{**parts, "infos": infos, "digest": f"{name} {n}", **changes})
 
 
 def accuracy(values: Sequence[float] | np.ndarray, task: str = "image->text", metric: str = "acc@1") -> Score:
@@ -87,11 +82,11 @@ def scored(
     scores = {}
     for split, own in figures.items():
         seen = (splits or {}).get(split) or a_split(split, max(figure.n for figure in own))
-        rows = [row_of(split, figure, FEW) for figure in own]
-        details = {"counts": {}, "left_out": []}
-        scores[split] = Scores(rows=rows, details=details, samples=samples_of([seen], own, classes, templates))
+        rows = tuple(row_of(split, figure, FEW) for figure in own)
+        details = SplitDetails(source=split, classes=tuple(classes), templates=tuple(templates))
+        scores[split] = Scores(rows=rows, details=details, samples=samples_of([seen], own, details))
     out = place / f"results{suite and '.' + suite}.json"
-    finish(scores, {name: name for name in scores}, out, Console(file=io.StringIO()))
+    finish(scores, out, Console(file=io.StringIO()))
     return place
 
 
@@ -375,7 +370,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         read_contenders([first, bare])
     for damage in ("{", '{"splits": {"test": {}}}', '{"splits": {"test": []}}'):
         (bare / "results.samples.json").write_text(damage)
-        with pytest.raises(UserError, match=r"results.samples.json is not what mmfm wrote there"):
+        with pytest.raises(UserError, match=r"results\.samples\.json"):
             read_contenders([first, bare])
 
 
@@ -486,8 +481,8 @@ def test_a_split_of_one_sample_has_values_without_intervals(tmp_path: Path) -> N
         (tmp_path / name).mkdir()
         made = saved_run(tmp_path / name, val)
         rows = evaluate_run(made.folder, max_tokens=2, bootstrap=20, console=Console(file=io.StringIO()))
-        assert {(row["value"], row["n"]) for row in rows if row["metric"] in ("R@1", "acc@1")} == {(1.0, 1)}
-        assert all(row["low"] is None and row["high"] is None and row["value"] is not None for row in rows)
+        assert {(row.value, row.n) for row in rows if row.metric in ("R@1", "acc@1")} == {(1.0, 1)}
+        assert all(row.low is None and row.high is None and row.value is not None for row in rows)
         assert write_report(made.folder).stat().st_size
         folders.append(made.folder)
     shown = board(*folders)

@@ -5,18 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from planted import read
 from toys import PAIRS, toy_batch, toy_config, toy_model, toy_run
 
 from mmfm.config import Contrastive, Data, Generative, Run, Source, TextTower, TokenizerSpec, Trunk, UserError
 from mmfm.config.task import parse
 from mmfm.data.bad_samples import BadSampleCounter
 from mmfm.data.batch import Ids
-from mmfm.data.decode import Decode, Example, collate, require_short
+from mmfm.data.decode import Example, collate, require_short
 from mmfm.data.remote_cache import ShardCache
 from mmfm.data.stream import TrainStream
 from mmfm.doctor.scan import lengths, presence, scan
 from mmfm.doctor.shard_integrity import look, sets_of
-from mmfm.evals.split import read_split
+from mmfm.evals.config import EvalConfig
 from mmfm.generation import GenerationConfig, fill, write
 from mmfm.inference.interface import Interface, in_parts
 from mmfm.models.model import build
@@ -232,7 +233,7 @@ def interface_of(run: Run) -> Interface:
 def test_evaluation_does_alike_and_says_so(shard, long_text: str) -> None:
     """100 kB among short texts is read in no time and little memory; no likelihood is made up of half a text."""
     run = replace(text_run(shard, long_text), contrastive=(Contrastive(pair=("image", "text")),))
-    found = read_split(interface_of(run), str(shard), name="s", batch=5, decode=Decode(), max_tokens=4)
+    found = read(interface_of(run), str(shard), EvalConfig(batch_size=5, max_tokens=4))
     left_out = [row for row, nats in enumerate(found.nats[">text"]) if nats != nats]
     assert left_out == [1, 3]
     assert (found.truncated, sorted(found.bad)) == ((2, []) if long_text == "truncate" else (0, [1, 3]))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted import SMALL, evaluate, saved_run, shard, value
 from test_eval_ranks import on_ranks
-from test_evals import SMALL, saved_run, shard
 from test_making import TOKENIZER, codec_run, toy_interface
 from test_report import page_of
 from torch import Tensor
@@ -21,13 +21,14 @@ from torch import Tensor
 from mmfm.config import Data, UserError
 from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
+from mmfm.evals.config import EvalConfig, GenerationEvalConfig
 from mmfm.evals.examples import SHOWN
-from mmfm.evals.generation import GenerationEvalConfig, Making, Own, Product
+from mmfm.evals.generation import Generated, Own, Product
 from mmfm.evals.judges import choose
-from mmfm.evals.judges.contract import HeldOut
 from mmfm.evals.metrics import Bootstrap
-from mmfm.evals.run import EvalConfig, evaluate, evaluate_run
-from mmfm.evals.split import Split
+from mmfm.evals.records import HeldOut, JudgeInfo
+from mmfm.evals.run import evaluate_run
+from mmfm.evals.split import SampleInfo, Split
 from mmfm.inference.interface import Interface
 from mmfm.models.checkpoint import save
 from mmfm.runtime.distributed import SingleProcess
@@ -83,12 +84,11 @@ def split(folder: Path) -> str:
 
 
 def asked(model: Interface, spec: str, **asking: Any):
-    return evaluate(model, spec, split="val", how=EvalConfig(**QUICK, asking=GenerationEvalConfig(**asking)))
+    return evaluate(model, spec, EvalConfig(**QUICK, generation=GenerationEvalConfig(**asking)))
 
 
-def value(rows: Sequence[dict[str, Any]], task: str, metric: str) -> tuple[float, int]:
-    (row,) = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-    return row["value"], row["n"]
+def told(scores: Any, task: str, metric: str) -> tuple[float, int]:
+    return value(scores, task, metric), value(scores, task, metric, "n")
 
 
 def test_what_is_read_is_compared_with_the_class(model: Interface, tmp_path: Path):
@@ -96,21 +96,21 @@ def test_what_is_read_is_compared_with_the_class(model: Interface, tmp_path: Pat
     chance is the best constant answer."""
     spec = split(tmp_path / "val")
     scores = asked(model, spec, judges=("eye",), tasks=("text>image",))
-    assert value(scores.rows, "text>image", "shade of image/read real") == (pytest.approx(5 / 6), 6)
+    assert told(scores, "text>image", "shade of image/read real") == (pytest.approx(5 / 6), 6)
     wanted = ["dark", "light", "dark", "light", "dark", "light"]
     texts = [f"it is {word}" for word in (*wanted[:5], "light")]
     drawn = [model.generate("text>image", text=text, seed=row) for row, text in enumerate(texts)]
     read = Shade("image").read([torch.from_numpy(np.array(one)) for one in drawn])
     right = sum(a == b for a, b in zip(read, wanted, strict=True)) / 6
-    assert value(scores.rows, "text>image", "shade of image/read") == (pytest.approx(right), 6)
-    assert next(row["chance"] for row in scores.rows if "/read" in row["metric"]) == 0.5
+    assert told(scores, "text>image", "shade of image/read") == (pytest.approx(right), 6)
+    assert next(row.chance for row in scores.rows if "/read" in row.metric) == 0.5
     back = [
         model.decode("image", model.encode("image", Image.fromarray(np.full((8, 16), 250 * (w == "light"), np.uint8))))
         for w in (*wanted[:5], "dark")
     ]
     read = Shade("image").read([torch.from_numpy(np.array(one)) for one in back])
     right = sum(a == b for a, b in zip(read, wanted, strict=True)) / 6
-    assert value(scores.rows, "text>image", "shade of image/read decoded") == (pytest.approx(right), 6)
+    assert told(scores, "text>image", "shade of image/read decoded") == (pytest.approx(right), 6)
 
 
 class Schooled(Shade):
@@ -122,7 +122,7 @@ class Schooled(Shade):
         return sample.parts["png"] == png(0)
 
     def held_out(self) -> HeldOut:
-        return HeldOut("light pictures", 9, 10)
+        return HeldOut(on="light pictures", right=9, of=10)
 
 
 def test_a_judge_is_not_asked_about_what_it_has_learned_from(
@@ -133,20 +133,20 @@ def test_a_judge_is_not_asked_about_what_it_has_learned_from(
     monkeypatch.setitem(choose.JUDGES, "eye", lambda folder: Schooled("image"))
     scores = asked(model, split(tmp_path / "val"), judges=("eye",), tasks=("text>image",))
     for kind in ("read real", "read decoded"):
-        assert value(scores.rows, "text>image", f"shade of image/{kind}")[1] == 2
-    assert value(scores.rows, "text>image", "shade of image/read")[1] == 6
-    assert value(scores.rows, "judge shade of image", "shade of image/held_out") == (pytest.approx(0.9), 10)
-    told = "of 6 of the split's own it has learned from the scans or voices of 4, and is not asked about these"
-    assert f"judge shade of image: {told}" in scores.details["left_out"]
-    tried = {"on": "light pictures", "right": 9, "of": 10}
-    about = {"of": "image", "learned_from": "dark pictures", "held_out": tried}
-    assert scores.details["judges"] == {"shade of image": about}
+        assert told(scores, "text>image", f"shade of image/{kind}")[1] == 2
+    assert told(scores, "text>image", "shade of image/read")[1] == 6
+    assert told(scores, "judge shade of image", "shade of image/held_out") == (pytest.approx(0.9), 10)
+    line = "of 6 of the split's own it has learned from the scans or voices of 4, and is not asked about these"
+    assert f"judge shade of image: {line}" in scores.details.left_out
+    tried = HeldOut(on="light pictures", right=9, of=10)
+    about = JudgeInfo(of="image", learned_from="dark pictures", held_out=tried)
+    assert scores.details.judges == {"shade of image": about}
 
 
 def test_all_tasks_that_draw_or_say_something_are_asked(model: Interface, tmp_path: Path):
     """Also without the target in the sample, as a text alone has no sound; each is made where its sources are."""
     scores = asked(model, split(tmp_path / "val"), judges=("eye", "ear"))
-    counts = {row["task"]: row["n"] for row in scores.rows if row["metric"].endswith("/read")}
+    counts = {row.task: row.n for row in scores.rows if row.metric.endswith("/read")}
     assert counts == {
         "text>image": 6,
         "text>audio": 2,
@@ -155,8 +155,8 @@ def test_all_tasks_that_draw_or_say_something_are_asked(model: Interface, tmp_pa
         "text>image~": 6,
         "audio~": 2,
     }
-    assert value(scores.rows, ">image", "shade of image/named") == (1.0, 6)  # this judge reads a name in anything
-    lines = scores.details["left_out"]
+    assert told(scores, ">image", "shade of image/named") == (1.0, 6)  # this judge reads a name in anything
+    lines = scores.details.left_out
     assert "text>audio: made for 2 of the 10 samples" in lines
 
 
@@ -165,7 +165,7 @@ def test_options_go_to_the_tasks_that_take_them(model: Interface, tmp_path: Path
     mistake."""
     spec = split(tmp_path / "val")
     scores = asked(model, spec, judges=("eye",), most=2, options={"guidance": 3.0})
-    assert [line for line in scores.details["left_out"] if "without guidance" in line] == [
+    assert [line for line in scores.details.left_out if "without guidance" in line] == [
         f"{task}: made without guidance, which it does not take"
         for task in ("text>audio", ">image", "audio>audio", "image~", "text>image~", "audio~")
     ]
@@ -175,7 +175,7 @@ def test_options_go_to_the_tasks_that_take_them(model: Interface, tmp_path: Path
 
 def test_a_chain_is_asked_by_its_name(model: Interface, tmp_path: Path):
     scores = asked(model, split(tmp_path / "val"), judges=("ear",), tasks=("image>text>audio",), most=4)
-    assert value(scores.rows, "image>text>audio", "shade of audio/read")[1] == 4
+    assert told(scores, "image>text>audio", "shade of audio/read")[1] == 4
     with pytest.raises(UserError, match="not trained on 'image>audio'"):
         asked(model, split(tmp_path / "b"), judges=("ear",), tasks=("image>audio",))
 
@@ -184,25 +184,24 @@ def test_without_judges_things_are_made_to_be_looked_at(model: Interface, tmp_pa
     """--num-samples alone: no figures, no verdicts, but pictures and sounds; nothing said makes nothing."""
     spec = split(tmp_path / "val")
     plain, made = asked(model, spec), asked(model, spec, most=3)
-    assert plain.rows == made.rows and "makings" not in plain.details
-    shown = made.details["makings"]
-    assert {one["made"]["src"][:14] for one in shown} == {"data:image/png", "data:audio/wav"}
-    assert all(one["correct"] is None and one["read"] == {} for one in shown)
+    assert plain.rows == made.rows and not plain.details.generations
+    shown = made.details.generations
+    assert {one.made.src[:14] for one in shown} == {"data:image/png", "data:audio/wav"}
+    assert all(one.correct is None and one.read == {} for one in shown)
 
 
 def test_any_number_of_ranks_makes_the_same(model: Interface, tmp_path: Path):
     """1, 2 and 3 ranks: rows and gallery, byte for byte."""
     spec = split(tmp_path / "val")
-    how = EvalConfig(**QUICK, asking=GenerationEvalConfig(judges=("eye", "ear"), most=5))
+    how = EvalConfig(**QUICK, generation=GenerationEvalConfig(judges=("eye", "ear"), most=5))
 
     def score(ranks: Any) -> Any:
-        return evaluate(deepcopy(model), spec, split="val", how=how, ranks=ranks)
+        return evaluate(deepcopy(model), spec, how, ranks=ranks)
 
     alone = score(SingleProcess())
     for size in (2, 3):
         first, *others = on_ranks(size, score)
-        assert json.dumps([first.rows, first.details]) == json.dumps([alone.rows, alone.details])
-        assert all(other.rows == [] for other in others)
+        assert first == alone and not any(other.rows for other in others)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +209,8 @@ def test_any_number_of_ranks_makes_the_same(model: Interface, tmp_path: Path):
     [
         ({"judges": ("nose",)}, "no judge 'nose'; there are digits, speech, whisper"),
         ({"judges": ("ear",), "tasks": ("text>image",)}, "judge 'shade of audio'|the judge 'ear' reads audio"),
-        ({"judges": ("eye",), "tasks": ("text>image",), "options": {"rerank": 0}}, "draws=0 must be above 0"),
-        ({"options": {"rerank": 2}}, "--best-of says how things are made; say what: --judges or --num-samples"),
+        ({"judges": ("eye",), "tasks": ("text>image",), "options": {"best_of": 0}}, "best_of=0 must be above 0"),
+        ({"options": {"best_of": 2}}, "--best-of says how things are made; say what: --judges or --num-samples"),
         ({"most": -1}, "--num-samples -1 must not be negative"),
     ],
 )
@@ -224,7 +223,7 @@ def test_a_run_without_codecs_makes_nothing(tmp_path: Path):
     assert SMALL.codecs == {}
     made = saved_run(tmp_path, split(tmp_path / "val"))
     with pytest.raises(UserError, match="this run draws and says nothing; it writes image>text, audio>text, >text"):
-        evaluate_run(made.folder, asking=GenerationEvalConfig(judges=("eye",)))
+        evaluate_run(made.folder, generation=GenerationEvalConfig(judges=("eye",)))
 
 
 class Counts:
@@ -249,12 +248,12 @@ def test_readings_beside_the_class():
         Product(2, [1], 0, {"a": "x", "b": "y"}),
     ]
     own = {0: Own(0, {"a": "one", "b": "one"}, {"a": "two", "b": "one"})}
-    making = Making(products={"text>image": products}, own={"image": own}, wanted=("one", "one", None))
+    making = Generated(products={"text>image": products}, own={"image": own}, expected=("one", "one", None))
     assert [making.right("text>image", product) for product in products] == [True, False, None]
 
-    nothing = {"texts": (), "labels": (), "vectors": {}, "written": {}, "nats": {}, "unread": 0, "bad": {}, "own": 3}
-    split = Split(name="s", source="s", shards=Counts(), places=(), keys=("k0", "k1", "k2"), **nothing)
-    found = {figure.metric: (figure.value, figure.n, figure.items) for figure in making.figures(split)}
+    infos = tuple(SampleInfo(f"k{n}", None, (None, None), "") for n in range(3))
+    split = Split(name="s", source="s", samples=Counts(), places=(), infos=infos, own=3)
+    found = {score.metric: (score.value, score.n, score.items) for score in making.scores(split)}
     assert found == {
         "a/read": (0.5, 2, ("k0", "k1")),
         "a/read real": (1.0, 1, ("k0",)),
@@ -273,9 +272,13 @@ def test_the_report_shows_what_was_drawn_and_said(model: Interface, tmp_path: Pa
     (run.folder / "run.json").write_text(to_json(run))
     save(run.folder, 1, run, TOKENIZER, model.core.state_dict(), {})
     rows = evaluate_run(
-        run.folder, data=[spec], batch_size=3, bootstrap=20, asking=GenerationEvalConfig(judges=("eye", "ear"), most=6)
+        run.folder,
+        data=[spec],
+        batch_size=3,
+        bootstrap=20,
+        generation=GenerationEvalConfig(judges=("eye", "ear"), most=6),
     )
-    details = json.loads((run.folder / "results.details.json").read_text())["splits"]["val"]["makings"]
+    details = json.loads((run.folder / "results.details.json").read_text())["splits"]["val"]["generations"]
     page = page_of(run.folder)
     cards = page.all("li", "making")
     assert len(cards) == len(details) and max(map([one["task"] for one in details].count, ("text>image",))) <= SHOWN

@@ -21,6 +21,7 @@ from PIL import Image
 
 from mmfm.config import Contrastive, Data, Generative, Optim, Run, Source, UserError
 from mmfm.config.serialization import to_json
+from mmfm.evals.records import SplitDetails
 from mmfm.report import charts, examples, heatmap, mistakes, run_record, scores
 from mmfm.report.report import write_report
 
@@ -139,7 +140,7 @@ def make(
     if rows is not None:
         (folder / "results.json").write_text(json.dumps(rows))
     if splits is not None:
-        (folder / "results.details.json").write_text(json.dumps({"splits": splits}))
+        (folder / "results.details.json").write_text(json.dumps({"about": {}, "splits": splits}))
     return folder
 
 
@@ -215,7 +216,7 @@ def test_text_from_data_cannot_act(tmp_path: Path) -> None:
     """Markup in a caption, class, split, task, metric, key or name is shown as text: one script, no handler."""
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'"
     query = {**item("image", evil, png(np.zeros((2, 2), np.uint8))), "key": evil}
-    retrieval = {"task": evil, "query": query, "answers": [{**item("text", evil), "score": 0.5, "hit": True}]}
+    retrieval = {"task": evil, "query": query, "matches": [{"item": item("text", evil), "score": 0.5, "hit": True}]}
     writing = {"task": evil, "source": query, "reference": evil, "written": f"{evil}!", "correct": False}
     more = {"retrievals": [retrieval], "writings": [writing], "left_out": [evil], "templates": [evil], "source": evil}
     evil_split = split(classes=[evil] * 3, confusion={evil: [[0, 1, 2]]}, **more)
@@ -258,7 +259,7 @@ def test_the_page_asks_for_nothing_and_allows_only_its_own_script(tmp_path: Path
     shown = {
         "task": "image->text",
         "query": outside,
-        "answers": [{**item("audio", src="javascript:0"), "score": 1.0, "hit": False}],
+        "matches": [{"item": item("audio", src="javascript:0"), "score": 1.0, "hit": False}],
     }
     page = page_of(make(tmp_path, rows=ROWS, splits={"test": split(retrievals=[shown])}))
     policy = next(m.attributes["content"] or "" for m in page.all("meta") if "http-equiv" in m.attributes)
@@ -341,8 +342,8 @@ def test_a_page_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_absent_values_are_dashes_and_draw_nothing(tmp_path: Path) -> None:
-    """null and NaN are no zero: no mark, no interval, no chance, a dash in the table, no tile."""
-    rows = [row("test", "image->text", "acc@1", None), row("test", "audio->text", "acc@1", math.nan, chance=None)]
+    """null is no zero: no mark, no interval, no chance, a dash in the table, no tile."""
+    rows = [row("test", "image->text", "acc@1", None), row("test", "audio->text", "acc@1", None, chance=None)]
     page = page_of(make(tmp_path, rows=rows))
     dots = page.all("table", "dots")
     assert len(dots) == 2 and [table.one("b").text for table in dots] == ["–", "–"]
@@ -500,16 +501,10 @@ def test_confusions_are_counted_and_placed(tmp_path: Path) -> None:
 
 def test_classes_that_do_not_occur_have_no_row() -> None:
     """Two classes of ten occur (as the never-seen numbers against all): two rows, ten columns."""
-    figure = mistakes.mistakes(
-        record_split(confusion={"a->text": [[3, 3, 1], [7, 9, 2]]}, classes=list("abcdefghij")), True
-    )
+    details = SplitDetails(confusion={"a->text": ((3, 3, 1), (7, 9, 2))}, classes=tuple("abcdefghij"))
+    figure = mistakes.mistakes("test", details, True)
     assert figure is not None and 'viewBox="0 0 10 2"' in figure and "only the 2 classes that occur" in figure
     assert 'x="9" y="1"' in figure
-
-
-def record_split(**changes: Any) -> run_record.Split:
-    (made,) = run_record._splits({"test": split(**changes)})
-    return made
 
 
 def test_a_full_matrix_becomes_a_picture_that_reads_back() -> None:
@@ -526,7 +521,7 @@ def test_a_full_matrix_becomes_a_picture_that_reads_back() -> None:
 
 
 def retrieval(src: str, *answers: dict[str, Any], task: str = "image->text") -> dict[str, Any]:
-    return {"task": task, "query": item("image", src=src), "answers": list(answers)}
+    return {"task": task, "query": item("image", src=src), "matches": list(answers)}
 
 
 def test_small_pictures_keep_their_pixels(tmp_path: Path) -> None:
@@ -588,7 +583,7 @@ def test_sounds_play_without_the_script(
 
 def test_hits_and_misses_are_told_in_words(tmp_path: Path) -> None:
     """The mark of an answer is a word, not a colour; the heading counts the queries with a match in first place."""
-    hit, miss = ({**item("text", name), "score": 0.5, "hit": name == "hit"} for name in ("hit", "miss"))
+    hit, miss = ({"item": item("text", name), "score": 0.5, "hit": name == "hit"} for name in ("hit", "miss"))
     found = [retrieval("", hit, miss), retrieval("", miss, hit), retrieval("")]
     group = page_of(make(tmp_path, splits={"test": split(retrievals=found)})).one("div", "examples")
     assert [verdict.text for verdict in group.all("span", "verdict")] == ["✓ hit", "✗ miss", "✗ miss", "✓ hit"]

@@ -4,27 +4,25 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
 import pytest
 import torch
+from planted import NAMED, PETS, QUICK, Planted, asked, axis, evaluate, numbers, pets, picture, saved_run, shard, value
 from rich.console import Console
-from test_evals import NAMED, PETS, QUICK, Planted, axis, numbers, pets, saved_run, shard
 from test_leaderboard import accuracy, board, flips, scored
 
 from mmfm.config import Run, UserError
 from mmfm.config.serialization import to_json
 from mmfm.evals.metrics import Score, mean, ratio
-from mmfm.evals.paths import write_json
 from mmfm.evals.provenance import digest_of, weights_of
-from mmfm.evals.results import Scores, finish, row_of
-from mmfm.evals.run import evaluate, evaluate_run
+from mmfm.evals.records import Scores, SplitDetails
+from mmfm.evals.results import finish, row_of, write_json
+from mmfm.evals.run import evaluate_run
 from mmfm.evals.suite import KNN, Caption, ClassFolders, Classify, Coco, Retrieve, Suite
-from mmfm.evals.suite_run import suite_scores
 from mmfm.models.checkpoint import folder_of, save
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -61,11 +59,11 @@ def test_every_row_says_what_it_is_of(tmp_path: Path) -> None:
     for rows, step in ((first, 1), (last, 2)):
         manifest = json.loads((folder_of(made.folder, step) / "manifest.json").read_text())
         checksum = f"{manifest['files']['model.safetensors']['crc32']:08x}"
-        assert {(row["step"], row["weights"], row["version"]) for row in rows} == {(step, checksum, "0.1.0")}
-    assert len({row["data"] for row in last}) == 2 and {row["data"] for row in first} == {row["data"] for row in last}
+        assert {(row.step, row.weights, row.version) for row in rows} == {(step, checksum, "0.1.0")}
+    assert len({row.data for row in last}) == 2 and {row.data for row in first} == {row.data for row in last}
     for name in ("details", "samples"):
         about = json.loads((made.folder / f"results.{name}.json").read_text())["about"]
-        assert (about["step"], about["weights"]) == (2, last[0]["weights"])
+        assert (about["step"], about["weights"]) == (2, last[0].weights)
 
 
 def suite_of(*tasks: Any) -> Suite:
@@ -177,23 +175,23 @@ def test_one_vector_that_is_not_finite_costs_no_other_score(tmp_path: Path) -> N
     run is compared by what has a value."""
     spec, model = pets(tmp_path)
     model.tasks, model.written = ("image>text",), dict.fromkeys(PETS, "cat")
-    sound = evaluate(model, spec, split="pets", how=QUICK)
+    sound = evaluate(model, spec, split="pets")
     broken = Planted({**model.vectors, ("image", "c"): [math.nan, 0.0, 1.0]}, NAMED, model.written, model.tasks)
-    scores = evaluate(broken, spec, split="pets", how=QUICK)
+    scores = evaluate(broken, spec, split="pets")
     said = Console(file=io.StringIO(), width=200)
     folders = []
     for name, own in (("whole", sound), ("broken", scores)):
         folders.append(tmp_path / name)
         folders[-1].mkdir()
         (folders[-1] / "run.json").write_text(to_json(Run(name=name)))
-        finish({"pets": own}, {"pets": spec}, folders[-1] / "results.json", said)
+        finish({"pets": own}, folders[-1] / "results.json", said)
     whole, found = (by_name(strict(folder / "results.json")) for folder in folders)
     assert whole.keys() == found.keys()
     for key, row in found.items():
         if "image->" in key[0] or "->image" in key[0]:
             assert row["value"] is row["low"] is None and row["reason"] == "1 of 5 vectors of image are not finite"
         else:
-            assert row == whole[key] and "reason" not in row
+            assert row == whole[key] and row["reason"] == ""
     strict(folders[1] / "results.details.json"), strict(folders[1] / "results.samples.json")
     told = said.file.getvalue()  # type: ignore[attr-defined]
     assert "no value: image->text acc@1: 1 of 5 vectors of image are not finite" in told
@@ -209,28 +207,26 @@ def test_one_surprise_that_is_not_finite_costs_no_other_score(tmp_path: Path) ->
     model.nats = lambda task, batch: torch.where(  # type: ignore[method-assign]
         torch.tensor([key == "d" for key in batch.keys]), torch.inf, nats(task, batch)
     )
-    found = by_name(evaluate(model, spec, split="pets", how=QUICK).rows)
-    assert found["image>text", "bits_per_byte"]["reason"] == "1 of 5 surprises are not finite"
-    assert found["image>text", "exact_match"]["value"] == pytest.approx(3 / 5)
+    scores = evaluate(model, spec)
+    assert value(scores, "image>text", "bits_per_byte", "reason") == "1 of 5 surprises are not finite"
+    assert value(scores, "image>text", "exact_match") == pytest.approx(3 / 5)
 
 
 def test_a_suite_with_a_vector_that_is_not_finite(tmp_path: Path) -> None:
     """Classes, neighbours and retrieval are null and say why; what is written is scored."""
     for n, key in enumerate("pq"):
-        planted.picture(tmp_path / "val" / key / f"{key}.jpg", n)
+        picture(tmp_path / "val" / key / f"{key}.jpg", n)
     tree = {"images": [{"id": n, "file_name": f"{key}/{key}.jpg"} for n, key in enumerate("pq")]}
     tree["annotations"] = [{"image_id": n, "caption": text} for n, text in enumerate(("one two", "three"))]
     (tmp_path / "c.json").write_text(json.dumps(tree))
     vectors = {("image", "p/p"): axis(0), ("image", "q/q"): [math.inf, 0.0, 0.0]}
     texts = {"one two": axis(0), "three": axis(1), "p": axis(0), "q": axis(1)}
-    model = planted.Planted(vectors, texts, {"p/p": "one two", "q/q": "\ud83d"}, ("image>text",))
+    model = Planted(vectors, texts, {"p/p": "one two", "q/q": "\ud83d"}, ("image>text",))
     coco, folders = Coco(annotations="c.json", media="val"), ClassFolders(path="val")
-    suite = suite_of(
-        Retrieve(data=coco), Caption(data=coco), Classify(data=folders, templates=("{}",), name="c"),
-        KNN(train=folders, test=folders, k=1, name="k"),
-    )  # fmt: skip
-    scores = suite_scores(model, suite, tmp_path, QUICK)
-    finish(scores, {}, tmp_path / "results.s.json", silent())
+    tasks = (Retrieve(data=coco), Caption(data=coco), KNN(train=folders, test=folders, k=1))
+    scores = {"s": asked(model, tmp_path, *tasks)}
+    scores["c"] = asked(model, tmp_path, Classify(data=folders, templates=("{}",)))
+    finish(scores, tmp_path / "results.s.json", silent())
     rows = strict(tmp_path / "results.s.json")
     assert {row["task"] for row in rows if row["value"] is None} == {"image->text", "text->image", "image:knn"}
     assert all(row["reason"].endswith("not finite") for row in rows if row["value"] is None)
@@ -253,7 +249,7 @@ def test_what_was_scored_before_a_fault_is_kept(tmp_path: Path) -> None:
     assert {row["split"] for row in rows} == {"a"} and rows[0]["step"] == 1
     assert "a: kept in results.json.partial, beside " in said.getvalue()
     done = evaluate_run(made.folder, data=[f"a={good}", f"c={good}"], console=console, **QUIET)
-    assert [row for row in done if row["split"] == "a"] == rows
+    assert [asdict(row) for row in done if row.split == "a"] == rows
     assert not list(made.folder.glob("*.partial"))
 
 
@@ -265,10 +261,10 @@ def test_odd_numbers_and_signs_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "x.html").read_text("utf-8") == "<p>\\ud83d</p>"
     odd = replace(accuracy(np.array([1.0, math.nan])), task="\udc80")
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    rows = [row_of("s", odd, QUICK.bootstrap)]
-    assert (rows[0]["value"], rows[0]["reason"]) == (None, "the statistic has no finite value")
-    scores = {"s": Scores(rows=rows, details={"counts": {}, "left_out": ["\ud83d"]}, samples={})}
-    finish(scores, {}, tmp_path / "results.json", Console(file=out, width=80))
+    row = row_of("s", odd, QUICK.bootstrap)
+    assert (row.value, row.reason) == (None, "the statistic has no finite value")
+    scores = {"s": Scores(rows=(row,), details=SplitDetails(left_out=("\ud83d",)))}
+    finish(scores, tmp_path / "results.json", Console(file=out, width=80))
     assert strict(tmp_path / "results.json")[0]["task"] == "\udc80"
 
 

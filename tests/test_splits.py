@@ -10,8 +10,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from planted import SMALL, numbers, saved_run, shard
 from rich.console import Console
-from test_evals import SMALL, numbers, saved_run, shard
 
 from mmfm.cli import opener_for
 from mmfm.config import Data, Eval, Generative, Optim, RemoteCache, Run, Source, UserError
@@ -84,7 +84,7 @@ def test_a_folder_beside_is_not_scored(tmp_path: Path) -> None:
         numbers(tmp_path / "data" / other, ("three", "four"))
     made = saved_run(tmp_path, mine)
     rows = evaluate_run(made.folder, max_tokens=2, bootstrap=5, console=quiet())
-    assert {row["split"] for row in rows} == {"mine"}
+    assert {row.split for row in rows} == {"mine"}
     details = json.loads((made.folder / "results.details.json").read_text())["splits"]
     assert {name: split["source"] for name, split in details.items()} == {"mine": mine}
     assert [(one.label, one.spec) for one in sets_of(made)] == [("mine", mine)]
@@ -132,8 +132,8 @@ def test_a_nested_split_has_its_list_of_classes_at_its_top(tmp_path: Path) -> No
     (tmp_path / "val" / "classnames.txt").write_text("one\ntwo\nthree\n")
     made = saved_run(tmp_path, str(tmp_path / "val"))
     rows = evaluate_run(made.folder, max_tokens=2, bootstrap=5, console=quiet())
-    assert {row["split"] for row in rows} == {"val"}
-    assert next(row["chance"] for row in rows if row["metric"] == "acc@1") == pytest.approx(1 / 3)
+    assert {row.split for row in rows} == {"val"}
+    assert next(row.chance for row in rows if row.metric == "acc@1") == pytest.approx(1 / 3)
 
 
 # Behind a URL

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from planted import SMALL, Planted, axis, picture, sound
+from planted import CONFUSION, NAMES, QUICK, Planted, asked, axis, evaluate, picture, saved_run, sound, value
 
 from mmfm import config
 from mmfm.__main__ import main
 from mmfm.config import UserError
-from mmfm.config.serialization import to_json
+from mmfm.evals import run
+from mmfm.evals.classes import read_lines
 from mmfm.evals.collection import open_data
-from mmfm.evals.resampling import Bootstrap
-from mmfm.evals.run import EvalConfig, evaluate
 from mmfm.evals.suite import (
     KNN,
     Caption,
@@ -27,32 +25,14 @@ from mmfm.evals.suite import (
     Suite,
     Table,
     Tars,
-    Task,
     Transcribe,
     Transcripts,
 )
-from mmfm.evals.suite_run import suite_scores
 from mmfm.evals.tables import read_names, rows
-from mmfm.evals.zero_shot import read_lines
-from mmfm.models.checkpoint import save
-from mmfm.models.model import build
-from mmfm.preprocessing.tokenizer import load_tokenizer
 
-QUICK = EvalConfig(bootstrap=Bootstrap(resamples=20), batch_size=3)
 ROOT = Path(__file__).parent.parent
 
 
-def asked(model: Any, root: Path, *tasks: Task, how: EvalConfig = QUICK) -> Any:
-    """The scores of a suite of these tasks, all under its own name."""
-    return suite_scores(model, Suite(name="s", tasks=tasks, layout="a place", source="a set"), root, how)["s"]
-
-
-def value(scores: Any, task: str, metric: str, key: str = "value") -> Any:
-    (row,) = [row for row in scores.rows if (row["task"], row["metric"]) == (task, metric)]
-    return row[key]
-
-
-NAMES = ("cat", "dog", "owl")
 PETS = {
     "cat/1": axis(0, 1),  # right
     "cat/2": axis(0, 2),  # right
@@ -80,9 +60,9 @@ def test_folders_of_classes(tmp_path: Path) -> None:
     assert value(scores, "image->text", "acc@1") == pytest.approx(3 / 5)
     assert value(scores, "image->text", "mean_per_class") == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert value(scores, "image->text", "acc@1", "chance") == pytest.approx(1 / 3)
-    assert scores.details["confusion"] == {"image->text": [[0, 0, 2], [0, 1, 1], [1, 1, 1], [2, 0, 1]]}
-    assert scores.details["classes"] == list(NAMES) and scores.details["templates"] == ["a {}"]
-    assert scores.details["left_out"] == ["files that are not read: md (1)"]
+    assert scores.details.confusion == {"image->text": CONFUSION}
+    assert scores.details.classes == NAMES and scores.details.templates == ("a {}",)
+    assert scores.details.left_out == ("files that are not read: md (1)",)
 
 
 def test_a_broken_file_is_counted_and_named(tmp_path: Path) -> None:
@@ -92,8 +72,8 @@ def test_a_broken_file_is_counted_and_named(tmp_path: Path) -> None:
     cut.write_bytes((tmp_path / "dog" / "1.jpg").read_bytes()[:40])
     scores = asked(model, tmp_path, Classify(data=ClassFolders(), templates=("a {}",)))
     assert value(scores, "image->text", "acc@1") == pytest.approx(3 / 5)
-    assert scores.details["left_out"] == ["1 of 6 samples cannot be used: image_damaged (1); they are dog/9"]
-    assert scores.details["unusable"] == {"dog/9": "image_damaged"}
+    assert scores.details.left_out == ("1 of 6 samples cannot be used: image_damaged (1); they are dog/9",)
+    assert scores.details.unusable == {"dog/9": "image_damaged"}
 
 
 @pytest.mark.parametrize("how", ["order", "marks", "given", "digits"])
@@ -120,8 +100,8 @@ def test_which_folder_is_which_class(tmp_path: Path, how: str) -> None:
     if how != "given":
         (tmp_path / "classnames.txt").write_text("\n".join(lines))
     scores = asked(model, tmp_path, Classify(data=ClassFolders(), classes=classes, templates=("a {}",)))
-    known = scores.details["classes"]
-    told = [(known[a], known[b], count) for a, b, count in scores.details["confusion"]["image->text"]]
+    known = scores.details.classes
+    told = [(known[a], known[b], count) for a, b, count in scores.details.confusion["image->text"]]
     assert told == [("cat", "cat", 2), ("cat", "dog", 1), ("dog", "dog", 1), ("owl", "cat", 1)]
 
 
@@ -150,7 +130,7 @@ def test_esc50_and_its_folds(tmp_path: Path) -> None:
     assert value(scores, "audio:knn", "acc@1") == pytest.approx(2 / 4)  # 1-b lies nearest to 2-a, 2-b to 1-a
     assert value(scores, "audio:knn", "acc@1", "chance") == 0.5
     assert sum(count for name, count in model.asked if name == "audio") == 4
-    assert scores.details["classes"] == ["dog", "sea waves"]
+    assert scores.details.classes == ("dog", "sea waves")
     with pytest.raises(UserError, match=r"Table meta/esc50.csv \(\(1,\)\) has no folds to learn and to ask by"):
         one = Table(**{**vars(table), "folds": (1,)})
         asked(model, tmp_path, KNN(train=one, modality="audio", k=1))
@@ -167,13 +147,13 @@ def test_audioset_like(tmp_path: Path) -> None:
     module = suite_of("audioset")
     texts = {f"This is a sound of {name}.": axis(place) for place, name in enumerate(("Speech, male", "Music", "Rain"))}
     vectors = {("audio", "aa"): axis(0, 1), ("audio", "bb"): axis(0, 2), ("audio", "cc"): axis(1, 0)}
-    scores = suite_scores(Planted(vectors, texts), module, tmp_path, QUICK)["audioset"]
+    scores = run.evaluate(Planted(vectors, texts), module, QUICK, root=tmp_path)["audioset"]
     # Speech: aa (0.89, yes), bb (0.89, no) tie, then cc (0.45, yes). Music: cc (no), aa (yes), bb (yes).
     speech, music = (1 / 2 * 1 / 2 + 2 / 3 * 1 / 2), (1 / 2 * 1 / 2 + 2 / 3 * 1 / 2)
     assert value(scores, "audio->text", "mAP") == pytest.approx((speech + music) / 2)
     assert value(scores, "audio->text", "mAP", "chance") == pytest.approx(2 / 3)
-    assert scores.details["classes_that_never_occur"] == 1
-    assert scores.details["left_out"] == ["1 files that are listed are not there, such as gone.wav"]
+    assert scores.details.choices["classes_that_never_occur"] == 1
+    assert scores.details.left_out == ("1 files that are listed are not there, such as gone.wav",)
 
 
 def suite_of(name: str) -> Suite:
@@ -248,7 +228,7 @@ def test_several_captions_of_a_picture(tmp_path: Path, write_shard: Any, layout:
     assert value(scores, "text->image", "R@1") == pytest.approx((0.5 + 1 + 1 + 0 + 1) / 5)
     assert value(scores, "text->image", "R@1", "n") == 5
     assert value(scores, "text->image", "R@1", "clusters") == value(scores, "image->text", "R@1", "clusters") == 2
-    assert scores.details["captions_per_item"] == {"2": 1, "3": 1}
+    assert scores.details.choices["captions_per_item"] == {"2": 1, "3": 1}
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
@@ -295,7 +275,7 @@ def test_silence_is_a_reference(tmp_path: Path) -> None:
     scores = asked(model, tmp_path, Transcribe(data=data))
     assert value(scores, "audio>text", "wer") == pytest.approx(2 / 2)
     assert value(scores, "audio>text", "hallucinated") == 1 and value(scores, "audio>text", "hallucinated", "n") == 1
-    assert {row["normalizer"] for row in scores.rows if row["metric"] != "truncated"} == {"letters"}
+    assert {row.normalizer for row in scores.rows if row.metric != "truncated"} == {"letters"}
     with pytest.raises(UserError, match="'1-2-1' has no words; write them or take it away"):
         asked(model, tmp_path, Transcribe(data=data), Retrieve(data=data, pair=("audio", "text"), name="r"))
 
@@ -322,7 +302,7 @@ def test_what_was_cut_is_a_score_and_a_line(tmp_path: Path) -> None:
     model = Writes({("image", "p"): axis(0), ("image", "q"): axis(1)}, PLACES, written, ("image>text",))
     scores = asked(model, tmp_path, Caption(data=data))
     assert value(scores, "image>text", "truncated") == 0.5
-    assert any("image>text: 1 of 2 texts were cut after 32 tokens" in line for line in scores.details["left_out"])
+    assert any("image>text: 1 of 2 texts were cut after 32 tokens" in line for line in scores.details.left_out)
     file = tmp_path / "annotations" / "captions_val2017.json"
     file.write_text(file.read_text().replace("five", "word " * 12))
     asked(model, tmp_path, Caption(data=data))
@@ -342,7 +322,7 @@ def test_half_of_a_surrogate_pair_is_no_loss(tmp_path: Path) -> None:
     scores = asked(model, tmp_path, Retrieve(data=data), Caption(data=data))
     assert value(scores, "text->image", "R@1") == pytest.approx(3.5 / 5)
     assert value(scores, "image>text", "bleu1") > 0
-    assert scores.details["left_out"] == ["1 texts hold half of a surrogate pair, which is read as U+FFFD"]
+    assert scores.details.left_out == ("1 texts hold half of a surrogate pair, which is read as U+FFFD",)
 
 
 def test_captions_and_writing_share_one_pass(tmp_path: Path) -> None:
@@ -355,7 +335,7 @@ def test_captions_and_writing_share_one_pass(tmp_path: Path) -> None:
     assert value(scores, "image>text", "bleu1") == pytest.approx(1 / 2)
     assert value(scores, "image>text", "rouge_l") == pytest.approx(1 / 2)
     assert sorted(model.asked) == [("image", 2), ("image>text", 2)]
-    assert [entry["written"] for entry in scores.details["writings"]] == ["Two.", "six"]
+    assert [entry.written for entry in scores.details.writings] == ["Two.", "six"]
 
 
 def test_transcripts(tmp_path: Path) -> None:
@@ -374,24 +354,6 @@ def test_transcripts(tmp_path: Path) -> None:
     assert value(plain, "audio>text", "wer") == pytest.approx(2 / 6)  # "two," is another word
 
 
-def saved_run(
-    folder: Path,
-    model: config.Model = SMALL,
-    tasks: tuple[str, ...] = ("image>text",),
-    contrast: tuple[config.Contrastive, ...] = config.Run(name="x").contrastive,
-) -> Path:
-    """A run of an untrained small model, as training leaves it."""
-    write = tuple(config.Generative(task=task) for task in tasks)
-    made = config.Run(name="small", model=model, generative=write, contrastive=contrast, out=str(folder))
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer("bytes")
-    core = build(made.model, tokenizer.size, made.contrastive)
-    made.folder.mkdir(parents=True)
-    (made.folder / "run.json").write_text(to_json(made))
-    save(made.folder, 1, made, tokenizer, core.state_dict(), {})
-    return made.folder
-
-
 def suite_file(path: Path, tasks: str, name: str = "mine") -> Path:
     """A suite as a person writes it."""
     head = "from mmfm.evals.suite import *\n\n\ndef suite():\n"
@@ -404,7 +366,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     questions of one data set and a retrieval set go into one file."""
     pets(tmp_path / "data")
     coco(tmp_path / "data")
-    run = saved_run(tmp_path / "runs")
+    run = saved_run(tmp_path / "runs").folder
     both = suite_file(
         tmp_path / "mine.py",
         "Classify(data=ClassFolders(), templates=('a {}', 'the {}'), name='pets'),"
@@ -427,7 +389,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
     assert [row["value"] for row in rows if row["task"] == "image:knn" and row["metric"] == "acc@1"] == [1.0]
     details = json.loads((run / "results.mine.details.json").read_text())["splits"]
-    assert details["pets"]["classes"] == list(NAMES) and details["found"]["captions_per_item"] == {"2": 1, "3": 1}
+    assert details["pets"]["classes"] == list(NAMES) and details["found"]["choices"]["captions_per_item"] == {
+        "2": 1,
+        "3": 1,
+    }
     said = capsys.readouterr().out
     assert "image:knn" in said and "text->image" in said and "results.mine.json" in said and "…" not in said
 
@@ -464,7 +429,7 @@ def test_a_linear_probe_over_folders(tmp_path: Path) -> None:
     train, test = ClassFolders(path="train"), ClassFolders(path="test")
     scores = asked(Planted(vectors), tmp_path, LinearProbe(train=train, test=test, costs=(1e-3, 1.0)))
     assert value(scores, "image:linear", "acc@1") == 1 and value(scores, "image:linear", "acc@1", "n") == 18
-    told = scores.details["linear"]
+    told = scores.details.choices["linear"]
     assert told["C"] in (1e-3, 1.0) and set(told["held_out_accuracy"]) == {"0.001", "1"}
 
 
@@ -480,8 +445,8 @@ def test_a_suite_over_shards_gives_what_eval_gives(tmp_path: Path, write_shard: 
     vectors = {("image", key): at for key, at in zip(said, places, strict=True)}
     texts = dict(zip(said.values(), (axis(0), axis(1), axis(2), axis(2, 0), axis(0, 2, 1)), strict=True))
     model, data = Planted(vectors, texts), Tars(shards="shards")
-    theirs = evaluate(model, str(tmp_path / "shards"), split="s", how=QUICK)
+    theirs = evaluate(model, str(tmp_path / "shards"))
     for task in (Classify(data=data, templates=("{}",)), Retrieve(data=data)):
         ours = asked(model, tmp_path, task)
-        names = {(row["task"], row["metric"]) for row in ours.rows}
-        assert ours.rows == [row for row in theirs.rows if (row["task"], row["metric"]) in names] and ours.rows
+        names = {(row.task, row.metric) for row in ours.rows}
+        assert ours.rows == tuple(row for row in theirs.rows if (row.task, row.metric) in names) and ours.rows

@@ -21,20 +21,25 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 from mmfm.config import UserError
 from mmfm.evals import metrics
 from mmfm.evals.metrics import Score
-from mmfm.evals.multilabel import multilabel_figures
-from mmfm.evals.probes import kept_apart, nearest_neighbours, probe_figures, regression
+from mmfm.evals.multilabel import mean_average_precision
+from mmfm.evals.probes import kept_apart, nearest_neighbours, probe_ranks, regression
 from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.retrieval import EmbeddingSet, retrieve
 from mmfm.evals.split import at_rest
 from mmfm.evals.suite import Transcribe, Transcripts
 from mmfm.evals.templates import imagenet_names, openai_imagenet, simple_imagenet
 from mmfm.evals.text_normalizers import normalizer
-from mmfm.evals.word_error_rate import transcription_figures
-from mmfm.evals.zero_shot import class_vectors
+from mmfm.evals.writing import transcription_scores
+from mmfm.evals.zero_shot import class_scores, class_vectors
 
 
 def generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed))
+
+
+def of_labels(scores: np.ndarray, truth: np.ndarray) -> Score:
+    statistic = mean_average_precision(scores, truth)
+    return Score(task="audio->text", metric="mAP", statistic=statistic, n=len(truth), chance=0.0)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -44,7 +49,7 @@ def test_map_is_that_of_scikit_learn(ties: bool) -> None:
     draws = generator(0)
     scores, truth = draws.normal(size=(80, 6)), draws.random((80, 6)) < 0.2
     scores, truth[:, 4] = (scores.round(), False) if ties else (scores, False)
-    (figure,) = multilabel_figures("audio->text", scores, truth)
+    figure = of_labels(scores, truth)
     there = truth.any(0)
     assert figure.value == pytest.approx(average_precision_score(truth[:, there], scores[:, there], average="macro"))
     index = draws.integers(0, 80, (3, 80))
@@ -56,8 +61,8 @@ def test_map_is_that_of_scikit_learn(ties: bool) -> None:
 def test_map_of_equal_scores_is_chance() -> None:
     """A collapsed model gets the share of items that have a class, wherever these stand."""
     truth = generator(1).random((50, 4)) < 0.3
-    (figure,) = multilabel_figures("audio->text", np.full((50, 4), 0.5), truth)
-    assert figure.value == pytest.approx(figure.chance)
+    figure = of_labels(np.full((50, 4), 0.5), truth)
+    assert figure.value == pytest.approx(truth[:, truth.any(0)].mean())
     low, high = figure.interval(Bootstrap(resamples=200))
     assert low < figure.value < high
 
@@ -66,7 +71,7 @@ def test_a_resample_without_any_class_has_no_map() -> None:
     """One clip of many has a label: resamples without it are left out of the interval, and not taken for 0."""
     scores, truth = generator(2).normal(size=(30, 2)), np.zeros((30, 2), bool)
     truth[3, 1], scores[3, 1] = True, 9.0
-    (figure,) = multilabel_figures("audio->text", scores, truth)
+    figure = of_labels(scores, truth)
     assert figure.interval(Bootstrap(resamples=50)) == (1.0, 1.0)
     assert np.isnan(figure.statistic(np.zeros((1, 30), int)))
 
@@ -95,7 +100,7 @@ def test_recall_is_the_hit_rate(k: int, turned: bool) -> None:
     """With several captions of an item R@k is torchmetrics' RetrievalHitRate, in both directions."""
     query, gallery = sides(k)[:: -1 if turned else 1]
     found = retrieve(query, gallery)
-    ours = next(figure.value for figure in found.figures() if figure.metric == f"R@{k}")
+    ours = next(figure.value for figure in found.scores() if figure.metric == f"R@{k}")
     scores, relevant = query.x @ gallery.x.T, torch.from_numpy(query.groups[:, None] == gallery.groups)
     rate = RetrievalHitRate(top_k=k)
     rows = torch.arange(len(query)).repeat_interleave(len(gallery))
@@ -129,7 +134,7 @@ def test_a_probe_is_scikit_learns() -> None:
     scale = StandardScaler().fit(x)
     theirs = LogisticRegression(C=found.chosen["C"], max_iter=2_000).fit(scale.transform(x), y)
     np.testing.assert_allclose(found.scores, theirs.predict_log_proba(scale.transform(asked)), atol=1e-3)
-    figure = probe_figures("image:linear", found.scores, truth)[0]
+    figure = class_scores(probe_ranks(found.scores, truth), truth, 5, task="image:linear")[0]
     assert figure.value == pytest.approx(theirs.score(scale.transform(asked), truth))
     assert figure.value > figure.chance == 0.2
 
@@ -185,7 +190,7 @@ def test_the_head_is_open_clips() -> None:
     draws = torch.Generator().manual_seed(0)
     prompts = [template.replace("{}", name) for name in names for template in templates]
     texts = {prompt: (3 * torch.randn(8, generator=draws)).tolist() for prompt in prompts}
-    model = Planted({}, texts, dim=8)
+    model = Planted({}, texts)
     spoken = Spoken(model)
     with at_rest(model):
         ours = class_vectors(model, names, templates)
@@ -214,7 +219,7 @@ HEARD = ["its a dog isn't", "", "strasse 12!", "what was that", "well known", "d
 def pairs_of(rule: str, spellings: Path | None = None) -> tuple[dict[str, Score], list[str], list[str]]:
     normalize = normalizer(rule, spellings)
     names = tuple(f"k{n}" for n in range(len(HEARD)))
-    figures = transcription_figures("audio>text", REFERENCES, HEARD, normalize, rule, names)
+    figures = transcription_scores("audio>text", REFERENCES, HEARD, normalize, rule, names)
     said, heard = ([normalize(text) for text in texts] for texts in (REFERENCES, HEARD))
     return {figure.metric: figure for figure in figures}, said, heard
 
@@ -258,6 +263,6 @@ def test_a_table_of_spellings(tmp_path: Path) -> None:
 
 def test_silence_alone_has_no_word_error_rate() -> None:
     """Its rates have no value and say why; what was heard in it is counted."""
-    wer, cer, heard = transcription_figures("audio>text", ["", "?"], ["", "boo"], metrics.letters, "letters")
+    wer, cer, heard = transcription_scores("audio>text", ["", "?"], ["", "boo"], metrics.letters, "letters")
     assert np.isnan([wer.value, cer.value, *wer.interval(Bootstrap(resamples=5))]).all()
     assert wer.unknown == "no reference has a word" and (heard.metric, heard.value) == ("hallucinated", 0.5)

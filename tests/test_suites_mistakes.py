@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from planted import SMALL, picture, sound
-from test_suites import coco, saved_run, suite_file
+from planted import SMALL, picture, saved_run, sound
+from test_suites import coco, suite_file
 
 from mmfm import config
 from mmfm.__main__ import main
@@ -23,7 +23,7 @@ TABLE = "Retrieve(data=Table(table='t.csv', media='seen', file='file', captions=
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_run(tmp_path_factory.mktemp("runs"))
+    return saved_run(tmp_path_factory.mktemp("runs"), tasks=("image>text",)).folder
 
 
 def said(run: Path, suite: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -158,7 +158,7 @@ def test_a_broken_suite(code: str, words: str, run: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     "tasks, words",
     [
-        ("'classify',", "Suite.tasks[0]='classify' should be one of Classify, MultiLabel, Retrieve, Caption"),
+        ("'classify',", "Suite.tasks[0]='classify' should be one of Everything, Classify, MultiLabel, Retrieve"),
         ("Classify(data='folder'),", "Classify.data='folder' should be one of Tars, ClassFolders, Table, Coco"),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_model_without_the_modality(tmp_path: Path, capsys: pytest.CaptureFixt
     """A model of pictures and text is not asked about sounds."""
     deaf = config.Model(image=SMALL.image, audio=None, text=SMALL.text, trunk=SMALL.trunk, embed_dim=8)
     contrast = (config.Contrastive(pair=("image", "text")),)
-    run = saved_run(tmp_path / "runs", deaf, (), contrast)
+    run = saved_run(tmp_path / "runs", model=deaf, tasks=(), contrastive=contrast).folder
     sound(tmp_path / "dog" / "a.wav")
     suite = suite_file(tmp_path / "mine.py", "KNN(train=ClassFolders(), modality='audio', name='near'),")
     words = "suite mine: KNN near needs a model that reads audio; this one reads image, text"

@@ -25,7 +25,10 @@ from mmfm.data.batch import Batch
 from mmfm.data.decode import collate, decode_of, read_example
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_shards
-from mmfm.evals.run import evaluate, finish, how_of
+from mmfm.evals.config import config_of
+from mmfm.evals.results import finish
+from mmfm.evals.run import evaluate
+from mmfm.evals.suite import default_suite
 from mmfm.models.checkpoint import replace_file
 from mmfm.models.model import build
 from mmfm.training.initialize import begin, prepare
@@ -146,8 +149,8 @@ def main(ridge_folder: Path, head_folder: Path) -> None:
         run = replace(model.run, name=folder.name, out=str(folder.parent))
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "run.json", to_json(run).encode())
-        scores = {"stamps": evaluate(model, TEST, split="stamps", how=how_of(run))}
-        finish(scores, {"stamps": TEST}, folder / "results.json", Console())
+        scores = evaluate(model, default_suite({"stamps": TEST}), config_of(run))
+        finish(scores, folder / "results.json", Console())
 
 
 if __name__ == "__main__":

@@ -138,8 +138,9 @@ class Optim(Checked):
 class Eval(Checked):
     splits: tuple[str, ...] = ()  # what `mmfm eval` scores besides data.val: SHARDS, NAME=SHARDS or SHARDS+MORE
     texts: tuple[Text, ...] = ()  # where the text of a split lies; empty: where the sources of training have it
-    every_steps: int = 0  # zero-shot scores during training; 0: never
-    samples: int = 256  # of the validation shards, for those scores
+    every_steps: int = 0  # zero-shot scores during training, and those of `suites`; 0: never
+    suites: tuple[str, ...] = ()  # files of suites that are scored during training too; each is executed
+    samples: int = 256  # of the validation shards, and of each data set of a suite, for those scores
     batch_size: int = 64
     templates: tuple[str, ...] = ("{}",)
     max_tokens: int = 0  # where a text that is written stops at the latest; 0: after twice the longest of the split

@@ -13,12 +13,11 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from mmfm.config import Run, UserError, require
 from mmfm.config.extend import Extension, saved_class
 
-Kind = TypeVar("Kind")
 OLD = {"contrast", "write", "reconstruct"}  # of runs from before the names that people of the field would type
 RESTORE = "restore it from the run's checkpoint folder"
 
@@ -58,7 +57,7 @@ def _tree(value: Any) -> Any:
     return [_tree(part) for part in value] if isinstance(value, tuple | list) else value
 
 
-def parse(kind: type[Kind], text: str, where: str, remedy: str = "restore it", *, older: bool = False) -> Kind:
+def parse(kind: Any, text: str, where: str, remedy: str = "restore it", *, older: bool = False) -> Any:
     """The `kind` that `write` wrote. Raises UserError for what is no strict JSON, and as `from_json` does.
 
     older: a key that is missing takes its default, as an older version wrote it when there was no such choice.
@@ -79,6 +78,8 @@ def _filled(kind: Any, value: Any) -> Any:
         return _filled(_meant([argument for argument in arguments if argument is not type(None)], value), value)
     if origin is tuple and isinstance(value, list):
         return [_filled(arguments[0], item) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {name: _filled(arguments[1], item) for name, item in value.items()}
     if not (dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict)):
         return value
     if issubclass(kind, Extension):  # its file is of one content, and so has the same fields
@@ -109,6 +110,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _build(_meant([argument for argument in arguments if argument is not type(None)], value), value, where)
+    if kind is Any:
+        return value
+    if origin is dict:
+        require(isinstance(value, dict), f"{where}: {value!r} should be an object")
+        return {name: _build(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
     if origin is tuple:
         require(isinstance(value, list), f"{where}: {value!r} should be a list")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)

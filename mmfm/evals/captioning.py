@@ -182,7 +182,7 @@ def ciders(references: Sequence[Sequence[Words]], written: Sequence[Words], clip
     return 10 * np.array(scores, float)
 
 
-def caption_figures(
+def caption_scores(
     task: str, references: Sequence[Sequence[str]], written: Sequence[str], names: tuple[str, ...] = ()
 ) -> list[Score]:
     """Every sample has at least one reference. `names`: of the samples."""

@@ -11,10 +11,8 @@ beside 8 bits for every value of a pixel and 16 for every sample.
 import itertools
 import math
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pystoi
@@ -26,49 +24,23 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from mmfm.config import ImagePreprocess
-from mmfm.data.decode import Decode
-from mmfm.data.documents import steps_of
+from mmfm.data.batch import Batch
 from mmfm.data.vocabulary import CodeFormat
-from mmfm.datasets.encode import Coder, coders_of, decoded, padded
+from mmfm.datasets.encode import Coder, coders_of
 from mmfm.evals.metrics import Score, Statistic, mean, ratio
-from mmfm.evals.parts import media_of
-from mmfm.evals.sharding import shared
-from mmfm.evals.split import Samples, Watch, batches, reads, spread
+from mmfm.evals.split import Coded, numbered_names, reads
 from mmfm.inference.interface import Interface
 from mmfm.models.codecs.losses import spectral_distance
-from mmfm.preprocessing import BadSample
-from mmfm.runtime.distributed import Collective, SingleProcess
 
 BEST_DB = 100.0  # of a picture that comes back to the bit; a mean of infinities would tell nothing
 SSIM_SIDE_PX = 11  # of its window: smaller pictures have no SSIM
 TOO_SHORT = 1e-5  # what pystoi says of a sound that is shorter than the 0.4 s of speech that it compares
 AT_ONCE = 1 << 22  # cells of a table of resamples by codes
-ALONE = SingleProcess()
 Values = dict[str, Float[np.ndarray, " n"]]
+EMPTY = Coded([], [], {}, {}, [], [])
 
 
-class Coded(NamedTuple):
-    """What one batch gave, by item; `room`: pixels or seconds, `bad`: codes of those that cannot be decoded.
-    `media`: a digest of what was coded, equal where one picture or sound is in several samples."""
-
-    keys: list[str]
-    media: list[str]
-    values: Values
-    plain: Values  # of what the chance level is of
-    codes: list[Int[np.ndarray, "_"]]
-    room: list[float]
-    bad: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coding:
-    """Figures of all codecs that were scored, and a line for each thing that they do not cover."""
-
-    figures: list[Score]
-    left_out: list[str]
-
-
-def scored_codecs(model: object) -> dict[str, Coder]:
+def scored_coders(model: object) -> dict[str, Coder]:
     """The codecs that the run trained, or all where it did nothing else."""
     if not isinstance(model, Interface):
         return {}
@@ -77,74 +49,30 @@ def scored_codecs(model: object) -> dict[str, Coder]:
     return coders_of(dict(model.core.codecs.named_children()), chosen)
 
 
-def score_codecs(
-    coders: Mapping[str, Coder],
-    samples: Samples,
-    *,
-    decode: Decode,
-    batch: int = 64,
-    limit: int | None = None,
-    device: str | torch.device = "cpu",
-    watch: Watch = iter,
-    ranks: Collective = ALONE,
-) -> Coding:
-    """All figures over the items of these samples. With `ranks` all must ask, and each gets the same."""
-    places = spread(len(samples), limit)
-    figures: list[Score] = []
-    left_out: list[str] = []
-    for modality, coder in coders.items():
-        pack, unpack = _packed, _unpacked
-
-        def work(part: list[int], coder: Coder = coder, modality: str = modality) -> Coded:
-            return code([samples[places[at]] for at in part], modality, coder, decode, device)
-
-        pieces = batches(0, len(places), batch)
-        found = _joined(shared(pieces, work, ranks, pack=pack, unpack=unpack, watch=watch))
-        if found.bad:
-            told = ", ".join(f"{name} ({count})" for name, count in sorted(Counter(found.bad).items()))
-            left_out.append(f"{modality} codec: {len(found.bad)} items cannot be decoded: {told}")
-        if found.keys:
-            own, lines = figures_of(modality, coder, found)
-            figures, left_out = figures + own, left_out + lines
-        else:
-            left_out.append(f"{modality} codec: no sample has an item for it")
-    return Coding(figures=figures, left_out=left_out)
+def code_batch(batch: Batch, modality: str, coder: Coder, media: Sequence[str]) -> Coded:
+    """The items of a batch there and back. `media`: their digests."""
+    items = batch.items.get(modality)
+    if items is None:
+        return EMPTY
+    keys = [batch.keys[row] for row in items.rows.tolist()]
+    return code(coder, *(items.raw or (items.x, items.keep)), keys=keys, media=media)
 
 
 @torch.no_grad()
-def code(
-    samples: Sequence[Any], modality: str, coder: Coder, decode: Decode, device: str | torch.device = "cpu"
-) -> Coded:
-    """Items there and back."""
-    keys: list[str] = []
-    media: list[str] = []
-    items: list[Tensor] = []
-    bad: list[str] = []
-    for sample in (step for whole in samples for step in steps_of(whole)):
-        try:
-            item = decoded(sample, modality, coder.contract, decode)
-        except BadSample as why:
-            bad.append(why.code)
-        else:
-            if item is not None:
-                keys.append(sample.key)
-                media.append(media_of(sample, (modality,)))
-                items.append(item)
-    if not items:
-        return Coded([], [], {}, {}, [], [], bad)
-    x, keep = padded(items, device)
+def code(coder: Coder, x: Tensor, keep: Bool[Tensor, "n time"], *, keys: Sequence[str], media: Sequence[str]) -> Coded:
+    """Pictures, or padded sounds, there and back; each called by its key."""
     ids, written = coder.codec.encode(x, keep)
     back, _ = coder.codec.decode(ids, written)
     if isinstance(coder.contract, ImagePreprocess):
-        values, plain = picture_values(back, x), picture_values(torch.full_like(x, 128), x)
-        room = [float(coder.contract.height_px * coder.contract.width_px)] * len(items)
+        values, chance = picture_values(back, x), picture_values(torch.full_like(x, 128), x)
+        room = [float(coder.contract.height_px * coder.contract.width_px)] * len(x)
     else:
         back = _fitted(back, x.shape[1])
         values = sound_values(back, x, keep, coder.contract.rate_hz)
-        plain = sound_values(_noise(x, keep), x, keep, coder.contract.rate_hz)
+        chance = sound_values(_noise(x, keep), x, keep, coder.contract.rate_hz)
         room = [count / coder.contract.rate_hz for count in keep.sum(1).tolist()]
     codes = [row[real].cpu().numpy() for row, real in zip(ids, written, strict=True)]
-    return Coded(keys, media, values, plain, codes, room, bad)
+    return Coded(list(keys), list(media), values, chance, codes, room)
 
 
 def picture_values(
@@ -184,19 +112,21 @@ def _stoi(found: Float[np.ndarray, " n"], wanted: Float[np.ndarray, " n"], rate_
     return math.nan if value == TOO_SHORT else value
 
 
-def figures_of(modality: str, coder: Coder, found: Coded) -> tuple[list[Score], list[str]]:
-    """Fidelity, cost and use of the codes."""
+def codec_scores(modality: str, coder: Coder, found: Coded | None) -> tuple[list[Score], list[str]]:
+    """Fidelity, cost and use of the codes, and a line for each thing that they do not cover."""
     task = f"{modality} codec"
-    figures: list[Score] = []
+    if found is None or not found.keys:
+        return [], [f"{task}: no sample has an item for it"]
+    scores: list[Score] = []
     lines: list[str] = []
     for metric, values in found.values.items():
         there = np.isfinite(values)
         if not there.all():
             lines.append(f"{task}: {(~there).sum()} of {len(there)} items are too short or silent for {metric}")
         if there.any():
-            chance = float(np.nanmean(found.plain[metric]))
-            figures.append(_figure(task, metric, mean(values[there]), chance, found, there))
-    return [*figures, *_costs(task, coder, found), *_uses(task, coder.codec.form, found)], lines
+            chance = float(np.nanmean(found.chance[metric]))
+            scores.append(_score(task, metric, mean(values[there]), chance, found, there))
+    return [*scores, *_costs(task, coder, found), *_uses(task, coder.codec.form, found)], lines
 
 
 def _costs(task: str, coder: Coder, found: Coded) -> list[Score]:
@@ -209,22 +139,22 @@ def _costs(task: str, coder: Coder, found: Coded) -> list[Score]:
         8.0 * coder.contract.channels if isinstance(coder.contract, ImagePreprocess) else 16.0 * coder.contract.rate_hz
     )
     metric = "bits_per_pixel" if picture else "bits_per_second"
-    return [_figure(task, metric, ratio(bits, np.array(found.room)), raw, found)]
+    return [_score(task, metric, ratio(bits, np.array(found.room)), raw, found)]
 
 
 def _uses(task: str, form: CodeFormat, found: Coded) -> list[Score]:
     """Of each book; a codec of one code would use one of them, and say nothing."""
-    figures: list[Score] = []
+    scores: list[Score] = []
     for book, (start, size) in enumerate(_books(form)):
         own = [codes[book :: len(form.sizes)] - start for codes in found.codes]
         counts = _counts(own, size)
         last = f"/{book}" if len(form.sizes) > 1 else ""
-        figures.append(_figure(task, f"codebook_usage{last}", _over(counts, _share), 1 / size, found))
-        figures.append(_figure(task, f"code_entropy_bits{last}", _over(counts, _entropy), 0.0, found))
-    return figures
+        scores.append(_score(task, f"codebook_usage{last}", _over(counts, _share), 1 / size, found))
+        scores.append(_score(task, f"code_entropy_bits{last}", _over(counts, _entropy), 0.0, found))
+    return scores
 
 
-def _figure(
+def _score(
     task: str,
     metric: str,
     statistic: Statistic,
@@ -290,35 +220,15 @@ def _fitted(x: Float[Tensor, "n samples"], length: int) -> Float[Tensor, "n leng
     return torch.nn.functional.pad(x, (0, max(length - x.shape[1], 0)))[:, :length]
 
 
-def _joined(parts: Sequence[Coded]) -> Coded:
+def joined(parts: Sequence[Coded]) -> Coded:
+    """All items; one whose key came before has a number behind it."""
     some = [part for part in parts if part.keys]
-    names = list(some[0].values) if some else []
-    return Coded(
-        keys=_named([key for part in some for key in part.keys]),
-        media=[one for part in some for one in part.media],
-        values={name: np.concatenate([part.values[name] for part in some]) for name in names},
-        plain={name: np.concatenate([part.plain[name] for part in some]) for name in names},
-        codes=[codes for part in some for codes in part.codes],
-        room=[room for part in some for room in part.room],
-        bad=[code for part in parts for code in part.bad],
+    if not some:
+        return EMPTY
+    values, chance = (
+        {name: np.concatenate([getattr(part, kind)[name] for part in some]) for name in some[0].values}
+        for kind in ("values", "chance")
     )
-
-
-def _named(keys: Sequence[str]) -> list[str]:
-    """Each with a number behind it where it came before."""
-    seen: Counter[str] = Counter()
-    return [f"{key} #{seen[key]}" if seen.update([key]) or seen[key] > 1 else key for key in keys]
-
-
-def _packed(part: Coded) -> dict[str, Any]:
-    """As what JSON and tensors can hold."""
-    tree: dict[str, Any] = part._asdict() | {"codes": [torch.from_numpy(codes) for codes in part.codes]}
-    for name in ("values", "plain"):
-        tree[name] = {metric: torch.from_numpy(values) for metric, values in tree[name].items()}
-    return tree
-
-
-def _unpacked(tree: dict[str, Any]) -> Coded:
-    """The inverse."""
-    of = {name: {metric: x.numpy() for metric, x in tree[name].items()} for name in ("values", "plain")}
-    return Coded(**{**tree, **of, "codes": [codes.numpy() for codes in tree["codes"]]})
+    media, codes, room = ([one for part in some for one in getattr(part, kind)] for kind in ("media", "codes", "room"))
+    keys = numbered_names([key for part in some for key in part.keys])
+    return Coded(keys, media, values, chance, codes, room)

@@ -10,7 +10,7 @@ import base64
 import io
 import wave
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,11 @@ from mmfm.config import ImagePreprocess
 from mmfm.config.task import parse, parse_chain
 from mmfm.data.decode import Decode, contracts_of, read_example
 from mmfm.data.sample import last_part
-from mmfm.evals.generation import Generator, Making, target_of
-from mmfm.evals.parts import Written
+from mmfm.evals.generation import Generated, Generator, target_of
+from mmfm.evals.records import Generation, Item, Match, Retrieval, Writing
 from mmfm.evals.retrieval import EmbeddingSet, Retrieved
-from mmfm.evals.split import Evaluable, Split, spread
-from mmfm.evals.text_generation import correct, reference
+from mmfm.evals.split import Evaluable, Split, Written, spread
+from mmfm.evals.writing import correct, reference
 from mmfm.inference.interface import Made, Sound
 from mmfm.preprocessing.image import decode_image, resize
 
@@ -55,89 +55,84 @@ class Gallery:
     decode: Decode
     made: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    def retrievals(self, found: Retrieved) -> list[dict[str, Any]]:
+    def retrievals(self, found: Retrieved) -> list[Retrieval]:
         """The queries that were picked, each with its best answers."""
         places = np.array(pick(found.found.above + found.found.tied - found.found.right == 0, SHOWN), int)
         if len(places) == 0:
             return []
-        scores, relevant = found.scores(places), found.relevant(places)
+        scores, relevant = found.similarity(places), found.relevant(places)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : ANSWERS[found.gallery.modality]]
         return [
-            {
-                "task": found.task,
-                "query": self.item(found.query, int(found.asked[place])),
-                "answers": [
-                    {
-                        **self.item(found.gallery, int(answer)),
-                        "score": float(scores[row, answer]),
-                        "hit": bool(relevant[row, answer]),
-                    }
-                    for answer in best[row]
-                ],
-            }
+            Retrieval(
+                task=found.task,
+                query=self.item(found.query, int(found.asked[place])),
+                matches=tuple(
+                    Match(item=self.item(found.gallery, at), score=float(scores[row, at]), hit=bool(relevant[row, at]))
+                    for at in best[row].tolist()
+                ),
+            )
             for row, place in enumerate(places)
         ]
 
-    def writings(self, task: str) -> list[dict[str, Any]]:
+    def writings(self, task: str) -> list[Writing]:
         items = self.split.written[task]
         good = correct(self.split, items)
         return [
-            {
-                "task": task,
-                "source": self.asked(parse(task).sources[0], items[place]),
-                "reference": reference(self.split, items[place]),
-                "written": items[place].text,
-                "correct": bool(good[place]),
-            }
+            Writing(
+                task=task,
+                source=self.prompted(parse(task).sources[0], items[place]),
+                reference=reference(self.split, items[place]),
+                written=items[place].text,
+                correct=bool(good[place]),
+            )
             for place in pick(good, SHOWN)
         ]
 
-    def asked(self, modality: str, item: Written) -> dict[str, str]:
+    def prompted(self, modality: str, item: Written) -> Item:
         """What a text was written of; a question stands in the place of the caption, which would be the answer."""
         shown = self.sample(modality, item.row)
-        return shown if item.asked is None else {**shown, "caption": item.asked}
+        return shown if item.prompt is None else replace(shown, caption=item.prompt)
 
-    def makings(self, task: str, making: Making) -> list[dict[str, Any]]:
-        """The things that were picked, each with what it was made of, what was read in it, and the sample's own."""
-        products, modality, model = making.products[task], target_of(task), self.model
+    def generations(self, task: str, generated: Generated) -> list[Generation]:
+        """The products that were picked, each with what it was made of, what was read in it, and the sample's own."""
+        products, modality, model = generated.products[task], target_of(task), self.model
         assert isinstance(model, Generator)
+        good = np.array([generated.right(task, product) is not False for product in products], bool)
         shown = []
-        for place in pick(np.array([making.right(task, product) is not False for product in products], bool), SHOWN):
-            product = products[place]
-            made = model.decode(modality, product.ids, product.start)
-            key, own = self.split.keys[product.row], making.own.get(modality, {}).get(product.row)
-            src = made_uri(made)
-            sources = dict.fromkeys(name for name in parse_chain(task)[0].sources)
-            held = set(self.split.held[product.row])
+        for product in (products[place] for place in pick(good, SHOWN)):
+            made, row = model.decode(modality, product.ids, product.start), product.row
+            own, sources = generated.own.get(modality, {}).get(row), dict.fromkeys(parse_chain(task)[0].sources)
+            info, caption = self.split.infos[row], generated.expected[row] or ""
+            alone = modality in set(info.modalities) - set(sources)
             shown.append(
-                {
-                    "task": task,
-                    "sources": [self.sample(name, product.row) for name in sources],
-                    "made": {"modality": modality, "key": key, "caption": making.wanted[product.row] or "", "src": src},
-                    "start": made.start / made.rate_hz if isinstance(made, Sound) else 0.0,
-                    "read": product.read,
-                    "correct": making.right(task, product),
-                    "own": self.sample(modality, product.row) if modality in held - set(sources) else None,
-                    "own_read": {} if own is None else own.real,
-                }
+                Generation(
+                    task=task,
+                    sources=tuple(self.sample(name, row) for name in sources),
+                    made=Item(modality=modality, key=info.key, caption=caption, src=made_uri(made)),
+                    start=made.start / made.rate_hz if isinstance(made, Sound) else 0.0,
+                    read=product.read,
+                    correct=generated.right(task, product),
+                    own=self.sample(modality, row) if alone else None,
+                    own_read={} if own is None else own.real,
+                )
             )
         return shown
 
-    def item(self, side: EmbeddingSet, place: int) -> dict[str, str]:
+    def item(self, side: EmbeddingSet, place: int) -> Item:
         row = int(side.rows[place])
         if side.modality == "text":
-            return {"modality": "text", "key": "", "caption": self.split.captions[row], "src": ""}
+            return Item(modality="text", caption=side.names[place])
         return self.sample(side.modality, row)
 
-    def sample(self, modality: str, row: int) -> dict[str, str]:
+    def sample(self, modality: str, row: int) -> Item:
         if (modality, row) not in self.made:
             self.made[modality, row] = self.source(modality, row)
-        caption, src = self.split.texts[row] or "", self.made[modality, row]
-        return {"modality": modality, "key": self.split.keys[row], "caption": caption, "src": src}
+        info, src = self.split.infos[row], self.made[modality, row]
+        return Item(modality=modality, key=info.key, caption=info.text or "", src=src)
 
     def source(self, modality: str, row: int) -> str:
         """A data: URI; empty for text."""
-        sample = self.split.shards[self.split.places[row]]
+        sample = self.split.sample(row)
         if modality == "image":
             part = last_part(sample, "image")
             assert part is not None
@@ -189,13 +184,12 @@ def data_uri(kind: str, data: bytes) -> str:
 
 
 def show(
-    split: Split, model: Evaluable, retrieved: Sequence[Retrieved], decode: Decode, making: Making
+    split: Split, model: Evaluable, retrieved: Sequence[Retrieved], decode: Decode, generated: Generated
 ) -> dict[str, Any]:
-    """The retrievals, writings, drawings and sayings of all tasks, as results.details.json holds them."""
+    """The retrievals, writings, drawings and sayings of all tasks, as the details hold them."""
     gallery = Gallery(split=split, model=model, decode=decode)
-    made = [shown for task in making.products for shown in gallery.makings(task, making)]
     return {
         "retrievals": [shown for found in retrieved for shown in gallery.retrievals(found)],
         "writings": [shown for task in split.written for shown in gallery.writings(task)],
-        **({"makings": made} if made else {}),
+        "generations": [shown for task in generated.products for shown in gallery.generations(task, generated)],
     }

@@ -6,7 +6,7 @@ Each sample has a seed of its own, its place among those that are read, so that 
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,46 +15,24 @@ from torch import Tensor
 
 from mmfm.config import Run, UserError, require
 from mmfm.config.task import Task, parse_chain
-from mmfm.data.batch import Batch
-from mmfm.data.decode import collate
-from mmfm.evals.judges.contract import HeldOut, Judge, Trained, compared
+from mmfm.data.batch import Batch, Raw
+from mmfm.evals.config import EvalConfig, GenerationEvalConfig
+from mmfm.evals.heads import last_of_each
+from mmfm.evals.judges.contract import Judge, Trained, compared
 from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.metrics import Score, mean
-from mmfm.evals.sharding import shared
+from mmfm.evals.predict import Loaded, SplitReader, predict
+from mmfm.evals.records import HeldOut, JudgeInfo
 from mmfm.evals.split import Evaluable, Split, Watch, device_of, slices, spread
 from mmfm.inference.interface import GeneratedCodes, Made, Sound
 from mmfm.inference.modality_options import drop_of
 from mmfm.inference.processing import picture_of, rate_of
 from mmfm.runtime.distributed import Collective
 
-MOST = 256  # things of each task, unless said otherwise
-HALF = {"image": "right", "audio": 0.5}  # of what is to be filled in, hidden
+MASKED = {"image": "right", "audio": 0.5}  # of what is to be filled in, hidden
 OTHERS = "what its makers trained it on; none of it is of the data sets here"
 KINDS = ("read", "read real", "read decoded")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationEvalConfig:
-    """What is to be made: of each task for at most `most` samples. options: as `Interface.generate` takes them."""
-
-    judges: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()  # the run's own that draw or say something, where none is named
-    most: int = 0  # 0: MOST with judges or tasks, else nothing
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(
-            self.most >= 0, f"--num-samples {self.most} must not be negative; 0: {MOST} where judges or tasks are named"
-        )
-        wanted = self.judges or self.tasks or self.most
-        names = " and ".join(f"--{name}" for name in self.options)
-        require(
-            bool(wanted) or not self.options, f"{names} says how things are made; say what: --judges or --num-samples"
-        )
-
-    @property
-    def count(self) -> int:
-        return self.most or (MOST if self.judges or self.tasks else 0)
+Result = TypeVar("Result")
 
 
 @runtime_checkable
@@ -64,7 +42,7 @@ class Generator(Evaluable, Protocol):
     run: Run
 
     def make(
-        self, task: str, batch: Batch, *, seeds: Tensor, hide: Any = None, **options: Any
+        self, task: str, batch: Batch, *, seeds: Tensor, mask: Any = None, **options: Any
     ) -> list[GeneratedCodes]: ...
     def encode(self, modality: str, thing: Any) -> list[int]: ...
     def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made: ...
@@ -88,45 +66,42 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """products: by task. own: by modality. wanted: by row what should be read; None: nobody knows. names: by modality
-    all that can be wanted."""
+class Generated:
+    """products: by task. own: by modality. expected: by row what should be read; None: nobody knows. names: by modality
+    all that can be expected."""
 
     products: dict[str, list[Product]] = field(default_factory=dict)
     own: dict[str, dict[int, Own]] = field(default_factory=dict)
-    wanted: tuple[str | None, ...] = ()
+    expected: tuple[str | None, ...] = ()
     names: Mapping[str, frozenset[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     judges: Mapping[str, Judge] = field(default_factory=dict)
     held_out: Mapping[str, HeldOut] = field(default_factory=dict)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, JudgeInfo]:
         """Of each judge: what it reads, what it has learned from, and how well it reads what it has not."""
+        told = {name: one.learned_from if isinstance(one, Trained) else OTHERS for name, one in self.judges.items()}
         return {
-            name: {
-                "of": judge.of,
-                "learned_from": judge.learned_from if isinstance(judge, Trained) else OTHERS,
-                "held_out": self.held_out[name]._asdict() if name in self.held_out else None,
-            }
+            name: JudgeInfo(of=judge.of, learned_from=told[name], held_out=self.held_out.get(name))
             for name, judge in self.judges.items()
         }
 
     def right(self, task: str, product: Product) -> bool | None:
         """Whether some judge reads what should be read, or where nothing was given any name; None where there is no
         judge, or nothing to compare with."""
-        wanted = self.wanted[product.row]
-        if not product.read or wanted is None:
+        expected = self.expected[product.row]
+        if not product.read or expected is None:
             return None
-        fits = self._names(task) if _free(task) else {compared(wanted)}
+        fits = self._names(task) if _free(task) else {compared(expected)}
         return any(compared(text) in fits for text in product.read.values())
 
     def _names(self, task: str) -> frozenset[str]:
         return self.names.get(target_of(task), frozenset())
 
-    def figures(self, split: Split) -> list[Score]:
+    def scores(self, split: Split) -> list[Score]:
         found = [_of_judge(name, tried) for name, tried in self.held_out.items()]
         for task, products in self.products.items():
-            known = [product for product in products if self.wanted[product.row] is not None]
+            known = [product for product in products if self.expected[product.row] is not None]
             own = self.own.get(target_of(task), {})
             mine = [own[product.row] for product in known if product.row in own]
             for judge in known[0].read if known else ():
@@ -153,10 +128,10 @@ class Making:
         if not rows:
             return []
         places, heard = [row for row, _ in rows], [compared(text) for _, text in rows]
-        wanted = [compared(self.wanted[row] or "") for row in places]
-        figures = [replace(read_right(task, judge, wanted, heard), metric=f"{judge}/{kind}")]
-        figures += [word_errors(task, judge, wanted, heard)] if errors else []
-        return [_of(split, places, figure) for figure in figures]
+        expected = [compared(self.expected[row] or "") for row in places]
+        scores = [replace(read_right(task, judge, expected, heard), metric=f"{judge}/{kind}")]
+        scores += [word_errors(task, judge, expected, heard)] if errors else []
+        return [_of(split, places, score) for score in scores]
 
 
 def _of(split: Split, rows: Sequence[int], figure: Score) -> Score:
@@ -181,62 +156,65 @@ def target_of(task: str) -> str:
     return str(parse_chain(task)[-1].target)
 
 
-def make_all(
+def generate_all(
     model: Evaluable,
     split: Split,
-    wanted: Sequence[str | None],
+    expected: Sequence[str | None],
     names: Mapping[str, Sequence[str]],
-    asking: GenerationEvalConfig,
+    config: EvalConfig,
     *,
-    batch: int,
     watch: Watch,
     ranks: Collective,
-) -> Making:
-    """Every task's things for samples that are spread over the split; whole batches of them are dealt to ranks."""
-    if not asking.count:
-        return Making()
+) -> Generated:
+    """Every task's products for samples that are spread over the split; whole batches of them are dealt to ranks."""
+    chosen = config.generation
+    if not chosen.count:
+        return Generated()
     if not isinstance(model, Generator):
         raise UserError("this model makes no pictures and sounds; leave --judges, --tasks and --num-samples out")
-    tasks = asking.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
-    require(
-        bool(tasks),
-        f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges and --num-samples out",
-    )
-    for task in tasks:
-        told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
-        require(target_of(task) != "text", told)
-    judges, held = judges_of(asking.judges, {target_of(task) for task in tasks}), _held(split)
-    maker = _Maker(model=model, split=split, judges=judges)
-    known = {name: frozenset(map(compared, own)) for name, own in names.items()}
+    tasks = _tasks(model, chosen)
+    judges, held = judges_of(chosen.judges, {target_of(task) for task in tasks}), _held(split)
     every = {judge.name: judge for some in judges.values() for judge in some}
     tried = {name: judge.held_out() for name, judge in every.items() if isinstance(judge, Trained)}
-    making = Making(
-        wanted=tuple(text if text and compared(text) else None for text in wanted),
-        names=known,
+    result = Generated(
+        expected=tuple(text if text and compared(text) else None for text in expected),
+        names={name: frozenset(map(compared, own)) for name, own in names.items()},
         judges=every,
         held_out={name: one for name, one in tried.items() if one is not None},
     )
     for name in (name for name, one in tried.items() if one is None):
         told = "how well it reads what it has not learned from was not measured"
-        making.left_out.append(f"judge {name}: {told}; make it again with: mmfm data judges FOLDER --force")
+        result.left_out.append(f"judge {name}: {told}; make it again with: mmfm data judges FOLDER --force")
+    maker = _Maker(model=model, split=split, judges=judges)
 
-    def dealt(rows: list[int], work: Callable[[list[int]], list[Any]], unpack: Callable[[Any], Any]) -> list:
-        pieces = [rows[part] for part in slices(len(rows), batch)]
-        found = shared(pieces, work, ranks, pack=_plain, unpack=unpack, watch=watch)
-        return [item for part in found for item in part]
+    def dealt(rows: list[int], work: Callable[[Loaded], list[Result]], kind: Any) -> list[Result]:
+        pieces = [rows[part] for part in slices(len(rows), config.batch_size)]
+        workers = {"num_workers": config.num_workers, "ranks": ranks, "watch": watch}
+        return [item for part in predict(maker.source, pieces, work, list[kind], **workers) for item in part]
 
     for task in tasks:
-        rows, lacking = _rows(parse_chain(task)[0], held, asking.count)
-        options = {k: v for k, v in asking.options.items() if asking.tasks or _fits(k, task, model.run)}
+        rows, lacking = _rows(parse_chain(task)[0], held, chosen.count)
+        options = {k: v for k, v in chosen.options.items() if chosen.tasks or _fits(k, task, model.run)}
         if rows:
-            making.products[task] = dealt(rows, maker.work(task, options), _products)
-        making.left_out.extend(_told(task, len(rows), len(split), lacking, asking.options.keys() - options))
-    for name in dict.fromkeys(map(target_of, making.products)):
-        made = {item.row for task, some in making.products.items() if target_of(task) == name for item in some}
+            result.products[task] = dealt(rows, maker.work(task, options), Product)
+        result.left_out.extend(_told(task, len(rows), len(split), lacking, chosen.options.keys() - options))
+    for name in dict.fromkeys(map(target_of, result.products)):
+        made = {item.row for task, some in result.products.items() if target_of(task) == name for item in some}
         rows = sorted(row for row in made if name in held[row]) if name in judges else []
-        making.own[name] = {item.row: item for item in dealt(rows, maker.own(name), _owns)}
-        making.left_out.extend(_told_met(judges.get(name, []), making.own[name]))
-    return making
+        result.own[name] = {item.row: item for item in dealt(rows, maker.own(name), Own)}
+        result.left_out.extend(_told_met(judges.get(name, []), result.own[name]))
+    return result
+
+
+def _tasks(model: Generator, chosen: GenerationEvalConfig) -> tuple[str, ...]:
+    """Those that are named, else all of the run that draw or say something."""
+    tasks = chosen.tasks or tuple(task for task in model.tasks if target_of(task) != "text")
+    told = f"this run draws and says nothing; it writes {', '.join(model.tasks)}: leave --judges and --num-samples out"
+    require(bool(tasks), told)
+    for task in tasks:
+        told = f"--tasks {task} writes a text, which judges do not read; ask for what ends in image or audio"
+        require(target_of(task) != "text", told)
+    return tasks
 
 
 def _told(task: str, made: int, total: int, lacking: str, without: Collection[str]) -> list[str]:
@@ -257,7 +235,7 @@ def _told_met(judges: Sequence[Judge], own: Mapping[int, Own]) -> Iterator[str]:
 
 def _fits(option: str, task: str, run: Run) -> bool:
     last = parse_chain(task)[-1]
-    return not last.fill if option == "rerank" else option != "guidance" or drop_of(last, run) > 0
+    return not last.fill if option == "best_of" else option != "guidance" or drop_of(last, run) > 0
 
 
 def judges_of(names: Sequence[str], targets: set[str]) -> dict[str, list[Judge]]:
@@ -277,9 +255,9 @@ def judges_of(names: Sequence[str], targets: set[str]) -> dict[str, list[Judge]]
 
 def _held(split: Split) -> list[set[str]]:
     """What each row's sample has, but one that cannot be used; a text may be in its .json."""
-    texts = [{"text"} if text is not None else set() for text in split.texts[: len(split)]]
-    files = [set(names) - {"text"} for names in split.held[: len(split)]]
-    return [set() if row in split.bad else text | files[row] for row, text in enumerate(texts)]
+    own = split.infos[: len(split)]
+    held = [{*info.modalities} - {"text"} | ({"text"} if info.text is not None else set()) for info in own]
+    return [set() if row in split.bad else has for row, has in enumerate(held)]
 
 
 def _rows(task: Task, held: Sequence[set[str]], most: int) -> tuple[list[int], str]:
@@ -298,73 +276,67 @@ class _Maker:
     split: Split
     judges: dict[str, list[Judge]]
 
-    def work(self, task: str, options: Mapping[str, Any]) -> Callable[[list[int]], list[Product]]:
-        """Of rows: what is made for them, and read."""
-        links, modality = parse_chain(task), target_of(task)
-        hide = HALF[str(links[0].target)] if links[0].fill else None
+    @property
+    def source(self) -> SplitReader:
+        split, reader = self.split, self.split.reader
+        assert reader is not None
+        at = {"samples": split.samples, "places": split.places, "own": split.own}
+        return SplitReader(reader=reader, tokenizer=self.model.tokenizer, **at)
 
-        def make(rows: list[int]) -> list[Product]:
-            batch = collate([self.split.example(row) for row in rows], self.model.tokenizer).to(device_of(self.model))
-            made = self.model.make(task, batch, seeds=torch.tensor(rows), hide=hide, **options)
-            things = [self.model.decode(modality, item.ids, item.start) for item in made]
-            read = self.read(modality, things)
-            return [Product(rows[c.row], c.ids, c.start, text) for c, text in zip(made, read, strict=True)]
+    def work(self, task: str, options: Mapping[str, Any]) -> Callable[[Loaded], list[Product]]:
+        """What is made for the samples of a batch, and read. Each has a seed of its own, its row."""
+        first, modality = parse_chain(task)[0], target_of(task)
+        mask = MASKED[str(first.target)] if first.fill else None
+
+        def make(loaded: Loaded) -> list[Product]:
+            batch, seeds = loaded.batch.to(device_of(self.model)), torch.tensor(loaded.rows)
+            made = self.model.make(task, batch, seeds=seeds, mask=mask, **options)
+            read = self.read(modality, [self.model.decode(modality, item.ids, item.start) for item in made])
+            return [Product(loaded.rows[c.row], c.ids, c.start, text) for c, text in zip(made, read, strict=True)]
 
         return make
 
-    def own(self, modality: str) -> Callable[[list[int]], list[Own]]:
-        """Of rows: what is read in their own pictures or sounds."""
+    def own(self, modality: str) -> Callable[[Loaded], list[Own]]:
+        """What is read in the samples' own pictures or sounds, at the codec's size or rate."""
 
-        def judge(rows: list[int]) -> list[Own]:
-            things = [self.real(modality, row) for row in rows]
-            back = [self.model.decode(modality, self.model.encode(modality, thing)) for thing in things]
+        def judge(loaded: Loaded) -> list[Own]:
+            items = last_of_each(loaded.batch.items[modality])
+            raw = items.raw or Raw(items.x, items.keep)
+            if modality == "image":
+                real: list[Any] = [picture_of(x) for x in raw.x]
+            else:
+                rate_hz = rate_of(self.model.run)
+                real = [Sound(x[keep], rate_hz) for x, keep in zip(raw.x, raw.keep, strict=True)]
+            back = [self.model.decode(modality, self.model.encode(modality, sample)) for sample in real]
+            rows = [loaded.rows[at] for at in items.rows.tolist()]
             fresh = [self.strangers(modality, row) for row in rows]
-            read = zip(rows, self.read(modality, things), self.read(modality, back), fresh, strict=True)
-            return [Own(row, _only(real, own), _only(again, own)) for row, real, again, own in read]
+            read = zip(rows, self.read(modality, real), self.read(modality, back), fresh, strict=True)
+            return [Own(row, _only(first, names), _only(again, names)) for row, first, again, names in read]
 
         return judge
 
     def strangers(self, modality: str, row: int) -> set[str]:
         """The judges that have not learned from the sample's scans or voice."""
-        sample = self.split.shards[self.split.places[row]]
         judges = self.judges.get(modality, [])
-        return {judge.name for judge in judges if not (isinstance(judge, Trained) and judge.met(sample))}
+        sample = self.split.sample(row) if any(isinstance(judge, Trained) for judge in judges) else None
+        return {one.name for one in judges if not (isinstance(one, Trained) and sample and one.met(sample))}
 
-    def real(self, modality: str, row: int) -> Made:
-        """The sample's own, at the codec's size or rate."""
-        example = self.split.example(row)
-        x = example.raw.get(modality, getattr(example, modality))
-        assert x is not None
-        return picture_of(x) if modality == "image" else Sound(x, rate_of(self.model.run))
-
-    def read(self, modality: str, things: Sequence[Made]) -> list[dict[str, str]]:
-        """Of each thing what each judge reads."""
+    def read(self, modality: str, samples: Sequence[Made]) -> list[dict[str, str]]:
+        """Of each sample what each judge reads."""
         judges = self.judges.get(modality, [])
-        sounds = [thing for thing in things if isinstance(thing, Sound)]
-        tensors = [sound.wave for sound in sounds] or [_pixels(thing) for thing in things]
+        sounds = [sample for sample in samples if isinstance(sample, Sound)]
+        tensors = [sound.wave for sound in sounds] or [_pixels(sample) for sample in samples]
         rate_hz = sounds[0].rate_hz if sounds else 0
         texts = {judge.name: judge.read(tensors, rate_hz) for judge in judges}
-        return [{name: read[at] for name, read in texts.items()} for at in range(len(things))]
+        return [{name: read[at] for name, read in texts.items()} for at in range(len(samples))]
 
 
 def _only(read: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
     return {name: text for name, text in read.items() if name in names}
 
 
-def _pixels(thing: Made) -> Tensor:
+def _pixels(picture: Made) -> Tensor:
     """uint8 [channels, height, width]"""
-    assert isinstance(thing, Image.Image)
-    x = torch.from_numpy(np.array(thing))
+    assert isinstance(picture, Image.Image)
+    x = torch.from_numpy(np.array(picture))
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1)
-
-
-def _plain(items: Sequence[Product] | Sequence[Own]) -> list[list[Any]]:
-    return [list(item) for item in items]
-
-
-def _products(tree: list[list[Any]]) -> list[Product]:
-    return [Product(*item) for item in tree]
-
-
-def _owns(tree: list[list[Any]]) -> list[Own]:
-    return [Own(*item) for item in tree]

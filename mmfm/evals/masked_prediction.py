@@ -12,8 +12,7 @@ Both means are drawn: some numbers m, from equal parts of 1..n, and a set S for 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,23 +22,20 @@ from torch import Tensor
 
 from mmfm.config.task import Task, parse
 from mmfm.data.batch import Batch, Ids
-from mmfm.data.decode import collate
+from mmfm.data.vocabulary import CodeFormat
 from mmfm.evals.metrics import Score, bits_per_byte, ratio
-from mmfm.evals.sharding import shared
-from mmfm.evals.split import Split, Watch, batches, device_of
+from mmfm.evals.split import Evaluable, Filled, Split
 from mmfm.inference.interface import Interface
 from mmfm.inference.pipeline import holding, of_rows, without_last
 from mmfm.models.model import UnifiedModel
 from mmfm.models.transformer import Segment
 from mmfm.objectives.task_pass import sources_of
-from mmfm.runtime.distributed import Collective, SingleProcess
 from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 DRAWS = 8  # sets of masked places, for the bound
 PART = 0.15  # masked, for the share of right ids (arXiv 1810.04805)
 COUNT, PLACES = 101, 102  # what the draws decide
 AT_ONCE = 4_096  # places that are scored together: each has a score for every id of the vocabulary
-ALONE = SingleProcess()
 
 
 class Given(NamedTuple):
@@ -138,97 +134,50 @@ def _states(model: UnifiedModel, task: Task, found: Given, hidden: Bool[Tensor, 
     return model.trunk([*found.sources, target])[-1][:, 1:]
 
 
-# Of a whole split
+def fill_tasks(model: object) -> list[str]:
+    """The tasks of the model that fill in what is masked."""
+    return [task for task in model.tasks if parse(task).fill] if isinstance(model, Interface) else []
 
 
-class Filled(NamedTuple):
-    """What was asked of one sample, by its row of the split."""
-
-    row: int
-    nats: float
-    places: int
-    right: int
-    asked: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filling:
-    """By task, the samples that hold all of it, and the chance of a right id."""
-
-    found: dict[str, list[Filled]] = field(default_factory=dict)
-    ids: dict[str, float] = field(default_factory=dict)  # how many may stand at a place, in the mean over books
-
-    def figures(self, split: Split) -> list[Score]:
-        return [figure for task, items in self.found.items() if items for figure in self._of(split, task, items)]
-
-    def _of(self, split: Split, task: str, items: Sequence[Filled]) -> list[Score]:
-        """The bound in bits for a byte of text, or for a code; and the share of right ids of all that were masked."""
-        rows, ids = [item.row for item in items], self.ids[task]
-        nats = np.array([item.nats for item in items])
-        if parse(task).target == "text":
-            metric, chance = "nelbo_bits_per_byte", 8.0
-            bound = bits_per_byte(nats, [split.texts[item.row] or "" for item in items])
-        else:
-            metric, chance = "bits_per_code_bound", math.log2(ids)
-            bound = ratio(nats / math.log(2), np.array([item.places for item in items]))
-        right, asked = (np.array([getattr(item, name) for item in items]) for name in ("right", "asked"))
-        lost = int((~np.isfinite(nats)).sum())
-        why = f"{lost} of {len(nats)} surprises are not finite" if lost else ""
-        told = {"task": task, "n": len(items), "unknown": why}
-        told |= {"items": split.names(rows), "clusters": split.clusters(rows)}
-        return [
-            Score(metric=metric, statistic=bound, chance=chance, **told),
-            Score(metric=f"masked_acc@{PART * 100:.0f}", statistic=ratio(right, asked), chance=1 / ids, **told),
-        ]
+def fill(model: Evaluable, task: Task, batch: Batch, rows: Sequence[int], draws: int = DRAWS) -> list[Filled]:
+    """What is asked of the samples of a batch that hold all that the task names. `rows` seed draws."""
+    assert isinstance(model, Interface)
+    found, seeds = given(model.core, task, batch), torch.tensor(rows)
+    if found is None:
+        return []
+    have = found.rows.tolist()
+    nats = filling_nats(model.core, task, batch, draws=draws, seeds=seeds)[have].tolist()
+    right, asked = (part[have].tolist() for part in filling_right(model.core, task, batch, seeds=seeds))
+    told = zip(have, nats, found.target.keep.sum(1).tolist(), right, asked, strict=True)
+    return [Filled(rows[at], *values) for at, *values in told]
 
 
-def fill_split(
-    model: object,
-    split: Split,
-    *,
-    batch: int,
-    draws: int = DRAWS,
-    watch: Watch = iter,
-    ranks: Collective = ALONE,
-) -> Filling:
-    """All tasks with "~" of the model over a split that it has read, which must be at rest. Ranks share the batches."""
-    tasks = [task for task in getattr(model, "tasks", ()) if parse(task).fill]
-    if not tasks or not isinstance(model, Interface):
-        return Filling()
-
-    def ask(rows: list[int]) -> dict[str, list[Filled]]:
-        return _ask(model, split, rows, tasks, draws)
-
-    runs = batches(0, len(split), batch)
-    parts = shared(runs, ask, ranks, pack=_pack, unpack=_unpack, watch=watch)
-    forms = {task: model.core.forms[str(parse(task).target)] for task in tasks}
-    return Filling(
-        found={task: [item for part in parts for item in part[task]] for task in tasks},
-        ids={task: sum(form.sizes) / len(form.sizes) for task, form in forms.items()},
-    )
+def filling_scores(model: object, split: Split) -> list[Score]:
+    """Of all tasks that were asked of the split."""
+    if not isinstance(model, Interface):
+        return []
+    forms = model.core.forms
+    return [score for task in split.filled for score in task_scores(split, task, forms[str(parse(task).target)])]
 
 
-def _ask(
-    model: Interface, split: Split, rows: Sequence[int], tasks: Sequence[str], draws: int
-) -> dict[str, list[Filled]]:
-    held = [split.example(row) for row in rows]
-    whole, seeds = collate(held, model.tokenizer).to(device_of(model)), torch.tensor(rows)
-    found: dict[str, list[Filled]] = {}
-    for name in tasks:
-        task = parse(name)
-        have = holding(whole, task).tolist()
-        nats = filling_nats(model.core, task, whole, draws=draws, seeds=seeds)
-        right, asked = filling_right(model.core, task, whole, seeds=seeds)
-        target = given(model.core, task, whole)
-        places = [] if target is None else target.target.keep.sum(1).tolist()
-        told = zip(nats[have].tolist(), places, right[have].tolist(), asked[have].tolist(), strict=True)
-        found[name] = [Filled(rows[at], *values) for at, values in zip(have, told, strict=True)]
-    return found
-
-
-def _pack(found: dict[str, list[Filled]]) -> dict[str, Any]:
-    return {task: [list(item) for item in items] for task, items in found.items()}
-
-
-def _unpack(tree: dict[str, Any]) -> dict[str, list[Filled]]:
-    return {task: [Filled(*item) for item in items] for task, items in tree.items()}
+def task_scores(split: Split, task: str, form: CodeFormat) -> list[Score]:
+    """The bound in bits for a byte of text, or for a code; and the share of right ids of all that were masked."""
+    items, ids = split.filled.get(task, []), sum(form.sizes) / len(form.sizes)  # at a place, in the mean over codebooks
+    if not items:
+        return []
+    rows, nats = [item.row for item in items], np.array([item.nats for item in items])
+    if parse(task).target == "text":
+        metric, chance = "nelbo_bits_per_byte", 8.0
+        bound = bits_per_byte(nats, [split.infos[row].text or "" for row in rows])
+    else:
+        metric, chance = "bits_per_code_bound", math.log2(ids)
+        bound = ratio(nats / math.log(2), np.array([item.places for item in items]))
+    right, asked = (np.array([getattr(item, name) for item in items]) for name in ("right", "asked"))
+    lost = int((~np.isfinite(nats)).sum())
+    why = f"{lost} of {len(nats)} surprises are not finite" if lost else ""
+    told = {"task": task, "n": len(items), "unknown": why}
+    told |= {"items": split.names(rows), "clusters": split.clusters(rows)}
+    return [
+        Score(metric=metric, statistic=bound, chance=chance, **told),
+        Score(metric=f"masked_acc@{PART * 100:.0f}", statistic=ratio(right, asked), chance=1 / ids, **told),
+    ]

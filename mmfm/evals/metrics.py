@@ -98,6 +98,7 @@ def ratio(numerator: Real[np.ndarray, " n"], denominator: Real[np.ndarray, " n"]
 
 def mean_per_class(hits: Real[np.ndarray, " n"], classes: Int[np.ndarray, " n"]) -> Statistic:
     """Mean over the classes that occur of the share of their items that were hit: balanced accuracy."""
+    classes = classes.astype(int)
     count = int(classes.max()) + 1
 
     def statistic(index: np.ndarray) -> np.ndarray:
@@ -222,14 +223,6 @@ def edit_distance(reference: Sequence[str], written: Sequence[str]) -> int:
         changed = np.concatenate([[row[0] + 1], np.minimum(row[1:] + 1, row[:-1] + (target != numbers[symbol]))])
         row = np.minimum.accumulate(changed - steps) + steps  # insertions: from the cheapest place to the left
     return int(row[-1])
-
-
-def words(text: str) -> list[str]:
-    return normalised(text).split()
-
-
-def characters(text: str) -> list[str]:
-    return list(normalised(text))
 
 
 def error_rate(

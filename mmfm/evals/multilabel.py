@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mmfm.evals.metrics import Score
 from mmfm.evals.resampling import Statistic
 
 RESAMPLES_AT_ONCE = 64
@@ -67,15 +66,3 @@ def mean_average_precision(scores: Float[np.ndarray, "n classes"], truth: Bool[n
         return np.concatenate([of_some(index[start : start + RESAMPLES_AT_ONCE]) for start in starts])
 
     return statistic
-
-
-def multilabel_figures(
-    task: str,
-    scores: Float[np.ndarray, "n classes"],
-    truth: Bool[np.ndarray, "n classes"],
-    names: tuple[str, ...] = (),
-) -> list[Score]:
-    """mAP. Its chance level is the mean share of the items that have a class, over those that occur. `names`: of the
-    items."""
-    chance, statistic = float(truth[:, truth.any(0)].mean()), mean_average_precision(scores, truth)
-    return [Score(task=task, metric="mAP", statistic=statistic, n=len(truth), chance=chance, items=names)]

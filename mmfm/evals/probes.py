@@ -6,6 +6,7 @@ Both see the unit embeddings of the shared space. Whatever is chosen is chosen o
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from mmfm.config import require
-from mmfm.evals.metrics import Score, chance_recall, hits, mean, mean_per_class, ranks
+from mmfm.evals.metrics import Ranks, ranks
 from mmfm.evals.split import slices
+from mmfm.evals.suite import KNN, LinearProbe
 
 QUERIES_AT_ONCE = 512
 MOST_STEPS = 1_000
@@ -128,15 +130,15 @@ def cross_predicted(
     return Predicted(scores=scores, chosen={"folds": chosen})
 
 
-def probe_figures(
-    task: str, scores: Float[np.ndarray, "n classes"], y: Int[np.ndarray, " n"], names: tuple[str, ...] = ()
-) -> list[Score]:
-    """acc@1, acc@5 and mean per class; chance is a random order of the classes. `names`: of the items."""
-    classes = scores.shape[1]
-    found = ranks(scores, y[:, None] == np.arange(classes))
-    values = [(f"acc@{k}", mean(hits(found, k)), chance_recall(found.relevant, classes, k)) for k in (1, 5)]
-    values.append(("mean_per_class", mean_per_class(hits(found, 1), y), 1 / classes))
-    return [
-        Score(task=task, metric=metric, statistic=statistic, n=len(y), chance=chance, items=names)
-        for metric, statistic, chance in values
-    ]
+def probe_ranks(scores: Float[np.ndarray, "n classes"], y: Int[np.ndarray, " n"]) -> Ranks:
+    """Where the true class of each item stands."""
+    return ranks(scores, y[:, None] == np.arange(scores.shape[1]))
+
+
+def predictor(task: KNN | LinearProbe) -> tuple[Predict, dict[str, Any]]:
+    """What learns and is asked, and the choices that it makes."""
+    if isinstance(task, KNN):
+        told = {"k": task.k, "temperature": task.temperature}
+        return partial(nearest_neighbours, **told), told
+    told = {"costs": list(task.costs), "held_out": task.held_out}
+    return partial(regression, costs=task.costs, held_out=task.held_out), told

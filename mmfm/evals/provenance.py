@@ -1,43 +1,34 @@
-"""Of which weights, data and code results are, and whether a run still has those weights. Standard library only.
-
-Every row of results has `step`, `weights` (the CRC-32 of model.safetensors, as the checkpoint's manifest has it),
-`data` (a digest of the samples that were read), `suite` (a digest of its tasks) and `version`.
-"""
+"""Of which weights, data and code results are, and whether a run still has those weights. Standard library only."""
 
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from mmfm.config import Run, require
+from mmfm.config.serialization import from_file
+from mmfm.evals.records import Origin, Row
 from mmfm.evals.suite import Suite
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 AGAIN = "score it again: mmfm eval"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What scores are of. Of a model that is in no run's folder neither step nor weights are known."""
-
-    step: int | None = None
-    weights: str = ""
-    suite: str = ""
-    version: str = ""
-
-    def of(self, row: Mapping[str, Any], data: str) -> dict[str, Any]:
-        """A row, with what it is of."""
-        told = {**asdict(self), "data": data}
-        return {**row, **{name: value for name, value in told.items() if value not in ("", None)}}
-
-
 def origin_of(checkpoint: Path | None, suite: Suite | None = None) -> Origin:
     """Of a checkpoint's folder."""
     step, weights = (None, "") if checkpoint is None else weights_of(checkpoint) or (None, "")
     return Origin(step=step, weights=weights, suite="" if suite is None else digest_of(suite), version=version())
+
+
+def run_of(folder: Path) -> Run:
+    """The configuration of a run's folder. UserError: it is none."""
+    path, told = folder / "run.json", "give the folder that `mmfm train` printed"
+    require(folder.is_dir(), f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
+    require(path.is_file(), f"{folder} holds no run.json, so it is no run; {told}")
+    return from_file(path)
 
 
 def version() -> str:
@@ -66,11 +57,11 @@ class Doubt(NamedTuple):
     stale: bool
 
 
-def doubt(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> Doubt | None:
+def doubt(folder: Path, name: str, rows: Iterable[Row]) -> Doubt | None:
     """What makes the results in the file `name` of a run's folder doubtful; None where they are of its last weights,
     and where the folder holds no checkpoint to compare with."""
     held = sorted(step for path in (folder / "checkpoints").glob("step-*") if (step := step_of(path)) is not None)
-    found = sorted({(row.get("step"), row.get("weights", "")) for row in rows}, key=str)
+    found = sorted({(row.step, row.weights) for row in rows}, key=str)
     if not held or not found:
         return None
     again = f"{AGAIN} {folder}"

@@ -24,13 +24,11 @@ from mmfm.evals.metrics import (
     median,
     ranks,
 )
-from mmfm.evals.split import Evaluable, Split, comparable, encode_texts, slices, unknown
+from mmfm.evals.split import ALONE, Evaluable, Split, comparable, encode_texts, slices, unknown
 from mmfm.runtime.distributed import Collective as Processes
-from mmfm.runtime.distributed import SingleProcess
 
 QUERIES_AT_ONCE = 256
 RECALL_AT = (1, 5, 10)
-ALONE = SingleProcess()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +67,16 @@ class Retrieved:
     def task(self) -> str:
         return f"{self.query.modality}->{self.gallery.modality}"
 
-    def scores(self, places: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n gallery"]:
+    def similarity(self, places: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n gallery"]:
         """Similarity of these queries, by their place in `asked`, to everything in the gallery."""
         return (comparable(self.query.x[self.asked[places]]) @ comparable(self.gallery.x).T).numpy()
 
     def relevant(self, places: Int[np.ndarray, " n"]) -> np.ndarray:
         return self.query.groups[self.asked[places], None] == self.gallery.groups
 
-    def figures(self) -> list[Score]:
+    def scores(self) -> list[Score]:
         items, relevant = len(self.gallery), self.found.relevant
-        why = "; ".join(filter(None, (unknown(side.modality, side.x) for side in (self.query, self.gallery))))
+        why = unknown(*((side.modality, side.x) for side in (self.query, self.gallery)))
         names, clusters = (
             tuple(every[place] for place in self.asked) if every else () for every in (self.query.names, self.query.of)
         )
@@ -102,7 +100,7 @@ class Retrieved:
 def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> list[EmbeddingSet]:
     """The sides that this split has, in the order image, audio, text. Ranks share the encoding of texts."""
     captions = {caption: number for number, caption in enumerate(split.captions)}
-    alone = len(captions) + np.arange(len(split.keys))  # a sample without a text is relevant to itself only
+    alone = len(captions) + np.arange(len(split.infos))  # a sample without a text is relevant to itself only
     groups = np.array([alone[row] if text is None else captions[text] for row, text in enumerate(split.texts)], int)
     own = {text for text in split.texts[: len(split)] if text is not None}
     sides = [
@@ -136,7 +134,7 @@ def retrieve(query: EmbeddingSet, gallery: EmbeddingSet) -> Retrieved:
     nobody = np.empty(0, int)
     pair = Retrieved(query=query, gallery=gallery, asked=asked, found=Ranks(*[nobody] * 4))
     places = [np.arange(len(asked))[part] for part in slices(len(asked), QUERIES_AT_ONCE)]
-    parts = [ranks(pair.scores(some), pair.relevant(some)) for some in places]
+    parts = [ranks(pair.similarity(some), pair.relevant(some)) for some in places]
     return replace(pair, found=joined(parts)) if parts else pair
 
 

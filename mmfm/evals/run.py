@@ -1,343 +1,317 @@
-"""The evaluation of a run: every split through the same functions, whose figures become results.json.
+"""One evaluation: a model is asked all tasks of a suite, and without one everything about the splits of its run.
 
-What the files hold is told in `results`. Training asks `scores_during_training`, which leaves out what is slow and
+What the files hold is told in `records`. Training asks `scores_during_training`, which leaves out what is slow and
 computes the rest by the same code.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from mmfm.config import RemoteCache, Run, Source, Text, require
-from mmfm.data.decode import Decode, decode_of
-from mmfm.data.sample import why_no_text
+from mmfm.config import Run, UserError, require
 from mmfm.data.sources import check_there, open_shards
-from mmfm.data.splits import asked_and_more, named
-from mmfm.evals.codec import Coding, score_codecs, scored_codecs
-from mmfm.evals.coverage import not_scored, told_of_texts
-from mmfm.evals.examples import show
-from mmfm.evals.generation import GenerationEvalConfig, Making, make_all
-from mmfm.evals.masked_prediction import Filling, fill_split
-from mmfm.evals.metrics import Bootstrap, Score
+from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
+from mmfm.evals.answers import Context, Result
+from mmfm.evals.classes import check_labels, given_templates, read_lines
+from mmfm.evals.collection import Opened, open_data
+from mmfm.evals.config import EvalConfig, GenerationEvalConfig, config_of, default_workers
+from mmfm.evals.everything import scored_coders
+from mmfm.evals.heads import read_split
+from mmfm.evals.masked_prediction import fill_tasks
 from mmfm.evals.metrics_table import metric_of
-from mmfm.evals.paths import check_place, read_run, splits_to_score
-from mmfm.evals.provenance import origin_of
-from mmfm.evals.results import Scores, finish, kept, row_of, write
-from mmfm.evals.retrieval import Retrieved, retrieve_all
-from mmfm.evals.samples import samples_of
-from mmfm.evals.split import Evaluable, Split, Watch, at_rest, device_of, read_split, reads
-from mmfm.evals.text_generation import writing_figures
-from mmfm.evals.zero_shot import (
-    NONE,
-    Classified,
-    ClassSet,
-    class_of_samples,
-    class_vectors,
-    classes_of,
-    classify,
-    find_classes,
-    find_templates,
-    given_templates,
-    read_lines,
+from mmfm.evals.provenance import origin_of, run_of
+from mmfm.evals.records import Row, Scores, SplitDetails
+from mmfm.evals.results import check_place, finish, kept, row_of, samples_of, write
+from mmfm.evals.split import ALONE, Evaluable, Split, Watch, at_rest
+from mmfm.evals.suite import (
+    Caption,
+    Classify,
+    Key,
+    MultiLabel,
+    Shards,
+    Suite,
+    Transcribe,
+    default_suite,
+    keys_of,
+    read_suite,
+    root_of,
+    task_name,
 )
+from mmfm.evals.tasks import ANSWERS, check_able, rule_of
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import MANIFEST, newest_step, steps_of
 from mmfm.runtime.devices import device_of_each
-from mmfm.runtime.distributed import Collective, SingleProcess, each, from_first
+from mmfm.runtime.distributed import Collective, each, from_first
 from mmfm.runtime.machine import cores
 
-BOOTSTRAP, NOTHING = Bootstrap(), GenerationEvalConfig()
-DECODE, STORE, ALONE = Decode(), RemoteCache(), SingleProcess()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What may be chosen. `classes` is a file; it and `templates`, unless given, are looked for beside the shards.
-
-    sources: the run's, as which samples are read. texts: fields to read instead of theirs.
-    """
-
-    classes: Path | None = None
-    templates: tuple[str, ...] = ()
-    default_templates: tuple[str, ...] = ("{}",)
-    batch_size: int = 64
-    decode: Decode = DECODE
-    store: RemoteCache = STORE
-    max_tokens: int = 0
-    sources: tuple[Source, ...] = ()
-    texts: tuple[Text, ...] = ()
-    bootstrap: Bootstrap = BOOTSTRAP
-    limit: int | None = None
-    asking: GenerationEvalConfig = NOTHING
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """What `read_split` is told of it."""
-        names = ("decode", "store", "sources", "texts", "max_tokens", "limit")
-        return {"batch": self.batch_size, **{name: getattr(self, name) for name in names}}
-
-    def __post_init__(self) -> None:
-        counts = {"batch_size": self.batch_size, "bootstrap": self.bootstrap.resamples}
-        for name, value in {**counts, "limit": 1 if self.limit is None else self.limit}.items():
-            require(value > 0, f"{name}={value} must be greater than 0")
-        require(self.max_tokens >= 0, f"max_tokens={self.max_tokens} must not be negative; 0: what the texts need")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scored:
-    """A split with all that was computed of it, before intervals."""
-
-    split: Split
-    classes: ClassSet
-    templates: tuple[str, ...]
-    owned: np.ndarray
-    classified: dict[str, Classified]
-    retrieved: list[Retrieved]
-    coding: Coding
-    making: Making
-    filling: Filling
-    whole: bool  # also what takes long
-
-    def figures(self) -> list[Score]:
-        classes = [figure for found in self.classified.values() for figure in found.figures]
-        pairs = [figure for found in self.retrieved if len(found.asked) for figure in found.figures()]
-        written = writing_figures(self.split)
-        made = [*self.coding.figures, *self.making.figures(self.split), *self.filling.figures(self.split)]
-        return [*classes, *pairs, *written, *made]
-
-
-def evaluate(
-    model: Evaluable, spec: str, *, split: str, how: EvalConfig, watch: Watch = iter, ranks: Collective = ALONE
-) -> Scores:
-    """All figures of one split, with intervals, and its gallery. Raises UserError where the data cannot be used.
-
-    Ranks share the reading and encoding; figures are the first rank's, and the others get none.
-    """
-    with at_rest(model):
-        scored = _score(model, spec, split, how, with_nats=True, watch=watch, ranks=ranks)
-        if ranks.rank:
-            return Scores(rows=[], details={})
-        figures = scored.figures()
-        rows = [row_of(split, figure, how.bootstrap) for figure in figures]
-        shown = show(scored.split, model, scored.retrieved, how.decode, scored.making)
-    counts = {**scored.split.counts(), "without_class": int((scored.owned[: len(scored.split)] == NONE).sum())}
-    details = {
-        "source": spec,
-        "counts": counts,
-        "classes": list(scored.classes.names),
-        "templates": list(scored.templates),
-        "confusion": {f"{name}->text": found.confusion for name, found in scored.classified.items()},
-        **shown,
-        **({"judges": about} if (about := scored.making.about()) else {}),
-        "unusable": {scored.split.keys[row]: code for row, code in scored.split.bad.items()},
-        "left_out": left_out(scored, model),
-    }
-    samples = samples_of([scored.split], figures, scored.classes.names, scored.templates)
-    return Scores(rows=rows, details=details, samples=samples)
-
-
-def scores_during_training(model: Evaluable, run: Run, ranks: Collective = ALONE) -> tuple[dict[str, float], list[str]]:
-    """The leading scores over `eval.samples` samples of `data.val`, as "image->text/acc@1", and what they leave out.
-
-    Shared over `ranks`, all of which must ask; the first gets the scores.
-    """
-    name, spec = named(run.data.val)
-    with at_rest(model):
-        scored = _score(model, spec, name, how_of(run, limit=run.eval.samples), with_nats=False, ranks=ranks)
-        if ranks.rank:
-            return {}, []
-        chosen = [figure for figure in scored.figures() if metric_of(figure.metric).during_training]
-        return {f"{figure.task}/{figure.metric}": figure.value for figure in chosen}, left_out(scored, model)
-
-
-def how_of(run: Run, **changes: Any) -> EvalConfig:
-    """The run's own settings, but for those `changes` that say something (not None, not empty, not 0)."""
-    chosen = {name: value for name, value in changes.items() if value}
-    chosen["bootstrap"] = Bootstrap(resamples=chosen.get("bootstrap", run.eval.bootstrap))
-    own = {
-        "batch_size": run.eval.batch_size,
-        "max_tokens": run.eval.max_tokens,
-        "decode": decode_of(run.data),
-        "store": run.data.remote_cache,
-        "sources": run.data.train,
-        "texts": run.eval.texts,
-    }
-    return EvalConfig(**{"default_templates": run.eval.templates, **own, **chosen})
-
-
-def _score(
-    model: Evaluable,
-    spec: str,
-    name: str,
-    how: EvalConfig,
-    *,
-    with_nats: bool,
-    watch: Watch = iter,
-    ranks: Collective = ALONE,
-) -> _Scored:
-    templates = find_templates(spec, how.templates, how.default_templates, how.store)
-    split = read_split(
-        model,
-        spec,
-        name=name,
-        **how.reading,
-        with_nats=with_nats,
-        watch=watch,
-        ranks=ranks,
-    )
-    classes = find_classes(split.captions, spec, how.classes, how.store)
-    owned = class_of_samples(split, classes)
-    classified: dict[str, Classified] = {}
-    if "text" in model.modalities and (owned != NONE).any():
-        head = class_vectors(model, classes.names, templates, ranks)
-        heard = ("image", "audio") if ranks.rank == 0 else ()
-        found = {name: classify(split, name, owned, head, classes_of(split, classes, name)) for name in heard}
-        classified = {modality: result for modality, result in found.items() if result is not None}
-    return _Scored(
-        split=split,
-        classes=classes,
-        templates=templates,
-        owned=owned,
-        classified=classified,
-        retrieved=retrieve_all(split, model, ranks),
-        coding=_coding(model, spec, how, watch, ranks),
-        making=make_all(
-            model,
-            split,
-            _wanted(split, classes, owned),
-            {name: [classes.names[at] for at in classes_of(split, classes, name)] for name in ("image", "audio")},
-            how.asking,
-            batch=how.batch_size,
-            watch=watch,
-            ranks=ranks,
-        ),
-        filling=fill_split(model, split, batch=how.batch_size, watch=watch, ranks=ranks) if with_nats else Filling(),
-        whole=with_nats,
-    )
-
-
-def _wanted(split: Split, classes: ClassSet, owned: np.ndarray) -> list[str | None]:
-    """What a picture or sound of each sample should say: its class, else its text."""
-    named = zip(owned[: len(split)].tolist(), split.texts, strict=False)
-    return [text if place == NONE else classes.names[place] for place, text in named]
-
-
-def _coding(model: Evaluable, spec: str, how: EvalConfig, watch: Watch, ranks: Collective) -> Coding:
-    """Of the codecs that are to be scored, if any."""
-    coders = scored_codecs(model)
-    if not coders:
-        return Coding(figures=[], left_out=[])
-    samples = open_shards([asked_and_more(spec)[0]], how.store)
-    told = {"decode": how.decode, "batch": how.batch_size, "limit": how.limit}
-    return score_codecs(coders, samples, **told, device=device_of(model), watch=watch, ranks=ranks)
-
-
-def left_out(scored: _Scored, model: Evaluable) -> list[str]:
-    """One line for each thing that the figures do not cover."""
-    split, total, lines = scored.split, len(scored.split), []
-    available = len(split.shards) - (len(split.keys) - total)
-    if total < available:
-        lines.append(f"{total} of {available} samples were read, evenly spread (the limit)")
-    if len(split.keys) > total:
-        lines.append(f"{len(split.keys) - total} more samples only widen the galleries of retrieval")
-    if split.unread and reads(model):
-        lines.append(f"{split.unread} of {total} samples have nothing that the model reads")
-    if split.bad:
-        codes = ", ".join(f"{code} ({count})" for code, count in sorted(Counter(split.bad.values()).items()))
-        first = next(iter(split.bad))
-        lines.append(f"{len(split.bad)} of {total} samples cannot be used: {codes}; the first is {split.keys[first]}")
-    if split.truncated:
-        told = "their text is longer than is read: only its beginning counts, and their likelihood is left out"
-        lines.append(f"{split.truncated} of {total} samples: {told} (data.max_text_tokens)")
-    if split.shards.ignored:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.shards.ignored.items()))
-        lines.append(f"files that are not read: {kinds}")
-    lines += [*told_of_texts(split), *scored.coding.left_out, *scored.making.left_out]
-    lines += not_scored(model, {figure.task for figure in scored.figures()}, during_training=not scored.whole)
-    if not reads(model):
-        return lines
-    if "text" not in model.modalities:
-        lines.append("no classification: the model has no tower for text")
-    elif not scored.classes.names:
-        lines.append("no classification: there is no classnames.txt, no --classes and no text to take names from")
-    elif without := int((scored.owned[:total] == NONE).sum()):
-        lines.append(f"{without} of {total} samples have none of the {len(scored.classes.names)} classes")
-    without_text = [row for row in range(total) if split.texts[row] is None and row not in split.bad]
-    if without_text:
-        why = why_no_text(split.shards[split.places[without_text[0]]])
-        lines.append(f"{len(without_text)} of {total} samples have no text{why}")
-    for found in scored.retrieved:
-        if found.left_out:
-            lines.append(
-                f"{found.task}: {found.left_out} of {len(found.query)} queries have no relevant answer to find"
-            )
-    return lines
+Watches = Callable[[str], Watch]
+NOTHING = GenerationEvalConfig()
 
 
 def evaluate_run(
     run_folder: str | Path,
+    suite: str | Path = "",
     *,
+    root: str = "",
     data: Sequence[str] = (),
     out: str | Path | None = None,
     classes: str | Path | None = None,
     templates: Sequence[str] = (),
-    batch_size: int | None = None,
-    max_tokens: int | None = None,
-    bootstrap: int | None = None,
-    limit: int | None = None,
     step: int | None = None,
-    asking: GenerationEvalConfig = NOTHING,
+    num_workers: int | None = None,
     device: str = "auto",
     console: Console | None = None,
     ranks: Collective = ALONE,
-) -> list[dict[str, Any]]:
-    """Evaluate a saved run on each SPEC or NAME=SPEC of `data` and write results.json and results.details.json.
+    **changes: Any,
+) -> list[Row]:
+    """Ask a saved run all of a suite, and write RUN/results.SUITE.json with its details and samples beside it; without
+    a suite everything about each SPEC or NAME=SPEC of `data`, or of the splits that the run names: RUN/results.json.
 
-    Without `data`: the splits that the run names. What is None, empty or 0 is as the run was configured.
-    `templates`: sentences with {} for the class's name, or files with one a line. `asking`: what is drawn and said, and
-    who judges it. `ranks` share the work, whose figures
-    are the same to the bit for any number of them; the first prints, writes and returns, the others return nothing.
+    `root`: the folder of the suite's data. `templates`: sentences with {} for the class's name, or files with one a
+    line. `num_workers`: processes that read; None: what the machine has. `changes` of `EvalConfig`: what is None, empty
+    or 0 is as the run was configured. `ranks` share the work, whose scores are the same to the bit for any number of
+    them; the first prints, writes and returns, the others return nothing.
     """
     folder = Path(run_folder)
     console = (console or Console()) if ranks.rank == 0 else Console(quiet=True)
+    workers = default_workers(ranks.size) if num_workers is None else num_workers
+    given = [templates] if isinstance(templates, str) else templates
 
-    def asked_for() -> tuple[Run, dict[str, str], EvalConfig, Path]:
-        run = read_run(folder)
-        splits = splits_to_score(run, data)
-        how = how_of(
-            run,
-            classes=Path(classes) if classes else None,
-            templates=given_templates([templates] if isinstance(templates, str) else templates),
-            batch_size=batch_size,
-            max_tokens=max_tokens,
-            bootstrap=bootstrap,
-            limit=limit,
-            asking=asking,
-        )
-        if how.classes is not None:
-            read_lines(how.classes, "class")  # so that a mistake is told before the work
-        check_there([*splits.values()], how.store)
-        return run, splits, how, check_place(Path(out) if out else folder / "results.json")
+    def asked_for() -> tuple[Run, Suite, Path, EvalConfig, Path]:
+        run = run_of(folder)
+        asked = read_suite(suite) if suite else default_suite(splits_to_score(run, data))
+        listed = {"classes": Path(classes) if classes else None, "templates": given_templates(given)}
+        config = config_of(run, num_workers=workers, **listed, **changes)
+        if config.classes is not None:
+            read_lines(config.classes, "class")  # so that a mistake is told before the work
+        places = [key[0].shards for task in asked.tasks for key in keys_of(task) if isinstance(key[0], Shards)]
+        check_there(places, config.store)
+        name = f"results.{asked.name}.json" if suite else "results.json"
+        place = check_place(Path(out) if out else folder / name)
+        return run, asked, root_of(asked, root) if suite else folder, config, place
 
-    run, splits, how, results = each(ranks, asked_for)
+    run, asked, place, config, results = each(ranks, asked_for)
     torch.set_num_threads(min(run.threads, cores()))
     model = load_shared(folder, step, device, run.accelerator, ranks)
-    origin, scores = origin_of(model.checkpoint), dict[str, Scores]()
+    origin, scores = origin_of(model.checkpoint, asked if suite else None), dict[str, Scores]()
+
+    def keep(name: str, found: Scores) -> None:
+        scores[name] = found
+        write(scores, results, origin, partial=True)
+
     with kept(scores, results, console):
-        for name, spec in splits.items():
-            watch = progress(name, console)
-            scores[name] = evaluate(model, spec, split=name, how=how, watch=watch, ranks=ranks)
-            if ranks.rank == 0 and len(scores) < len(splits):
-                write(scores, results, origin, partial=True)
-    return [] if ranks.rank else finish(scores, splits, results, console, origin)
+        evaluate(model, asked, config, root=place, watches=lambda name: progress(name, console), ranks=ranks, keep=keep)
+    return [] if ranks.rank else finish(scores, results, console, origin)
+
+
+def splits_to_score(run: Run, data: Sequence[str]) -> dict[str, str]:
+    """Name -> shards of `data`, each SHARDS or NAME=SHARDS; without any, of the splits that the run names."""
+    told = f"run {run.name!r} has no validation data and no eval.splits; say what to evaluate: --data SHARDS"
+    require(bool(data or run.data.val or run.eval.splits), told)
+    return named_splits(data) if data else splits_of(run)
+
+
+def evaluate(
+    model: Evaluable,
+    suite: Suite,
+    config: EvalConfig,
+    *,
+    root: Path = Path(),
+    watches: Watches = lambda _: iter,
+    ranks: Collective = ALONE,
+    keep: Callable[[str, Scores], None] = lambda name, scores: None,
+) -> dict[str, Scores]:
+    """By the names of the tasks, tasks of one name together; nothing but for the first rank. `keep` is told of each
+    name as soon as it is scored. Raises UserError where the data cannot be used, or the model cannot do what is asked,
+    before the work where that is known."""
+    found: dict[str, Scores] = {}
+    for name, splits, results in answered(model, suite, config, root=root, watches=watches, ranks=ranks):
+        if ranks.rank == 0:
+            found[name] = scores_of(name, splits, results, config)
+            keep(name, found[name])
+    return found
+
+
+def scores_during_training(model: Evaluable, run: Run, ranks: Collective = ALONE) -> tuple[dict[str, float], list[str]]:
+    """The leading scores over `eval.samples` samples of `data.val`, and of each data set of `eval.suites`, as
+    "val/image->text/acc@1"; and what they leave out. Shared over `ranks`, which must all ask; the first gets them."""
+    config = config_of(run, limit=run.eval.samples, quick=True)
+    asked = [(default_suite(dict([named(run.data.val)])), Path())] if run.data.val else []
+    for suite in map(read_suite, run.eval.suites):
+        asked.append((suite, root_of(suite)))
+    scores: dict[str, float] = {}
+    left_out: list[str] = []
+    for suite, root in asked:
+        for name, splits, results in answered(model, suite, config, root=root, ranks=ranks):
+            for score in (score for result in results for score in result.scores):
+                known = metric_of(score.metric)
+                if known.headline if root != Path() else known.during_training:
+                    scores[f"{name}/{score.task}/{score.metric}"] = score.value
+            left_out += left_out_of(splits, results)
+    return scores, left_out
+
+
+def answered(
+    model: Evaluable,
+    suite: Suite,
+    config: EvalConfig,
+    *,
+    root: Path,
+    watches: Watches = lambda _: iter,
+    ranks: Collective = ALONE,
+) -> Iterator[tuple[str, list[Split], list[Result]]]:
+    """Each name of a suite with its splits and results, which are the first rank's alone."""
+    for task in suite.tasks:
+        check_able(model, suite, task)
+    keys = dict.fromkeys(key for task in suite.tasks for key in keys_of(task))
+    opened = {key: _opened(key, suite, root, config) for key in keys}
+    for task in suite.tasks:
+        found = opened[keys_of(task)[0]]
+        if isinstance(task, Classify | MultiLabel) and isinstance(found, Opened):
+            check_labels(task, found, root)
+        if isinstance(task, Transcribe):
+            rule_of(task, root)
+    seen: dict[Key, Split] = {}
+
+    def see(key: Key) -> Split:
+        if key not in seen:
+            seen[key] = _read(model, suite, key, opened[key], config, watches, ranks)
+        return seen[key]
+
+    for name in dict.fromkeys(task_name(suite, task) for task in suite.tasks):
+        with at_rest(model):
+            context = Context(model=model, config=config, root=root, see=see, watch=watches(name), ranks=ranks)
+            tasks = [task for task in suite.tasks if task_name(suite, task) == name]
+            answers = [ANSWERS[type(task)](task, context) for task in tasks]
+            splits = list({id(one): one for answer in answers for one in answer.splits}.values())
+            results = [answer.result() for answer in answers] if ranks.rank == 0 else []
+        yield name, splits, results
+
+
+def _opened(key: Key, suite: Suite, root: Path, config: EvalConfig) -> Opened | None:
+    """A data set that the suite declares; None: shards, which are opened when they are read. Texts may be empty where
+    only transcripts are asked of them."""
+    data, media = key
+    if isinstance(data, Shards):
+        return None
+    silence = all(isinstance(task, Transcribe) for task in suite.tasks if key in keys_of(task))
+    return open_data(data, root, media, suite.hint, config.store, silence=silence)
+
+
+def _read(
+    model: Evaluable,
+    suite: Suite,
+    key: Key,
+    opened: Opened | None,
+    config: EvalConfig,
+    watches: Watches,
+    ranks: Collective,
+) -> Split:
+    tasks = [task for task in suite.tasks if key in keys_of(task)]
+    if opened is not None:
+        writing = {f"{task.modality}>text" for task in tasks if isinstance(task, Caption | Transcribe)}
+        told = {"name": opened.source, "source": opened.source, "watch": watches(opened.source), "ranks": ranks}
+        return read_split(model, opened, config=config, writing=writing, as_run=False, **told)
+    assert isinstance(key[0], Shards)
+    name, (first, more) = task_name(suite, tasks[0]), asked_and_more(key[0].shards)
+    samples = open_shards([first, *([more] if more else [])], config.store)
+    return read_split(
+        model,
+        samples,
+        name=name,
+        source=key[0].shards,
+        config=config,
+        asking=len(open_shards([first], config.store)) if more else None,
+        fill=() if config.quick else fill_tasks(model),
+        coders=scored_coders(model),
+        watch=watches(name),
+        ranks=ranks,
+    )
+
+
+def scores_of(name: str, splits: Sequence[Split], results: Sequence[Result], config: EvalConfig) -> Scores:
+    """Rows and details of all tasks of one name."""
+    scores = [score for result in results for score in result.scores]
+    rows = tuple(row_of(name, score, config.bootstrap) for score in scores)
+    keys = [(row.task, row.metric) for row in rows]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise UserError(f"two tasks called {name!r} both give {' '.join(twice)}; give each a name=")
+    details = SplitDetails(
+        source="; ".join(split.source for split in splits),
+        counts={**splits[-1].counts(), "cannot_be_used": sum(len(split.bad) for split in splits)},
+        unusable={split.infos[row].key: code for split in splits for row, code in split.bad.items()},
+        left_out=tuple(left_out_of(splits, results)),
+    )
+    for result in results:
+        details = _with(details, result.details)
+    return Scores(rows=rows, details=details, samples=samples_of(splits, scores, details))
+
+
+def _with(details: SplitDetails, more: Mapping[str, Any]) -> SplitDetails:
+    """What has no field of its own is a choice of a task."""
+    fields = {name: value for name, value in more.items() if name in vars(details)}
+    for name, value in fields.items():
+        before = getattr(details, name)
+        if isinstance(before, dict):
+            fields[name] = {**before, **value}
+        elif name not in ("classes", "templates"):
+            fields[name] = (*before, *value)
+    choices = {name: value for name, value in more.items() if name not in fields}
+    return replace(details, **fields, choices={**details.choices, **choices})
+
+
+def left_out_of(splits: Sequence[Split], results: Sequence[Result]) -> list[str]:
+    """One line for each thing that the scores do not cover."""
+    lines = [f"{split.name}: {line}" if len(splits) > 1 else line for split in splits for line in lines_of_split(split)]
+    return [*lines, *(line for result in results for line in result.left_out)]
+
+
+def lines_of_split(split: Split) -> Iterator[str]:
+    """What was not read of a split, and which of its texts are others than training would read."""
+    total, own = len(split), split.infos[: len(split)]
+    available = len(split.samples) - (len(split.infos) - total)
+    if total < available:
+        yield f"{total} of {available} samples were read, evenly spread (the limit)"
+    if len(split.infos) > total:
+        yield f"{len(split.infos) - total} more samples only widen the galleries of retrieval"
+    if split.unread:
+        yield f"{split.unread} of {total} samples have nothing that the model reads"
+    if split.bad:
+        codes = ", ".join(f"{code} ({count})" for code, count in sorted(Counter(split.bad.values()).items()))
+        named = ", ".join(split.infos[row].key for row in list(split.bad)[:5])
+        more = ", ..." if len(split.bad) > 5 else ""
+        yield f"{len(split.bad)} of {total} samples cannot be used: {codes}; they are {named}{more}"
+    if split.truncated:
+        told = "their text is longer than is read: only its beginning counts, and their likelihood is left out"
+        yield f"{split.truncated} of {total} samples: {told} (data.max_text_tokens)"
+    if isinstance(opened := split.samples, Opened):
+        if opened.mended:
+            yield f"{opened.mended} texts hold half of a surrogate pair, which is read as U+FFFD"
+        if opened.absent:
+            yield f"{len(opened.absent)} files that are listed are not there, such as {opened.absent[0]}"
+    if split.samples.ignored:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(split.samples.ignored.items()))
+        yield f"files that are not read: {kinds}"
+    if plain := sum(info.plain for info in own):
+        told = "no text at a field that a source of the run names, so that their .txt or caption is their text"
+        yield f"{plain} of {total} samples have {told}"
+    if chosen := sum(info.choices > 1 for info in own):
+        told = "the first of the likeliest field is read; a suite's Retrieve and Caption take all that a field holds"
+        yield f"{chosen} of {total} samples have several texts: {told}"
+    for name, count in Counter(name for info in own for name in info.several).items():
+        yield f"{count} of {total} samples hold several items of {name}: the last one is embedded, as in training"
+    for task, items in split.written.items():
+        if cut := sum(item.cut for item in items):
+            told = f"{cut} of {len(items)} texts were cut after {split.max_tokens} tokens"
+            yield f"{task}: {told}; --max-tokens allows more"
 
 
 def load_shared(folder: Path, step: int | None, device: str, accelerator: str, ranks: Collective) -> Interface:

@@ -5,6 +5,7 @@ environment names. A task's `name` is the "split" of its figures; without one it
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,13 @@ class Transcripts(Checked):
     """LibriSpeech's folders: *.trans.txt with a line "NAME WORDS" for each NAME.flac beside it."""
 
     path: str = "."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards(Checked):
+    """Shards that are read as training reads its sources: SHARDS, or SHARDS+MORE to search among MORE too."""
+
+    shards: str
 
 
 Data = Tars | ClassFolders | Table | Coco | Transcripts
@@ -210,7 +218,16 @@ class LinearProbe(Checked):
         require(0 < self.held_out < 1, f"LinearProbe.held_out={self.held_out} must lie between 0 and 1")
 
 
-Task = Classify | MultiLabel | Retrieve | Caption | Transcribe | KNN | LinearProbe
+@dataclass(frozen=True, kw_only=True)
+class Everything(Checked):
+    """All that a run can be asked about shards such as it learns from: classes, retrieval between all pairs, writing,
+    codecs, filling in, and what judges read in what it draws and says."""
+
+    data: Shards
+    name: str
+
+
+Task = Everything | Classify | MultiLabel | Retrieve | Caption | Transcribe | KNN | LinearProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,11 +262,20 @@ class Suite(Checked):
         return f"{layout}{source}name its folder by --root or {self.variable}"
 
 
-Key = tuple[Data, tuple[str, ...]]  # a data set, and what of it is needed
+def default_suite(splits: Mapping[str, str]) -> Suite:
+    """What `mmfm eval RUN` asks without a suite: everything about each of these splits, name -> SHARDS."""
+    return Suite(
+        name="default", tasks=tuple(Everything(data=Shards(shards=spec), name=name) for name, spec in splits.items())
+    )
+
+
+Key = tuple[Data | Shards, tuple[str, ...]]  # a data set, and what of it is needed
 
 
 def keys_of(task: Task) -> list[Key]:
     """The data sets that a task asks about, and what of each it needs."""
+    if isinstance(task, Everything):
+        return [(task.data, ())]
     if isinstance(task, Retrieve):
         return [(task.data, tuple(name for name in MODALITIES if name in task.pair and name != "text"))]
     if isinstance(task, KNN | LinearProbe):

@@ -10,15 +10,15 @@ from rich.table import Table
 
 from mmfm.config import require
 from mmfm.evals.metrics_table import is_headline
-from mmfm.evals.paths import check_place, write_json
 from mmfm.evals.resampling import Bootstrap
-from mmfm.evals.table import printable
+from mmfm.evals.results import check_place, say, write_json
 from mmfm.report.compare_page import render
 from mmfm.report.comparison import Comparison, board_of, letter, sentences
 from mmfm.report.document import save_page
 from mmfm.report.scored_runs import read_contenders
 
 SHOWN = 13  # sentences on a terminal
+SPLIT = ("source", "data", "samples", "classes", "templates")  # what is told of each
 
 
 def compare(
@@ -44,7 +44,7 @@ def compare(
     console = console or Console()
     print_board(board, console)
     for place in places:
-        console.print(f"wrote {place}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"wrote {place}")
     return board
 
 
@@ -56,7 +56,7 @@ def tree_of(board: Comparison) -> dict[str, Any]:
             "folder": str(one.folder),
             "seed": one.run.seed,
             "steps": one.step,
-            "splits": one.splits,
+            "splits": {name: {key: getattr(split, key) for key in SPLIT} for name, split in one.splits.items()},
         }
         for one in board.runs
     ]
@@ -77,22 +77,19 @@ def tree_of(board: Comparison) -> dict[str, Any]:
 def print_board(board: Comparison, console: Console) -> None:
     """The runs, their headline figures, and what differs."""
 
-    def say(line: str, style: str = "") -> None:
-        console.print(printable(line), style=style, soft_wrap=True, highlight=False, markup=False)
-
     for place, one in enumerate(board.runs):
-        say(f"{letter(place)}  {one.name}  ({one.folder}, seed {one.run.seed}, {one.step:,} steps)")
+        say(console, f"{letter(place)}  {one.name}  ({one.folder}, seed {one.run.seed}, {one.step:,} steps)")
     for split in dict.fromkeys(key[0] for key in board.keys):
-        say(f"\n{split}", "bold")
+        say(console, f"\n{split}", "bold")
         console.print(_figures(board, split))
-    say(f"\npaired by item; {board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}", "dim")
+    say(console, f"\npaired by item; {board.bootstrap.resamples:,} resamples, seed {board.bootstrap.seed}", "dim")
     told = sentences(board)
     for line in told[:SHOWN]:
-        say(line)
+        say(console, line)
     if told[SHOWN:]:
-        say(f"and {len(told) - SHOWN} more: --out compare.html or --json FILE has them", "dim")
+        say(console, f"and {len(told) - SHOWN} more: --out compare.html or --json FILE has them", "dim")
     for line in board.notes:
-        say(f"note: {line}", "dim")
+        say(console, f"note: {line}", "dim")
 
 
 def _figures(board: Comparison, split: str) -> Table:

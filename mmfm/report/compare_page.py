@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from mmfm.evals.metrics_table import is_headline, is_share, label, metric_of
+from mmfm.evals.records import Row
 from mmfm.report import charts
 from mmfm.report.charts import Axis
 from mmfm.report.comparison import Comparison, PairedTest, amount, letter, p_value, sentences
 from mmfm.report.document import document, sectioned
 from mmfm.report.markup import Html, join, tag
-from mmfm.report.run_record import Row
 from mmfm.report.scored_runs import Key, ScoredRun
 from mmfm.report.scores import NO_BREAK, axis_of, interval, show, shown
 
@@ -78,7 +78,7 @@ def _runs(runs: Sequence[ScoredRun]) -> Html:
             tag("td", tag("code", one.folder)),
             _number(f"{one.run.seed}"),
             _number(f"{one.step:,}"),
-            tag("td", ", ".join(f"{name} ({tree['samples']:,})" for name, tree in one.splits.items())),
+            tag("td", ", ".join(f"{name} ({about.samples:,})" for name, about in one.splits.items())),
         )
         for place, one in enumerate(runs)
     ]

@@ -16,7 +16,7 @@ from mmfm.evals.metrics_table import better, is_headline, is_share, label
 from mmfm.evals.paired import Outcome, discordant, estimated, holm, least_p, sign_flips, summed
 from mmfm.evals.resampling import Bootstrap, numbered, resampled
 from mmfm.report.run_record import headline_first
-from mmfm.report.scored_runs import Kept, Key, ScoredRun, differing
+from mmfm.report.scored_runs import Key, Paired, ScoredRun, differing
 
 LEVEL, HOLM = 0.05, "after Holm's correction within each task of a split"
 
@@ -132,7 +132,7 @@ def _compared(
     ]
 
 
-def _common(kept: Sequence[Kept]) -> list[list[int]]:
+def _common(kept: Sequence[Paired]) -> list[list[int]]:
     """The places, in each of them, of the items that all have, in one order."""
     if not all(one.names for one in kept):
         require(len({one.n for one in kept}) == 1, "items without names differ in number; score the runs again")
@@ -145,7 +145,7 @@ def _common(kept: Sequence[Kept]) -> list[list[int]]:
 def _comparison(
     key: Key,
     pair: tuple[int, int],
-    kept: tuple[Kept, Kept],
+    kept: tuple[Paired, Paired],
     places: tuple[list[int], list[int]],
     numbers: np.ndarray | None,
     values: np.ndarray,

@@ -10,12 +10,12 @@ import re
 import struct
 import wave
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from itertools import pairwise
 
+from mmfm.evals.records import Generation, Item, Match, Retrieval, SplitDetails, Writing
 from mmfm.report.markup import Html, join, tag
-from mmfm.report.run_record import Answer, Item, Making, Retrieval, Split, Writing
 from mmfm.report.scores import shown
 
 BYTES = r";base64,[A-Za-z0-9+/=\s]+\Z"
@@ -117,36 +117,36 @@ def _caption(item: Item) -> Html | None:
     return None if item.modality == "text" else tag("span", item.caption, class_="caption")
 
 
-def _answer(rank: int, answer: Answer) -> Html:
-    score = "" if answer.score is None else f"{answer.score:.2f}"
+def _match(rank: int, match: Match) -> Html:
+    score = "" if match.score is None else f"{match.score:.2f}"
     similarity = tag("span", score, class_="quiet score", title="cosine similarity") if score else None
-    foot = tag("span", verdict(answer.hit, "hit", "miss"), similarity, class_="foot")
-    kind = "answer hit" if answer.hit else "answer miss"
-    return tag("li", media(answer.item), _caption(answer.item), foot, class_=kind, title=f"answer {rank}")
+    foot = tag("span", verdict(match.hit, "hit", "miss"), similarity, class_="foot")
+    kind = "answer hit" if match.hit else "answer miss"
+    return tag("li", media(match.item), _caption(match.item), foot, class_=kind, title=f"answer {rank}")
 
 
 def found_first(retrieval: Retrieval) -> bool:
-    return bool(retrieval.answers) and retrieval.answers[0].hit
+    return bool(retrieval.matches) and retrieval.matches[0].hit
 
 
 def _retrieval(retrieval: Retrieval) -> Html:
     query = tag("div", media(retrieval.query), _caption(retrieval.query), class_="query")
-    answers = tag("ol", *(_answer(i, answer) for i, answer in enumerate(retrieval.answers, 1)), class_="answers")
+    answers = tag("ol", *(_match(i, match) for i, match in enumerate(retrieval.matches, 1)), class_="answers")
     arrow = tag("span", "→", class_="arrow quiet", aria_hidden="true")
     return tag("div", query, arrow, answers, class_="retrieval fine" if found_first(retrieval) else "retrieval failed")
 
 
-def retrievals(task: str, split: Split, opened: bool) -> Html | None:
+def retrievals(task: str, name: str, split: SplitDetails, opened: bool) -> Html | None:
     found = [retrieval for retrieval in split.retrievals if retrieval.task == task]
     good = sum(map(found_first, found))
-    heading = _heading(task, split, f"{good} with a match in first place, {len(found) - good} without")
+    heading = _heading(task, name, f"{good} with a match in first place, {len(found) - good} without")
     first, rest = [_retrieval(one) for one in found[:SHOWN]], [_retrieval(one) for one in found[SHOWN:]]
     more = tag("details", tag("summary", f"{len(rest)} more"), *rest, class_="more") if rest else None
     return tag("details", heading, *first, more, open=opened) if found else None
 
 
-def _heading(task: str, split: Split, counted: str) -> Html:
-    return tag("summary", tag("b", shown(task)), f" on {split.name} ", tag("span", counted, class_="quiet"))
+def _heading(task: str, name: str, counted: str) -> Html:
+    return tag("summary", tag("b", shown(task)), f" on {name} ", tag("span", counted, class_="quiet"))
 
 
 def _writing(writing: Writing) -> Html:
@@ -159,14 +159,14 @@ def _writing(writing: Writing) -> Html:
     return tag("li", source, tag("dl", *lines), state, class_=kind)
 
 
-def writings(task: str, split: Split, opened: bool) -> Html | None:
+def writings(task: str, name: str, split: SplitDetails, opened: bool) -> Html | None:
     found = [writing for writing in split.writings if writing.task == task]
     good = sum(writing.correct for writing in found)
-    heading = _heading(task, split, f"{good} exact, {len(found) - good} not")
+    heading = _heading(task, name, f"{good} exact, {len(found) - good} not")
     return tag("details", heading, tag("ul", *map(_writing, found), class_="writings"), open=opened) if found else None
 
 
-def _making(making: Making) -> Html:
+def _making(making: Generation) -> Html:
     """What it was made of, what was made, and the sample's own, each with what was read in it."""
     of = tag("div", *map(media, making.sources), _wanted(making), class_="query") if making.sources else None
     state = None if making.correct is None else verdict(making.correct, "read right", "misread")
@@ -180,7 +180,7 @@ def _making(making: Making) -> Html:
     return tag("li", of, arrow, made, own, class_="making failed" if making.correct is False else "making fine")
 
 
-def _wanted(making: Making) -> Html | None:
+def _wanted(making: Generation) -> Html | None:
     """The caption, where it does not stand there as a text already."""
     told = any(item.modality == "text" and item.caption == making.made.caption for item in making.sources)
     return None if told or not making.made.caption else tag("span", making.made.caption, class_="caption")
@@ -194,21 +194,25 @@ def _readings(read: Mapping[str, str]) -> Html | None:
     return tag("dl", *(part for line in lines for part in line), class_="readings") if lines else None
 
 
-def makings(task: str, split: Split, opened: bool) -> Html | None:
-    found = [making for making in split.makings if making.task == task]
+def makings(task: str, name: str, split: SplitDetails, opened: bool) -> Html | None:
+    found = [making for making in split.generations if making.task == task]
     good = sum(making.correct is True for making in found)
     judged = any(making.correct is not None for making in found)
     told = f"{good} read right, {len(found) - good} not" if judged else f"{len(found)} made, none judged"
     listing = tag("ul", *map(_making, found), class_="makings")
-    return tag("details", _heading(task, split, told), listing, open=opened) if found else None
+    return tag("details", _heading(task, name, told), listing, open=opened) if found else None
 
 
-def examples(splits: Sequence[Split]) -> list[Html]:
+def examples(splits: Mapping[str, SplitDetails]) -> list[Html]:
     """Every task with its splits, the first of them open."""
-    found = dict.fromkeys((retrievals, example.task) for split in splits for example in split.retrievals)
-    found |= dict.fromkeys((writings, example.task) for split in splits for example in split.writings)
-    found |= dict.fromkeys((makings, example.task) for split in splits for example in split.makings)
+    found = dict.fromkeys((retrievals, example.task) for split in splits.values() for example in split.retrievals)
+    found |= dict.fromkeys((writings, example.task) for split in splits.values() for example in split.writings)
+    found |= dict.fromkeys((makings, example.task) for split in splits.values() for example in split.generations)
     return [
-        tag("div", *(show(task, split, split is splits[0]) for split in splits), class_="examples")
+        tag(
+            "div",
+            *(show(task, name, split, at == 0) for at, (name, split) in enumerate(splits.items())),
+            class_="examples",
+        )
         for show, task in found
     ]

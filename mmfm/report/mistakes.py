@@ -5,9 +5,9 @@ The first split is open, and what it shows is also said in a sentence.
 
 from collections.abc import Sequence
 
+from mmfm.evals.records import SplitDetails
 from mmfm.report.heatmap import Cell, class_name, heat_map
 from mmfm.report.markup import Html, tag
-from mmfm.report.run_record import Split
 from mmfm.report.scores import shown
 
 Cells = Sequence[Cell]
@@ -45,24 +45,22 @@ def hardest(cells: Cells) -> list[tuple[int, int, int]]:
     return sorted(missed, key=lambda row: (row[1] / row[2], -row[2], row[0]))
 
 
-def mistakes(split: Split, opened: bool) -> Html | None:
+def mistakes(name: str, split: SplitDetails, opened: bool) -> Html | None:
     """One figure for each task of the split that has a confusion matrix."""
-    figures = [_figure(split, task, cells) for task, cells in split.confusion.items() if cells]
+    figures = [_figure(name, split, task, cells) for task, cells in split.confusion.items() if cells]
     counted = "; ".join(f"{shown(task)}: {_wrong(cells)}" for task, cells in split.confusion.items() if cells)
-    heading = tag("summary", tag("b", split.name), " ", tag("span", counted, class_="quiet"))
+    heading = tag("summary", tag("b", name), " ", tag("span", counted, class_="quiet"))
     return tag("details", heading, tag("div", *figures, class_="pair"), open=opened) if figures else None
 
 
-def _figure(split: Split, task: str, cells: Cells) -> Html:
+def _figure(name: str, split: SplitDetails, task: str, cells: Cells) -> Html:
     counted = totals(cells)
     right, of = (sum(pair[i] for pair in counted.values()) for i in (0, 1))
     columns = max(len(split.classes), 1 + max(max(true, seen) for true, seen, _ in cells))
     rows = sorted(counted) if len(counted) < columns / 2 else range(columns)
     drawn = [cell for cell in cells if cell[2] > 0]
     if columns <= MOST_CLASSES:
-        label = (
-            f"Heat map of {task} on {split.name}: true classes down, classes read across; the lists below say the same"
-        )
+        label = f"Heat map of {task} on {name}: true classes down, classes read across; the lists below say the same"
         drawing = heat_map(drawn, rows, split.classes, columns, label)
     else:
         drawing = tag("p", f"{columns:,} classes are too many for a map.", class_="quiet")
@@ -74,7 +72,7 @@ def _figure(split: Split, task: str, cells: Cells) -> Html:
     )
 
 
-def _confusion_list(split: Split, cells: Cells) -> Html:
+def _confusion_list(split: SplitDetails, cells: Cells) -> Html:
     found, counted = confusions(cells), totals(cells)
     rows = [
         tag(
@@ -88,7 +86,7 @@ def _confusion_list(split: Split, cells: Cells) -> Html:
     return _list(f"Most frequent of {len(found):,} confusions", ("true", "read as", "times"), rows)
 
 
-def _hardest_list(split: Split, cells: Cells) -> Html:
+def _hardest_list(split: SplitDetails, cells: Cells) -> Html:
     found = hardest(cells)
     rows = [tag("tr", tag("td", class_name(split.classes, c)), _of(right, of)) for c, right, of in found[:LISTED]]
     return _list(f"Hardest of {len(totals(cells)):,} classes", ("class", "right"), rows)
@@ -109,11 +107,11 @@ def _wrong(cells: Cells) -> str:
     return f"{wrong:,} of {of:,} wrong"
 
 
-def worst(split: Split) -> list[str]:
+def worst(name: str, split: SplitDetails) -> list[str]:
     """What went wrong on a split, in a sentence for each task."""
     said = []
     for task, cells in split.confusion.items():
-        sentence = f"{shown(task)} on {split.name}: {_wrong(cells)}"
+        sentence = f"{shown(task)} on {name}: {_wrong(cells)}"
         if found := confusions(cells):
             true, seen, count = found[0]
             pair = f"“{class_name(split.classes, true)}” read as “{class_name(split.classes, seen)}”"

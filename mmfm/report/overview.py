@@ -7,10 +7,11 @@ from statistics import median
 
 from mmfm.config import Conformer, Run, TextTower, Tower, Trunk, Vit
 from mmfm.evals.metrics_table import metric_of
+from mmfm.evals.records import Row
 from mmfm.report import scores
 from mmfm.report.charts import round_figure
 from mmfm.report.markup import Html, tag
-from mmfm.report.run_record import Record, Row
+from mmfm.report.run_record import Record
 
 PLURAL = {"image": "images", "audio": "sounds", "text": "texts"}
 SINGULAR = {"image": "image", "audio": "sound", "text": "text"}
@@ -130,7 +131,7 @@ def _scored(row: Row) -> str:
 def commands(record: Record) -> list[str]:
     """Train, evaluate, report."""
     folder = str(record.folder)
-    specs = [split.source for split in record.splits or ()] or [record.run.data.val or "SHARDS"]
+    specs = [split.source for split in (record.splits or {}).values()] or [record.run.data.val or "SHARDS"]
     return [
         shlex.join(["mmfm", "train", f"{folder}/run.json"]),
         shlex.join(["mmfm", "eval", folder, "--data", *specs, "--out", f"{folder}/results.json"]),

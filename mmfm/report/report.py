@@ -5,16 +5,17 @@ results.details.json. Whatever is missing is named, with the command that makes 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmfm.config import Run
 from mmfm.config.serialization import to_json
+from mmfm.evals.records import SplitDetails
 from mmfm.report import charts, examples, overview, scores
 from mmfm.report.document import document, save_page, sectioned
 from mmfm.report.markup import Html, join, tag
 from mmfm.report.mistakes import MAP_NOTE, mistakes, worst
-from mmfm.report.run_record import Log, Record, Skipped, Split, read_record
+from mmfm.report.run_record import Log, Record, Skipped, read_record
 
 NAME = "report.html"
 COUNTED = {
@@ -47,7 +48,7 @@ def render(record: Record) -> Html:
 
 def _sections(record: Record) -> dict[str, list[Html]]:
     """Name of the link -> its parts, in the order of the page."""
-    splits = record.splits or ()
+    splits = record.splits or {}
     found: dict[str, list[Html | None]] = {
         "Overview": [*_overview(record)],
         "Training": [*_training(record.run, record.log)] if record.log else [],
@@ -111,15 +112,16 @@ def _scores(record: Record) -> Iterator[Html]:
         yield tag("details", every, scores.table(record.rows))
 
 
-def _mistakes(splits: Sequence[Split]) -> Iterator[Html]:
-    told = [figures for split in splits if (figures := mistakes(split, split is splits[0]))]
+def _mistakes(splits: Mapping[str, SplitDetails]) -> Iterator[Html]:
+    found = (mistakes(name, split, at == 0) for at, (name, split) in enumerate(splits.items()))
+    told = [figures for figures in found if figures]
     if told:
-        yield from (tag("p", sentence, class_="lead") for sentence in worst(splits[0]))
+        yield from (tag("p", sentence, class_="lead") for sentence in worst(*next(iter(splits.items()))))
         yield MAP_NOTE
         yield from told
 
 
-def _examples(splits: Sequence[Split]) -> Iterator[Html]:
+def _examples(splits: Mapping[str, SplitDetails]) -> Iterator[Html]:
     if groups := examples.examples(splits):
         yield tag("p", examples.NOTE, class_="quiet")
         yield tag(
@@ -128,24 +130,24 @@ def _examples(splits: Sequence[Split]) -> Iterator[Html]:
         yield from groups
 
 
-def _data(splits: Sequence[Split]) -> Html:
-    names = ["split", "read from", *COUNTED.values(), "classes", "templates"]
+def _data(splits: Mapping[str, SplitDetails]) -> Html:
+    heading = ["split", "read from", *COUNTED.values(), "classes", "templates"]
     rows = [
         tag(
             "tr",
-            tag("th", split.name, scope="row"),
+            tag("th", name, scope="row"),
             tag("td", tag("code", split.source)),
             *(
-                tag("td", f"{split.counts[name]:,}" if name in split.counts else "–", class_="number")
-                for name in COUNTED
+                tag("td", f"{split.counts[what]:,}" if what in split.counts else "–", class_="number")
+                for what in COUNTED
             ),
             tag("td", f"{len(split.classes):,}", class_="number"),
             tag("td", *_templates(split.templates)),
         )
-        for split in splits
+        for name, split in splits.items()
     ]
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
-    left_out = [tag("li", f"{split.name}: {line}") for split in splits for line in split.left_out]
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heading)))
+    left_out = [tag("li", f"{name}: {line}") for name, split in splits.items() for line in split.left_out]
     told = tag("ul", *left_out, class_="left-out") if left_out else None
     return join((tag("div", tag("table", head, tag("tbody", *rows), class_="plain"), class_="scroll"), told))
 

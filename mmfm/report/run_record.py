@@ -7,110 +7,22 @@ resumed run went through again replace those before.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mmfm.config import Run, UserError, require
-from mmfm.config.serialization import from_file
-from mmfm.evals.provenance import doubt
+from mmfm.config import Run, UserError
+from mmfm.config.serialization import parse
+from mmfm.evals.provenance import doubt, run_of
+from mmfm.evals.records import Details, Row, SplitDetails
 
-Value = TypeVar("Value")
 RESULTS, BESIDE = "results.json", (".details.json", ".samples.json")
 
 
 def headline_first(split: str) -> tuple[bool, bool]:
     """A key for sorting: "test", of which the headline speaks, then other tests, then the rest as they come."""
     return split != "test", not split.startswith("test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One figure. A value that is missing or not finite is None, so is an interval or a chance level.
-
-    `clusters` of its `n` are of different items. `normalizer`: the rule by which texts were compared. `reason`: why
-    there is no value. What it is of: see `provenance`.
-    """
-
-    split: str
-    task: str
-    metric: str
-    value: float | None
-    low: float | None
-    high: float | None
-    chance: float | None
-    n: int
-    clusters: int = 0
-    normalizer: str = ""
-    reason: str = ""
-    step: int | None = None
-    weights: str = ""
-    suite: str = ""
-    version: str = ""
-    data: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    modality: str
-    key: str
-    caption: str
-    src: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    item: Item
-    score: float | None
-    hit: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    task: str
-    query: Item
-    answers: tuple[Answer, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    task: str
-    source: Item | None
-    reference: str
-    written: str
-    correct: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Making:
-    """What was drawn or said. start: seconds of a sound that repeat what was given. read: by judge, what is read in it;
-    own_read: in the sample's own. correct: None where nobody judged."""
-
-    task: str
-    sources: tuple[Item, ...]
-    made: Item
-    start: float
-    read: dict[str, str]
-    correct: bool | None
-    own: Item | None
-    own_read: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """`confusion`: for each task, (true class, predicted class, how often)."""
-
-    name: str
-    source: str
-    counts: dict[str, int]
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
-    confusion: dict[str, tuple[tuple[int, int, int], ...]]
-    retrievals: tuple[Retrieval, ...]
-    writings: tuple[Writing, ...]
-    makings: tuple[Making, ...]
-    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,29 +53,31 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
+    """`splits`: in the order of the page."""
+
     folder: Path
     run: Run
     log: Log | None
     rows: tuple[Row, ...] | None
-    splits: tuple[Split, ...] | None
+    splits: dict[str, SplitDetails] | None
     skipped: tuple[Skipped, ...] = ()
     doubts: tuple[str, ...] = ()  # of results that are not of the run as it is: results.json and those of suites
 
 
 def read_record(folder: Path) -> Record:
     """Raises UserError if there is no run in `folder`, or if a file in it is not what its command writes."""
-    path = folder / "run.json"
-    require(folder.is_dir(), f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
-    require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
-    every = {file.name: rows for file in result_files(folder) if (rows := parsed(file, read_rows)) is not None}
-    doubts = [found for name, rows in every.items() if (found := doubt(folder, name, map(vars, rows)))]
+    run = run_of(folder)
+    every = {file.name: read_rows(file) for file in result_files(folder)}
+    doubts = [found for name, rows in every.items() if (found := doubt(folder, name, rows))]
+    details = parsed(folder / "results.details.json", Details)
+    splits = None if details is None else sorted(details.splits.items(), key=lambda one: headline_first(one[0]))
     return Record(
         folder=folder,
-        run=from_file(path),
-        log=parsed(folder / "metrics.jsonl", read_log),
+        run=run,
+        log=read_log(text) if (text := text_of(folder / "metrics.jsonl")) is not None else None,
         rows=every.get(RESULTS),
         doubts=tuple(found.told for found in doubts),
-        splits=parsed(folder / "results.details.json", lambda text: tuple(_splits(json.loads(text)["splits"]))),
+        splits=None if splits is None else dict(splits),
         skipped=tuple(read_skipped(folder)),
     )
 
@@ -174,8 +88,8 @@ def result_files(folder: Path) -> list[Path]:
     return [file for file in every if not file.name.endswith(BESIDE)]
 
 
-def read_rows(text: str) -> tuple[Row, ...]:
-    return tuple(map(row_of, json.loads(text)))
+def read_rows(path: Path) -> tuple[Row, ...]:
+    return parsed(path, tuple[Row, ...]) or ()
 
 
 def read_skipped(folder: Path) -> list[Skipped]:
@@ -195,19 +109,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield tree
 
 
-def parsed(path: Path, parse: Callable[[str], Value]) -> Value | None:
-    if not path.is_file():
-        return None
+def parsed(path: Path, kind: Any) -> Any:
+    """What a file holds, as it was written; None where there is none."""
+    text = text_of(path)
     try:
-        return parse(path.read_text(encoding="utf-8", errors="replace"))
-    except (AttributeError, KeyError, TypeError, ValueError) as why:
-        problem = f"{type(why).__name__}: {why}"
-        raise UserError(f"{path} is not what mmfm wrote there ({problem}); remove it and make it again") from None
+        return None if text is None else parse(kind, text, str(path), older=True)
+    except UserError as why:
+        raise UserError(f"{why}; remove it and make it again") from None
 
 
-def number(value: Any) -> float | None:
-    """A finite float, or None for null, NaN and infinities."""
-    return float(value) if value is not None and math.isfinite(value) else None
+def text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def read_log(text: str) -> Log:
@@ -254,85 +166,3 @@ def _line(text: str) -> dict[str, float]:
 
 def _numeric(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
-
-
-def row_of(row: Any) -> Row:
-    return Row(
-        split=str(row["split"]),
-        task=str(row["task"]),
-        metric=str(row["metric"]),
-        value=number(row["value"]),
-        low=number(row["low"]),
-        high=number(row["high"]),
-        chance=number(row["chance"]),
-        n=int(row["n"]),
-        clusters=int(row.get("clusters") or row["n"]),
-        step=int(row["step"]) if row.get("step") is not None else None,
-        **{name: str(row.get(name) or "") for name in ("normalizer", "reason", "weights", "suite", "version", "data")},
-    )
-
-
-def _splits(splits: Any) -> list[Split]:
-    """In the order of the page."""
-    return [
-        Split(
-            name=name,
-            source=str(split.get("source", "")),
-            counts={key: int(count) for key, count in split.get("counts", {}).items()},
-            classes=tuple(map(str, split.get("classes", ()))),
-            templates=tuple(map(str, split.get("templates", ()))),
-            confusion={task: tuple(map(_cell, cells)) for task, cells in split.get("confusion", {}).items()},
-            retrievals=tuple(map(_retrieval, split.get("retrievals", ()))),
-            writings=tuple(map(_writing, split.get("writings", ()))),
-            makings=tuple(map(_making, split.get("makings", ()))),
-            left_out=tuple(map(str, split.get("left_out", ()))),
-        )
-        for name, split in sorted(splits.items(), key=lambda item: headline_first(item[0]))
-    ]
-
-
-def _cell(cell: Any) -> tuple[int, int, int]:
-    true, predicted, count = map(int, cell)
-    return true, predicted, count
-
-
-def _item(item: Any) -> Item:
-    return Item(
-        modality=str(item["modality"]),
-        key=str(item.get("key", "")),
-        caption=str(item.get("caption") or ""),
-        src=str(item.get("src") or ""),
-    )
-
-
-def _retrieval(retrieval: Any) -> Retrieval:
-    answers = [
-        Answer(item=_item(answer), score=number(answer.get("score")), hit=bool(answer["hit"]))
-        for answer in retrieval["answers"]
-    ]
-    return Retrieval(task=str(retrieval["task"]), query=_item(retrieval["query"]), answers=tuple(answers))
-
-
-def _making(making: Any) -> Making:
-    own, correct = making.get("own"), making.get("correct")
-    return Making(
-        task=str(making["task"]),
-        sources=tuple(map(_item, making.get("sources", ()))),
-        made=_item(making["made"]),
-        start=number(making.get("start")) or 0.0,
-        read={str(judge): str(text) for judge, text in making.get("read", {}).items()},
-        correct=None if correct is None else bool(correct),
-        own=_item(own) if own else None,
-        own_read={str(judge): str(text) for judge, text in making.get("own_read", {}).items()},
-    )
-
-
-def _writing(writing: Any) -> Writing:
-    source = writing.get("source")
-    return Writing(
-        task=str(writing["task"]),
-        source=_item(source) if source else None,
-        reference=str(writing["reference"]),
-        written=str(writing["written"]),
-        correct=bool(writing["correct"]),
-    )

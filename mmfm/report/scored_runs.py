@@ -4,32 +4,29 @@ Of each run results.json and all results.SUITE.json, with the .samples.json besi
 SUITE/NAME here.
 """
 
-import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmfm.config import Run, UserError, require
-from mmfm.config.serialization import from_file
 from mmfm.evals.metrics import STATISTICS
-from mmfm.evals.provenance import AGAIN, doubt
+from mmfm.evals.provenance import AGAIN, doubt, run_of
+from mmfm.evals.records import KeptScore, Row, Samples, SplitSamples, paths_of
 from mmfm.evals.resampling import Statistic
-from mmfm.report.run_record import RESULTS, Row, parsed, read_rows, result_files
+from mmfm.evals.split import numbered_names
+from mmfm.report.run_record import RESULTS, parsed, read_rows, result_files
 
 CLOSE = 1e-9
-Tree = dict[str, Any]
 Key = tuple[str, str, str]  # split, task, metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What the items of one figure gave. `names`: what they are called; (): they are told apart by place. `clusters`:
+class Paired:
+    """What the rows of one score gave. `names`: what they are called; (): they are told apart by place. `clusters`:
     what each is of; (): no two are of one."""
 
     kind: str
@@ -58,8 +55,8 @@ class ScoredRun:
     folder: Path
     run: Run
     rows: dict[Key, Row]
-    splits: dict[str, Tree]
-    kept: dict[Key, Kept]
+    splits: dict[str, SplitSamples]
+    kept: dict[Key, Paired]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -93,11 +90,8 @@ def read_contenders(folders: Sequence[str | Path]) -> list[ScoredRun]:
 
 
 def _read(folder: Path) -> ScoredRun:
-    path = folder / "run.json"
-    require(path.is_file(), f"{folder} holds no run.json, so it is no run; give the folder that `mmfm train` printed")
-    files = result_files(folder)
+    run, files = run_of(folder), result_files(folder)
     require(bool(files), f"{folder} holds no {RESULTS}; score it first: mmfm eval {folder}")
-    run = from_file(path)
     one = ScoredRun(name=run.name, folder=folder, run=run, rows={}, splits={}, kept={})
     for file in files:
         suite = file.name.removeprefix("results").removesuffix(".json").removeprefix(".")
@@ -108,23 +102,24 @@ def _read(folder: Path) -> ScoredRun:
 def _add(one: ScoredRun, file: Path, prefix: str) -> None:
     """The rows of a file of results, and what is kept beside them."""
     again = f"{AGAIN} {one.folder}" + f" {prefix.removesuffix('/')}.py" * bool(prefix)
-    rows = parsed(file, read_rows)
-    beside = file.with_name(f"{file.stem}.samples.json")
-    splits = parsed(beside, lambda text: {name: _split(tree) for name, tree in json.loads(text)["splits"].items()})
-    if rows is None or splits is None:
+    rows, beside = read_rows(file), paths_of(file)[2]
+    kept = parsed(beside, Samples)
+    if kept is None:
         raise UserError(f"{one.folder} holds no {beside.name}, which says what each sample gave; {again}")
-    if found := doubt(one.folder, file.name, map(vars, rows)):
+    if found := doubt(one.folder, file.name, rows):
         require(not found.stale, found.told)
         one.notes.append(found.told)
     for row in rows:
         one.rows[prefix + row.split, row.task, row.metric] = row
-    for name, (tree, kept) in splits.items():
-        one.splits[prefix + name] = tree
-        for (task, metric), figure in kept.items():
-            one.kept[prefix + name, task, metric] = figure
-            row = one.rows.get((prefix + name, task, metric))
-            matches = row is not None and _same(row.value, figure.value)
-            require(matches, f"{file} and {beside.name} do not belong together ({name}, {task} {metric}); {again}")
+    for name, split in kept.splits.items():
+        one.splits[prefix + name] = split
+        for score in split.scores:
+            key = (prefix + name, score.task, score.metric)
+            paired = one.kept[key] = _paired(score, split.items, beside)
+            row = one.rows.get(key)
+            matches = row is not None and _same(row.value, paired.value)
+            told = f"{file} and {beside.name} do not belong together ({name}, {score.task} {score.metric}); {again}"
+            require(matches, told)
 
 
 def _same(value: float | None, made: float) -> bool:
@@ -134,28 +129,25 @@ def _same(value: float | None, made: float) -> bool:
     return abs(value - made) <= CLOSE * max(1.0, abs(value))
 
 
-def _split(tree: Tree) -> tuple[Tree, dict[tuple[str, str], Kept]]:
-    about = {key: tree[key] for key in ("source", "data", "samples", "classes", "templates")}
-    return about, {(figure["task"], figure["metric"]): _kept(figure, tree["items"]) for figure in tree["figures"]}
+def _paired(score: KeptScore, lists: Sequence[tuple[str, ...]], where: Path) -> Paired:
+    known = all(place is None or place < len(lists) for place in (score.items, score.clusters))
+    names, clusters = (() if at is None or not known else lists[at] for at in (score.items, score.clusters))
+    parts = {name: _numbers(own) for name, own in score.parts.items()}
+    every = all(len(own) == score.n for own in (*parts.values(), *filter(None, (names, clusters))))
+    good = known and every and score.kind in STATISTICS and score.n > 0
+    require(good, f"{where}: {score.task} {score.metric} is not what mmfm wrote there; remove it and make it again")
+    told = {
+        "clusters": clusters or repeated(names),
+        "names": tuple(numbered_names(names)),
+        "normalizer": score.normalizer,
+    }
+    return Paired(kind=score.kind, parts=parts, n=score.n, **told)
 
 
-def _kept(figure: Tree, lists: list[list[str]]) -> Kept:
-    names, clusters = (
-        () if figure.get(key) is None else tuple(map(str, lists[figure[key]])) for key in ("items", "clusters")
-    )
-    parts = {str(name): _numbers(values) for name, values in figure["parts"].items()}
-    if not all(len(values) == figure["n"] for values in (*parts.values(), *filter(None, (names, clusters)))):
-        raise ValueError(f"{figure['task']} {figure['metric']} does not have {figure['n']} of everything")
-    if figure["kind"] not in STATISTICS or figure["n"] < 1:
-        raise ValueError(f"{figure['kind']} of {figure['n']}")
-    clusters, names = clusters or repeated(names), distinct(names)
-    how = {"clusters": clusters, "normalizer": str(figure.get("normalizer", ""))}
-    return Kept(kind=figure["kind"], parts=parts, names=names, n=figure["n"], **how)
-
-
-def _numbers(values: Sequence[float | int | None]) -> np.ndarray:
-    """null is what was not finite."""
-    return np.array([math.nan if value is None else value for value in values]) if None in values else np.array(values)
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """None is what was not finite; whole numbers where all are."""
+    x = np.array([np.nan if value is None else value for value in values], float)
+    return x.astype(int) if np.array_equal(x, x.round()) else x
 
 
 def repeated(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -163,25 +155,19 @@ def repeated(names: tuple[str, ...]) -> tuple[str, ...]:
     return names if len(set(names)) < len(names) else ()
 
 
-def distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Each with a number behind it where it came before."""
-    seen: Counter[str] = Counter()
-    return tuple(f"{name} #{seen[name]}" if seen.update([name]) or seen[name] > 1 else name for name in names)
-
-
 def _same_data(first: ScoredRun, second: ScoredRun) -> None:
     """Raises UserError where a split of both is not of the same samples and classes."""
     both = f"{first.folder} and {second.folder} were scored on different data"
     for name in (name for name in first.splits if name in second.splits):
         one, other = first.splits[name], second.splits[name]
-        counts = one["samples"], other["samples"]
+        counts = one.samples, other.samples
         many = f"has {counts[0]} samples in one and {counts[1]} in the other"
         told = many if counts[0] != counts[1] else f"has {counts[0]} samples in both, but not the same ones"
-        require(one["data"] == other["data"], f"{both}: split {name} {told}; score both by the same --data and --limit")
+        require(one.data == other.data, f"{both}: split {name} {told}; score both by the same --data and --limit")
         suites = {row.suite for run in (first, second) for key, row in run.rows.items() if key[0] == name and row.suite}
         asked = f"{first.folder} and {second.folder} were asked by different suites in {name}; score both by one"
         require(len(suites) < 2, asked)
-        same = one["classes"] == other["classes"]
+        same = one.classes == other.classes
         require(same, f"{both}: split {name} has other classes to choose from; score both by the same --classes")
 
 
@@ -196,6 +182,6 @@ def differing(contenders: Sequence[ScoredRun]) -> list[str]:
         missing = [one.name for one in contenders if name not in one.splits]
         if missing:
             lines.append(f"{name}: not scored for {', '.join(missing)}")
-        if len({tuple(one.splits[name]["templates"]) for one in holders}) > 1:
+        if len({one.splits[name].templates for one in holders}) > 1:
             lines.append(f"{name}: the runs were asked with different templates, so that theirs differ too")
     return lines

@@ -15,10 +15,11 @@ from mmfm.evals.metrics_table import (
     label,
     metric_of,
 )
+from mmfm.evals.records import Row
 from mmfm.report import charts
 from mmfm.report.charts import Axis, linear_axis
 from mmfm.report.markup import Html, join, tag
-from mmfm.report.run_record import Log, Row, headline_first
+from mmfm.report.run_record import Log, headline_first
 
 MOST_LEADING = 10  # tasks whose leading score has a tile and a place in the opening sentence
 NO_BREAK = "\N{NO-BREAK SPACE}"

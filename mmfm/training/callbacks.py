@@ -16,7 +16,6 @@ from rich.text import Text
 from torch import Tensor
 
 from mmfm.config import Run, UserError, require
-from mmfm.data.splits import named
 from mmfm.data.stream import StoppedWaiting
 from mmfm.evals.metrics_table import better
 from mmfm.evals.run import scores_during_training
@@ -200,7 +199,7 @@ class StopConsensus(AfterStep):
 
 
 class PeriodicEval(AfterStep):
-    """Zero-shot scores on validation shards while training, by the functions of `mmfm eval`; all ranks share the work.
+    """Scores on validation shards and suites while training, by the functions of `mmfm eval`; ranks share the work.
 
     A run that is asked to stop saves at once; the scores of that step are made when it is resumed.
     """
@@ -224,7 +223,8 @@ class PeriodicEval(AfterStep):
 
     def _due(self, trainer: L.Trainer) -> bool:
         every = self.run.eval.every_steps
-        return bool(every and self.run.data.val and trainer.global_step % every == 0)
+        scored = self.run.data.val or self.run.eval.suites
+        return bool(every and scored and trainer.global_step % every == 0)
 
     def _scored(self, step: int) -> bool:
         """As the first rank finds it: the others may see another disk, or this one too late."""
@@ -237,7 +237,6 @@ class PeriodicEval(AfterStep):
         return any(line["step"] == step and any(key.startswith("score/") for key in line) for line in found)
 
     def _score(self, trainer: L.Trainer, module: JointModule) -> None:
-        name, _ = named(self.run.data.val)
         step, line, left_out = trainer.global_step, {}, []
 
         def best() -> bytes:
@@ -247,8 +246,9 @@ class PeriodicEval(AfterStep):
         try:
             interface = Interface(module.objectives.model, self.run, self.tokenizer)
             scores, left_out = scores_during_training(interface, self.run, ranks=self.ranks)
-            line |= {f"score/{name}/{metric}": value for metric, value in scores.items()}
-            line |= validation_losses(module.objectives, self.run, self.tokenizer, self.ranks)
+            line |= {f"score/{name}": value for name, value in scores.items()}
+            if self.run.data.val:
+                line |= validation_losses(module.objectives, self.run, self.tokenizer, self.ranks)
             is_best = together(self.ranks, best)[0] == b"yes"
         except (UserError, Said) as why:
             if self.ranks.size == 1:
@@ -259,7 +259,7 @@ class PeriodicEval(AfterStep):
         if self.ranks.rank:
             return
         if not scores:
-            told = f"step {step}: nothing of {name} is scored: {'; '.join(left_out)}"
+            told = f"step {step}: nothing is scored: {'; '.join(left_out)}"
             console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
         record(trainer, self.run, {"step": step} | line)
 

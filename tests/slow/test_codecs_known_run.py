@@ -87,16 +87,15 @@ def test_a_run_with_a_known_codec_needs_its_source_once(speech: Path, tmp_path: 
 
 def test_a_known_codec_alone_is_evaluated(speech: Path, tmp_path: Path) -> None:
     """A model of which nothing but a known codec is there scores it."""
-    from mmfm.data.decode import Decode
-    from mmfm.data.shards import Shards
+    from test_codec_metrics import score
+
     from mmfm.datasets.encode import coders_of
-    from mmfm.evals.codec import score_codecs
 
     found, weights = known.resolve(KnownCodec(source=str(dac(tmp_path / "dac"))), "audio")
     codec = known.build(found)
     codec.load_state_dict(weights)
-    scored = score_codecs(coders_of({"audio": codec}, {"audio": found}), Shards([speech]), decode=Decode())
-    values = {figure.metric: figure.value for figure in scored.figures}
+    scores, _ = score(coders_of({"audio": codec}, {"audio": found}), speech, 64)
+    values = {one.metric: one.value for one in scores}
     assert values["bits_per_second"] == pytest.approx(16_000 / 80 * 2 * 4)
     assert "codebook_usage/1" in values
 

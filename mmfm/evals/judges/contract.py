@@ -5,7 +5,7 @@ openly: what it hears may be the name of no number, and where it reads nothing i
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from mmfm.config import require
 from mmfm.data.sample import Sample
 from mmfm.datasets.numbers_plan import TENS, UNITS, name
 from mmfm.evals.metrics import letters
+from mmfm.evals.records import HeldOut
 from mmfm.preprocessing.audio import resample
 
 RATE_HZ = 16_000  # at which every judge hears
@@ -41,14 +42,6 @@ class Judge(Protocol):
             UserError: a thing of another kind, an empty sound, one that is not finite, or no rate.
         """
         ...
-
-
-class HeldOut(NamedTuple):
-    """How many of so many things, of scans or voices that a judge has not learned from, it reads right."""
-
-    on: str
-    right: int
-    of: int
 
 
 @runtime_checkable

@@ -66,7 +66,9 @@ class Digits:
         things = [torch.from_numpy(np.concatenate([pixels[a], pixels[b]], 1))[None] for a, b in pairs]
         wanted = [name(int(10 * digits[a] + digits[b])) for a, b in pairs]
         right = sum(a == b for a, b in zip(self.read(things), wanted, strict=True))
-        return HeldOut("pairs of the scans that only the val split of `numbers` is drawn from", right, len(wanted))
+        return HeldOut(
+            on="pairs of the scans that only the val split of `numbers` is drawn from", right=right, of=len(wanted)
+        )
 
     def read(self, things: Sequence[Tensor], rate_hz: int = 0) -> list[str]:
         """The name of the number, tens on the left; "" where a half shows nothing."""

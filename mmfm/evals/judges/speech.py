@@ -119,7 +119,7 @@ class Speech:
         """As it was measured when the folder was made."""
         found = self.about.get("held_out")
         known = isinstance(found, dict) and all(isinstance(found.get(key), int) for key in ("right", "of"))
-        return HeldOut(str(found.get("on", "")), found["right"], found["of"]) if found and known else None
+        return HeldOut(on=str(found.get("on", "")), right=found["right"], of=found["of"]) if found and known else None
 
     def read(self, things: Sequence[Tensor], rate_hz: int = 0) -> list[str]:
         """Number words, "?" for a stretch of anything else, "" for silence. A sound is read alike in any company."""

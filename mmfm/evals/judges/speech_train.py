@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -39,7 +40,7 @@ def train_speech_judge(folder: Path, seed: int, progress: bool = True) -> None:
         "steps": STEPS,
         "accents": list(ACCENTS_TRAIN),
         "variants": list(VARIANTS_TEST),
-        "held_out": held_out(Speech(network), seed)._asdict(),
+        "held_out": asdict(held_out(Speech(network), seed)),
         "espeak-ng": espeak.version(),
     }
     (folder / "speech.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8", newline="\n")
@@ -50,7 +51,9 @@ def held_out(judge: Speech, seed: int) -> HeldOut:
     rows = [tuple(letters(own).split()) for own in NAMES]
     things = say(rows, Random(f"{seed} held out"), VARIANTS_VAL)
     right = sum(a == b for a, b in zip(judge.read(things, RATE_HZ), NAMES, strict=True))
-    return HeldOut("the hundred names by variants of voices that only the val split of `numbers` has", right, len(rows))
+    return HeldOut(
+        on="the hundred names by variants of voices that only the val split of `numbers` has", right=right, of=len(rows)
+    )
 
 
 def trained(
