@@ -163,8 +163,8 @@ def test_a_part_travels_unchanged() -> None:
     x = torch.tensor([[math.nan, -0.0], [1e-45, 3.0]])
     part = Part(
         infos=(
-            SampleInfo("k\udcff", None, [3, {"a": [1.5, None]}], "0f"),
-            SampleInfo("ü", "\u2028 \\", [None, True], "1", ("image",), True, ("audio",), "ab", 2),
+            SampleInfo("k\udcff", None, (3, {"a": [1.5, None]}), "0f"),
+            SampleInfo("ü", "\u2028 \\", (None, True), "1", ("image",), True, ("audio",), "ab", 2),
         ),
         vectors={"image": Vectors(x, np.array([1, 0])), "audio": Vectors(x[:1], np.array([1]))},
         written={"image>text": [Written(1, "")], "audio>text": []},

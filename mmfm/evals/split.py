@@ -77,7 +77,7 @@ class SampleInfo(NamedTuple):
 
     key: str
     text: str | None
-    labels: Any  # its .cls and its json "label"
+    labels: tuple[Any, Any]  # its .cls and its json "label"
     digest: str  # equal where all bytes of the sample are
     modalities: tuple[str, ...] = ()  # of its files
     plain: bool = False  # its text is none that a source of the run would find
