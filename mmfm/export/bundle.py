@@ -79,7 +79,7 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Files, Bundl
     writing = tuple(item for item in model.run.generative if set(parse_writing(item.task).sources) <= set(modalities))
     weights = split(model.core, modalities, [item.name for item in contrast])
     texts = tokenizer_files(model.tokenizer, "text" in modalities)
-    parts = {f"{part}.safetensors": found for part, found in weights.items()}
+    parts: Files = {f"{part}.safetensors": found for part, found in weights.items()}
     files: Files = {**parts, FIXTURE: tensors, **texts}
     data, cfg = model.run.data, unplaced(only(model.config, modalities))
     bundle = Bundle(
