@@ -127,7 +127,7 @@ def library_waves(model: nn.Module, name: str, codes: Tensor) -> Tensor:
 def test_sounds_are_the_librarys(folders: Callable[[str], Path], name: str, fewer: bool) -> None:
     """Ids are the library's codes book by book and step by step, and the decoded sound is the library's."""
     model = moved(name)
-    codec = opened(folders(name), name, books=2 if fewer else 0)
+    codec = opened(folders(name), name, num_codebooks=2 if fewer else 0)
     books = 2 if fewer else len(codec.form.sizes)
     waves = noise(2, 12 * codec.hop)
     codes = library_codes(model, name, waves, books)
@@ -258,9 +258,9 @@ def test_random_weights_need_no_file(tmp_path: Path) -> None:
         (hf.ChameleonVQVAEConfig(), {}, "image", r"is a chameleon_vqgan: transformers has no decoder for its codes"),
         (TOYS["dac"], {}, "image", r"is a dac, no codec for image; give one of janus_vqgan, emu3_vqgan"),
         (TOYS["janus"], {}, "audio", r"is a janus_vqgan, no codec for audio; give one of dac, mimi, encodec"),
-        (TOYS["dac"], {"books": 4}, "audio", r"books=4: \S+ has 3; give at most that"),
+        (TOYS["dac"], {"num_codebooks": 4}, "audio", r"num_codebooks=4: \S+ has 3; give at most that"),
         (TOYS["dac"], {"height_px": 8}, "audio", r"height_px and width_px are of pictures"),
-        (TOYS["janus"], {"books": 1}, "image", r"books=1: the codes of janus_vqgan are of one book"),
+        (TOYS["janus"], {"num_codebooks": 1}, "image", r"num_codebooks=1: the codes of janus_vqgan are of one book"),
         (TOYS["janus"], {"width_px": 7}, "image", r"a side of 7 px is no multiple of the 2 px of a code"),
         (TOYS["emu3"], {}, "image", r"codes pictures of any size; say KnownCodec\.height_px and width_px"),
         (

@@ -149,7 +149,7 @@ def test_aligned_embeddings_without_texts_cost_nothing(ranks: int, monkeypatch: 
             owner.model.log_scales["image-audio"].fill_(4.7)
         vectors = F.one_hot(joined.rank * each + place, each * ranks).double()
         owner._embedded = lambda *_: (vectors, place)
-        return float(joined.total(owner(batch)["image-audio"]))
+        return float(joined.all_reduce_sum(owner(batch)["image-audio"]))
 
     assert on_ranks(ranks, loss) == [pytest.approx(0.0, abs=1e-6)] * ranks
 

@@ -80,7 +80,7 @@ def test_texts_at_the_limit_fill_the_window_and_no_more(task: str) -> None:
         if fits:
             assert forward_task(model, parse(task), batch) is not None
         else:
-            with pytest.raises(UserError, match=r"Trunk\.window=30"):
+            with pytest.raises(UserError, match=r"Trunk\.max_position_embeddings=30"):
                 forward_task(model, parse(task), batch)
 
 
@@ -117,13 +117,15 @@ def test_a_continuation_that_cannot_fit_is_refused_before_it_is_begun(monkeypatc
     calls: list[int] = []
     forward = UnifiedTransformer.forward
     monkeypatch.setattr(UnifiedTransformer, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
-    with pytest.raises(UserError, match=r"9 tokens .* 4 .* Trunk\.window=12; give max_tokens=3") as caught:
+    with pytest.raises(
+        UserError, match=r"9 tokens .* 4 .* Trunk\.max_position_embeddings=12; give max_tokens=3"
+    ) as caught:
         write(model, task, batch, GenerationConfig(max_tokens=4))
     assert not calls and "\n" not in str(caught.value)
     assert max(map(len, write(model, task, batch, GenerationConfig(max_tokens=3)).ids)) <= 3
     every = toy_batch().items["text"]
     given = Ids(torch.zeros(6, 6, dtype=torch.int64), torch.ones(6, 6, dtype=torch.bool))
-    with pytest.raises(UserError, match=r"Trunk\.window=12"):
+    with pytest.raises(UserError, match=r"Trunk\.max_position_embeddings=12"):
         fill(model, parse("image>text~"), batch, given, given.keep, GenerationConfig(num_steps=1))
     assert every is not None
 
@@ -284,7 +286,7 @@ def test_a_window_that_can_hold_no_sentence_is_refused_before_the_start() -> Non
     trunk = Trunk(width=16, depth=1, heads=4, kv_heads=2, max_position_embeddings=60)
     run = run_of(trunk=trunk, generative=(Generative(task="audio>text"),))
     with pytest.raises(
-        UserError, match=r"audio>text takes up to 753 tokens and Trunk\.window=60 .*crop_seconds"
+        UserError, match=r"audio>text takes up to 753 tokens and Trunk\.max_position_embeddings=60 .*crop_seconds"
     ) as caught:
         check_window(run)
     assert "\n" not in str(caught.value)
@@ -292,7 +294,7 @@ def test_a_window_that_can_hold_no_sentence_is_refused_before_the_start() -> Non
     assert (
         limits_of(run).written == 59 and limits_of(replace(run, data=replace(run.data, crop_seconds=2.0))).written == 8
     )
-    with pytest.raises(UserError, match=r"Trunk\.window"):
+    with pytest.raises(UserError, match=r"Trunk\.max_position_embeddings"):
         check(replace(run, data=replace(run.data, train=(Source(shards="none", modalities=("audio", "text")),))))
 
 
