@@ -29,15 +29,15 @@ def square(**changes: object) -> Model:
     return toy_config(image=Vit(height_px=16, width_px=16, patch_px=4, width=16, depth=1, heads=2), **changes)
 
 
-def saved(folder: Path, model: Model, contrast: tuple[Contrastive, ...] = PAIRS, **changes: object) -> Run:
+def saved(folder: Path, model: Model, contrastive: tuple[Contrastive, ...] = PAIRS, **changes: object) -> Run:
     """A run's folder with one checkpoint, every parameter away from zero and one."""
     torch.manual_seed(0)
     tokenizer = words()
-    core = build(model, tokenizer.size, contrast)
+    core = build(model, tokenizer.size, contrastive)
     with torch.no_grad():
         for name, parameter in core.named_parameters():
             parameter += (0.05 if "log_scales" in name else 0.3) * torch.randn_like(parameter)
-    run = toy_run(model=model, contrastive=contrast, **changes)
+    run = toy_run(model=model, contrastive=contrastive, **changes)
     checkpoint.save(folder, 3, run, tokenizer, core.state_dict(), {"step": 3})
     (folder / "run.json").write_text(to_json(run))
     return run

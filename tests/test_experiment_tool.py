@@ -3,7 +3,7 @@
 import json
 import runpy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Commands:
         else:
             last = max((Path(place) / "checkpoints").glob("step-*"))
             row = {"split": "test", "task": "image->text", "metric": "acc@1", "value": 0.5, "n": 4}
-            (Path(place) / "results.json").write_text(json.dumps([origin_of(last).of(row, "d")]))
+            (Path(place) / "results.json").write_text(json.dumps([{**row, **asdict(origin_of(last)), "data": "d"}]))
         return 1.0
 
 

@@ -42,7 +42,7 @@ def slow(model, task, batch: Batch, row: int, max_tokens: int, passes=(((), 1.0)
     for step in range(form.length or max_tokens):
         shared = [vocabulary.begin(task.target), *(span.start + local for local in ids)]
         logits = sum(weight * whole_logits(model, task, one, shared, hide) for hide, weight in passes)
-        allowed = [span.start + local for local in form.span(step)] + [vocabulary.end] * form.may_end(step)
+        allowed = [span.start + local for local in form.candidates(step)] + [vocabulary.end] * form.may_end(step)
         best = allowed[int(logits[allowed].argmax())]
         if best == vocabulary.end:
             break

@@ -127,7 +127,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(words):
 def test_guidance_needs_sources_scales_for_all_and_a_model_that_was_trained_without_them():
     with pytest.raises(UserError, match="guidance needs sources, and this task has none"):
         GenerationConfig(guidance=2.0).passes(())
-    with pytest.raises(UserError, match="guide gives image; it must give a scale for each of image, audio"):
+    with pytest.raises(UserError, match="guide gives image; it must give one for each of image, audio"):
         GenerationConfig(guide=(("image", 2.0),)).passes(("image", "audio"))
     with pytest.raises(UserError, match="guidance of image>text needs a model trained with Write"):
         check_guidance(GenerationConfig(guidance=2.0), parse("image>text"), 0.0)

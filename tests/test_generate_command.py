@@ -17,6 +17,7 @@ from mmfm.inference import media_files
 from mmfm.inference.interface import Interface, Sound
 from mmfm.inference.media_files import sheet
 from mmfm.models.checkpoint import save
+from mmfm.runtime import files
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +124,14 @@ def test_what_is_interrupted_leaves_nothing(error: BaseException, status: int, m
     Path("p-1.png").write_bytes(b"before")
     written = []
 
-    def write(path: Path, data: bytes) -> int:
+    def write(path: Path, data: bytes) -> None:
         written.append(path)
         if len(written) == 2:
             raise error
-        return open_and_write(path, data)
+        write_file(path, data)
 
-    open_and_write = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", write)
+    write_file = files.write_file
+    monkeypatch.setattr(files, "write_file", write)
     assert generate("text>image", "--text", "a", "--num-samples", "3", "--out", "p-{}.png", "--force") == status
     assert [(path.name, path.read_bytes()) for path in Path().iterdir()] == [("p-1.png", b"before")]
 

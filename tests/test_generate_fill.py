@@ -54,7 +54,7 @@ def logits_at(model, task: Task, batch, row: int, ids: torch.Tensor, hidden: tor
 def surest_first(model, task: Task, batch, row: int, ids: torch.Tensor, hidden: torch.Tensor, passes) -> list[int]:
     """One place at a time: the one whose likeliest id is the likeliest of all."""
     ids, hidden, form = ids.clone(), hidden.clone(), model.forms["image"]
-    allowed = torch.tensor([[local in form.span(at) for local in range(7)] for at in range(TIME)])
+    allowed = torch.tensor([[local in form.candidates(at) for local in range(7)] for at in range(TIME)])
     while hidden.any():
         logits = sum(weight * logits_at(model, task, batch, row, ids, hidden, hide) for hide, weight in passes)
         chances, found = logits.masked_fill(~allowed, -torch.inf).softmax(-1).max(-1)

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
-from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -31,6 +30,18 @@ from mmfm.runtime.files import Manifest, manifest, whole_folder, write_file
 from mmfm.runtime.launch import first_process
 
 AGAIN = "choose another step or train again"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # of safetensors
 Tree = Any
 Found = TypeVar("Found")
 MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
@@ -151,19 +162,31 @@ def read_verified(folder: Path) -> dict[str, bytes]:
 
 
 def read_model(folder: Path) -> tuple[dict[str, bytes], dict[str, Tensor]]:
-    """What a checkpoint keeps of the model alone: its small files, and its weights, which stay on the disk until they
-    are used. The state of training is not read."""
+    """What a checkpoint keeps of the model alone: its small files, and its weights. The state of training is not read."""
     listed = manifest_of(folder)
     small = {name: listed.read(name) for name in listed.files if name not in (MODEL, TRAIN, STATE)}
     listed.verify([MODEL])
-    return small, mapped(folder / MODEL, AGAIN)
+    return small, read_tensors(folder / MODEL, AGAIN)
 
 
-def mapped(path: Path, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, read from the disk when they are used. UserError where it is none."""
+def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, one after the other, into memory of their own: where a tensor begins in memory
+    decides which kernels run, and so its last bits. UserError where the file is none."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as why:
+        with safe_open(path, "pt") as checked:  # refuses what its header says wrongly
+            dtypes = {name: checked.get_slice(name).get_dtype() for name in checked.keys()}  # noqa: SIM118
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
+            found = {}
+            for name, dtype in dtypes.items():
+                tensor = torch.empty(header[name]["shape"], dtype=DTYPES[dtype])
+                file.seek(start + header[name]["data_offsets"][0])
+                if tensor.numel():
+                    file.readinto(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                found[name] = tensor
+            return found
+    except (SafetensorError, OSError, KeyError) as why:
         raise UserError(f"{path} cannot be read ({why}); {remedy}") from None
 
 

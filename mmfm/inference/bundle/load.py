@@ -26,7 +26,7 @@ from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
 from mmfm.inference.bundle.hub import find
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
-from mmfm.models.checkpoint import adopt, check_size, mapped, refuse_foreign, refuse_unsafe
+from mmfm.models.checkpoint import adopt, check_size, read_tensors, refuse_foreign, refuse_unsafe
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.runtime.files import Manifest
@@ -73,7 +73,7 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
     core = built(run.model, tokenizer.size, run.contrastive)
     adopt(core, weights, str(folder))
     if check:
-        stored = read_tensors(folder, FIXTURE, files)
+        stored = verified_tensors(folder, FIXTURE, files)
         for modality in bundle.modalities:
             encoder = BundledEncoder(core.eval(), modality, run, tokenizer)
             golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
@@ -84,7 +84,7 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
     """The trunk of a bundle, and the tables of its vocabulary by name: "embedding.weight", "output.weight"."""
     bundle, files = read_bundle(folder), read_manifest(folder)
     require("trunk" in bundle.components, f"{folder} holds no trunk; it holds {', '.join(bundle.components)}")
-    found = read_tensors(folder, "trunk.safetensors", files)
+    found = verified_tensors(folder, "trunk.safetensors", files)
     model = run_of(bundle).model
     check_size(only(model, ()), found, str(folder))
     with torch.device("meta"):
@@ -92,9 +92,9 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
     weights = {name.removeprefix("trunk."): tensor for name, tensor in found.items()}
     adopt(trunk, weights, str(folder))
     if check:
-        golden.check_trunk(trunk, read_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
+        golden.check_trunk(trunk, verified_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
     held = "vocabulary" in bundle.components
-    return trunk, read_tensors(folder, "vocabulary.safetensors", files) if held else {}
+    return trunk, verified_tensors(folder, "vocabulary.safetensors", files) if held else {}
 
 
 def run_of(bundle: Bundle) -> config.Run:
@@ -119,13 +119,13 @@ def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of these parts, by the names that they have in a model. Other files are not opened."""
     files, found = read_manifest(folder), {}
     for part in parts:
-        found |= read_tensors(folder, f"{part}.safetensors", files)
+        found |= verified_tensors(folder, f"{part}.safetensors", files)
     return found
 
 
-def read_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
+def verified_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
     files.verify([name])
-    return mapped(folder / name, AGAIN)
+    return read_tensors(folder / name, AGAIN)
 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
@@ -142,7 +142,7 @@ def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
     adopt(core, weights, str(folder))
     encoder = BundledEncoder(core, modality, run, tokenizer).eval()
     if check:
-        stored = read_tensors(folder, FIXTURE, files)
+        stored = verified_tensors(folder, FIXTURE, files)
         golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
     return encoder
 
