@@ -43,6 +43,7 @@ class Commands:
         else:
             last = max((Path(place) / "checkpoints").glob("step-*"))
             row = {"split": "test", "task": "image->text", "metric": "acc@1", "value": 0.5, "n": 4}
+            row |= {"low": 0.4, "high": 0.6, "chance": 0.01}
             (Path(place) / "results.json").write_text(json.dumps([{**row, **asdict(origin_of(last)), "data": "d"}]))
         return 1.0
 

@@ -30,6 +30,7 @@ from readme import between
 from mmfm.config import Run
 from mmfm.config.load import read_run
 from mmfm.evals.provenance import doubt
+from mmfm.report.run_record import read_rows
 from mmfm.runtime.machine import cores
 from mmfm.training.preflight import finished
 
@@ -65,7 +66,7 @@ def scored(folder: Path, asked: Sequence[str]) -> bool:
     rows, words = folder / "results.json", folder / "asked.json"
     if not (rows.is_file() and words.is_file()) or json.loads(words.read_text()) != list(asked):
         return False
-    return doubt(folder, rows.name, json.loads(rows.read_text())) is None
+    return doubt(folder, rows.name, read_rows(rows)) is None
 
 
 def train_and_score(run: Run, config: Path, asked: Sequence[str], more: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from experiment import setting
 from readme import between
 
 from mmfm.evals.provenance import doubt
+from mmfm.report.run_record import read_rows
 
 COLUMNS = (
     ("image->text", "R@1"),
@@ -64,7 +65,7 @@ def render(readme: str, results: str) -> str:
 def fresh(run: Path) -> list[dict[str, Any]]:
     """The rows of a run. SystemExit in one line where they are not of its last weights, or do not say of which."""
     rows = json.loads((run / "results.json").read_text())
-    if found := doubt(run, "results.json", rows):
+    if found := doubt(run, "results.json", read_rows(run / "results.json")):
         raise SystemExit(found.told)
     return rows
 

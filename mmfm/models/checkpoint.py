@@ -174,7 +174,8 @@ def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
     decides which kernels run, and so its last bits. UserError where the file is none."""
     try:
         with safe_open(path, "pt") as checked:  # refuses what its header says wrongly
-            dtypes = {name: checked.get_slice(name).get_dtype() for name in checked.keys()}  # noqa: SIM118
+            names = checked.keys()
+            dtypes = {name: checked.get_slice(name).get_dtype() for name in names}
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
