@@ -162,7 +162,7 @@ def read_verified(folder: Path) -> dict[str, bytes]:
 
 
 def read_model(folder: Path) -> tuple[dict[str, bytes], dict[str, Tensor]]:
-    """What a checkpoint keeps of the model alone: its small files, and its weights. The state of training is not read."""
+    """What a checkpoint keeps of the model alone: its small files and its weights, without the state of training."""
     listed = manifest_of(folder)
     small = {name: listed.read(name) for name in listed.files if name not in (MODEL, TRAIN, STATE)}
     listed.verify([MODEL])
