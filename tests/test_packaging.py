@@ -95,7 +95,7 @@ TOY = """
 import io, pathlib, tarfile
 import numpy as np
 from PIL import Image
-from mmfm.config import Contrast, Data, Eval, Model, Optim, Run, Source, Trunk, Vit, TextTower, Write
+from mmfm.config import Contrastive, Data, Eval, Generative, Model, Optim, Run, Source, TextTower, Trunk, Vit
 
 OUT = pathlib.Path("{out}")
 
@@ -121,7 +121,7 @@ def config():
                     text=TextTower(**width), trunk=Trunk(width=16, depth=1, heads=2, kv_heads=1), embed_dim=8),
         data=Data(train=(Source(shards=str(OUT / "data" / "train"), modalities=("image", "text")),),
                   val=str(OUT / "data" / "val"), batch_size=4, num_workers=0),
-        contrastive=(Contrastive(pair=("image", "text")),), 
+        contrastive=(Contrastive(pair=("image", "text")),),
         generative=(Generative(task="image>text"), Generative(task=">text")),
         optim=Optim(steps=3, warmup_steps=1), eval=Eval(every_steps=2, bootstrap=10),
     )
