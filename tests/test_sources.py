@@ -84,9 +84,7 @@ def test_the_limit_holds_for_the_disk(url, tmp_path):
 
 def test_a_store_that_is_smaller_than_what_is_shuffled_is_refused(folder, url, tmp_path):
     """Before anything is fetched, with a limit that is enough: then each shard is fetched once in an epoch."""
-    words = (
-        r"limit_gb=1e-05 is less than the 2\.05e-05 GB of the shards that are shuffled .*; set it to 2\.07e-05 or more"
-    )
+    words = r"limit_gb=1e-05 is less than the 2\.05e-05 GB of shards shuffled .*; set it to 2\.07e-05 or more"
     with pytest.raises(UserError, match=words):
         keys(run_on(url, tmp_path, limit_gb=1e-5))
     assert not list(tmp_path.iterdir())
