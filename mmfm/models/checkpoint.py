@@ -184,7 +184,7 @@ def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
                 tensor = torch.empty(header[name]["shape"], dtype=DTYPES[dtype])
                 file.seek(start + header[name]["data_offsets"][0])
                 if tensor.numel():
-                    file.readinto(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                    file.readinto(tensor.flatten().view(torch.uint8).numpy().data)
                 found[name] = tensor
             return found
     except (SafetensorError, OSError, KeyError) as why:
