@@ -14,7 +14,7 @@ from mmfm.generation.sampling import drawn_seeds, waits
 from mmfm.inference.infill import scattered
 from mmfm.models.layers import Dropout, DropoutKey
 from mmfm.models.token_dropout import keep_mask
-from mmfm.objectives.task_pass import _masked, _seeds
+from mmfm.objectives.task_pass import masked_places, task_seeds
 from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 ROWS, PLACES = 256, 1_200
@@ -30,7 +30,7 @@ def dropped(seeds: torch.Tensor) -> torch.Tensor:
 
 DRAWN = {
     "hidden from all": lambda seeds: ~keep_mask(seeds, KEEP, 0.5),
-    "masked of a target": lambda seeds: _masked(KEEP, seeds, Generative(task="text~", mask_ratio=(0.5, 0.5))),
+    "masked of a target": lambda seeds: masked_places(KEEP, seeds, Generative(task="text~", mask_ratio=(0.5, 0.5))),
     "masked by people": lambda seeds: scattered(KEEP, 0.5, seeds),
     "dropped": dropped,
     "waits": lambda seeds: waits(seeds, 3, torch.arange(PLACES)) < 0.693,
@@ -54,9 +54,9 @@ def test_what_is_drawn_for_one_thing_says_nothing_of_another() -> None:
     found = {what: draw(SEEDS["of positions"]) for what, draw in DRAWN.items()}
     batch = drawn_batch(ROWS)
     for task in ("text~", "image>text~", "text>text", ">text"):
-        seeds = _seeds(batch, parse(task), torch.arange(ROWS))
+        seeds = task_seeds(batch, parse(task), torch.arange(ROWS))
         assert seeds is not None
-        found[task] = _masked(KEEP, seeds, Generative(task="text~", mask_ratio=(0.5, 0.5)))
+        found[task] = masked_places(KEEP, seeds, Generative(task="text~", mask_ratio=(0.5, 0.5)))
     names = list(found)
     for at, one in enumerate(names):
         for other in names[at + 1 :]:
@@ -80,7 +80,7 @@ def test_runs_of_books_and_spans_are_masked_whole() -> None:
     """With two books a turn is hidden whole; spans of three are hidden together wherever they begin."""
     turns = scattered(KEEP, 0.5, SEEDS["of positions"], books=2).view(ROWS, -1, 2)
     assert (turns[..., 0] == turns[..., 1]).all() and correlations(turns[..., 0]).abs().max() < 5.5
-    spans = _masked(KEEP, SEEDS["of positions"], Generative(task="text~", mask_ratio=(0.5, 0.5), mask_span=3))
+    spans = masked_places(KEEP, SEEDS["of positions"], Generative(task="text~", mask_ratio=(0.5, 0.5), mask_span=3))
     first = [int(row.long().diff().nonzero()[0]) % 3 for row in spans[:60]]
     assert len(set(first)) == 3
 

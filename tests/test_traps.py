@@ -176,7 +176,7 @@ def stopped(run: Run, at: int) -> None:
                 signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(process.Stopped, match=f"stopped at step {at + 1}, as"):
-        patch.setattr(fit, "Bar", Interrupt)
+        patch.setattr(fit, "ProgressBar", Interrupt)
         fit.train(run)
 
 
@@ -376,7 +376,7 @@ def test_saving_by_the_clock(run, monkeypatch):
         def __init__(self, *parts) -> None:
             super().__init__(*parts, clock=lambda: 60.0 * next(minutes))
 
-    monkeypatch.setattr(fit, "Agree", Ticking)
+    monkeypatch.setattr(fit, "StopConsensus", Ticking)
     fit.train(replace(run, save_every_steps=5, save_every_minutes=2.0, keep_checkpoints=100))
     assert checkpoint.steps_of(run.folder) == [2, 4, 5, 7, 8]
 
@@ -396,13 +396,13 @@ class Two:
     def __init__(self, *other: list[int]) -> None:
         self.other, self.asked = list(other), 0
 
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         raise AssertionError("not here")
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
         raise AssertionError("nor here")
 
-    def total(self, x: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, x: torch.Tensor) -> torch.Tensor:
         self.asked += 1
         return x + torch.tensor(self.other.pop(0))
 

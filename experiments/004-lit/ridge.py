@@ -29,8 +29,8 @@ from mmfm.evals.config import config_of
 from mmfm.evals.results import finish
 from mmfm.evals.run import evaluate
 from mmfm.evals.suite import default_suite
-from mmfm.models.checkpoint import replace_file
 from mmfm.models.model import build
+from mmfm.runtime.files import replace_file
 from mmfm.training.initialize import begin, prepare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lit.py"

@@ -183,7 +183,7 @@ def _continued(
 def masked_places(
     keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Generative
 ) -> Bool[Tensor, "n time"]:
-    """What is masked of each row: a fraction of it drawn between the two of `how.hide`, and at least one token."""
+    """What is masked of each row: a fraction drawn between the two of `how.mask_ratio`, and at least one token."""
     if seeds is None:
         seeds = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
     if not keep.shape[1]:  # nothing but texts without a token

@@ -9,7 +9,6 @@ import onnxruntime
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from mmfm.inference.load import load_model
 
@@ -66,26 +65,6 @@ def test_clip_benchmark_scores_a_run(kind, run, tmp_path, write_shard):
         found = benchmark("mmfm.export.clip_benchmark", kind, root, tmp_path / "theirs.json", *way)
         for name, key in pairs[kind].items():
             assert found[name] == pytest.approx(wanted[key], abs=1e-4)
-
-
-def test_clip_benchmark_scores_a_plain_folder_without_us(tmp_path, write_shard):
-    """A CLIP that went through our towers: their own command line, in a process where mmfm cannot be imported."""
-    import test_export_clip as clip
-    from mmfm.export.clip import write_clip
-
-    cfg, model = clip.theirs("CLIP")
-    root = retrieval(tmp_path / "data", write_shard)
-    (tmp_path / "ours").mkdir(), (tmp_path / "theirs").mkdir()
-    write_clip(*clip.ours(cfg, model), model.state_dict(), tmp_path / "ours")
-    said = json.loads((tmp_path / "ours" / "open_clip_config.json").read_text()) | {"model_cfg": cfg}
-    (tmp_path / "theirs" / "open_clip_config.json").write_text(json.dumps(said))
-    save_file(model.state_dict(), tmp_path / "theirs" / "open_clip_model.safetensors")
-    found = [
-        benchmark("clip_benchmark.cli", "retrieval", root, tmp_path / f"{name}.json", *way, blind=True)
-        for name in ("ours", "theirs")
-        for way in [["--model", f"local-dir:{tmp_path / name}", "--pretrained", "none"]]
-    ]
-    assert found[0] == found[1] and 0 < found[0]["image_retrieval_recall@10"] < 1
 
 
 def test_waveforms_go_into_onnx_runtime(run, tmp_path):
