@@ -12,12 +12,12 @@ import tyro
 
 from mmfm.config import Run, require
 from mmfm.config.load import read_run
-from mmfm.data.splits import reads_remote
 from mmfm.datasets.commands import DATA
 from mmfm.evals.judges.command import Judges
 from mmfm.inference.generate_args import GenerateArgs
 from mmfm.runtime.launch import first_process, launched
-from mmfm.training.preflight import Opener, SourceSummary, check, finished, objectives, open_here
+from mmfm.training.check_summary import opener_for, show_check
+from mmfm.training.preflight import SourceSummary, check, finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,52 +317,13 @@ class Compare:
         compare(self.runs, **{name: value for name, value in vars(self).items() if name != "runs"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encode:
-    """Copy shards with the codes of a run's codecs beside their pictures and sounds, so that training can read them.
-
-    One that was stopped goes on when the same command is given again.
-    """
-
-    run: tyro.conf.Positional[str]
-    """The run whose codecs encode, such as runs/codec-image."""
-    shards: tyro.conf.Positional[str]
-    """What is encoded: a folder of shards, a tar, a glob or a pattern."""
-    out: tyro.conf.Positional[str]
-    """Where the shards are written: a new folder, or one of the same command."""
-    batch_size: int = 16
-    """Samples that are encoded at once."""
-    step: int = 0
-    """Which checkpoint of the run; 0: the last."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:1; auto: as the run says, which may have been trained on another machine."""
-
-    def __call__(self) -> None:
-        import torch
-
-        from mmfm.data.decode import decode_of
-        from mmfm.datasets.encode import coders_of, encode
-        from mmfm.inference.load import load_model
-        from mmfm.runtime.devices import device_of_each
-        from mmfm.runtime.machine import cores
-
-        model = load_model(Path(self.run), self.step or None)
-        device = device_of_each(self.device, model.run.accelerator)
-        model.to(device)
-        torch.set_num_threads(min(model.run.threads, cores()))
-        coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)
-        encode(
-            coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch_size, device=device
-        )
-
-
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "show": Show,
     "runs": Runs,
     "eval": Evaluate,
     "generate": Generate,
-    "data": {**DATA, "encode": Encode, "judges": Judges},
+    "data": {**DATA, "judges": Judges},
     "doctor": Doctor,
     "report": Report,
     "compare": Compare,
@@ -383,43 +344,3 @@ def words_of(command: Any) -> list[str]:
             given = value if isinstance(value, tuple) else () if value is True else (value,)
             words += [f"--{field.name.replace('_', '-')}", *map(str, given)]
     return words
-
-
-def opener_for(run: Run) -> Opener:
-    """What opens the run's sources: the standard library alone where all lie on this machine."""
-    if not reads_remote(run):
-        return open_here
-    from mmfm.data.sources import open_source
-
-    return open_source
-
-
-def show_check(run: Run, found: list[SourceSummary]) -> None:
-    """The run at a glance, before it exists."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shares, batch = sum(source.weight for source in run.data.train), run.data.batch_size
-    sources = Table("source", "shards", "samples", "modalities", "in a batch", box=None, pad_edge=False)
-    for item in found:
-        share, provides = batch * item.source.weight // shares, ", ".join(item.source.modalities)
-        sources.add_row(item.source.shards, str(item.shards), f"{item.samples:,}", provides, f"{share} of {batch}")
-    goals = Table("objective", "weight", "samples that have it", box=None, pad_edge=False)
-    for goal in objectives(run):
-        goals.add_row(goal.name, f"{goal.weight:g}", f"{sum(item.holding(goal.needs) for item in found):,}")
-    samples = sum(item.samples for item in found)
-    drawn = (
-        f"{run.optim.steps:,} steps of {batch} samples: {run.optim.steps * batch / samples:.1f} times the {samples:,}"
-    )
-    console = Console(highlight=False)
-    for part in (sources, "", goals, "", drawn, *parameters(run), f"writes to {run.folder}"):
-        console.print(part)
-
-
-def parameters(run: Run) -> tuple[str, ...]:
-    """What learns and what is locked. Torch is imported only where the run's rates say that not all learn alike."""
-    if not run.optim.param_groups:
-        return (f"every parameter that an objective asks for learns at optim.lr={run.optim.lr:g}",)
-    from mmfm.training.initialize import parameters_of
-
-    return parameters_of(run)

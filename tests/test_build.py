@@ -22,7 +22,7 @@ from test_process import python
 
 from mmfm.__main__ import main
 from mmfm.config import UserError
-from mmfm.data import index
+from mmfm.data import shard_list
 from mmfm.data.shards import Shards
 from mmfm.data.writer import Item
 from mmfm.datasets import build as building
@@ -118,7 +118,7 @@ def test_a_folder_comes_back_byte_for_byte(files: Path, tmp_path: Path, capsys: 
         expected[f"{'cat' if number % 2 else 'dog'}-n_{number}"] = parts
     assert theirs == expected and list(theirs) == sorted(expected)
     assert {ours.key(n): ours[n].parts for n in range(len(ours))} == expected
-    assert [entry.samples for entry in index.read_list(out).values()] == [3, 3, 1]
+    assert [entry.samples for entry in shard_list.read_list(out).values()] == [3, 3, 1]
     assert "not read: 1 .pdf\n" in capsys.readouterr().out
 
 

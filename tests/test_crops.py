@@ -16,7 +16,8 @@ import mmfm.preprocessing.audio as sounds
 from mmfm.data.augment import DRAWS
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio, resample
-from mmfm.preprocessing.image import CROP_DRAWS, MAX_SCANS, MIRROR_DRAW, decode_image, picture, random_box, resize
+from mmfm.preprocessing.crops import CROP_DRAWS, MIRROR_DRAW, random_box
+from mmfm.preprocessing.image import MAX_SCANS, decode_image, picture, resize
 
 RANDOM = np.random.default_rng(0)
 

@@ -21,7 +21,7 @@ from toys import toy_config, toy_run
 from mmfm.__main__ import main
 from mmfm.config import Contrastive, Data, Eval, Generative, ParamGroup, RemoteCache, Run, Source, Text
 from mmfm.config.serialization import to_json as run_to_json
-from mmfm.data import index, remote_cache
+from mmfm.data import index, remote_cache, shard_list
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
@@ -190,7 +190,7 @@ def test_a_stale_index_is_named(put, sets, run, samples, tmp_path):
     stale = told(examine(run, "toy.py", QUICK), "index_stale")
     assert stale.level == "ERROR" and stale.examples == (f"{tmp_path}/val/image.tar: imagf-40",)
     put({"val/image.tar": other})
-    index.write_list(tmp_path / "val")
+    shard_list.write_list(tmp_path / "val")
     put({"val/image.tar": {**other, **samples("image", 70, 1)}})
     found = told(examine(run, "toy.py", QUICK), "list_stale")
     assert "gives" in found.message and "8 samples" in found.message and "it has 9" in found.message
@@ -586,7 +586,7 @@ def test_the_size_of_a_model_is_guessed_well_enough():
 def test_remote_shards_are_looked_at_by_their_lists(put, sets, run, monkeypatch):
     """What their lists say is counted; a scheme that is refused is an error, and no traceback."""
     put(sets)
-    entries = [index.Entry(place="https://h/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 6})]
+    entries = [shard_list.Entry(place="https://h/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 6})]
     monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: entries)
     source = Source(shards="https://h/", modalities=("image", "text"))
     (one,) = shard_integrity.sets_of(replace(run, data=replace(run.data, train=(source,), val=""), eval=Eval()))
@@ -609,7 +609,7 @@ def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples,
     url, path = "https://h/val/image.tar", tmp_path / "val" / "image.tar"
     stale = index.index_path(path).read_text()
     put({"val/image.tar": {**sets["val/image.tar"], **samples("image", 90, 1)}})
-    entry = index.entry(url, index.load(path, path.stat().st_size))
+    entry = shard_list.entry(url, index.load(path, path.stat().st_size))
     monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: [entry])
     monkeypatch.setattr(remote_cache.ShardCache, "local", lambda self, url, size, crc32: path)
     monkeypatch.setattr(remote_cache.ShardCache, "text", lambda self, url, limit: index.index_path(path).read_text())
@@ -632,7 +632,7 @@ def test_remote_shards_that_are_fetched_are_looked_into(put, sets, run, samples,
 def test_what_is_not_looked_at_is_not_called_sound(put, sets, run, monkeypatch):
     """A split behind a URL beside sets that are here: what is said of all says that it is not of this one."""
     put(sets)
-    entries = [index.Entry(place="https://h/v/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 7})]
+    entries = [shard_list.Entry(place="https://h/v/a.tar", bytes=10, samples=7, holds={"image": 7, "text": 7})]
     monkeypatch.setattr(shard_integrity, "expand_remote", lambda spec, store: entries)
     listed = lambda source, data: Shards([entries[0]] if "://" in source.shards else expand(source.shards))  # noqa: E731
     monkeypatch.setattr(run_of_doctor, "open_source", listed)

@@ -153,7 +153,9 @@ def test_a_configuration_names_a_file_beside_it(tmp_path):
         assert told in alone(show, tmp_path / "run.py")
 
 
-def test_the_configurations_of_the_project_are_a_package():
+def test_the_configurations_of_the_project_are_a_package(monkeypatch):
+    """From the repository's root, where a script or a notebook of one's own stands."""
+    monkeypatch.syspath_prepend(EXAMPLES.parent.parent)
     from configs.quickstart import config
 
     assert config() == read_run(EXAMPLES.parent / "quickstart.py")

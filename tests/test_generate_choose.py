@@ -108,9 +108,12 @@ MISTAKES = {
     "top_p=0.0 must be above 0 and at most 1": {"temperature": 1.0, "top_p": 0.0},
     "min_p=2.0 must be between 0 and 1": {"temperature": 1.0, "min_p": 2.0},
     "top_k=5 is for draws, and temperature 0 draws nothing; give temperature=1.0": {"top_k": 5},
-    "draws=4 is for draws": {"draws": 4},
-    "beams=4 looks for the likeliest: leave out temperature=1.0, or the beams": {"beams": 4, "temperature": 1.0},
-    "beams=2 looks for the likeliest: leave out stop": {"beams": 2, "stop": ("\n",)},
+    "best_of=4 is for draws": {"best_of": 4},
+    "num_beams=4 looks for the likeliest: leave out temperature=1.0, or the beams": {
+        "num_beams": 4,
+        "temperature": 1.0,
+    },
+    "num_beams=2 looks for the likeliest: leave out stop": {"num_beams": 2, "stop": ("\n",)},
     "stop holds an empty string": {"stop": ("",)},
     "guide names a source twice: image, image": {"guide": (("image", 2.0), ("image", 3.0))},
     "are two scales for one source": {"guidance": 2.0, "guide": (("image", 2.0),)},
@@ -129,7 +132,7 @@ def test_guidance_needs_sources_scales_for_all_and_a_model_that_was_trained_with
         GenerationConfig(guidance=2.0).passes(())
     with pytest.raises(UserError, match="guide gives image; it must give one for each of image, audio"):
         GenerationConfig(guide=(("image", 2.0),)).passes(("image", "audio"))
-    with pytest.raises(UserError, match="guidance of image>text needs a model trained with Write"):
+    with pytest.raises(UserError, match="guidance of image>text needs a model trained with Generative"):
         check_guidance(GenerationConfig(guidance=2.0), parse("image>text"), 0.0)
     check_guidance(GenerationConfig(guidance=2.0), parse("image>text"), 0.1)
     check_guidance(GenerationConfig(), parse("image>text"), 0.0)

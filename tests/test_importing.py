@@ -478,7 +478,6 @@ def test_the_command_tells_what_it_did(tmp_path, capsys):
             ["source", "out", "--modality", "trunk"],
             r"source is a vit, which our trunk cannot be; it can be a llama, mistral, qwen2, qwen3",
         ),
-        (["source", "out", "--modality", "smell"], r"--modality"),
         (["clip", "out"], r"clip can be image or text; say --modality image\|text"),
         (["source", "source"], r"source is no bundle, and is not replaced; give another folder"),
         (["source", "source", "--force"], r"source is no bundle, and is not replaced"),

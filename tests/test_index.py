@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmfm.config import Source, UserError
-from mmfm.data import index, shards
+from mmfm.data import index, shard_list, shards
 from mmfm.data.sample import text_of
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards, check_holds
@@ -36,7 +36,7 @@ def test_scanned_indexed_and_listed_are_the_same(folder):
     for tar in folder.glob("*.tar"):
         index.write(tar)
     indexed = Shards(expand(str(folder)))
-    index.write_list(folder)
+    shard_list.write_list(folder)
     listed = Shards(expand(str(folder)))
     assert everything(scanned) == everything(indexed) == everything(listed)
     for one in (scanned, indexed, listed):
@@ -49,7 +49,7 @@ def test_the_list_is_enough_to_open_a_set(folder, monkeypatch):
     """With it no index is opened before a sample is asked for, and then only its tar's."""
     for tar in folder.glob("*.tar"):
         index.write(tar)
-    index.write_list(folder)
+    shard_list.write_list(folder)
     loaded = []
     monkeypatch.setattr(index, "load", lambda path, size, load=index.load: loaded.append(path.name) or load(path, size))
     found = Shards(expand(str(folder)))
@@ -71,7 +71,7 @@ def test_few_indexes_are_kept(tmp_path, write_shard, monkeypatch):
     for n in range(12):
         write_shard(tmp_path / f"{n:02d}.tar", {f"{n}-{i}": {"txt": f"{n} {i}".encode()} for i in range(2)})
         index.write(tmp_path / f"{n:02d}.tar")
-    index.write_list(tmp_path)
+    shard_list.write_list(tmp_path)
     found = Shards(expand(str(tmp_path)))
     for i in [*range(24), *range(23, -1, -5)]:
         assert text_of(found[i]) == f"{i // 2} {i % 2}" and len(found._live) <= 3
@@ -93,7 +93,7 @@ def test_a_tar_that_changed_is_refused(folder, write_shard):
     ):
         Shards([folder / "audio.tar"])[0]
     index.write(folder / "audio.tar")
-    index.write_list(folder)
+    shard_list.write_list(folder)
     write_shard(folder / "audio.tar", {"b": {"txt": b"t"}})
     with pytest.raises(
         UserError, match=r"audio.tar was changed after it was indexed: it has \d+ bytes, and shards.json"
@@ -134,7 +134,7 @@ def test_no_value_of_an_index_is_trusted(folder, change, words):
 def test_a_list_names_plain_tars_only(folder, name):
     for tar in folder.glob("*.tar"):
         index.write(tar)
-    path = index.write_list(folder)
+    path = shard_list.write_list(folder)
     tree = json.loads(path.read_text())
     tree["shards"][0]["name"] = name
     path.write_text(json.dumps(tree))

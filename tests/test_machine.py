@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from mmfm.__main__ import report
-from mmfm.data import stream as data_stream
-from mmfm.data import worker_transfer
+from mmfm.data import waiting, worker_transfer
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.data.open_files import OpenFiles
 from mmfm.data.stream import Loaded
@@ -217,20 +216,20 @@ class Waiting:
 
 
 def test_a_slow_batch_is_waited_for():
-    assert data_stream._next(batches := Waiting(gives=100), lambda: False, lambda: batches.now).reads == (2,)
+    assert waiting.next_batch(batches := Waiting(gives=100), lambda: False, lambda: batches.now).reads == (2,)
 
 
 def test_who_is_asked_to_end_while_no_batch_comes_ends():
     """Not after half an hour, and the loader's processes with it."""
     batches = Waiting()
-    with pytest.raises(data_stream.StoppedWaiting, match=r"stopped, as asked, .*; --resume continues"):
-        data_stream._next(batches, lambda: batches.now > 5, lambda: batches.now)
-    assert batches.ended and batches.now <= 5 + data_stream.ASKED_S + 2
+    with pytest.raises(waiting.StoppedWaiting, match=r"stopped, as asked, .*; --resume continues"):
+        waiting.next_batch(batches, lambda: batches.now > 5, lambda: batches.now)
+    assert batches.ended and batches.now <= 5 + waiting.ASKED_S + 2
 
 
 def test_a_disk_that_hangs_is_an_error_in_the_end():
     batches = Waiting()
-    error = data_stream._next(batches, lambda: False, lambda: batches.now)
+    error = waiting.next_batch(batches, lambda: False, lambda: batches.now)
     assert isinstance(error, ChildProcessError) and "no batch came for 30 minutes" in str(error) and batches.ended
 
 

@@ -63,7 +63,7 @@ TIMM = timm.create_transform((3, 32, 32), interpolation="bicubic", crop_pct=1.0,
     [
         ({}, 0, 0.01),
         ({"interpolation": "bilinear"}, 2.1, 255),
-        ({"fit": "stretch"}, 2.1, 255),
+        ({"resize_mode": "stretch"}, 2.1, 255),
         ({"crop_pct": 0.875}, 2.1, 255),
         ({"mean": (0.52, 0.5, 0.5)}, 5, 5.2),
         ({"height_px": 33}, float("inf"), float("inf")),

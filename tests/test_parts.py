@@ -11,7 +11,7 @@ import pytest
 
 from mmfm.__main__ import main
 from mmfm.config import RemoteCache, UserError
-from mmfm.data import index
+from mmfm.data import index, shard_list
 from mmfm.data.member_names import How
 from mmfm.data.remote_cache import ShardCache as Fetched
 from mmfm.data.shard_specs import expand
@@ -102,7 +102,7 @@ def test_an_empty_tar_blocks_nothing(tmp_path: Path, write_shard: Callable[..., 
         assert found.counts() == [0, 3, 0, 0] and [found.key(n) for n in range(3)] == ["0", "1", "2"]
         index_folder(tmp_path, progress=False)
     assert "without any sample: a.tar, c.tar, d.tar" in capsys.readouterr().out
-    assert [entry.samples for entry in index.read_list(tmp_path).values()] == [0, 3, 0, 0]
+    assert [entry.samples for entry in shard_list.read_list(tmp_path).values()] == [0, 3, 0, 0]
     with pytest.raises(UserError, match=r"the 2 tars of .*hold no sample; write or fetch them again"):
         open_shards([f"{tmp_path}/{{a,c}}.tar"], RemoteCache())
 
@@ -176,7 +176,7 @@ def test_a_stale_index_is_mended_by_the_command_that_is_told(tmp_path: Path, wri
     tar.write_bytes(tar.read_bytes()[:600])
     with pytest.raises(UserError, match="1 of 1 tars cannot be indexed"):
         index_folder(root, again=True, progress=False)
-    assert not (root / index.LIST).exists()
+    assert not (root / shard_list.LIST).exists()
 
 
 def test_linked_folders_are_indexed(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
@@ -186,4 +186,4 @@ def test_linked_folders_are_indexed(tmp_path: Path, write_shard: Callable[..., P
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "around").symlink_to(tmp_path / "root")
     index_folder(tmp_path / "root", progress=False)
-    assert (tmp_path / "elsewhere" / "t.idx.json").is_file() and (tmp_path / "elsewhere" / index.LIST).is_file()
+    assert (tmp_path / "elsewhere" / "t.idx.json").is_file() and (tmp_path / "elsewhere" / shard_list.LIST).is_file()

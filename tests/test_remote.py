@@ -23,9 +23,9 @@ import pytest
 
 from mmfm import config
 from mmfm.config import UserError
-from mmfm.data import index, remote_servers
-from mmfm.data.index import Entry
+from mmfm.data import index, remote_servers, shard_list
 from mmfm.data.remote_cache import FetchError, ShardCache, expand_remote
+from mmfm.data.shard_list import Entry
 from mmfm.data.shards import Shards
 from mmfm.data.splits import is_remote
 from mmfm.data.urls import SCHEMES, check_scheme, shown
@@ -571,7 +571,7 @@ def test_a_url_that_holds_credentials_opens_a_set(
     """What opens the folder opens its lists, indexes and shards, and no message has it; nor has the shard's name."""
     shard = write_shard(tmp_path / "set" / "odd name.tar", {"a\nb": {"txt": b" "}})
     index.write(shard)
-    index.write_list(shard.parent)
+    shard_list.write_list(shard.parent)
     server.files = {f"/set/{quote(path.name)}": path.read_bytes() for path in shard.parent.iterdir()}
     store = make_store()
     shards = Shards(expand_remote(server.url.replace("//", "//me:hunter2@") + "/set?key=hunter3", store), store)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmfm.config import Data, Generative, Model, Optim, RemoteCache, Run, Source, TextTower, UserError
-from mmfm.data import index
+from mmfm.data import index, shard_list
 from mmfm.data.sources import open_shards, open_source
 from mmfm.data.stream import TrainStream
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -30,7 +30,7 @@ def folder(tmp_path_factory, write_shard) -> Path:
     for n in range(10):
         write_shard(root / f"text-{n}.tar", {f"{n}{i}": {"txt": f"text {n} {i}".encode()} for i in range(4)})
         index.write(root / f"text-{n}.tar")
-    index.write_list(root)
+    shard_list.write_list(root)
     return root
 
 

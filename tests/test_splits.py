@@ -13,9 +13,8 @@ import pytest
 from planted import SMALL, numbers, saved_run, shard
 from rich.console import Console
 
-from mmfm.cli import opener_for
 from mmfm.config import Data, Eval, Generative, Optim, RemoteCache, Run, Source, UserError
-from mmfm.data import index
+from mmfm.data import index, shard_list
 from mmfm.data.shard_specs import expand
 from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
 from mmfm.doctor.shard_integrity import sets_of
@@ -23,6 +22,7 @@ from mmfm.evals.resampling import Bootstrap
 from mmfm.evals.run import evaluate_run
 from mmfm.report.comparison import board_of
 from mmfm.report.scored_runs import read_contenders
+from mmfm.training.check_summary import opener_for
 from mmfm.training.fit import train
 from mmfm.training.preflight import check
 
@@ -156,7 +156,7 @@ def served(tmp_path: Path) -> Iterator[str]:
 def listed(folder: str) -> str:
     for tar in Path(folder).glob("*.tar"):
         index.write(tar)
-    index.write_list(Path(folder))
+    shard_list.write_list(Path(folder))
     return folder
 
 

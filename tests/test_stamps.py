@@ -16,7 +16,7 @@ import webdataset
 from PIL import Image
 
 from mmfm.config import UserError
-from mmfm.data import index
+from mmfm.data import shard_list
 from mmfm.datasets import debian, stamps
 from mmfm.datasets.stamps_read import read_tree, split_of
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -152,7 +152,7 @@ def test_every_split_holds_its_own_stamps(build: Callable[[], Path], tree: Path)
         names = (folder / split / "classnames.txt").read_text().splitlines()
         assert names == sorted({sample["txt"].decode() for sample in images.values()})
         pictures, spoken = pictures + len(images), spoken + len(speech)
-        listed = index.read_list(folder / split)
+        listed = shard_list.read_list(folder / split)
         assert sum(entry.holds["image"] for entry in listed.values()) == len(images)
     assert pictures == spoken == 15
     manifest = json.loads((folder / "stamps.json").read_text())

@@ -14,7 +14,7 @@ import torch
 import mmfm.data.stream as data_stream
 from mmfm.__main__ import report
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
-from mmfm.data import index, order
+from mmfm.data import index, order, waiting
 from mmfm.data import shards as shards_module
 from mmfm.data.batch import NO_TEXT, Batch
 from mmfm.data.decode import Decode, Example, collate, decode_of, read_example, text_hash
@@ -470,7 +470,7 @@ def test_a_loader_process_that_dies_is_told_in_one_line():
             self.forgotten = True
 
     batches = Batches()
-    error = data_stream._next(batches)
+    error = waiting.next_batch(batches)
     assert isinstance(error, ChildProcessError) and batches.forgotten and "\n" not in str(error)
     assert "a loader process was killed, most likely for lack of memory; lower data.num_workers" in str(error)
     assert str(error).endswith("--resume continues from the last whole checkpoint")

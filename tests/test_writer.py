@@ -12,7 +12,7 @@ from webdataset.writer import TarWriter
 
 from mmfm.__main__ import main
 from mmfm.config import UserError
-from mmfm.data import index
+from mmfm.data import index, shard_list
 from mmfm.data.process_pool import in_order
 from mmfm.data.tar import members
 from mmfm.data.writer import Item, ShardWriter, as_json, write_shard
@@ -124,9 +124,9 @@ def test_what_lacks_an_index_gets_one(shards: Path, capsys: pytest.CaptureFixtur
     index_folder(shards, workers=1, progress=False)
     assert capsys.readouterr().out == f"{shards}: 3 tars, 2 indexed now (6 samples)\n"
     assert (shards / "one" / "a.idx.json").stat().st_mtime_ns == kept
-    assert list(index.read_list(shards / "one")) == ["a.tar", "b.tar"] and list(index.read_list(shards / "two")) == [
-        "c.tar"
-    ]
+    assert list(shard_list.read_list(shards / "one")) == ["a.tar", "b.tar"] and list(
+        shard_list.read_list(shards / "two")
+    ) == ["c.tar"]
     os.utime(shards / "one" / "a.tar", ns=(kept + 10, kept + 10))
     index_folder(shards, workers=1, progress=False)
     assert "3 tars, 1 indexed now (3 samples)" in capsys.readouterr().out

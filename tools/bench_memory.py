@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from measure import row, write_report
 
-from mmfm.data.index import Entry, Index
+from mmfm.data.index import Index
 from mmfm.data.order import Order
+from mmfm.data.shard_list import Entry
 from mmfm.data.shards import Shards
 
 SETS, OF_TAR = (100, 10_000, 100_000), 5_000

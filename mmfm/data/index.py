@@ -28,7 +28,6 @@ from mmfm.runtime.files import checksum, replace_file
 
 CAPTIONS = ("caption", "text")  # of a .json, where there is no .txt
 FORMAT = 1
-LIST = "shards.json"
 MAX_PART, MAX_JSON = 1 << 31, 1 << 28  # bytes of one part, of an index or a list
 MAX_COUNT, MAX_CRC32 = 1 << 48, 1 << 32
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -277,7 +276,7 @@ def parse(data: bytes, where: str, shard: str, size: int, remedy: str = "") -> I
 
 def _index(tree: Any) -> Index:
     keys, count = list(tree["keys"]), len(tree["keys"])
-    _must(set(map(type, keys)) <= {str} and len(set(keys)) == count, "keys must be different strings")
+    must(set(map(type, keys)) <= {str} and len(set(keys)) == count, "keys must be different strings")
     parts = {str(name): tree["parts"][name] for name in tree["parts"]}
     index = Index(
         shard=str(tree["shard"]),
@@ -292,19 +291,19 @@ def _index(tree: Any) -> Index:
         scattered=int(tree["scattered"]),
         ignored=Counter({str(name): int(n) for name, n in tree["ignored"].items()}),
     )
-    _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
-    _must({numbered(name)[1] for name in parts} <= set(EXTENSIONS), "an extension that is not read")
-    _must(index.crc32 is not None and 0 <= index.crc32 < MAX_CRC32, "a CRC-32 that is none")
+    must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
+    must({numbered(name)[1] for name in parts} <= set(EXTENSIONS), "an extension that is not read")
+    must(index.crc32 is not None and 0 <= index.crc32 < MAX_CRC32, "a CRC-32 that is none")
     columns = [*index.offset.values(), *index.size.values(), index.seconds, index.pixels]
-    _must(
+    must(
         {len(column) for column in columns} == {count} and bool(parts) == bool(count) and 0 <= index.texts <= count,
         "columns of other lengths",
     )
     for name, sizes in index.size.items():
         offsets = index.offset[name]
-        _must(min(sizes) >= -1 and max(sizes) <= MAX_PART and min(offsets) >= -1, "a negative offset or size")
-        _must(max(map(add, offsets, sizes)) <= index.bytes, "a part that ends behind the tar")
-        _must(sum(map(BLOCK.__gt__, offsets)) == offsets.count(-1), "a part without room for its header")
+        must(min(sizes) >= -1 and max(sizes) <= MAX_PART and min(offsets) >= -1, "a negative offset or size")
+        must(max(map(add, offsets, sizes)) <= index.bytes, "a part that ends behind the tar")
+        must(sum(map(BLOCK.__gt__, offsets)) == offsets.count(-1), "a part without room for its header")
     return index
 
 
@@ -313,94 +312,9 @@ def _column(kind: str, values: list | None, count: int) -> array:
     return array(kind, [-1]) * count if values is None else array(kind, values)
 
 
-def _must(holds: bool, rule: str) -> None:
+def must(holds: bool, rule: str) -> None:
     if not holds:
         raise ValueError(rule)
 
 
 # The list of a folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A tar as the list of its folder knows it. `place`: its path, or its URL."""
-
-    place: str
-    bytes: int
-    samples: int
-    holds: Mapping[str, int]
-    crc32: int | None = None
-    scattered: int = 0
-    ignored: Mapping[str, int] = field(default_factory=dict)
-
-
-def entry(place: str, index: Index) -> Entry:
-    return Entry(
-        place=place,
-        bytes=index.bytes,
-        samples=len(index),
-        holds=index.holds(),
-        crc32=index.crc32,
-        scattered=index.scattered,
-        ignored=dict(index.ignored),
-    )
-
-
-def write_list(folder: Path) -> Path | None:
-    """shards.json from the indexes of the folder's tars, which all must have one. None where it cannot be written."""
-    entries = []
-    for shard in sorted(folder.glob("*.tar")):
-        one = vars(entry(shard.name, load(shard, shard.stat().st_size)))
-        entries.append({"name": one.pop("place"), **one})
-    try:
-        replace_file(folder / LIST, json.dumps({"format": FORMAT, "shards": entries}, indent=1))
-    except OSError as why:
-        if why.errno not in UNWRITABLE:
-            raise
-        return None
-    return folder / LIST
-
-
-def read_list(folder: Path) -> dict[str, Entry]:
-    """Name -> entry; empty where the folder has no list."""
-    path = folder / LIST
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > MAX_JSON:
-        raise UserError(f"{path} has over {MAX_JSON} bytes; {again(folder)}")
-    return {item.place.rpartition("/")[2]: item for item in parse_list(path.read_bytes(), str(path), f"{folder}/")}
-
-
-def parse_list(data: bytes, where: str, before: str) -> Iterator[Entry]:
-    """The entries of a shards.json; `before` is put before each name, which must be a plain one."""
-    try:
-        tree = json.loads(data)
-        _must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
-        entries = [_entry(item, before) for item in tree["shards"]]
-        _must(len({item.place for item in entries}) == len(entries), "a name twice")
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as why:
-        reason = " ".join(str(why).split())[:80]
-        raise UserError(
-            f"{where} is no list of shards ({type(why).__name__}: {reason}); {again(before or where)}"
-        ) from None
-    return iter(entries)
-
-
-def _entry(item: Any, before: str) -> Entry:
-    name = item["name"]
-    _must(isinstance(name, str) and name.endswith(".tar"), "a name that is no .tar")
-    _must(not set("/\\\0") & set(name) and not name.startswith("."), f"{name[:40]!r} is no plain file name")
-    counts = {"bytes": item["bytes"], "samples": item["samples"]}
-    _must(all(type(n) is int and 0 <= n < MAX_COUNT for n in counts.values()), "counts must be whole numbers")
-    holds = {kind: int(item["holds"].get(kind, 0)) for kind in modality_names()}
-    crc32 = item.get("crc32")
-    _must(crc32 is None or (type(crc32) is int and 0 <= crc32 < MAX_CRC32), "a CRC-32 that is none")
-    ignored = {str(kind): int(n) for kind, n in item.get("ignored", {}).items()}
-    return Entry(
-        place=before + name,
-        **counts,
-        holds=holds,
-        crc32=crc32,
-        scattered=int(item.get("scattered", 0)),
-        ignored=ignored,
-    )

@@ -4,7 +4,6 @@ What fails on the way is tried again, from the byte where it stopped. What still
 never skipped. Several processes may ask for one shard: one fetches it under a lock, and the others wait.
 """
 
-import fcntl
 import hashlib
 import os
 import threading
@@ -19,9 +18,10 @@ from typing import Any
 
 from mmfm import config
 from mmfm.config import UserError
-from mmfm.data import index
-from mmfm.data.index import Entry
+from mmfm.data import index, shard_list
+from mmfm.data.part_lock import flock, locked_part, remove_forsaken
 from mmfm.data.remote_servers import Absent, Again, request
+from mmfm.data.shard_list import Entry
 from mmfm.data.shard_specs import patterns
 from mmfm.data.urls import beside, check_scheme, folder_of, shown
 
@@ -47,7 +47,7 @@ def expand_remote(spec: str, store: "ShardCache") -> list[Entry]:
         folder, name = folder_of(url)
         listed = lists[folder] if folder in lists else lists.setdefault(folder, _list(folder, store))
         if name and name not in listed:
-            raise UserError(f"{shown(url)} is not in {index.LIST} of its folder; {index.again(folder)}")
+            raise UserError(f"{shown(url)} is not in {shard_list.LIST} of its folder; {index.again(folder)}")
         for entry in [listed[name]] if name else listed.values():
             if entry.place in found:
                 raise UserError(f"{shown(entry.place)} is named twice; name each shard once")
@@ -57,14 +57,14 @@ def expand_remote(spec: str, store: "ShardCache") -> list[Entry]:
 
 def _list(folder: str, store: "ShardCache") -> dict[str, Entry]:
     """Name -> entry, of the list in a folder."""
-    url = beside(folder, index.LIST)
+    url = beside(folder, shard_list.LIST)
     try:
         text = store.text(url, index.MAX_JSON)
     except Absent as why:
         raise UserError(
             f"{why}: run `mmfm data index FOLDER` where the shards are, and upload what it writes"
         ) from None
-    entries = {entry.place: entry for entry in index.parse_list(text.encode(), shown(url), "")}
+    entries = {entry.place: entry for entry in shard_list.parse_list(text.encode(), shown(url), "")}
     return {name: replace(entry, place=beside(folder, name)) for name, entry in entries.items()}
 
 
@@ -147,7 +147,7 @@ class ShardCache:
 
     def _fetch(self, url: str, path: Path, size: int | None, crc32: int | None) -> None:
         """Make `path`, unless another process does meanwhile."""
-        with _locked(path.with_suffix(".part")) as file:
+        with locked_part(path.with_suffix(".part")) as file:
             if file is None or path.exists():
                 return
             part = _Part(file)
@@ -215,7 +215,7 @@ class ShardCache:
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """Alone with the folder: a file that is renamed while others are counted would be missed."""
-        with _flock(self.folder / "room.lock", os.O_RDWR | os.O_CREAT):
+        with flock(self.folder / "room.lock", os.O_RDWR | os.O_CREAT):
             yield
 
     def _freed(self, stem: str, size: int) -> bool:
@@ -226,7 +226,7 @@ class ShardCache:
                 continue
             with suppress(FileNotFoundError):
                 if path.suffix == ".part":
-                    _remove_forsaken(path)
+                    remove_forsaken(path)
                 status = path.stat()
                 used += status.st_size
                 if path.suffix == ".tar":
@@ -319,46 +319,3 @@ def _touch(path: Path, size: int | None) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-@contextmanager
-def _flock(path: Path, flags: int, wait: bool = True) -> Iterator[int]:
-    """A descriptor of the file, locked against other threads and processes. Without `wait`: BlockingIOError."""
-    file = os.open(path, flags, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        try:
-            yield file
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a forked worker may have the same descriptor
-    finally:
-        os.close(file)
-
-
-def _is(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _locked(part: Path) -> Iterator[int | None]:
-    """The file being written, empty and for us alone; None where it was replaced while we waited. Never left behind."""
-    with _flock(part, os.O_RDWR | os.O_CREAT) as file:
-        if not _is(file, part):
-            yield None
-            return
-        try:
-            os.ftruncate(file, 0)
-            yield file
-        finally:
-            if _is(file, part):
-                part.unlink()
-
-
-def _remove_forsaken(part: Path) -> None:
-    """If nobody writes this file any more: the lock of a process that died is free."""
-    with suppress(BlockingIOError), _flock(part, os.O_RDWR, wait=False) as file:
-        if _is(file, part):
-            part.unlink()

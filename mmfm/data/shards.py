@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mmfm.config import Source, UserError
-from mmfm.data import index
-from mmfm.data.index import EXTENSIONS, Entry, Index, again, numbered
+from mmfm.data import index, shard_list
+from mmfm.data.index import EXTENSIONS, Index, again, numbered
 from mmfm.data.member_names import plain
 from mmfm.data.open_files import OPEN
 from mmfm.data.sample import Sample, modalities, text_of, why_no_text
+from mmfm.data.shard_list import Entry
 from mmfm.data.tar import BLOCK, header_says
 from mmfm.data.urls import beside, folder_of, shown
 
@@ -73,23 +74,23 @@ class Shards:
 
     def _entries(self, shards: Iterable[Path | Entry]) -> Iterator[Entry]:
         """Of each tar: from the list of its folder, else from its index, else by scanning it."""
-        listed = cache(index.read_list)
+        listed = cache(shard_list.read_list)
         for number, shard in enumerate(shards):
             if isinstance(shard, Entry):
                 yield shard
                 continue
             known, size = listed(shard.parent).get(shard.name), shard.stat().st_size
             if known is not None and known.bytes != size:
-                told = f"it has {size} bytes, and {index.LIST} says {known.bytes}"
+                told = f"it has {size} bytes, and {shard_list.LIST} says {known.bytes}"
                 told = f"{shard} was changed after it was indexed: {told}; {again(shard.parent)}"
                 if not index.aside(shard).is_file():
                     raise UserError(told)
                 known = None  # of a folder that cannot be written
             if known is None and index.found_path(shard):
-                known = index.entry(str(shard), index.load(shard, size))
+                known = shard_list.entry(str(shard), index.load(shard, size))
             if known is None:
                 self._scanned[number] = index.scan(shard)
-                known = index.entry(str(shard), self._scanned[number])
+                known = shard_list.entry(str(shard), self._scanned[number])
             yield known
 
     def __len__(self) -> int:

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +19,6 @@ from jaxtyping import Float
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmfm import config
-from mmfm.compat.torch import stop_workers
 from mmfm.config import MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.augment import DRAWS
@@ -34,17 +32,14 @@ from mmfm.data.remote_cache import ShardCache
 from mmfm.data.sample import modalities, text_of, why_no_text
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
-from mmfm.data.worker_transfer import Piped, handed_over, taken
+from mmfm.data.waiting import LOOK_S, next_batch
+from mmfm.data.worker_transfer import Piped, handed_over
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime import machine
-from mmfm.runtime.process import Stopped, loader_worker
+from mmfm.runtime.process import loader_worker
 
 PREFETCH = 4  # batches ready per worker
 OF_AN_EXAMPLE = 1_000  # bytes of its objects, and of each tensor's and part's
-STUCK_S = 1_800.0  # without a batch: a reader hangs, and an error is better
-ASKED_S = 10.0  # so long a batch is waited for when the run is asked to end
-LOOK_S = 1.0  # between two looks at what is asked while a batch is waited for
 
 
 class Cache:
@@ -303,7 +298,7 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader(range(self.consumed, len(self))))
-        while (loaded := _next(batches, self.asked)) is not None:
+        while (loaded := next_batch(batches, self.asked)) is not None:
             if isinstance(loaded, Exception):
                 raise loaded
             self.health.record(loaded.reads, loaded.bad, loaded.truncated)
@@ -342,47 +337,3 @@ class TrainStream:
 
 def _as_it_is(loaded: Any) -> Any:
     return loaded
-
-
-class StoppedWaiting(Stopped):
-    """Asked to end while no batch came. What was trained so far is whole: it is between two steps.
-
-    saved: the step of the checkpoint that was written then, or None.
-    """
-
-    saved: int | None = None
-
-    def __str__(self) -> str:
-        then = "" if self.saved is None else f", and saved at step {self.saved}"
-        return f"{super().__str__()}{then}; {machine.RESUME}"
-
-
-def _next(
-    batches: Iterator[Loaded | Exception],
-    asked: Callable[[], bool] = lambda: False,
-    clock: Callable[[], float] = time.monotonic,
-) -> Loaded | Exception | None:
-    """The next of the loader's, None at the end. A loader process that died is an error of the machine.
-
-    The loader gives up every LOOK_S seconds, and is asked again until STUCK_S, or for ASKED_S once the run is to end.
-    """
-    began, since = clock(), None
-    while True:
-        try:
-            return taken(next(batches, None))
-        except RuntimeError as why:
-            if not str(why).startswith("DataLoader "):  # torch's words for a dead process, and for one that hangs
-                raise
-            since = clock() if since is None and asked() else since
-            late = clock() - began >= STUCK_S
-            if not str(why).startswith("DataLoader timed out") or late:
-                return _gave_up(batches, str(why), late)
-            if since is not None and clock() - since >= ASKED_S:
-                stop_workers(batches)
-                raise StoppedWaiting(f"stopped, as asked, while no batch came for {clock() - began:.0f} s") from None
-
-
-def _gave_up(batches: Iterator[Any], why: str, late: bool) -> OSError:
-    stop_workers(batches)  # else torch raises the same again wherever another child ends
-    told = f"no batch came for {STUCK_S / 60:.0f} minutes: a disk or server hangs; see that it answers"
-    return ChildProcessError(f"{told}, and {machine.RESUME}" if late else machine.worker_died(why))

@@ -140,4 +140,50 @@ class Build:
         )
 
 
-DATA: dict[str, type[Any]] = {"numbers": Numbers, "stamps": Stamps, "corpus": Corpus, "build": Build, "index": Index}
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Copy shards with the codes of a run's codecs beside their pictures and sounds, so that training can read them.
+
+    One that was stopped goes on when the same command is given again.
+    """
+
+    run: tyro.conf.Positional[str]
+    """The run whose codecs encode, such as runs/codec-image."""
+    shards: tyro.conf.Positional[str]
+    """What is encoded: a folder of shards, a tar, a glob or a pattern."""
+    out: tyro.conf.Positional[str]
+    """Where the shards are written: a new folder, or one of the same command."""
+    batch_size: int = 16
+    """Samples that are encoded at once."""
+    step: int = 0
+    """Which checkpoint of the run; 0: the last."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1; auto: as the run says, which may have been trained on another machine."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from mmfm.data.decode import decode_of
+        from mmfm.datasets.encode import coders_of, encode
+        from mmfm.inference.load import load_model
+        from mmfm.runtime.devices import device_of_each
+        from mmfm.runtime.machine import cores
+
+        model = load_model(Path(self.run), self.step or None)
+        device = device_of_each(self.device, model.run.accelerator)
+        model.to(device)
+        torch.set_num_threads(min(model.run.threads, cores()))
+        coders = coders_of(dict(model.core.codecs.named_children()), model.config.codecs)
+        encode(
+            coders, self.shards, Path(self.out), decode=decode_of(model.run.data), batch=self.batch_size, device=device
+        )
+
+
+DATA: dict[str, type[Any]] = {
+    "numbers": Numbers,
+    "stamps": Stamps,
+    "corpus": Corpus,
+    "build": Build,
+    "index": Index,
+    "encode": Encode,
+}

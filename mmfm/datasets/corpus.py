@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmfm.config import UserError, require
-from mmfm.data import index
+from mmfm.data import shard_list
 from mmfm.data.writer import ShardWriter, as_json
 from mmfm.datasets import debian
 from mmfm.datasets.debian import SPLITS
@@ -143,7 +143,7 @@ def _write(folder: Path, chapters: Sequence[Chapter]) -> Made:
                 made.bytes[split] += len(passage.text.encode())
                 texts += [passage.text] if split == "train" else []
         if made.passages[split]:
-            index.write_list(folder / split)
+            shard_list.write_list(folder / split)
     replace_file(folder / "tokenizer.json", train_tokenizer(texts, VOCABULARY).to_json())
     return made
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmfm.config import UserError, require
-from mmfm.data import index
+from mmfm.data import index, shard_list
 from mmfm.data.member_names import How
 from mmfm.data.process_pool import in_order
 from mmfm.data.progress import ticker
@@ -48,7 +48,7 @@ def index_folder(
     done = list(_indexed([Job(path, how) for path in waiting], workers, progress))
     damaged = [one for one in done if one.error]
     folders = sorted({path.parent for path in tars} - {one.path.parent for one in damaged})
-    bare = [folder for folder in folders if index.write_list(folder) is None]
+    bare = [folder for folder in folders if shard_list.write_list(folder) is None]
     samples = sum(one.samples for one in done)
     print(f"{root}: {len(tars):,} tars, {len(done) - len(damaged):,} indexed now ({samples:,} samples)")
     for line in _notes(root, [one for one in done if not one.error], bare):
@@ -56,7 +56,7 @@ def index_folder(
     if damaged:
         for folder in {one.path.parent for one in damaged}:
             with suppress(PermissionError):
-                (folder / index.LIST).unlink(missing_ok=True)  # one that vouches for them would be worse than none
+                (folder / shard_list.LIST).unlink(missing_ok=True)  # one that vouches for them would be worse than none
         more = f"; and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         told = "; ".join(one.error for one in damaged[:NAMED])
         raise UserError(f"{len(damaged)} of {len(tars)} tars cannot be indexed: {told}{more}")

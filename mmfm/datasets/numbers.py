@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mmfm.config import require
-from mmfm.data import index
+from mmfm.data import shard_list
 from mmfm.data.progress import ticker
 from mmfm.data.writer import ShardWriter, as_json
 from mmfm.datasets import espeak, speech
@@ -97,7 +97,7 @@ def _write_splits(
             _write_shards(folder / split, "image", ticked(split, drawn))
             spoken = (_clip_sample(clip, next(flacs)) for clip in made.clips)
             _write_shards(folder / split, "audio", ticked(split, spoken))
-            index.write_list(folder / split)
+            shard_list.write_list(folder / split)
 
 
 def _write_shards(folder: Path, modality: str, samples: Iterator[dict[str, bytes]]) -> None:

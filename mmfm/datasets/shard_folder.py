@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError, require
-from mmfm.data import index
+from mmfm.data import shard_list
 from mmfm.data.writer import as_json
 from mmfm.runtime.files import locked, replace_file
 
@@ -35,7 +35,7 @@ class ShardFolder:
         except (OSError, ValueError, LookupError, TypeError):
             raise UserError(f"{self.out} exists and was not written by mmfm data {self.command}; {REMEDY}") from None
         require(same, f"{self.out} was begun from another input or with other options; repeat those, or {REMEDY}")
-        for name, entry in index.read_list(self.out).items() if complete else ():
+        for name, entry in shard_list.read_list(self.out).items() if complete else ():
             whole = (self.out / name).is_file() and (self.out / name).stat().st_size == entry.bytes
             require(whole, f"{self.out / name} is missing or was changed; {REMEDY} and {self.command} again")
         if complete:
@@ -64,7 +64,7 @@ class ShardFolder:
 
     def finish(self, **more: Any) -> None:
         """The list of the shards; only then is the work complete."""
-        index.write_list(self.out)
+        shard_list.write_list(self.out)
         self._write_manifest({"complete": True, **more})
         shutil.rmtree(self.out / RECORDS)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import PIL
 from PIL import Image
 
-from mmfm.data import index
+from mmfm.data import shard_list
 from mmfm.data.progress import ticker
 from mmfm.data.writer import Item, ShardWriter, as_json
 from mmfm.datasets import debian
@@ -228,7 +228,7 @@ def _write_split(
                 if kind == "image":
                     names.add(stamp.caption)
     replace_file(folder / "classnames.txt", "".join(f"{name}\n" for name in sorted(names)))
-    index.write_list(folder)
+    shard_list.write_list(folder)
     return here
 
 

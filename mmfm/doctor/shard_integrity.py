@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mmfm.config import Run, Source, UserError
-from mmfm.data import index
+from mmfm.data import index, shard_list
 from mmfm.data.index import Index, again
 from mmfm.data.remote_cache import ShardCache, expand_remote
 from mmfm.data.sample import Sample
@@ -92,9 +92,9 @@ class Proven(Shards):
         self._tars = tuple(tars)
         super().__init__(tar.path for tar in tars)
 
-    def _entries(self, shards: Iterable[Path | index.Entry]) -> Iterator[index.Entry]:
+    def _entries(self, shards: Iterable[Path | shard_list.Entry]) -> Iterator[shard_list.Entry]:
         for tar in self._tars:
-            yield index.Entry(place=str(tar.path), bytes=tar.path.stat().st_size, samples=tar.samples, holds={})
+            yield shard_list.Entry(place=str(tar.path), bytes=tar.path.stat().st_size, samples=tar.samples, holds={})
 
     def _load(self, shard: int) -> Index:
         return index_of(self._tars[shard])
@@ -145,7 +145,7 @@ def _look(one: Set, store: ShardCache, sums: bool, fetch: bool) -> _Seen:
     if is_remote(one.spec):
         _remote(one, store, fetch, seen)
     else:
-        lists: dict[Path, dict[str, index.Entry] | None] = {}
+        lists: dict[Path, dict[str, shard_list.Entry] | None] = {}
         for path in _paths(one, seen):
             _prove(path, str(path), seen, sums, _listed(path, lists, seen))
     _sum_up(one, seen)
@@ -187,24 +187,24 @@ def _gaps(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _listed(path: Path, lists: dict[Path, dict[str, index.Entry] | None], seen: _Seen) -> index.Entry | None:
+def _listed(path: Path, lists: dict[Path, dict[str, shard_list.Entry] | None], seen: _Seen) -> shard_list.Entry | None:
     """The tar's entry in the list of its folder, if it has one that can be read."""
     folder = path.parent
     if folder not in lists:
         try:
-            lists[folder] = index.read_list(folder) or None
+            lists[folder] = shard_list.read_list(folder) or None
         except UserError as why:
             lists[folder] = None
-            seen.findings.append(finding("ERROR", "list_damaged", str(why), [str(folder / index.LIST)]))
+            seen.findings.append(finding("ERROR", "list_damaged", str(why), [str(folder / shard_list.LIST)]))
         gone = [name for name in lists[folder] or () if not (folder / name).is_file()]
         if gone:
-            told = f"{folder / index.LIST} lists shards that are not there; copy them, or {again(folder)}"
+            told = f"{folder / shard_list.LIST} lists shards that are not there; copy them, or {again(folder)}"
             seen.findings.append(finding("WARNING", "list_missing_shard", told, gone))
     return (lists[folder] or {}).get(path.name)
 
 
 def _prove(
-    path: Path, name: str, seen: _Seen, sums: bool, entry: index.Entry | None, store: ShardCache | None = None
+    path: Path, name: str, seen: _Seen, sums: bool, entry: shard_list.Entry | None, store: ShardCache | None = None
 ) -> None:
     """Adds the tar if it is whole; says what it or its index lacks. With a store, `path` is a copy of a URL, `name`."""
     url, name = name, name if store is None else shown(name)

@@ -4,10 +4,8 @@ Where a layout has a table of its names it becomes a part of our own; else its o
 numbers differ from its source's is not written.
 """
 
-import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from mmfm.config import MODALITIES, Data, EncoderSpec, TokenizerSpec, Tower, Tru
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
 from mmfm.export.bundle import Files, check_free, sha256, write_whole
+from mmfm.export.parity_report import ParityReport, Run, compare, with_long_item
 from mmfm.export.without_paths import unpinned
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import FIXTURE, FORMAT, READER, TOKENIZER, Bundle, Part
@@ -34,48 +33,11 @@ from mmfm.pretrained.source import Source, fetching, parse, require_complete, re
 from mmfm.pretrained.tokenizer_spec import words_of_hf
 from mmfm.pretrained.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
 
-LARGEST = 1e-4  # difference from the source, as a fraction of the largest number that it gives
 LIBRARIES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "torchaudio": "torchaudio"}
 SINGLE = {"timm": "image", "torchaudio": "audio"}  # libraries all of whose encoders have one modality
 LONGEST, LEAST, WORK = 16_384, 512, 200_000_000_000  # tokens of the long input, and parameters by tokens
 LONG_SECONDS = 5.0  # of the long sound, where there is no window
 ENDING = 8  # of a long text, the places whose logits are compared
-Run = Callable[[Items], Tokens]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityReport:
-    """How far apart the source's own module and the bundle are, on real tokens of padded inputs; logits of a trunk."""
-
-    source: str
-    modality: str
-    part: str  # the class of the configuration: Tower where the source's module is wrapped
-    versions: tuple[tuple[str, str], ...]
-    inputs: int
-    tokens: int
-    difference: float  # the largest
-    scale: float  # the largest number that the source gives
-    padding: float  # largest difference between a row among others and by itself, of the bundle
-    padding_invariant: bool
-    longest: int  # inputs of the longest item: tokens of text, samples of sound; 0: pictures
-    window: int  # inputs that the source takes at most; 0: any number
-    source_seconds: float  # of one pass
-    bundle_seconds: float
-
-    @property
-    def holds(self) -> bool:
-        return self.difference <= LARGEST * self.scale
-
-    def line(self) -> str:
-        apart = "as alone" if self.padding_invariant else f"{self.padding:.1e} from alone, as in its source"
-        padding = f" padded inputs are {apart};" * (self.modality != "image")
-        long = f" the longest of {self.longest} (it takes {self.window or 'any number'});" * (self.longest > 0)
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions)
-        return (
-            f"Imported from {self.source} with {versions}: as a {self.part}, its numbers are at most "
-            f"{self.difference:.1e} from the source's, of {self.scale:.3g};{long}{padding} "
-            f"{self.bundle_seconds:.3f} s a pass, the source {self.source_seconds:.3f} s."
-        )
 
 
 def import_source(
@@ -234,7 +196,7 @@ def _proof(
     short = golden.prepared(ours, golden.inputs(ours))
     found = compare(bundle.source, modality, part, library, short, own, ours.tokens)
     long = None if modality == "image" else _long(ours, window or round(LONG_SECONDS * _rate(blueprint)), theirs)
-    return replace(found if long is None else _both(found, long, own, ours.tokens), window=window)
+    return replace(found if long is None else with_long_item(found, long, own, ours.tokens), window=window)
 
 
 def _rate(blueprint: EncoderSpec) -> int:
@@ -258,22 +220,6 @@ def _long(ours: BundledEncoder, window: int, theirs: nn.Module) -> Items:
     return items if items.x.shape[1] <= most else replace(items, x=items.x[:, :most], keep=items.keep[:, :most])
 
 
-@torch.no_grad()
-def _both(proof: ParityReport, items: Items, theirs: Run, ours: Run) -> ParityReport:
-    """With one long item, alone in its batch."""
-    wanted, found = theirs(items), ours(items)
-    told = f"{proof.source} as a {proof.part} gives other real tokens than its source of {items.x.shape[1]} inputs"
-    require(wanted.x[wanted.keep].shape == found.x[found.keep].shape, f"{told}; say --layout wrapped")
-    return replace(
-        proof,
-        inputs=proof.inputs + 1,
-        longest=items.x.shape[1],
-        tokens=proof.tokens + int(found.keep.sum()),
-        difference=max(proof.difference, _apart(found.x[found.keep], wanted.x[wanted.keep])),
-        scale=max(proof.scale, float(wanted.x[wanted.keep].abs().max())),
-    )
-
-
 def _theirs(encoder: Encoder, items: Items) -> Tokens:
     """The source's own module, on what our inputs mean to it."""
     pixels = encoder.blueprint.pixels
@@ -283,57 +229,6 @@ def _theirs(encoder: Encoder, items: Items) -> Tokens:
     if encoder.blueprint.sound is not None:
         return encoder(*encoder.features(items.x, items.keep))
     return encoder(items.x, items.keep)
-
-
-@torch.no_grad()
-def compare(source: str, modality: str, part: str, library: str, items: Items, theirs: Run, ours: Run) -> ParityReport:
-    """Both on the same batch; real tokens are compared, of which both must have as many in each row."""
-    (wanted, source_seconds), (found, bundle_seconds) = _timed(theirs, items), _timed(ours, items)
-    real = [[x[keep] for x, keep in zip(*tokens, strict=True)] for tokens in (wanted, found)]
-    for mine, its in zip(real[1], real[0], strict=True):
-        told = f"{len(mine)} tokens of {mine.shape[-1]} numbers where its source gives {len(its)} of {its.shape[-1]}"
-        require(mine.shape == its.shape, f"{source} as a {part} gives {told}, and is not written; say --layout wrapped")
-    scale = max(float(its.abs().max()) for its in real[0])
-    alone = [ours(_row(items, row)) for row in range(len(items.x))]
-    padding = max(_apart(mine, x[0][keep[0]]) for mine, (x, keep) in zip(real[1], alone, strict=True))
-    told = f"{source} as a {part} gives an input among longer ones other tokens than alone"
-    require(padding < float("inf"), f"{told}, and is not written; give another encoder")
-    return ParityReport(
-        source=source,
-        modality=modality,
-        part=part,
-        versions=tuple((name, str(sys.modules[name].__version__)) for name in ("torch", library)),
-        inputs=len(items.x),
-        tokens=sum(map(len, real[0])),
-        difference=max(_apart(mine, its) for mine, its in zip(real[1], real[0], strict=True)),
-        scale=scale,
-        padding=padding,
-        padding_invariant=padding <= LARGEST * scale,
-        longest=items.x.shape[1] if items.x.shape[:2] == items.keep.shape else 0,
-        window=0,
-        source_seconds=source_seconds,
-        bundle_seconds=bundle_seconds,
-    )
-
-
-def _timed(run: Run, items: Items) -> tuple[Tokens, float]:
-    """The second pass counts: the first one also prepares."""
-    run(items)
-    start = time.perf_counter()
-    return run(items), time.perf_counter() - start
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    """Infinite for what is not finite, or of another size."""
-    apart = float((a - b).abs().max()) if a.shape == b.shape else float("inf")
-    return apart if apart == apart else float("inf")
-
-
-def _row(items: Items, row: int) -> Items:
-    """One row without its padding."""
-    keep = items.keep[row]
-    x = items.x[row][keep] if items.x.shape == items.keep.shape else items.x[row]
-    return Items(x=x[None], keep=keep[keep][None], rows=torch.zeros(1, dtype=torch.int64))
 
 
 def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
@@ -403,7 +298,7 @@ def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> ParityReport:
         return Tokens(states[:, -ENDING:] @ out.T, items.keep[:, -ENDING:])
 
     long = Items(x=tiled, keep=torch.ones_like(tiled, dtype=torch.bool), rows=torch.arange(1))
-    return replace(_both(found, long, end_of_source, end_of_ours), window=window)
+    return replace(with_long_item(found, long, end_of_source, end_of_ours), window=window)
 
 
 def _causal_lm(source: str) -> CausalLm:

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from mmfm.config import Run, require
 from mmfm.config.serialization import from_json, to_json
 from mmfm.config.task import parse_writing
-from mmfm.data.stream import StoppedWaiting
+from mmfm.data.waiting import StoppedWaiting
 from mmfm.models.checkpoint import (
     MANIFEST,
     folder_of,
@@ -48,9 +48,9 @@ from mmfm.training.callbacks import (
     PeriodicEval,
     ProgressBar,
     StopConsensus,
-    console,
 )
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
+from mmfm.training.metrics_file import console
 from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData
 from mmfm.training.preflight import check_place
 from mmfm.training.resume import clear_for_start, resume_step

@@ -11,8 +11,8 @@ from mmfm.models.checkpoint import clear, folder_of, newest_whole, set_aside, st
 from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.runtime.distributed import difference
 from mmfm.runtime.files import replace_file
-from mmfm.training.callbacks import METRICS, cut
 from mmfm.training.initialize import adopt
+from mmfm.training.metrics_file import METRICS, cut
 
 RESULTS = (METRICS, "results*.json", "results*.json.partial", "report.html")
 # What may change between starts: it moves no weight.

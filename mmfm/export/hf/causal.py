@@ -92,22 +92,15 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         x = self.core.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         sources = self.read_sources(pixel_values, input_features, input_features_mask)
         if sources is not None:
-            told = "sources come before all text: give them with an empty cache, and without position_ids"
-            require(past == 0 and position_ids is None, told)
-            text = x.new_ones(x.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-            require(text.shape == x.shape[:2], f"attention_mask {tuple(text.shape)} is not that of the text")
-            x, attention_mask = torch.cat([sources.x, x], 1), torch.cat([sources.keep, text], 1)
+            message = "sources come before all text: give them with an empty cache, and without position_ids"
+            require(past == 0 and position_ids is None, message)
+            x, attention_mask = _after(sources, x, attention_mask)
             source_sizes = sources.sizes
         elif source_embeds is not None and past == 0:
             x = torch.cat([source_embeds.to(x), x[:, source_embeds.shape[1] :]], dim=1)
         cache = DynamicCache() if cache is None and use_cache else cache
         keep = _keep(attention_mask, x, past)
-        window = self.core.trunk.window
-        longest = int(keep.sum(1).max()) if window else 0  # padding does not count
-        told = (
-            f"a sentence of {longest} tokens is longer than Trunk.max_position_embeddings={window}; give shorter ones"
-        )
-        require(longest <= window, told)
+        self.check_length(keep)
         if position_ids is None:
             position_ids = (keep.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         mask = sees(keep, past, source_sizes if past == 0 else (), _columns(cache, x.shape[1], keep.shape[1]))
@@ -121,6 +114,13 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
         loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
         past_of: dict[str, Any] = {CACHE: cache}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **past_of)
+
+    def check_length(self, keep: Bool[Tensor, "batch time"]) -> None:
+        """UserError for a longer sentence than the trunk may read; padding does not count."""
+        window = self.core.trunk.window
+        longest = int(keep.sum(1).max()) if window else 0
+        message = f"a sentence of {longest} tokens is longer than Trunk.max_position_embeddings={window}"
+        require(longest <= window, f"{message}; give shorter ones")
 
     def check_begin(self, ids: Int[Tensor, "batch time"], mask: Tensor | None, sources: int) -> None:
         """With two tokenizers about, ids of the wrong one would be written on without a sign."""
@@ -204,6 +204,13 @@ def sees(
     together = (owner[places, None] == owner) & (owner >= 0)
     allowed = ((keys <= places[:, None]) | together) & keep[:, None, :] | (keys == places[:, None])
     return F.pad(allowed, (0, columns - keep.shape[1]))[:, None]
+
+
+def _after(sources: Any, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The text behind its sources, and the mask of both."""
+    text = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    require(text.shape == x.shape[:2], f"attention_mask {tuple(text.shape)} is not that of the text")
+    return torch.cat([sources.x, x], 1), torch.cat([sources.keep, text], 1)
 
 
 def _keep(attention_mask: Tensor | None, x: Tensor, past: int) -> Bool[Tensor, "batch seen"]:
