@@ -31,6 +31,7 @@ LIGHT = (
 )  # these, and all they import: stdlib alone
 LIGHTNING = {"mmfm.training.module", "mmfm.training.callbacks", "mmfm.training.fit"}
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "importlib", "imp"}
+CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load"}
 BY_NAME = {"mmfm.config.extend"}  # may execute the files that people give: it alone imports importlib
 
 
@@ -60,14 +61,12 @@ def rank(module: str) -> int:
     return ORDER.index(module.split(".")[1])
 
 
-@pytest.mark.parametrize("module", [name for name in TREES if name != "mmfm"])
-def test_imports_only_point_up(module: str) -> None:
+def test_imports_only_point_up() -> None:
     """No file imports one that stands after it; the package itself, which opens on everything, is for the last two."""
-    for name in ours(module):
-        if name == "mmfm":
-            assert rank(module) >= ORDER.index("cli"), f"{module} imports mmfm itself"
-        else:
-            assert rank(name) <= rank(module), f"{module} imports {name}"
+    edges = [(module, name) for module in TREES if module != "mmfm" for name in ours(module)]
+    assert len(edges) > len(TREES)
+    floor = {name: ORDER.index("cli") if name == "mmfm" else rank(name) for _, name in edges}
+    assert [f"{module} imports {name}" for module, name in edges if floor[name] > rank(module)] == []
 
 
 def test_no_cycles() -> None:
@@ -95,31 +94,39 @@ def test_lightning_has_three_files() -> None:
     assert users <= LIGHTNING
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_nothing_dangerous(module: str) -> None:
-    """No pickle, no import by name, no shell, no evaluated strings, no weights that can execute."""
+def dangers(module: str, tree: ast.AST) -> Iterator[str]:
+    """Pickle, import by name, a shell, evaluated strings, weights that can execute, and code beside a model: what
+    transformers opens by a name has to say that this is not to be run, or it asks on standard input.
+    """
     allowed = {"importlib"} if module in BY_NAME else set()
-    assert not {name.split(".")[0] for name in imported(TREES[module])} & FORBIDDEN - allowed
-    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
-        assert ast.unparse(call.func) not in {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load"}
-        for keyword in call.keywords:
-            assert keyword.arg != "shell", ast.unparse(call)
-            if keyword.arg == "trust_remote_code":
-                assert ast.unparse(keyword.value) == "False", ast.unparse(call)
+    yield from {name.split(".")[0] for name in imported(tree)} & FORBIDDEN - allowed
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, keywords = ast.unparse(call.func), {one.arg: ast.unparse(one.value) for one in call.keywords}
+        opens = re.fullmatch(r"(.*\.)?Auto\w+\.(from_pretrained|from_config)", name)
+        trusts = keywords.get("trust_remote_code", "" if opens else "False") != "False"
+        if name in CALLS or "shell" in keywords or trusts:
+            yield ast.unparse(call)
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_no_code_of_a_source_is_run(module: str) -> None:
-    """What transformers opens by a name says that code beside it is not to be run: else it asks on standard input."""
-    for call in (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)):
-        found = re.fullmatch(r"(.*\.)?Auto\w+\.(from_pretrained|from_config)", ast.unparse(call.func))
-        if found:
-            assert any(keyword.arg == "trust_remote_code" for keyword in call.keywords), ast.unparse(call)
+def test_nothing_dangerous() -> None:
+    assert {module: found for module, tree in TREES.items() if (found := list(dangers(module, tree)))} == {}
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_a_module_opens_with_its_idea(module: str) -> None:
-    assert ast.get_docstring(TREES[module]), f"{module} has no docstring"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle", "from importlib import metadata", "eval('1')", "torch.load('x')", "run('ls', shell=True)",
+        "hf.AutoModel.from_pretrained('x')", "hf.AutoConfig.from_pretrained('x', trust_remote_code=True)",
+        "load('x', trust_remote_code=asked)",
+    ],
+)  # fmt: skip
+def test_danger_is_seen(line: str) -> None:
+    """Planted."""
+    assert len(list(dangers("mmfm.planted", ast.parse(line)))) == 1
+
+
+def test_a_module_opens_with_its_idea() -> None:
+    assert [module for module, tree in TREES.items() if not ast.get_docstring(tree)] == []
 
 
 def texts() -> Iterator[Path]:
