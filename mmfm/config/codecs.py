@@ -1,6 +1,7 @@
 """Codecs: what turns a picture or a sound into codes of the shared vocabulary, and back."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -42,7 +43,7 @@ class ImageCodec(Checked):
             )
         _check_levels(self)
 
-    @property
+    @cached_property
     def pixels(self) -> ImagePreprocess:
         """What it expects of a picture."""
         return ImagePreprocess(
@@ -80,7 +81,7 @@ class AudioCodec(Checked):
         require(bool(self.scales) and min(self.scales) > 0, f"AudioCodec.scales={self.scales} must be 1 or more each")
         _check_levels(self)
 
-    @property
+    @cached_property
     def sound(self) -> AudioPreprocess:
         """What it expects of a sound."""
         return AudioPreprocess(rate_hz=self.mel.rate_hz)

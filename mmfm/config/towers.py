@@ -1,6 +1,7 @@
 """The parts of a model that are built here: three towers and the trunk."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
@@ -55,7 +56,7 @@ class Vit(Checked):
         require(self.stem == "patch" or power, f"Vit: a conv stem needs patch_px={self.patch_px} to be a power of 2")
         assert self.pixels  # it checks the fields that it is given
 
-    @property
+    @cached_property
     def pixels(self) -> ImagePreprocess:
         """What it expects of a picture."""
         return ImagePreprocess(
@@ -144,7 +145,7 @@ class Conformer(Checked):
             f"Conformer: without a stem, mel.bins={self.mel.bins} must be its width={self.width}",
         )
 
-    @property
+    @cached_property
     def sound(self) -> AudioPreprocess:
         """What it expects of a sound."""
         return AudioPreprocess(rate_hz=self.mel.rate_hz)

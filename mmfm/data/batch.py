@@ -52,7 +52,8 @@ class Items:
     draws: uniform numbers in [0, 1) that decide this item's augmentation; None: no augmentation. written: what a task
     with this target predicts; None: x itself, or its codes. raw: what a codec makes these of, where it wants another
     size or rate than the tower; None: x. cut: True for a text that goes on beyond what is written of it here, so that
-    no end is to be learned; None: all are whole.
+    no end is to be learned; None: all are whole. tokens: the tower's, where they are known already, so that several
+    passes share them; None: the tower is asked.
     """
 
     x: Tensor
@@ -62,6 +63,7 @@ class Items:
     written: Ids | None = None
     raw: Raw | None = None
     cut: Bool[Tensor, " n"] | None = None
+    tokens: Tokens | None = None
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""

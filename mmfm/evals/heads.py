@@ -42,6 +42,7 @@ from mmfm.evals.split import (
     spread,
     writing_tasks,
 )
+from mmfm.inference.interface import Interface
 from mmfm.inference.pipeline import without_last
 from mmfm.preprocessing import BadSample
 from mmfm.runtime.distributed import Collective
@@ -78,8 +79,12 @@ class Heads:
 
     def __call__(self, loaded: Loaded) -> Part:
         device, asks = device_of(self.model), loaded.rows[0] < self.own
-        batch = loaded.batch.to(device)
-        shots = {task: (shot.to(device), set(rows)) for task, (shot, rows) in loaded.shots.items()}
+        sources = {name for task in self.tasks if asks for name in parse(task).sources}
+        batch = _encoded(self.model, loaded.batch.to(device), {*self.model.modalities} - {"text"} | sources)
+        shots = {
+            task: (_encoded(self.model, shot.to(device), parse(task).sources), set(rows))
+            for task, (shot, rows) in loaded.shots.items()
+        }
         asked = {task: self._asked(task, batch, shots.get(task)) if asks else [] for task in self.tasks}
         held = [set(items.rows.tolist()) for name, items in batch.items.items() if name in reads(self.model)]
         return Part(
@@ -113,6 +118,11 @@ class Heads:
         from mmfm.evals.codec import code_batch  # whose metrics are slow to import
 
         return {name: code_batch(batch, name, coder, loaded.media[name]) for name, coder in self.coders.items()}
+
+
+def _encoded(model: Evaluable, batch: Batch, modalities: Collection[str]) -> Batch:
+    """With the towers' tokens, which embedding, writing and likelihood then share; planted models have no towers."""
+    return model.encoded(batch, modalities) if isinstance(model, Interface) else batch
 
 
 def _embed(model: Evaluable, batch: Batch) -> dict[str, Vectors]:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,9 @@ def write(scores: Mapping[str, Scores], out: Path, origin: Origin, partial: bool
     details = Details(about=origin, splits={name: one.details for name, one in scores.items()})
     samples = Samples(about=origin, splits={name: one.samples for name, one in scores.items() if one.samples})
     places = [path.with_name(path.name + PARTIAL * partial) for path in paths_of(out)]
-    write_json(places[2], asdict(samples), indent=None)
-    write_json(places[1], asdict(details))
-    write_json(places[0], [asdict(row) for row in rows])
+    write_json(places[2], samples, indent=None)
+    write_json(places[1], details)
+    write_json(places[0], rows)
     return rows
 
 
@@ -106,12 +106,16 @@ def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
 
 
 def nulled(tree: Any) -> Any:
-    """The same of JSON's kinds, with None for every number that is not finite."""
+    """The same of JSON's kinds, dataclasses as objects, with None for every number that is not finite."""
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if is_dataclass(tree):
+        return {name: nulled(value) for name, value in vars(tree).items()}
     if isinstance(tree, dict):
         return {key: nulled(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [nulled(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+    return tree
 
 
 def check_place(path: Path) -> Path:

@@ -4,7 +4,7 @@
 drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,17 @@ class Interface(nn.Module):
     def decode(self, modality: str, ids: Sequence[int], start: int = 0) -> Made:
         """What these codes show, sound like or say; start: how many of a sound's repeat what was given."""
         return thing_of(self.core, self.run, self.tokenizer, modality, ids, start)
+
+    @torch.no_grad()
+    def encoded(self, batch: Batch, modalities: Collection[str]) -> Batch:
+        """The batch with the towers' tokens of these modalities, so that all that is asked of it shares them."""
+        batch = batch.to(self.core.device)
+        known = {
+            name: replace(items, tokens=self.core.tokens(name, items))
+            for name, items in batch.items.items()
+            if name in modalities and name in self.modalities
+        }
+        return replace(batch, items={**batch.items, **known})
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> dict[str, Float[Tensor, "n d"]]:

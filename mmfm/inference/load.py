@@ -1,7 +1,6 @@
 """A trained model from its run folder."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mmfm.models.checkpoint import (
     RUN,
     adopt,
     check_size,
+    extent,
     folder_of,
     newest_model,
     read_model,
@@ -27,6 +27,9 @@ from mmfm.models.checkpoint import (
 )
 from mmfm.models.model import UnifiedModel, build
 
+MATRICES = 64  # of a layer, those of all towers together, at the most
+SMALL = 1 << 26  # numbers that a model may have to be built in memory
+
 
 def checkpoint_of(run_folder: Path, step: int) -> Path:
     """The folder of this step's checkpoint, or a UserError that names the steps that there are."""
@@ -37,10 +40,16 @@ def checkpoint_of(run_folder: Path, step: int) -> Path:
 
 
 def built(cfg: Model, text_size: int, contrastive: Sequence[Contrastive] = ()) -> UnifiedModel:
-    """`build` for weights that are to be adopted: without memory, where all parts are our own, which know that."""
+    """`build` for weights that are to be adopted: without memory, where all parts are our own, which know that.
+
+    What is small is initialised all the same, since torch takes a second to import its meta device; nobody else's
+    random numbers are taken for it.
+    """
     parts = [getattr(cfg, field.name) for field in fields(cfg)]
     foreign = bool(cfg.modalities) or any(isinstance(part, Tower | KnownCodec) for part in parts)
-    with nullcontext() if foreign else torch.device("meta"):
+    matrix, depth = extent(cfg)
+    small = not cfg.codecs and MATRICES * depth * matrix <= SMALL
+    with torch.random.fork_rng(devices=()) if foreign or small else torch.device("meta"):
         return build(cfg, text_size, contrastive)
 
 

@@ -87,7 +87,7 @@ def whole_turns(model: UnifiedModel, items: Items) -> Items:
     require(shortest >= unit, f"a sound of {shortest} samples is too short to continue; give at least {unit}")
     keep = items.keep & (torch.arange(items.keep.shape[1], device=lengths.device) < (lengths // unit * unit)[:, None])
     longest = int(keep.sum(1).max())
-    return replace(items, x=(items.x * keep)[:, :longest], keep=keep[:, :longest])
+    return replace(items, x=(items.x * keep)[:, :longest], keep=keep[:, :longest], tokens=None)
 
 
 def able_to_write(model: UnifiedModel, modality: str) -> None:

@@ -268,6 +268,14 @@ def check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str
 
 def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
     """Before a model takes memory: no single matrix that the configuration asks for is larger than all the weights."""
+    (matrix, deepest), held = extent(cfg), sum(tensor.numel() for tensor in found.values())
+    told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
+    require(matrix <= held, f"{told}: a matrix of {matrix:g} numbers, of {held} in all; {remedy}")
+    require(deepest <= len(found), f"{told}: {deepest} layers of {len(found)} tensors; {remedy}")
+
+
+def extent(cfg: Model) -> tuple[int | float, int]:
+    """Numbers of the largest matrix that a configuration asks for, and layers of its deepest part."""
     whole = (cfg.image, cfg.audio, cfg.text, cfg.trunk)
     parts = [part for part in whole if part is not None and not isinstance(part, Tower)]
     asked: list[float] = [part.width**2 for part in parts]
@@ -279,10 +287,7 @@ def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
     asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
     asked += [cfg.audio.left, cfg.audio.right] if isinstance(cfg.audio, Conformer) else []
     asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
-    told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
-    held, deepest = sum(tensor.numel() for tensor in found.values()), max(part.depth for part in parts)
-    require(max(asked) <= held, f"{told}: a matrix of {max(asked):g} numbers, of {held} in all; {remedy}")
-    require(deepest <= len(found), f"{told}: {deepest} layers of {len(found)} tensors; {remedy}")
+    return max(asked), max(part.depth for part in parts)
 
 
 def read_tokenizer(files: Mapping[str, bytes], cfg: Model, where: Path) -> Tokenizer:

@@ -122,7 +122,9 @@ class UnifiedModel(nn.Module):
                 parameter.clamp_(*LOG_SCALES)
 
     def tokens(self, modality: str, items: Items) -> Tokens:
-        """The tower's tokens for these items, augmented where they carry draws."""
+        """The tower's tokens for these items, augmented where they carry draws; those that they carry as they are."""
+        if items.tokens is not None:
+            return items.tokens
         tower, x, draws = self.towers[modality], items.x, items.draws
         if modality == "image":
             x = normalise(x, self.dtype)

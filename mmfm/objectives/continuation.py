@@ -73,7 +73,7 @@ def halves(items: Items, asked: Bool[Tensor, " n"], unit: int, books: int = 1) -
         written = Ids(*_window(items.written.ids[index], items.written.keep[index], start * books, stop * books))
     if items.raw is not None:
         raise UserError("a sound that tower and codec take at two rates cannot be cut; give them one rate")
-    return replace(doubled, x=x, keep=keep, written=written)
+    return replace(doubled, x=x, keep=keep, written=written, tokens=None)
 
 
 def _again(index: Int[Tensor, " m"]) -> Bool[Tensor, " m"]:

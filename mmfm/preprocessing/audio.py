@@ -14,7 +14,6 @@ import numpy as np
 import soundfile
 import torch
 from jaxtyping import Float
-from scipy.signal import resample_poly
 from torch import Tensor
 
 from mmfm.config import UserError
@@ -101,6 +100,8 @@ def resample(wave: Float[np.ndarray, " n"], from_hz: int, to_hz: int) -> Float[n
     """Band-limited change of rate; m = ceil(n * to_hz / from_hz)."""
     if from_hz == to_hz:
         return np.ascontiguousarray(wave, dtype=np.float32)
+    from scipy.signal import resample_poly  # slow to import, and many sets have the model's rate
+
     ratio = _ratio(from_hz, to_hz)
     up, down = ratio.numerator, ratio.denominator
     out = resample_poly(wave, up, down, window=_low_pass(max(up, down))).astype(np.float32)
