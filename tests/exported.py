@@ -1,5 +1,4 @@
-"""A small run on disk, as if trained, as `mmfm.load` gives it, and the folder that `mmfm.export.hf.write` makes of
-it."""
+"""A small run on disk, as if trained, as `mmfm.load` gives it, and the folder that `mmfm.save_bundle` makes of it."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +42,7 @@ def export(where: Path, run: Run | None = None, tokenizer: Tokenizer | None = No
     save(where / "run", 7, run, tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
     hf.register()
-    hf.write(model, where / "hf")
+    mmfm.save_bundle(model, where / "hf")
     return Exported(where / "run", model, where / "hf")
 
 
@@ -56,7 +55,7 @@ def adopt(where: Path, run: Run) -> Exported:
     save(where / "run", 7, prepared.run, prepared.tokenizer, core.state_dict(), {})
     model = mmfm.load(str(where / "run"))
     hf.register()
-    hf.write(model, where / "hf")
+    mmfm.save_bundle(model, where / "hf")
     return Exported(where / "run", model, where / "hf")
 
 

@@ -14,7 +14,8 @@ from test_bundle import trained
 import mmfm
 from mmfm.config import MODALITIES, UserError
 
-AUDIO = {"bundle.json", "files.json", "fixture.safetensors", "tokenizer.json", "audio.safetensors", "trunk.safetensors"}
+AUDIO = {"config.json", "files.json", "golden.safetensors", "mmfm_tokenizer.json"}
+AUDIO |= {"audio.safetensors", "trunk.safetensors"}
 
 
 class Hub:
@@ -65,7 +66,7 @@ def test_a_model_goes_there_and_back(hub):
     torch.testing.assert_close(encoder.embed(wave).detach(), model.encode_audio(wave), rtol=0, atol=0)
     whole = mmfm.from_pretrained("lab/toy")
     torch.testing.assert_close(dict(whole.core.state_dict()), dict(model.core.state_dict()), rtol=0, atol=0)
-    assert "library_name: mmfm" in (hub.there / "lab/toy/README.md").read_text()
+    assert "library_name: transformers" in (hub.there / "lab/toy/README.md").read_text()
 
 
 def test_a_folder_goes_up_as_it_is(hub, tmp_path):
@@ -94,7 +95,7 @@ def test_without_a_network_it_says_what_to_fetch(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     words = (
         r"lab/none is no folder here, and could not be fetched from the hub \(.*\); on a machine with a network get "
-        r"bundle.json, .*image.safetensors, trunk.safetensors \(those that it has\), and give their folder here"
+        r"config.json, .*image.safetensors, trunk.safetensors \(those that it has\), and give their folder here"
     )
     with pytest.raises(UserError, match=words) as told:
         mmfm.load_encoder("image", "lab/none")
@@ -117,6 +118,6 @@ def test_what_the_hub_refuses_is_told(hub, monkeypatch):
     (hub.there / "lab/bert").mkdir(parents=True)
     (hub.there / "lab/bert/config.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"lab/bert is no bundle: it has no bundle.json; convert it: mmfm import hf:lab"
+        UserError, match=r"lab/bert is no model's folder: it has no files.json; convert it: mmfm import hf:lab"
     ):
         mmfm.load_encoder("text", "lab/bert")

@@ -110,12 +110,12 @@ def test_what_is_not_there_is_named(model, folder, tmp_path):
     (tmp_path / "a run").mkdir()
     (tmp_path / "a run" / "run.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"a run is no bundle: .*; of a run mmfm.save_bundle\(mmfm.load\(RUN\), FOLDER\)"
+        UserError, match=r"a run is no model's folder: .*; of a run mmfm.save_bundle\(mmfm.load\(RUN\), FOLDER\)"
     ):
         mmfm.native(tmp_path / "a run")
-    with pytest.raises(UserError, match=r"no bundle: .*; make one first: mmfm import timm:resnet18 FOLDER"):
+    with pytest.raises(UserError, match=r"no model's folder: .*; make one first: mmfm import timm:resnet18 FOLDER"):
         mmfm.native("timm:resnet18")
-    with pytest.raises(UserError, match=r"none is no bundle: it has no bundle.json"):
+    with pytest.raises(UserError, match=r"none is no model's folder: it has no files.json"):
         fresh(toy_config(image=replace(toy_config().image, weights=str(tmp_path / "none"))))
 
 
@@ -141,7 +141,8 @@ def test_what_a_run_starts_from_is_looked_at_before_anything_is_built(model, fol
     for start in (tmp_path / "run", folder):
         other = replace(model.run, start=str(start), model=replace(model.config, tokenizer=str(letters)))
         with pytest.raises(
-            UserError, match=r"letters.json' is not the one that .* was trained with; set it to the token"
+            UserError,
+            match=r"letters.json' is not the one that .* was trained with; set it to the (mmfm_)?token",
         ):
             bundle.check_start(other)
     own = replace(model.config, tokenizer=str(there / "tokenizer.json"))
@@ -166,7 +167,7 @@ def test_a_trunk_that_gives_other_numbers_is_refused(model, tmp_path):
     """Its fixture: a weight that was changed, checksums and all, is no start."""
     folder = mmfm.save_bundle(model, tmp_path / "a")
     weights = load_file(folder / "trunk.safetensors")
-    weights["trunk.norm.weight"][0] += 0.1
+    weights["core.trunk.norm.weight"][0] += 0.1
     rewrite(folder, "trunk.safetensors", save(weights))
     with pytest.raises(UserError, match=r"when it was written: trunk.states differs by"):
         fresh(toy_config(trunk=mmfm.native(str(folder), "trunk")))

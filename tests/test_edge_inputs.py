@@ -30,7 +30,7 @@ from mmfm.export import hf, onnx, program
 from mmfm.export.bundle import save_bundle
 from mmfm.export.command import export
 from mmfm.export.open_clip import register
-from mmfm.export.without_paths import unpinned, unplaced
+from mmfm.inference.bundle.without_paths import unpinned, unplaced
 from mmfm.inference.interface import Sound
 from mmfm.models.checkpoint import save
 from mmfm.models.model import build

@@ -165,7 +165,7 @@ def test_kinds_of_folders(tmp_path: Path) -> None:
     for kind in ("hf", "timm", "open_clip"):
         assert parse(str(tmp_path / kind)).kind == kind
         assert resolve(Tower(source=str(tmp_path / kind)), "image").blueprint.library == kind
-    with pytest.raises(UserError, match=r"has no bundle\.json, config\.json or open_clip_config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json or open_clip_config\.json"):
         parse(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="neither model_type"):

@@ -14,6 +14,7 @@ from tokenizers import models, pre_tokenizers
 from toys import PAIRS
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
+import mmfm
 from mmfm.config import UserError
 from mmfm.data.batch import Batch, Items
 from mmfm.export import hf
@@ -264,21 +265,21 @@ def test_weights_of_another_model_are_an_error_not_a_warning(made, tmp_path, cha
     folder.mkdir()
     for path in made.folder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "text.safetensors")
     weight = tensors.pop("core.heads.text.weight")
     if change != "lacks":
         tensors |= {"core.heads.test.weight": weight} if change == "renamed" else {"core.heads.text.weight": weight[1:]}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "text.safetensors", metadata={"format": "pt"})
     with pytest.raises((UserError, RuntimeError), match=r"core.heads.text.weight|ignore_mismatched_sizes"):
         AutoModel.from_pretrained(folder)
 
 
 def test_a_folder_is_written_whole_or_not_at_all(made, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="exists already; give a new one"):
-        hf.write(made.model, made.folder)
+    with pytest.raises(UserError, match="exists; give another folder, or --force"):
+        mmfm.save_bundle(made.model, made.folder)
     monkeypatch.setattr("mmfm.export.hf.folder.generation", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        hf.write(made.model, tmp_path / "new")
+        mmfm.save_bundle(made.model, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -286,5 +287,5 @@ def test_a_folder_names_no_place_of_this_machine(made):
     """What was local to training - data, bundles, tokenizer files - is not told to those who get the folder."""
     for path in made.folder.iterdir():
         assert str(made.run.parent).encode() not in path.read_bytes()
-    run = json.loads((made.folder / "config.json").read_text())["run"]
+    run = json.loads((made.folder / "config.json").read_text())["mmfm"]["run"]
     assert run["data"]["train"] == [] and run["model"]["tokenizer"] == "bytes"

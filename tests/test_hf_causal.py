@@ -7,6 +7,7 @@ from exported import Exported, export
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+import mmfm
 from mmfm.compat.transformers import CACHE, CACHE_NAMES, cache_of
 from mmfm.config import UserError
 from mmfm.data.decode import Example, collate
@@ -204,7 +205,7 @@ def test_a_folder_whose_cache_is_not_read_gets_no_name(made, tmp_path, monkeypat
 
     monkeypatch.setattr(DynamicCache, "update", forget)
     with pytest.raises(UserError, match=r"cache changes what is written"):
-        hf.write(made.model, tmp_path / "hf")
+        mmfm.save_bundle(made.model, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
 
 

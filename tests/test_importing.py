@@ -251,7 +251,7 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
     trunk = mmfm.native(str(tmp_path / "out"))
     assert 'trunk = mmfm.native("' in (tmp_path / "out/README.md").read_text()
     assert isinstance(trunk, Trunk) and trunk.kv_heads == 1 and trunk.tie_embeddings == tied
-    cfg = toy_config(trunk=trunk, tokenizer=str(tmp_path / "out/tokenizer.json"))
+    cfg = toy_config(trunk=trunk, tokenizer=str(tmp_path / "out/mmfm_tokenizer.json"))
     tokenizer = load_tokenizer(cfg.tokenizer)
     core = build(cfg, tokenizer.size, (Contrastive(pair=("image", "text")),))
     bundle.start(core, cfg)
@@ -263,7 +263,7 @@ def test_a_language_model_becomes_the_trunk(tied, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="out holds no image encoder; it holds trunk and vocabulary alone"):
         mmfm.load_encoder("image", tmp_path / "out")
-    with pytest.raises(UserError, match="holds trunk, vocabulary alone, and no model; start one from it"):
+    with pytest.raises(UserError, match="holds trunk and vocabulary alone, and no model; start one from it"):
         mmfm.from_pretrained(tmp_path / "out")
     with pytest.raises(
         UserError, match=r"Run\.start='\S+' holds trunk and vocabulary alone, and no model; leave start"
@@ -279,7 +279,7 @@ def test_a_language_model_that_is_locked_stays_what_it_was(tied, tmp_path):
     new rows of marks, the connectors and heads have moved. What is locked is told, with its count."""
     language(tmp_path / "lm", tied)
     importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
-    model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
+    model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/mmfm_tokenizer.json"))
     rates = (ParamGroup(pattern="trunk.*", lr_scale=0.0), ParamGroup(pattern="towers.*", lr_scale=0.5))
     optim = Optim(steps=9, lr=1e-2, warmup_steps=1, weight_decay=0.5, param_groups=rates)
     run = Run(name="x", model=model, contrastive=(Contrastive(pair=("image", "text")),), optim=optim)
@@ -316,7 +316,7 @@ def test_an_optimiser_with_other_groups_is_refused_in_one_line(tmp_path, monkeyp
     a new run begins with its weights."""
     language(tmp_path / "lm")
     importer.import_source(str(tmp_path / "lm"), tmp_path / "out")
-    model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/tokenizer.json"))
+    model = toy_config(trunk=mmfm.native(str(tmp_path / "out")), tokenizer=str(tmp_path / "out/mmfm_tokenizer.json"))
     optim = Optim(steps=9, param_groups=(ParamGroup(pattern="trunk.*", lr_scale=0.1),), warmup_steps=1)
     run = Run(name="x", out=str(tmp_path), model=model, contrastive=(Contrastive(pair=("image", "text")),), optim=optim)
     run = replace(run, generative=(Generative(task="image>text"),))
@@ -404,7 +404,7 @@ def test_a_model_with_imported_towers_travels(tmp_path):
         torch.testing.assert_close(getattr(back, f"encode_{modality}")(given), expected, rtol=0, atol=0)
     assert back.generate("image>text", image=picture) == model.generate("image>text", image=picture)
     assert mmfm.load_encoder("text", tmp_path / "whole").preprocess.mask == 4
-    assert str(tmp_path) not in (tmp_path / "whole/bundle.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "whole/config.json").read_text()
 
 
 @torch.no_grad()
@@ -479,8 +479,8 @@ def test_the_command_tells_what_it_did(tmp_path, capsys):
             r"source is a vit, which our trunk cannot be; it can be a llama, mistral, qwen2, qwen3",
         ),
         (["clip", "out"], r"clip can be image or text; say --modality image\|text"),
-        (["source", "source"], r"source is no bundle, and is not replaced; give another folder"),
-        (["source", "source", "--force"], r"source is no bundle, and is not replaced"),
+        (["source", "source"], r"source is no model's folder, and is not replaced; give another folder"),
+        (["source", "source", "--force"], r"source is no model's folder, and is not replaced"),
         (["open_clip:ViT-B-32", "out", "--modality", "image"], r"write open_clip:ViT-B-32/TAG with a TAG of"),
     ],
 )

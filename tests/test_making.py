@@ -11,9 +11,11 @@ from toys import toy_config, toy_run
 
 from mmfm.config import AudioCodec, Generative, ImageCodec, Mel, Run, TokenizerSpec, Trunk, UserError
 from mmfm.data.decode import Example, collate
+from mmfm.export.bundle import bundle_of
 from mmfm.export.hf.config import config_of
 from mmfm.export.hf.folder import generation
 from mmfm.generation.sampling import drawn_seeds
+from mmfm.inference.bundle.without_paths import public
 from mmfm.inference.infill import side_of
 from mmfm.inference.interface import Interface, Sound
 from mmfm.inference.processor import Processor
@@ -382,7 +384,7 @@ def test_a_model_without_codecs_says_what_it_writes(picture):
 
 def test_transformers_face_writes_text_alone_and_names_no_folder(model):
     """Every code is suppressed there, and where a codec's weights lay is nobody's business."""
-    face = config_of(model.run, TOKENIZER)
+    face = config_of(bundle_of("x", public(model.run), ("image", "trunk")), TOKENIZER.size)
     vocabulary = model.core.vocabulary
     codes = {*vocabulary.span("image"), *vocabulary.span("audio")}
     assert len(codes) == 18 and codes <= set(generation(face).suppress_tokens)

@@ -1,6 +1,7 @@
-"""Writing a bundle: whole or not at all, and not before it was opened and gave what its source gives."""
+"""Writing a model's folder: whole or not at all, and not before it was opened and gave what its source gives."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,99 +10,88 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmfm.config import MODALITIES, require
-from mmfm.config.serialization import write
+from mmfm.config import MODALITIES, Run, require
 from mmfm.config.task import parse_writing
-from mmfm.export.without_paths import unplaced
+from mmfm.export.card import card
+from mmfm.export.hf.cache_parity import check_cache
+from mmfm.export.hf.folder import write_settings
 from mmfm.inference.bundle import golden
-from mmfm.inference.bundle.contents import (
-    BUNDLE,
-    FILES,
-    FIXTURE,
-    FORMAT,
-    READER,
-    TOKENIZER,
-    Bundle,
-    is_bundle,
-)
+from mmfm.inference.bundle.contents import FILES, FORMAT, GOLDEN, INDEX, READER, Bundle, is_bundle
 from mmfm.inference.bundle.encoder import BundledEncoder, only
-from mmfm.inference.bundle.load import load_encoder
+from mmfm.inference.bundle.load import CORE, load_encoder
+from mmfm.inference.bundle.without_paths import TOKENIZER, public, unpinned
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.files import manifest, sync_folder, whole_folder, write_file
+from mmfm.runtime.files import manifest, output_folder, sync_folder, write_file
 
+Weights = dict[str, dict[str, Tensor]]  # by component, then by name
 Files = dict[str, bytes | Mapping[str, Tensor]]  # a safetensors file for tensors
-CARD = """\
----
-library_name: mmfm
----
-# {source}
-
-Holds {holds}. Written by mmfm with {made_with}.
-
-```python
-import mmfm
-
-{use}
-```
-"""
 
 
 def save_bundle(
     run: str | Path | Interface, folder: str | Path, modalities: Sequence[str] | None = None, *, force: bool = False
 ) -> Path:
-    """A run's model, or only these of its modalities, as a folder that `load_encoder` and `from_pretrained` read.
+    """A run's model, or only these of its modalities, as a folder that mmfm and transformers read.
 
-    Raises UserError for a modality that the model lacks, and where `folder` exists; `force` replaces a bundle there.
+    Raises UserError for a modality that the model lacks, and where `folder` exists; `force` replaces such a folder.
     """
     model = run if isinstance(run, Interface) else load_model(run)
-    chosen = tuple(name for name in MODALITIES if name in (model.modalities if modalities is None else modalities))
+    chosen = tuple(name for name in model.modalities if modalities is None or name in modalities)
     unknown = sorted(set(modalities or ()) - set(model.modalities))
     require(not unknown, f"the model has no {', '.join(unknown)} encoder; it has {', '.join(model.modalities)}")
-    require(bool(chosen), "a bundle needs at least one modality; name image, audio or text")
+    require(bool(set(chosen) & set(MODALITIES)), "a bundle needs at least one modality; name image, audio or text")
     dtype = model.core.dtype
     require(dtype.itemsize >= 4, f"a model in {dtype} has lost what a bundle should keep; save the one in float32")
+    check_free(Path(folder), force)
     was = model.training
     try:
-        files, bundle = _contents(model.eval(), chosen)
-        return write_whole(Path(folder), files, bundle, force=force)
+        weights, files, bundle = _contents(model.eval(), chosen)
+        return write_whole(Path(folder), weights, files, bundle, model.tokenizer, force=force)
     finally:
         model.train(was)
 
 
-def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Files, Bundle]:
-    encoders = [BundledEncoder(model.core, name, model.run, model.tokenizer) for name in modalities]
+def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Weights, Files, Bundle]:
+    encoders = [
+        BundledEncoder(model.core, name, model.run, model.tokenizer) for name in MODALITIES if name in modalities
+    ]
     tensors = {name: tensor for encoder in encoders for name, tensor in golden.make(encoder).items()}
-    tensors |= golden.make_trunk(model.core.trunk)
-    contrast = tuple(item for item in model.run.contrastive if set(item.pair) <= set(modalities))
-    writing = tuple(item for item in model.run.generative if set(parse_writing(item.task).sources) <= set(modalities))
-    weights = split(model.core, modalities, [item.name for item in contrast])
+    run = _of_these(model.run, modalities)
+    weights = split(model.core, modalities, [item.name for item in run.contrastive])
     texts = tokenizer_files(model.tokenizer, "text" in modalities)
-    parts: Files = {f"{part}.safetensors": found for part, found in weights.items()}
-    files: Files = {**parts, FIXTURE: tensors, **texts}
-    data, cfg = model.run.data, unplaced(only(model.config, modalities))
-    bundle = Bundle(
-        format=FORMAT,
-        made_with=f"torch {torch.__version__}",
-        source=model.run.name,
-        components=tuple(weights),
-        model=replace(cfg, tokenizer=cfg.tokenizer if cfg.tokenizer == "bytes" else TOKENIZER),
-        part=None,
-        contrast=contrast,
-        write=writing,
-        exact_decode=data.exact_decode,
-        max_seconds=data.max_seconds,
-        crop_seconds=data.crop_seconds,
-        max_text_tokens=data.max_text_tokens,
-        long_text=data.long_text,
+    bundle = bundle_of(
+        model.run.name,
+        run,
+        tuple(weights),
         tokenizer=sha256(texts[TOKENIZER]),
         reader=sha256(texts[READER]) if READER in texts else "",
+    )
+    return weights, {GOLDEN: tensors | golden.make_trunk(model.core.trunk), **texts}, bundle
+
+
+def _of_these(run: Run, modalities: Sequence[str]) -> Run:
+    """The run with these modalities alone, and what it says of them."""
+    contrastive = tuple(item for item in run.contrastive if set(item.pair) <= set(modalities))
+    writing = tuple(item for item in run.generative if set(parse_writing(item.task).sources) <= set(modalities))
+    model = only(run.model, modalities)
+    return public(replace(run, model=model, contrastive=contrastive, generative=writing))
+
+
+def bundle_of(source: str, run: Run, components: tuple[str, ...], *, tokenizer: str = "", reader: str = "") -> Bundle:
+    """Written here and now. tokenizer, reader: the SHA-256 of their files."""
+    return Bundle(
+        format=FORMAT,
+        made_with=f"torch {torch.__version__}",
+        source=unpinned(source),
+        components=components,
+        run=run,
+        tokenizer=tokenizer,
+        reader=reader,
         sentences=golden.SENTENCES,
         tolerance=golden.TOLERANCE,
     )
-    return files, bundle
 
 
 def sha256(data: bytes) -> str:
@@ -114,72 +104,84 @@ def tokenizer_files(tokenizer: Tokenizer, text: bool) -> dict[str, bytes]:
     return files if tokenizer.reader is None or not text else files | {READER: tokenizer.reader.to_json().encode()}
 
 
-def split(core: UnifiedModel, modalities: Sequence[str], pairs: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """The weights by the file that they go to. Nothing of a modality or a pair that is not here."""
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in (*modalities, "trunk", "vocabulary")}
+def split(core: UnifiedModel, modalities: Sequence[str], pairs: Sequence[str]) -> Weights:
+    """The weights by component. Nothing of a modality or a pair that is not here; modalities of one's own go with the
+    vocabulary."""
+    held = [name for name in MODALITIES if name in modalities]
+    parts: Weights = {name: {} for name in (*held, "trunk", "vocabulary")}
     for name, tensor in core.state_dict().items():
         head, _, rest = name.partition(".")
         part = rest.partition(".")[0] if head in ("towers", "connectors", "pools", "heads") else head
-        part = part if part in (*MODALITIES, "trunk") else "vocabulary"
-        if part in parts and (head not in ("log_scales", "biases") or rest in pairs):
-            parts[part][name] = tensor.detach().cpu().contiguous()
+        absent = part in core.towers and part not in modalities
+        part = part if part in (*MODALITIES, "trunk", "codecs") else "vocabulary"
+        if not absent and (head not in ("log_scales", "biases") or rest in pairs):
+            parts.setdefault(part, {})[name] = tensor.detach().cpu().contiguous()
     return parts
 
 
 def write_whole(
     folder: Path,
+    weights: Weights,
     files: Files,
     bundle: Bundle,
+    tokenizer: Tokenizer | None = None,
     *,
     force: bool = False,
     prove: Callable[[Path], Mapping[str, str]] = lambda _: {},
 ) -> Path:
-    """A folder with these files, bundle.json and files.json; it appears when all are on the disk and were opened.
+    """A folder with these weights and files; it appears when all are on the disk and were opened.
 
-    `prove` gets the folder before it has its name, and gives further texts for it by name; what it raises, and Ctrl-C,
-    leave nothing behind. A bundle that `force` replaces stays until the new one is whole. `files` is emptied once it is
-    written, so that weights are held once.
+    tokenizer: of a model; None of a part alone. `prove` gets the folder before it has its name, and gives further texts
+    for it by name; what it raises, and Ctrl-C, leave nothing behind. A folder that `force` replaces stays until the new
+    one is whole. `weights` is emptied once it is written, so that they are held once.
     """
     check_free(folder, force)
-    with whole_folder(folder) as temporary:
-        names = _write(temporary, {**files, BUNDLE: write(bundle).encode()})
-        files.clear()
-        _listed(temporary, names)
+    with output_folder(folder) as temporary:
+        write_settings(bundle, tokenizer, temporary)
+        _write(temporary, {**_named(weights), **files})
+        weights.clear()
+        _listed(temporary)
         for modality in bundle.modalities:
             load_encoder(modality, temporary)
+        if any(item.task.endswith(">text") for item in bundle.run.generative):
+            check_cache(temporary)
         proofs = {name: text.encode() for name, text in prove(temporary).items()}
-        told = {"source": bundle.source, "made_with": bundle.made_with}
-        card = CARD.format(holds=", ".join(bundle.components), use=_use(bundle), **told)
-        write_file(temporary / "README.md", card.encode() + proofs.pop("README.md", b""))
-        _listed(temporary, [*names, *_write(temporary, proofs)])
+        _write(temporary, {"README.md": card(bundle).encode() + proofs.pop("README.md", b""), **proofs})
+        _listed(temporary)
     return folder
 
 
-def _use(bundle: Bundle) -> str:
-    """The line that a person would copy."""
-    if not bundle.modalities:
-        return 'trunk = mmfm.native("path/of/this/folder")  # for a configuration: Model(trunk=trunk, ...)'
-    return f'encoder = mmfm.load_encoder("{bundle.modalities[0]}", "path/of/this/folder")'
+def _named(weights: Weights) -> Files:
+    """A file for each component, and the index of those that transformers reads."""
+    parts = {
+        f"{part}.safetensors": {f"{CORE}{name}": x for name, x in found.items()} for part, found in weights.items()
+    }
+    theirs = {part: found for part, found in parts.items() if part != "codecs.safetensors"}
+    size = sum(tensor.nbytes for found in theirs.values() for tensor in found.values())
+    places = {name: part for part, found in theirs.items() for name in found}
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    return {**parts, INDEX: (json.dumps(index, indent=2) + "\n").encode()}
 
 
 def check_free(folder: Path, force: bool) -> None:
     """A UserError where something is that must not be replaced."""
     if folder.exists():
-        require(is_bundle(folder), f"{folder} is no bundle, and is not replaced; give another folder")
+        require(is_bundle(folder), f"{folder} is no model's folder, and is not replaced; give another folder")
         require(force, f"{folder} exists; give another folder, or --force to replace it")
 
 
-def _write(folder: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> list[str]:
-    """All of it on the disk; the names."""
+def _write(folder: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> None:
+    """All of it on the disk."""
     for name, data in files.items():
         if isinstance(data, bytes):
             write_file(folder / name, data)
         else:
-            save_file(dict(data), folder / name)
+            save_file(dict(data), folder / name, metadata={"format": "pt"})
             sync_folder(folder / name)
-    return [*files]
 
 
-def _listed(folder: Path, names: Sequence[str]) -> None:
+def _listed(folder: Path) -> None:
+    """The manifest of all files that lie in it."""
     (folder / FILES).unlink(missing_ok=True)
-    write_file(folder / FILES, manifest({name: folder / name for name in names}))
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    write_file(folder / FILES, manifest(files))

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmfm.config import UserError, Vit, require
+from mmfm.export.bundle import check_free, save_bundle
 from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
 from mmfm.export.open_source import open_model, whole
-from mmfm.inference.bundle.contents import is_bundle, read_bundle
+from mmfm.inference.bundle.contents import is_trunk
 from mmfm.inference.interface import Interface
 
 
@@ -27,13 +28,16 @@ def export(
     UserError: `out` exists and `force` is not given, the run has no such modality, or the target cannot hold it.
     """
     out = Path(out)
-    require(to in TARGETS, f"--to {to} is not known; there are {', '.join(TARGETS)}")
-    refuse(out, force)
+    require(to in ("hf", *TARGETS), f"--to {to} is not known; there are hf, {', '.join(TARGETS)}")
+    require(to == "hf" or not part, f"--part {part} is for --to hf; leave it out")
     if to == "hf" and (part == "trunk" or is_trunk(run)):
         return _trunk(run, out, step, force)
-    require(not part, f"--part {part} is for --to hf; leave it out")
+    check_free(out, force) if to == "hf" else refuse(out, force)
     model = open_model(run, step)
     chosen = chosen_of(model, modalities)
+    if to == "hf":
+        whole(model, to)
+        return save_bundle(model, out, chosen, force=force)
     with export_folder(out, force) as folder:
         about = {"to": to, "run": model.run.name, "modalities": list(chosen)} | TARGETS[to](model, to, folder, chosen)
         write_json(folder / ABOUT, about)
@@ -46,11 +50,6 @@ def _trunk(run: str | Path, out: Path, step: int | None, force: bool) -> Path:
     with export_folder(out, force) as folder:
         write_json(folder / ABOUT, {"to": "hf"} | write(run, folder, step))
     return out
-
-
-def is_trunk(run: str | Path) -> bool:
-    """Whether this is a bundle that holds a language model, and nothing else."""
-    return is_bundle(run) and read_bundle(Path(run)).components[0] == "trunk"
 
 
 def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:
@@ -83,15 +82,6 @@ def _open_clip(model: Interface, to: str, folder: Path, modalities: Sequence[str
     return write(model, folder)
 
 
-def _hf(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
-    whole(model, to)
-    require(set(modalities) == set(model.modalities), "--to hf holds all that the model reads; leave out --modality")
-    from mmfm.export.hf.folder import fill
-
-    fill(model, folder)
-    return {}
-
-
 def _timm(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
     vit = model.config.image
     told = "--to timm holds an image tower that is built here (a Vit)"
@@ -106,7 +96,6 @@ def _timm(model: Interface, to: str, folder: Path, modalities: Sequence[str]) ->
 Write = Callable[[Interface, str, Path, Sequence[str]], dict[str, Any]]
 TARGETS: dict[str, Write] = {
     "open_clip": _open_clip,
-    "hf": _hf,
     "timm": _timm,
     "onnx": _tensors,
     "torch_export": _tensors,

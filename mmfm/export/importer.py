@@ -14,16 +14,16 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from mmfm.config import MODALITIES, Data, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
+from mmfm.config import MODALITIES, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
-from mmfm.export.bundle import Files, check_free, sha256, write_whole
+from mmfm.export.bundle import Files, Weights, bundle_of, check_free, sha256, write_whole
 from mmfm.export.parity_report import ParityReport, Run, compare, with_long_item
-from mmfm.export.without_paths import unpinned
 from mmfm.inference.bundle import golden
-from mmfm.inference.bundle.contents import FIXTURE, FORMAT, READER, TOKENIZER, Bundle, Part
+from mmfm.inference.bundle.contents import GOLDEN, READER, Bundle, Part, around
 from mmfm.inference.bundle.encoder import BundledEncoder, lone
-from mmfm.inference.bundle.load import load_encoder, load_trunk, run_of
+from mmfm.inference.bundle.load import load_encoder, load_trunk
+from mmfm.inference.bundle.without_paths import TOKENIZER, unpinned
 from mmfm.models.checkpoint import adopt, refuse_unsafe
 from mmfm.models.mappings import Foreign, convert, find, foreign, language
 from mmfm.models.transformer import Segment, UnifiedTransformer
@@ -116,8 +116,8 @@ def _import_tower(source: str, out: Path, modality: str, layout: str, force: boo
     theirs.load_state_dict(resolved.weights, strict=True)
     part, weights = _part(resolved, source, layout)
     text = resolved.tokenizer or ""
-    bundle = _bundle(source, part, (modality,), reader=sha256(text.encode()) if text else "")
-    run, ours = run_of(bundle), load_tokenizer("bytes")
+    run, ours = around(modality, part), load_tokenizer("bytes")
+    bundle = bundle_of(source, run, (modality,), reader=sha256(text.encode()) if text else "")
     if modality == "text":
         words: TokenizerSpec | None = getattr(part, "words")  # noqa: B009
         assert words is not None
@@ -126,16 +126,16 @@ def _import_tower(source: str, out: Path, modality: str, layout: str, force: boo
     core.towers[modality].load_state_dict(weights, strict=True)
     encoder = BundledEncoder(core, modality, run, ours).eval()
     named = {f"towers.{modality}.{name}": tensor.contiguous() for name, tensor in weights.items()}
-    files: Files = {f"{modality}.safetensors": named, FIXTURE: golden.make(encoder)}
+    files: Files = {GOLDEN: golden.make(encoder)}
     files |= {READER: text.encode()} if text else {}
     found: list[ParityReport] = []
 
     def prove(folder: Path) -> Mapping[str, str]:
         opened = load_encoder(modality, folder, check=False)
-        found.append(_proof(bundle, modality, resolved.blueprint, theirs, opened))
+        found.append(_proof(bundle, part, resolved.blueprint, theirs, opened))
         return _told(found[0], layout)
 
-    write_whole(out, files, bundle, force=force, prove=prove)
+    write_whole(out, {modality: named}, files, bundle, force=force, prove=prove)
     return found[0]
 
 
@@ -155,27 +155,6 @@ def _part(resolved: Resolved, source: str, layout: str) -> tuple[Part, dict[str,
     return Tower(source=unpinned(source), blueprint=blueprint), wrapped
 
 
-def _bundle(source: str, part: Part, holds: tuple[str, ...], tokenizer: str = "", reader: str = "") -> Bundle:
-    data = Data()
-    return Bundle(
-        format=FORMAT,
-        made_with=f"torch {torch.__version__}",
-        source=unpinned(source),
-        components=holds,
-        model=None,
-        part=part,
-        contrast=(),
-        write=(),
-        exact_decode=True,
-        max_seconds=data.max_seconds,
-        crop_seconds=0.0,
-        tokenizer=tokenizer,
-        reader=reader,
-        sentences=golden.SENTENCES,
-        tolerance=golden.TOLERANCE,
-    )
-
-
 def _told(proof: ParityReport, layout: str) -> dict[str, str]:
     """What is written beside the bundle, or a UserError where it does not hold."""
     remedy = "say --layout wrapped" if proof.part != "Tower" and layout != "native" else "tell us about it"
@@ -184,18 +163,15 @@ def _told(proof: ParityReport, layout: str) -> dict[str, str]:
     return {"proof.json": write(proof), "README.md": f"\n{proof.line()}\n"}
 
 
-def _proof(
-    bundle: Bundle, modality: str, blueprint: EncoderSpec, theirs: Encoder, ours: BundledEncoder
-) -> ParityReport:
-    part = type(bundle.part).__name__
+def _proof(bundle: Bundle, part: Part, blueprint: EncoderSpec, theirs: Encoder, ours: BundledEncoder) -> ParityReport:
     library = LIBRARIES[blueprint.library]
     window = blueprint.words.context if blueprint.words else 0
     if blueprint.sound:
         window = round(blueprint.sound.window_seconds * blueprint.sound.rate_hz)
     own: Run = lambda given: _theirs(theirs, given)  # noqa: E731
     short = golden.prepared(ours, golden.inputs(ours))
-    found = compare(bundle.source, modality, part, library, short, own, ours.tokens)
-    long = None if modality == "image" else _long(ours, window or round(LONG_SECONDS * _rate(blueprint)), theirs)
+    found = compare(bundle.source, ours.modality, type(part).__name__, library, short, own, ours.tokens)
+    long = None if ours.modality == "image" else _long(ours, window or round(LONG_SECONDS * _rate(blueprint)), theirs)
     return replace(found if long is None else with_long_item(found, long, own, ours.tokens), window=window)
 
 
@@ -234,21 +210,20 @@ def _theirs(encoder: Encoder, items: Items) -> Tokens:
 def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
     given = _causal_lm(source)
     text = parse_tokenizer(given.tokenizer, f"{source}: its tokenizer").to_json().encode()
-    part, files = _trunk_files(source, given)
-    files[TOKENIZER] = text
-    bundle = _bundle(source, part, ("trunk", "vocabulary"), tokenizer=sha256(text))
+    part, weights, tensors = _trunk_parts(source, given)
+    bundle = bundle_of(source, around("trunk", part), tuple(weights), tokenizer=sha256(text))
     found: list[ParityReport] = []
 
     def prove(folder: Path) -> Mapping[str, str]:
         found.append(_trunk_proof(bundle, given, folder))
         return _told(found[0], "native")
 
-    write_whole(out, files, bundle, force=force, prove=prove)
+    write_whole(out, weights, {GOLDEN: tensors, TOKENIZER: text}, bundle, force=force, prove=prove)
     return found[0]
 
 
-def _trunk_files(source: str, given: CausalLm) -> tuple[Trunk, Files]:
-    """The weights as ours, and what a trunk of them gives."""
+def _trunk_parts(source: str, given: CausalLm) -> tuple[Trunk, Weights, dict[str, Tensor]]:
+    """The weights as ours, by component, and what a trunk of them gives."""
     converted = convert(Foreign(library="hf", architecture=given.config, modality="text"), given.weights)
     assert isinstance(converted.part, Trunk)
     if converted.embedding is None:
@@ -257,11 +232,11 @@ def _trunk_files(source: str, given: CausalLm) -> tuple[Trunk, Files]:
     with torch.device("meta"):
         trunk = UnifiedTransformer(converted.part).eval()
     adopt(trunk, converted.weights, source)
-    return converted.part, {
-        "trunk.safetensors": {f"trunk.{name}": tensor for name, tensor in converted.weights.items()},
-        "vocabulary.safetensors": {name: x.contiguous() for name, x in tables.items() if x is not None},
-        FIXTURE: golden.make_trunk(trunk),
+    weights: Weights = {
+        "trunk": {f"trunk.{name}": tensor for name, tensor in converted.weights.items()},
+        "vocabulary": {name: x.contiguous() for name, x in tables.items() if x is not None},
     }
+    return converted.part, weights, golden.make_trunk(trunk)
 
 
 def _trunk_proof(bundle: Bundle, given: CausalLm, folder: Path) -> ParityReport:

@@ -16,8 +16,9 @@ from mmfm.data.batch import Tokens
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.export.hf.tokenizer import hf_tokenizer
 from mmfm.export.open_source import open_model
-from mmfm.inference.bundle.contents import is_bundle, read_bundle
+from mmfm.inference.bundle.contents import is_trunk, read_bundle
 from mmfm.inference.bundle.load import load_trunk
+from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.models.mappings import Foreign, give_back, language_config
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -40,9 +41,10 @@ class Language(NamedTuple):
 def language_of(run: str | Path, step: int | None = None) -> Language:
     """Of a run, a checkpoint, a bundle of a model or of a trunk."""
     folder = Path(run)
-    if is_bundle(run) and isinstance(part := read_bundle(folder).part, Trunk):
+    if is_trunk(run):
+        part = read_bundle(folder).run.model.trunk
         trunk, tables = load_trunk(folder)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(folder / "tokenizer.json").inner)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(folder / TOKENIZER).inner)
         return Language(part, trunk, tables["embedding.weight"], tables.get("output.weight"), tokenizer)
     model = open_model(run, step)
     core, vocabulary = model.core, model.core.vocabulary

@@ -27,7 +27,7 @@ from mmfm.data.batch import Items, Tokens
 from mmfm.export.folder import write_json
 from mmfm.export.graphs import longest_text, words_of
 from mmfm.export.tokenizer import write_tokenizer
-from mmfm.export.without_paths import unplaced
+from mmfm.inference.bundle.without_paths import unplaced
 from mmfm.inference.interface import Interface
 from mmfm.models.imported import ImportedTower
 from mmfm.models.model import UnifiedModel, build

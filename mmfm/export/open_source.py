@@ -18,7 +18,7 @@ def open_model(run: str | Path, step: int | None = None) -> Interface:
         return load_model(run, step)
     require(step is None, f"{run} is a bundle, which has no steps; leave out --step")
     bundle = read_bundle(Path(run))
-    if bundle.model is not None or not bundle.modalities:
+    if bundle.whole or not bundle.modalities:
         return from_pretrained(run)
     (modality,) = bundle.modalities
     encoder = load_encoder(modality, run)

@@ -66,16 +66,16 @@ def present(name: str, file: str, source: str) -> Path | None:
 
 def _kind_of(folder: Path) -> str:
     """By the file that each library leaves in a folder."""
-    if (folder / "bundle.json").is_file():
-        return "bundle"
     if (folder / "open_clip_config.json").is_file():
         return "open_clip"
     require(
         (folder / "config.json").is_file(),
-        f"folder {str(folder)!r} has no bundle.json, config.json or open_clip_config.json: no encoder is in it; "
+        f"folder {str(folder)!r} has no config.json or open_clip_config.json: no encoder is in it; "
         "give a folder that `mmfm import`, transformers, timm or open_clip wrote",
     )
     found = read_json(folder / "config.json")
+    if found.get("model_type") == "mmfm":
+        return "bundle"
     kind = "hf" if "model_type" in found else "timm" if "architecture" in found else ""
     require(bool(kind), f"{folder / 'config.json'} has neither model_type (transformers) nor architecture (timm)")
     return kind

@@ -45,7 +45,7 @@ def test_a_language_model_knows_a_capital(tmp_path):
     assert (proof.modality, proof.part) == ("trunk", "Trunk") and proof.holds and proof.padding_invariant
     assert isinstance(mmfm.native(tmp_path / "smol"), Trunk)
     trunk, tables = load_trunk(tmp_path / "smol")
-    tokenizer = load_tokenizer(tmp_path / "smol/tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path / "smol/mmfm_tokenizer.json")
     ids = tokenizer.encode("The capital of France is")
     for _ in range(2):
         x = tables["embedding.weight"][torch.tensor([ids])]

@@ -15,7 +15,6 @@ from transformers import (
 
 from mmfm.export.hf.causal import MMFMForCausalLM
 from mmfm.export.hf.config import MMFMConfig
-from mmfm.export.hf.folder import write
 from mmfm.export.hf.model import MMFMModel
 from mmfm.export.hf.processing import (
     MMFMAudioTextProcessor,
@@ -38,7 +37,6 @@ __all__ = [
     "PlainFeatures",
     "clip_score_shim",
     "register",
-    "write",
 ]
 
 

@@ -1,19 +1,17 @@
-"""A run as transformers keeps it: our configuration as plain JSON beside the few sizes that clients ask for by name."""
+"""A model as transformers keeps it: what our folder says of itself, and the few sizes that clients ask for by name."""
 
-import dataclasses
 import json
 from typing import Any, no_type_check
 
 from torch import nn
 from transformers import PreTrainedConfig
 
-from mmfm.config import Data, Run, require
-from mmfm.config.serialization import from_json, to_json
+from mmfm.config import Run, require
+from mmfm.config.serialization import write
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.export.hf.stub import Foreign, auto_map, write_stub
-from mmfm.export.without_paths import unplaced
+from mmfm.inference.bundle.contents import KEY, Bundle, parsed
 from mmfm.models.model import UnifiedModel, build
-from mmfm.preprocessing.tokenizer import Tokenizer
 
 AUTOS = auto_map(
     AutoConfig="MMFMConfig",
@@ -27,14 +25,14 @@ CONTEXT = 2_048  # tokens that clients who ask for a limit are told; positions a
 
 @no_type_check  # transformers makes it a dataclass and then lets it take more names than a dataclass can
 class MMFMConfig(Foreign, PreTrainedConfig):
-    """`run`: what `mmfm.config.serialization` writes of a run, without its data. `text_ids`: ids of its tokenizer.
+    """`mmfm`: a `mmfm.inference.bundle.contents.Bundle` as JSON. `text_ids`: ids of its tokenizer.
 
     Ids are those of the whole vocabulary: marks first, then text, then codes. See `mmfm.data.vocabulary`.
     """
 
     model_type = "mmfm"  # clients take a "siglip" in here as a sign to use a sigmoid
 
-    run: dict[str, Any] | None = None
+    mmfm: dict[str, Any] | None = None
     text_ids: int = 0
     vocab_size: int = 0
     hidden_size: int = 0
@@ -56,9 +54,13 @@ class MMFMConfig(Foreign, PreTrainedConfig):
         write_stub(save_directory)
 
     def parsed(self) -> Run:
-        """The run; UserError where it is none, which names the key."""
-        require(self.run is not None, "this MMFMConfig holds no run; take it from a folder of mmfm export --to hf")
-        return from_json(json.dumps(self.run), "config.json: run")
+        """The run; UserError where it is none, which names the key, and where there is no model around a part."""
+        told = "this config.json holds no model of mmfm, or one of an earlier mmfm"
+        require(self.mmfm is not None, f"{told}; take it from a folder of `mmfm export`")
+        bundle = parsed(self.mmfm, f"config.json: {KEY}")
+        told = f"this folder holds {bundle.alone}, which transformers does not open"
+        require(bundle.whole, f"{told}; mmfm does: load_encoder, or native in a configuration")
+        return bundle.run
 
     def vocabulary(self) -> Vocabulary:
         model = self.parsed().model
@@ -72,13 +74,15 @@ class MMFMConfig(Foreign, PreTrainedConfig):
         return core
 
 
-def config_of(run: Run, tokenizer: Tokenizer) -> MMFMConfig:
-    """The face's configuration of a run and its tokenizer."""
-    model = run.model
-    vocabulary = Vocabulary(text=tokenizer.size, image=model.codes("image"), audio=model.codes("audio"))
+def config_of(bundle: Bundle, text_ids: int) -> MMFMConfig:
+    """The face's configuration of a folder's model, whose tokenizer has so many ids; of a part alone without sizes."""
+    said = {KEY: json.loads(write(bundle)), "text_ids": text_ids, "dtype": "float32"}
+    if not bundle.whole:
+        return MMFMConfig(**said)
+    model = bundle.run.model
+    vocabulary = Vocabulary(text=text_ids, image=model.codes("image"), audio=model.codes("audio"))
     return MMFMConfig(
-        run=json.loads(to_json(_public(run))),
-        text_ids=tokenizer.size,
+        **said,
         vocab_size=vocabulary.size,
         hidden_size=model.trunk.width,
         num_hidden_layers=model.trunk.depth,
@@ -90,18 +94,4 @@ def config_of(run: Run, tokenizer: Tokenizer) -> MMFMConfig:
         eos_token_id=vocabulary.end,
         pad_token_id=vocabulary.pad,
         architectures=["MMFMModel"],
-        dtype="float32",
     )
-
-
-def _public(run: Run) -> Run:
-    """What the model is and how its input is read; not where its data and its bundles lay on someone's disk."""
-    data = Data(
-        max_seconds=run.data.max_seconds,
-        crop_seconds=run.data.crop_seconds,
-        max_text_tokens=run.data.max_text_tokens,
-        long_text=run.data.long_text,
-        exact_decode=run.data.exact_decode,
-    )
-    model = dataclasses.replace(unplaced(run.model), tokenizer="bytes")
-    return Run(name=run.name, model=model, data=data, contrastive=run.contrastive, generative=run.generative)

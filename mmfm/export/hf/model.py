@@ -50,8 +50,6 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
     base_model_prefix = ""
     input_modalities = ["image", "audio", "text"]  # noqa: RUF012
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = {"codecs"}  # noqa: RUF012  # a code is the nearest of many (`codecs.exact`)
-    _keys_to_ignore_on_load_unexpected = [r"^core\.codecs\."]  # noqa: RUF012  # of older folders
 
     def __init__(self, config: MMFMConfig) -> None:
         super().__init__(config)

@@ -16,7 +16,7 @@ from mmfm.export.hf.processing import MMFMProcessor
 
 
 class PlainFeatures(nn.Module):
-    """Of a folder of `mmfm.export.hf.write`. Called, it embeds pictures; FID and KID take it as their `feature`."""
+    """Of a model's folder. Called, it embeds pictures; FID and KID take it as their `feature`."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()

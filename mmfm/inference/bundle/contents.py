@@ -1,25 +1,33 @@
-"""What a bundle says of itself, in bundle.json. Standard library only, so that a configuration may ask for it.
+"""What the folder of a model says of itself. Standard library only, so that a configuration may ask for it.
 
-    bundle.json  files.json  fixture.safetensors  tokenizer.json  tokenizer.text.json
+It is a folder of transformers: config.json, tokenizer.json, the processors' settings, a stub of code, and
+model.safetensors.index.json, which says which tensor lies in which file. There is one file for each component:
+
     image.safetensors  audio.safetensors  text.safetensors  trunk.safetensors  vocabulary.safetensors
 
-Each modality's file holds its tower and, in a model's bundle, its connector, pool token and head; an encoder needs that
-and the trunk. The vocabulary is for writing; `tokenizer.text.json` is the text tower's, where it has one of its own.
-`files.json` lists size and CRC-32 of all, so that each can be read alone.
+Each modality's file holds its tower and, in a model's folder, its connector, pool token and head; an encoder needs that
+and the trunk. The vocabulary is for writing, with the scales of the pairs. Only mmfm reads what is left, and "mmfm" in
+config.json:
+
+    codecs.safetensors  golden.safetensors  mmfm_tokenizer.json  mmfm_reader.json  files.json
+
+`mmfm_reader.json` is the text tower's tokenizer, where it has one of its own. `files.json` lists size and CRC-32 of the
+others, so that each can be read alone.
 """
 
+import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from mmfm.config import (
     MODALITIES,
     Conformer,
-    Contrastive,
     Data,
     Generative,
     Model,
+    Run,
     TextTower,
     Tower,
     Trunk,
@@ -29,14 +37,15 @@ from mmfm.config import (
     require,
 )
 from mmfm.config.serialization import from_file, parse
+from mmfm.inference.bundle.without_paths import public
 from mmfm.runtime.files import Manifest
 
-BUNDLE, FILES, FIXTURE = "bundle.json", "files.json", "fixture.safetensors"
-TOKENIZER, READER = "tokenizer.json", "tokenizer.text.json"
-PARTS = (*MODALITIES, "trunk", "vocabulary")
-KNOWN = (BUNDLE, FIXTURE, TOKENIZER, READER, "proof.json", *(f"{part}.safetensors" for part in PARTS))
-FORMAT = 1
+CONFIG, INDEX, FILES, GOLDEN = "config.json", "model.safetensors.index.json", "files.json", "golden.safetensors"
+READER, KEY = "mmfm_reader.json", "mmfm"
+PARTS = (*MODALITIES, "trunk", "vocabulary", "codecs")
+FORMAT = 2
 AGAIN = "copy the whole folder again, or write it again"
+ANEW = "write it anew, with `mmfm export RUN FOLDER` or `mmfm import SOURCE FOLDER`"
 
 Part = Vit | Conformer | TextTower | Trunk | Tower
 
@@ -49,68 +58,106 @@ class Bundle:
     made_with: str  # the version of torch
     source: str  # the run, or what `mmfm import` was given
     components: tuple[str, ...]  # those of PARTS that have a file here
-    model: Model | None
-    part: Part | None  # that of the only tower or the trunk
-    contrast: tuple[Contrastive, ...]
-    write: tuple[Generative, ...]
-    exact_decode: bool  # as in Data
-    max_seconds: float
-    crop_seconds: float
-    tokenizer: str  # sha256 of tokenizer.json; empty: there is none
-    reader: str  # sha256 of tokenizer.text.json
-    sentences: tuple[str, ...]  # of the fixture
-    tolerance: float  # of the fixture: largest difference, as a fraction of the largest number
-    max_text_tokens: int = Data().max_text_tokens  # as in Data
-    long_text: Literal["truncate", "skip"] = "truncate"
+    run: Run  # without its data; around a part alone the other parts are none, or small
+    tokenizer: str  # sha256 of mmfm_tokenizer.json; empty: there is none
+    reader: str  # sha256 of mmfm_reader.json
+    sentences: tuple[str, ...]  # of the golden outputs
+    tolerance: float  # of the golden outputs: largest difference, as a fraction of the largest number
 
     def __post_init__(self) -> None:
-        positive(self, "tolerance", "max_seconds")
-        require(self.format == FORMAT, f"a bundle of format {self.format}; this mmfm reads {FORMAT}: update it")
-        require((self.model is None) != (self.part is None), "a bundle holds a model or a part, and not both")
-        for part in (self.part, *(getattr(self.model, name, None) for name in (*MODALITIES, "trunk"))):
-            elsewhere = part is not None and (part.feature_cache_dir if isinstance(part, Tower) else part.weights)
-            require(not elsewhere, f"a bundle names no other folder, and this one names {elsewhere!r}; do not trust it")
-        require(
-            bool(self.components) and set(self.components) <= set(PARTS),
-            f"components={self.components} must be of {PARTS}",
-        )
+        positive(self, "tolerance")
+        require(self.format == FORMAT, f"a folder of format {self.format}; this mmfm reads {FORMAT}: update it")
+        known = bool(self.components) and set(self.components) <= set(PARTS)
+        require(known, f"components={self.components} must be of {PARTS}")
+        for name in self.modalities:
+            require(getattr(self.run.model, name) is not None, f"components name {name}, and run.model has none")
+        more = _difference(self.run, public(self.run), "run")
+        told = f"a model's folder names no other folder and no data, and this one has {more}"
+        require(not more, f"{told}; do not trust it")
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Those that have an encoder here."""
         return tuple(name for name in MODALITIES if name in self.components)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is a model, with what joins its parts, and no part alone."""
+        return bool(self.modalities) and "trunk" in self.components
+
+    @property
+    def alone(self) -> str:
+        """In words, what there is of a part alone."""
+        return f"{' and '.join(self.components)} alone"
+
+
+def _difference(one: Any, other: Any, path: str) -> str:
+    """The first field in which two dataclasses differ, with its value; empty where there is none."""
+    if not is_dataclass(one) or type(one) is not type(other):
+        return "" if one == other else f"{path}={one!r}"
+    named = ((field.name, getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    return next((found for name, a, b in named if (found := _difference(a, b, f"{path}.{name}"))), "")
+
 
 def is_bundle(folder: str | Path) -> bool:
-    return (Path(folder) / BUNDLE).is_file()
+    """Whether this is a model's folder. UserError for one that can no more, or not here, be read."""
+    folder = Path(folder)
+    listed = (folder / FILES).is_file() and (folder / CONFIG).is_file()
+    older = (folder / "bundle.json").is_file()
+    require(not older, f"{folder} has a bundle.json, of an earlier mmfm, which is read no more; {ANEW}")
+    if not listed and (folder / CONFIG).is_file():
+        told = (
+            f"{folder} is a model of mmfm without {FILES}, as transformers saves one; mmfm reads what it wrote itself"
+        )
+        require(not is_of_mmfm(folder / CONFIG), f"{told}: {ANEW}")
+    return listed
+
+
+def is_trunk(folder: str | Path) -> bool:
+    """Whether this is the folder of a language model, and of nothing else."""
+    return is_bundle(folder) and read_bundle(Path(folder)).components[0] == "trunk"
+
+
+def is_of_mmfm(config: Path) -> bool:
+    """Whether a config.json is of a model of mmfm; not where it cannot be read."""
+    try:
+        return json.loads(config.read_bytes()).get("model_type") == "mmfm"
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """bundle.json, verified. Raises UserError where the folder is none, or its files do not add up."""
-    told = f"{folder} is no bundle: it has no {BUNDLE}"
-    remedy = "give a folder of `mmfm import`"
+    """What config.json says, verified. Raises UserError where the folder is none, or its files do not add up."""
+    told = f"{folder} is no model's folder: it has no {FILES}"
+    remedy = "give a folder of `mmfm export` or `mmfm import`"
     if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
         remedy = "of a run mmfm.save_bundle(mmfm.load(RUN), FOLDER) makes one, and Run.start begins with all of it"
     elif not folder.exists() and re.match(r"(timm|open_clip|hf|torchaudio|wheel):", str(folder)):
         remedy = f"make one first: mmfm import {folder} FOLDER"
     require(is_bundle(folder), f"{told}; {remedy}")
-    data = read_manifest(folder).read(BUNDLE)
+    where = f"{folder / CONFIG}: {KEY}"
     try:
-        # What an older one does not say is as by default; whether that is what it was, its fixture tells.
-        return parse(Bundle, data.decode("utf-8"), str(folder / BUNDLE), AGAIN, older=True)
-    except UnicodeDecodeError as why:
-        raise UserError(f"{folder / BUNDLE} is not UTF-8 at byte {why.start}; {AGAIN}") from None
+        tree = json.loads(read_manifest(folder).read(CONFIG))[KEY]
+    except (ValueError, LookupError, TypeError, RecursionError) as why:
+        raise UserError(f"{where} cannot be read ({type(why).__name__}: {why}); {AGAIN}") from None
+    return parsed(tree, where)
+
+
+def parsed(tree: Any, where: str) -> Bundle:
+    """What stands in a config.json under KEY."""
+    # What an older one does not say is as by default; whether that is what it was, its golden outputs tell.
+    return parse(Bundle, json.dumps(tree), where, AGAIN, older=True)
 
 
 def written_by(folder: Path) -> tuple[Generative, ...] | None:
     """What the model in a folder of a run, checkpoint or bundle was trained to write; None where nothing says it."""
     if is_bundle(folder):
-        return read_bundle(folder).write
+        return read_bundle(folder).run.generative
     return from_file(folder / "run.json").generative if (folder / "run.json").is_file() else None
 
 
 def read_manifest(folder: Path) -> Manifest:
-    return Manifest(folder / FILES, "bundle", AGAIN, KNOWN)
+    return Manifest(folder / FILES, "folder of a model", AGAIN)
 
 
 def native(folder: str | Path, part: str = "") -> Part:
@@ -119,7 +166,7 @@ def native(folder: str | Path, part: str = "") -> Part:
     `part`: image, audio, text or trunk, of a bundle that holds several. Torch is not imported.
     """
     bundle = read_bundle(Path(folder))
-    names = [name for name in bundle.components if name != "vocabulary"]
+    names = [name for name in bundle.components if name in (*MODALITIES, "trunk")]
     require(not part or part in names, f"{folder} holds no {part!r}; it holds {', '.join(names)}")
     require(
         bool(part) or len(names) == 1, f"{folder} holds {', '.join(names)}; name one: native({str(folder)!r}, NAME)"
@@ -129,9 +176,7 @@ def native(folder: str | Path, part: str = "") -> Part:
 
 def part_of(bundle: Bundle, name: str) -> Part:
     """The configuration of a tower or the trunk."""
-    if bundle.part is not None:
-        return bundle.part
-    found = getattr(bundle.model, name)
+    found = getattr(bundle.run.model, name)
     assert found is not None, name
     return found
 
@@ -139,3 +184,12 @@ def part_of(bundle: Bundle, name: str) -> Part:
 def start_from(part: Part, folder: str) -> Part:
     """The part with its weights taken from this folder; empty: from nowhere."""
     return replace(part, source=folder, blueprint=None) if isinstance(part, Tower) else replace(part, weights=folder)
+
+
+def around(name: str, part: Part) -> Run:
+    """A run around a part alone: what the towers and the trunk that are not there would be is of no account."""
+    small = Trunk(width=2, depth=1, heads=1, kv_heads=1)
+    trunk, towers = (part, {}) if isinstance(part, Trunk) else (small, {name: part})
+    empty: dict[str, Any] = {"image": None, "audio": None, "text": None}
+    model = Model(**(empty | towers), trunk=trunk, embed_dim=1)
+    return public(Run(name="bundle", model=model, data=Data(exact_decode=True)))

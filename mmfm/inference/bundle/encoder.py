@@ -92,7 +92,8 @@ class BundledEncoder(nn.Module):
 
 def only(model: config.Model, modalities: Sequence[str]) -> config.Model:
     """The model with these towers and no others."""
-    return replace(model, **{name: None for name in MODALITIES if name not in modalities})
+    towers = {name: None for name in MODALITIES if name not in modalities}
+    return replace(model, **towers, modalities=tuple(part for part in model.modalities if part.name in modalities))
 
 
 def bare(run: config.Run, modality: str, text_size: int) -> UnifiedModel:

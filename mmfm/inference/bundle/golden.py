@@ -43,12 +43,12 @@ def inputs(encoder: BundledEncoder) -> list[Any]:
     return _as_people_do(encoder, _given(encoder), SENTENCES)
 
 
-def check(encoder: BundledEncoder, fixture: Tensors, sentences: Sequence[str], tolerance: float, where: str | Path):
+def check(encoder: BundledEncoder, golden: Tensors, sentences: Sequence[str], tolerance: float, where: str | Path):
     """A UserError where this encoder, on this machine, gives other numbers than those that were written."""
     start = f"{encoder.modality}."
-    stored = {name.removeprefix(start): value for name, value in fixture.items() if name.startswith(start)}
+    stored = {name.removeprefix(start): value for name, value in golden.items() if name.startswith(start)}
     lacking = {"x", "keep", "tokens", "tokens.keep"} - stored.keys()
-    require(not lacking, f"{where}: its fixture has no {start}{min(lacking, default='')}; {REMEDY}")
+    require(not lacking, f"{where}: its golden.safetensors has no {start}{min(lacking, default='')}; {REMEDY}")
     here = prepared(encoder, _as_people_do(encoder, stored, sentences))
     level = LEVEL if encoder.modality == "image" else 0.0
     for name, value in (("x", here.x), ("keep", here.keep)):
@@ -56,7 +56,7 @@ def check(encoder: BundledEncoder, fixture: Tensors, sentences: Sequence[str], t
     rows = torch.arange(len(stored["x"]))
     found = _outputs(encoder, Items(x=stored["x"], keep=stored["keep"], rows=rows))
     for name, value in found.items():
-        require(name in stored, f"{where}: its fixture has no {start}{name}; {REMEDY}")
+        require(name in stored, f"{where}: its golden.safetensors has no {start}{name}; {REMEDY}")
         _compare(f"{start}{name}", value, stored[name], tolerance * float(stored[name].double().abs().max()), where)
 
 
@@ -74,11 +74,11 @@ def make_trunk(trunk: UnifiedTransformer) -> dict[str, Tensor]:
     return {"trunk.x": x, "trunk.keep": keep, "trunk.states": _states(trunk, x, keep)}
 
 
-def check_trunk(trunk: UnifiedTransformer, fixture: Tensors, tolerance: float, where: str | Path) -> None:
-    lacking = {"trunk.x", "trunk.keep", "trunk.states"} - fixture.keys()
-    require(not lacking, f"{where}: its fixture has no {min(lacking, default='')}; {REMEDY}")
-    stored = fixture["trunk.states"]
-    found = _states(trunk, fixture["trunk.x"], fixture["trunk.keep"])
+def check_trunk(trunk: UnifiedTransformer, golden: Tensors, tolerance: float, where: str | Path) -> None:
+    lacking = {"trunk.x", "trunk.keep", "trunk.states"} - golden.keys()
+    require(not lacking, f"{where}: its golden.safetensors has no {min(lacking, default='')}; {REMEDY}")
+    stored = golden["trunk.states"]
+    found = _states(trunk, golden["trunk.x"], golden["trunk.keep"])
     _compare("trunk.states", found, stored, tolerance * float(stored.abs().max()), where)
 
 
@@ -91,7 +91,7 @@ def _states(trunk: UnifiedTransformer, x: Tensor, keep: Tensor) -> Tensor:
 
 
 def _given(encoder: BundledEncoder) -> dict[str, Tensor]:
-    """Seeded pictures and sounds; the sentences stand in bundle.json."""
+    """Seeded pictures and sounds; the sentences stand in config.json."""
     draw = np.random.default_rng(0)
     if encoder.modality == "image":
         ramp = 2.0 * np.arange(40)[:, None, None] + np.arange(56)[None, :, None] * np.array([1.0, 2.0, 0.5])

@@ -7,7 +7,8 @@ import huggingface_hub
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from mmfm.config import UserError
-from mmfm.inference.bundle.contents import BUNDLE, FILES, FIXTURE, PARTS, READER, TOKENIZER
+from mmfm.inference.bundle.contents import CONFIG, FILES, GOLDEN, PARTS, READER, is_bundle
+from mmfm.inference.bundle.without_paths import TOKENIZER
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FAILURES = (OSError, ValueError)  # its own errors of network, names, rights and absence are all one of these
@@ -18,7 +19,7 @@ def find(where: str | Path, modality: str) -> Path:
     if Path(where).exists() or not NAME.fullmatch(str(where)):
         return Path(where)
     parts = (modality, "trunk") if modality else PARTS
-    wanted = [BUNDLE, FILES, FIXTURE, TOKENIZER, READER, *(f"{part}.safetensors" for part in parts)]
+    wanted = [CONFIG, FILES, GOLDEN, TOKENIZER, READER, *(f"{part}.safetensors" for part in parts)]
     told = f"{where} is no folder here, and could not be fetched from the hub"
     try:
         folder = Path(str(huggingface_hub.snapshot_download(str(where), allow_patterns=wanted)))
@@ -27,8 +28,8 @@ def find(where: str | Path, modality: str) -> Path:
     except FAILURES as why:
         remedy = f"on a machine with a network get {', '.join(wanted)} (those that it has), and give their folder here"
         raise UserError(f"{told} ({first_line(why)}); {remedy}") from None
-    if not (folder / BUNDLE).is_file():
-        raise UserError(f"{where} is no bundle: it has no {BUNDLE}; convert it: mmfm import hf:{where} FOLDER")
+    if not is_bundle(folder):
+        raise UserError(f"{where} is no model's folder: it has no {FILES}; convert it: mmfm import hf:{where} FOLDER")
     return folder
 
 

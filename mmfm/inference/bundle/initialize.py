@@ -14,9 +14,11 @@ from torch import Tensor
 from mmfm import config
 from mmfm.config import TextTower, Tower, UserError, Vit, require
 from mmfm.data.vocabulary import Vocabulary
-from mmfm.inference.bundle.contents import TOKENIZER, Bundle, Part, is_bundle, part_of, read_bundle
+from mmfm.inference.bundle.contents import Bundle, Part, is_bundle, part_of, read_bundle
 from mmfm.inference.bundle.hub import NAME
 from mmfm.inference.bundle.load import from_pretrained, load_encoder, load_trunk
+from mmfm.inference.bundle.without_paths import TOKENIZER
+from mmfm.models import checkpoint
 from mmfm.models.checkpoint import MANIFEST, check_shapes, folder_of, newest_step, steps_of
 from mmfm.models.imported import ImportedTower
 from mmfm.models.mappings.language import place_embeddings
@@ -36,7 +38,7 @@ def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> 
         part = getattr(cfg, name)
         folder = Path(part.weights)
         bundle = read_bundle(folder)
-        there = [held for held in bundle.components if held != "vocabulary"]
+        there = [held for held in bundle.components if held in (*config.MODALITIES, "trunk")]
         require(name in there, f"{folder} holds no {name} to start from; it holds {', '.join(there)}")
         _check_same(part, part_of(bundle, name), folder)
         if isinstance(part, TextTower) and part.words is None:
@@ -47,7 +49,7 @@ def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> 
             _vocabulary(core, cfg, bundle, folder, tables)
         else:
             _start_tower(core, name, part, part_of(bundle, name), folder)
-            if part.weights == trunk and bundle.model is not None:
+            if part.weights == trunk and bundle.whole:
                 _start_joint(core, name, folder)
 
 
@@ -64,20 +66,25 @@ def check_start(run: config.Run) -> None:
     where = folder
     if is_bundle(folder):
         bundle = read_bundle(folder)
-        alone = f"{told} holds {' and '.join(bundle.components)} alone, and no model"
-        require(bundle.model is not None, f"{alone}; leave start out, and begin that part: native({str(folder)!r})")
+        alone = f"{told} holds {bundle.alone}, and no model"
+        require(bundle.whole, f"{alone}; leave start out, and begin that part: native({str(folder)!r})")
     elif not (folder / MANIFEST).is_file():
         require(
             bool(steps_of(folder)), f"{told} holds no bundle and no checkpoint of a run; train it, or leave start out"
         )
         where = folder_of(folder, newest_step(folder))
-    file = where / TOKENIZER
+    file = where / _tokenizer_of(where)
     _require_same(run, load_tokenizer(file if file.is_file() else "bytes"), load_tokenizer(run.model.tokenizer))
 
 
 def _require_same(run: config.Run, theirs: Tokenizer, mine: Tokenizer) -> None:
     told = f"model.tokenizer={run.model.tokenizer!r} is not the one that {run.start} was trained with"
-    require(theirs.to_json() == mine.to_json(), f"{told}; set it to the tokenizer.json there")
+    file = _tokenizer_of(Path(run.start))
+    require(theirs.to_json() == mine.to_json(), f"{told}; set it to the {file} there")
+
+
+def _tokenizer_of(folder: Path) -> str:
+    return TOKENIZER if is_bundle(folder) else checkpoint.TOKENIZER
 
 
 def start_whole(core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -124,7 +131,7 @@ def resolved(tower: Tower, modality: str) -> Resolved:
     """Of a bundle that holds a tower of another library: its blueprint, weights and tokenizer."""
     folder = Path(tower.source)
     bundle = read_bundle(folder)
-    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.components)} alone"
+    there = ", ".join(bundle.modalities) or bundle.alone
     require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
     part = part_of(bundle, modality)
     told = f"{folder} holds a {type(part).__name__}, a part of our own; give {modality}=mmfm.native({str(folder)!r})"
@@ -176,10 +183,10 @@ def _vocabulary(core: UnifiedModel, cfg: config.Model, bundle: Bundle, folder: P
         own, table = core.state_dict().get(name), tables[name]
         if own is None:
             raise UserError(f"{folder} writes with a table of its own, {name}, and this model with that of its input")
-        if bundle.model is None:
+        if not bundle.whole:
             own.copy_(place_embeddings(table.to(own), own, core.vocabulary))
             continue
-        codes = {"image": bundle.model.codes("image"), "audio": bundle.model.codes("audio")}
+        codes = {name: bundle.run.model.codes(name) for name in ("image", "audio")}
         its = Vocabulary(text=core.vocabulary.text, **codes)
         told = f"image_codes={its.image} and audio_codes={its.audio}"
         require(its == core.vocabulary, f"Model has other codes than {folder}; set {told}")
@@ -191,7 +198,5 @@ def _check_tokenizer(spec: str, bundle: Bundle, folder: Path) -> None:
     shown = hashlib.sha256(load_tokenizer(spec).to_json().encode()).hexdigest()
     raw = "" if spec == "bytes" else hashlib.sha256(Path(spec).read_bytes()).hexdigest()
     told = f"Model.tokenizer={spec!r} is not the one that {folder} was trained with"
-    remedy = (
-        "'bytes'" if bundle.model is not None and bundle.model.tokenizer == "bytes" else str(folder / "tokenizer.json")
-    )
+    remedy = "'bytes'" if bundle.whole and bundle.run.model.tokenizer == "bytes" else str(folder / TOKENIZER)
     require(bundle.tokenizer in (shown, raw), f"{told}; set it to {remedy}")

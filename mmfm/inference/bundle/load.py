@@ -4,19 +4,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmfm import config
-from mmfm.config import MODALITIES, TextTower, Tower, Trunk, UserError, require
+from mmfm.config import MODALITIES, UserError, require
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import (
     AGAIN,
-    FIXTURE,
+    GOLDEN,
     READER,
-    TOKENIZER,
     Bundle,
     is_bundle,
     read_bundle,
@@ -24,14 +21,15 @@ from mmfm.inference.bundle.contents import (
 )
 from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
 from mmfm.inference.bundle.hub import find
+from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
-from mmfm.models.checkpoint import adopt, check_size, read_tensors, refuse_foreign, refuse_unsafe
+from mmfm.models.checkpoint import adopt, check_size, read_tensors, refuse_foreign, refuse_unsafe, words_of
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.runtime.files import Manifest
 
-SMALL = Trunk(width=2, depth=1, heads=1, kv_heads=1)  # stands where a tower alone has no trunk
+CORE = "core."  # before each name, which transformers' models have for ours
 
 
 def load_encoder(
@@ -65,15 +63,15 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
     if not is_bundle(folder):
         return load_model(folder, device=device)
     bundle, files = read_bundle(folder), read_manifest(folder)
-    told = f"{folder} holds {', '.join(bundle.components)} alone, and no model"
-    require(bundle.model is not None, f"{told}; start one from it: native({str(folder)!r}) in a configuration")
-    run, tokenizer = run_of(bundle), _tokenizer(folder, bundle, files, True)
+    told = f"{folder} holds {bundle.alone}, and no model"
+    require(bundle.whole, f"{told}; start one from it: native({str(folder)!r}) in a configuration")
+    run, tokenizer = bundle.run, _tokenizer(folder, bundle, files, True)
     weights = read_weights(folder, bundle.components)
     check_size(run.model, weights, str(folder))
     core = built(run.model, tokenizer.size, run.contrastive)
     adopt(core, weights, str(folder))
     if check:
-        stored = verified_tensors(folder, FIXTURE, files)
+        stored = verified_tensors(folder, GOLDEN, files)
         for modality in bundle.modalities:
             encoder = BundledEncoder(core.eval(), modality, run, tokenizer)
             golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
@@ -85,34 +83,16 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
     bundle, files = read_bundle(folder), read_manifest(folder)
     require("trunk" in bundle.components, f"{folder} holds no trunk; it holds {', '.join(bundle.components)}")
     found = verified_tensors(folder, "trunk.safetensors", files)
-    model = run_of(bundle).model
+    model = bundle.run.model
     check_size(only(model, ()), found, str(folder))
     with torch.device("meta"):
         trunk = UnifiedTransformer(model.trunk).eval()
     weights = {name.removeprefix("trunk."): tensor for name, tensor in found.items()}
     adopt(trunk, weights, str(folder))
     if check:
-        golden.check_trunk(trunk, verified_tensors(folder, FIXTURE, files), bundle.tolerance, folder)
+        golden.check_trunk(trunk, verified_tensors(folder, GOLDEN, files), bundle.tolerance, folder)
     held = "vocabulary" in bundle.components
     return trunk, verified_tensors(folder, "vocabulary.safetensors", files) if held else {}
-
-
-def run_of(bundle: Bundle) -> config.Run:
-    """What a model needs of the run that it comes from. Of a part: a run around it, whose other parts are none."""
-    data = config.Data(
-        exact_decode=bundle.exact_decode,
-        max_seconds=bundle.max_seconds,
-        crop_seconds=bundle.crop_seconds,
-        max_text_tokens=bundle.max_text_tokens,
-        long_text=bundle.long_text,
-    )
-    model = bundle.model
-    if model is None:
-        part = bundle.part
-        trunk, tower = (part, None) if isinstance(part, Trunk) else (SMALL, part)
-        towers: dict[str, Any] = {name: tower if name in bundle.modalities else None for name in MODALITIES}
-        model = config.Model(**towers, trunk=trunk, embed_dim=1)
-    return config.Run(name="bundle", model=model, data=data, contrastive=bundle.contrast, generative=bundle.write)
 
 
 def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
@@ -125,24 +105,24 @@ def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
 
 def verified_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
     files.verify([name])
-    return read_tensors(folder / name, AGAIN)
+    return {name.removeprefix(CORE): tensor for name, tensor in read_tensors(folder / name, AGAIN).items()}
 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
     bundle, files = read_bundle(folder), read_manifest(folder)
-    there = ", ".join(bundle.modalities) or f"{' and '.join(bundle.components)} alone"
+    there = ", ".join(bundle.modalities) or bundle.alone
     require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
-    run = run_of(bundle)
+    run = bundle.run
     tokenizer = _tokenizer(folder, bundle, files, modality == "text").limited(run)
-    weights = read_weights(folder, (modality, *(("trunk",) if bundle.model is not None else ())))
+    weights = read_weights(folder, (modality, *(("trunk",) if bundle.whole else ())))
     check_size(run.model, weights, str(folder))
-    make = lone if bundle.model is None else bare
+    make = bare if bundle.whole else lone
     core = make(run, modality, tokenizer.size if modality == "text" else 0)
     weights |= _empty(core)
     adopt(core, weights, str(folder))
     encoder = BundledEncoder(core, modality, run, tokenizer).eval()
     if check:
-        stored = verified_tensors(folder, FIXTURE, files)
+        stored = verified_tensors(folder, GOLDEN, files)
         golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
     return encoder
 
@@ -156,8 +136,7 @@ def _tokenizer(folder: Path, bundle: Bundle, files: Manifest, text: bool) -> Tok
     inner = load_tokenizer("bytes")
     if text and bundle.tokenizer:
         inner = parse_tokenizer(_hashed(folder, TOKENIZER, bundle.tokenizer, files), str(folder / TOKENIZER))
-    tower = bundle.part if bundle.model is None else bundle.model.text
-    words = tower.words if isinstance(tower, TextTower | Tower) and "text" in bundle.modalities else None
+    words = words_of(bundle.run.model)
     if words is None or not text:
         return inner
     reader = parse_reader(_hashed(folder, READER, bundle.reader, files), words, str(folder / READER))
@@ -165,7 +144,7 @@ def _tokenizer(folder: Path, bundle: Bundle, files: Manifest, text: bool) -> Tok
 
 
 def _hashed(folder: Path, name: str, wanted: str, files: Manifest) -> str:
-    """The text of a tokenizer, which must be the one that bundle.json names."""
+    """The text of a tokenizer, which must be the one that config.json names."""
     data = files.read(name)
     found = hashlib.sha256(data).hexdigest()
     told = f"{folder / name} is not the tokenizer of this bundle (SHA-256 {found[:12]}, not {wanted[:12]})"
