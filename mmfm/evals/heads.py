@@ -79,7 +79,7 @@ class Heads:
 
     def __call__(self, loaded: Loaded) -> Part:
         device, asks = device_of(self.model), loaded.rows[0] < self.own
-        sources = {name for task in self.tasks if asks for name in parse(task).sources}
+        sources = {name for task in (*self.tasks, *self.fill) if asks for name in parse(task).sources}
         batch = _encoded(self.model, loaded.batch.to(device), {*self.model.modalities} - {"text"} | sources)
         shots = {
             task: (_encoded(self.model, shot.to(device), parse(task).sources), set(rows))

@@ -90,32 +90,35 @@ def write(scores: Mapping[str, Scores], out: Path, origin: Origin, partial: bool
     details = Details(about=origin, splits={name: one.details for name, one in scores.items()})
     samples = Samples(about=origin, splits={name: one.samples for name, one in scores.items() if one.samples})
     places = [path.with_name(path.name + PARTIAL * partial) for path in paths_of(out)]
-    write_json(places[2], samples, indent=None)
+    write_json(places[2], samples)
     write_json(places[1], details)
-    write_json(places[0], rows)
+    write_json(places[0], rows, indent=1)
     return rows
 
 
-def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
-    """Whole or not at all; numbers that are not finite as null, and halves of surrogate pairs as escapes."""
-    layout = {"indent": indent, "allow_nan": False, "separators": (",", ": " if indent else ":")}
+def write_json(path: Path, tree: Any, indent: int | None = None) -> None:
+    """Whole or not at all; dataclasses as objects, numbers that are not finite as null, and halves of surrogate pairs
+    as escapes."""
+    layout = {"indent": indent, "allow_nan": False, "separators": (",", ": " if indent else ":"), "default": vars}
     try:
-        replace_file(path, json.dumps(nulled(tree), **layout).encode())
+        text = json.dumps(tree, **layout)
+    except ValueError:  # a walk through all of it is slow, and mostly all is finite
+        text = json.dumps(nulled(tree), **layout)
+    try:
+        replace_file(path, text.encode())
     except OSError as why:
         raise UserError(f"cannot write {path}: {why.strerror}; free some space or choose a place by --out") from None
 
 
 def nulled(tree: Any) -> Any:
-    """The same of JSON's kinds, dataclasses as objects, with None for every number that is not finite."""
-    if isinstance(tree, float):
-        return tree if math.isfinite(tree) else None
+    """The same of JSON's kinds, with None for every number that is not finite."""
     if is_dataclass(tree):
-        return {name: nulled(value) for name, value in vars(tree).items()}
+        return nulled(vars(tree))
     if isinstance(tree, dict):
         return {key: nulled(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [nulled(value) for value in tree]
-    return tree
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def check_place(path: Path) -> Path:

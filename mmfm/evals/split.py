@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -149,8 +150,11 @@ class Split:
 
     def names(self, rows: Sequence[int] | Int[np.ndarray, " n"]) -> tuple[str, ...]:
         """What these samples are called: their keys, with a number behind one that came before."""
-        names = numbered_names(self.keys)
-        return tuple(names[row] for row in rows)
+        return tuple(self._names[row] for row in rows)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return numbered_names(self.keys)
 
     def sample(self, row: int) -> Sample:
         return self.samples[self.places[row]]
