@@ -164,7 +164,7 @@ def test_a_part_travels_unchanged() -> None:
     part = Part(
         infos=(
             SampleInfo("k\udcff", None, (3, {"a": [1.5, None]}), "0f"),
-            SampleInfo("ü", "\u2028 \\", (None, True), "1", ("image",), True, ("audio",), "ab", 2),
+            SampleInfo("ü", "\u2028 \\", (None, True), "1", ("image",), True, ("audio",), "ab", ("ü", "u")),
         ),
         vectors={"image": Vectors(x, np.array([1, 0])), "audio": Vectors(x[:1], np.array([1]))},
         written={"image>text": [Written(1, "")], "audio>text": []},

@@ -16,6 +16,8 @@ from planted import (
     QUICK,
     SMALL,
     Planted,
+    asked,
+    axis,
     evaluate,
     image_bytes,
     pets,
@@ -36,6 +38,7 @@ from mmfm.evals.judges.figures import read_right, word_errors
 from mmfm.evals.reading import Reader
 from mmfm.evals.run import scores_during_training
 from mmfm.evals.split import at_rest
+from mmfm.evals.suite import Caption, Retrieve, Tars
 from mmfm.inference.interface import Interface
 from mmfm.inference.processing import Text as MadeText
 from mmfm.models.model import build
@@ -111,7 +114,10 @@ def test_text_is_read_as_in_training(tmp_path: Path) -> None:
     spec, how = shard(tmp_path / "s" / "0.tar", samples), config_of(model.run, max_tokens=2)
     split = read(model, spec, how)
     assert split.texts == ("un", "two", "three", "heard")
-    assert [info.plain for info in split.infos] == [False, False, True, False] and split.infos[0].choices > 1
+    assert [info.plain for info in split.infos] == [False, False, True, False] and split.infos[0].texts == (
+        "un",
+        "deux",
+    )
     other = read(model, spec, replace(how, texts=(Text(field="txt"),)))
     assert other.texts == ("plain", None, "three", "heard")
     told = evaluate(model, spec, how).details.left_out
@@ -138,14 +144,54 @@ def test_half_of_a_surrogate_pair_is_read_as_one_sign(letters: Tokenizer, tmp_pa
 
 
 def test_a_list_of_captions_is_told(tmp_path: Path) -> None:
-    """Of it the first is read, in plain evaluation; so it is said, and where a sample has one alone it is not."""
+    """What takes the first alone is said, and where a sample has one caption it is not counted."""
     samples = {f"{n}": {"image": n, "json": json.dumps({"captions": [f"a {n}", "b"][: 1 + (n < 2)]})} for n in range(3)}
     sources = (Source(shards="x", modalities=("image", "text"), texts=(Text(field="captions"),)),)
     model = interface("image>text", train=sources, batch_size=4)
     spec, how = shard(tmp_path / "s" / "0.tar", samples), config_of(model.run, max_tokens=2)
     told = evaluate(model, spec, how).details.left_out
     (line,) = (line for line in told if "several texts" in line)
-    assert line.startswith("2 of 3 samples have several texts: the first of the likeliest field is read; a suite's Ret")
+    assert line.startswith("2 of 3 samples have several texts: classes, WER, CER and likelihood are of the first, ")
+
+
+def test_several_captions_score_as_in_a_suite(tmp_path: Path) -> None:
+    """Plain evaluation and a suite agree about the same samples: an item is found where any of its captions is, and
+    what is written is held against all of them; exact match takes any. A caption of two samples is right for both."""
+    words = {f"{n}": [f"a {n}", "two words", f"c {n}"][: 2 + n % 2] for n in range(4)} | {"4": ["alone here"]}
+    words = {
+        key: [text if text != "two words" else f"two words {key}" for text in texts] for key, texts in words.items()
+    }
+    samples = {key: {"image": int(key), "json": json.dumps({"captions": texts})} for key, texts in words.items()}
+    spec = shard(tmp_path / "s" / "0.tar", samples)
+    rng = np.random.default_rng(0)
+    vectors = {("image", key): rng.standard_normal(3).tolist() for key in words}
+    texts = {text: rng.standard_normal(3).tolist() for own in words.values() for text in own}
+    written = {key: own[-1] if key != "0" else "something else" for key, own in words.items()}
+    model = Planted(vectors, texts, written, tasks=("image>text",))
+    source = Source(shards="x", modalities=("image", "text"), texts=(Text(field="captions"),))
+    plain = evaluate(model, spec, replace(QUICK, sources=(source,)))
+    data = Tars(shards=spec, captions="captions")
+    suite = asked(model, tmp_path, Retrieve(data=data), Caption(data=data))
+    for task, metric in [(row.task, row.metric) for row in suite.rows]:
+        assert value(plain, task, metric) == value(suite, task, metric), (task, metric)
+    assert {("text->image", "R@1"), ("image>text", "cider")} <= {(row.task, row.metric) for row in suite.rows}
+    assert value(plain, "image>text", "exact_match") == pytest.approx(4 / 5)
+    assert value(plain, "text->image", "R@1", "n") == sum(map(len, words.values()))
+
+
+def test_a_caption_of_two_samples_finds_either(tmp_path: Path) -> None:
+    """Of three pictures two share a caption: it finds the second in first place, and the third is none of it."""
+    words = {"a": ["shared", "one"], "b": ["two", "shared"], "c": ["three"]}
+    samples = {key: {"image": n, "json": json.dumps({"captions": own})} for n, (key, own) in enumerate(words.items())}
+    spec = shard(tmp_path / "s" / "0.tar", samples)
+    vectors = {("image", "a"): axis(0), ("image", "b"): axis(1), ("image", "c"): axis(2)}
+    model = Planted(vectors, {"shared": axis(1), "one": axis(0), "two": axis(2), "three": axis(2)})
+    source = Source(shards="x", modalities=("image", "text"), texts=(Text(field="captions"),))
+    scores = evaluate(model, spec, replace(QUICK, sources=(source,)))
+    assert value(scores, "text->image", "R@1", "n") == 4
+    assert value(scores, "text->image", "R@1") == pytest.approx(3 / 4)  # "two" finds the third picture
+    assert value(scores, "image->text", "R@1") == pytest.approx((1 + 1 + 1 / 2) / 3)  # "two" ties with "three"
+    assert value(scores, "image->text", "R@1", "chance") == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
 
 
 def test_scores_in_training_follow_the_fields_too(tmp_path: Path) -> None:
@@ -215,7 +261,7 @@ def test_nats_of_answers_are_those_of_the_model(tmp_path: Path) -> None:
     spec = asked_split(tmp_path / "s", {"p": "yes", "q": "no"})
     split = read(model, spec, config_of(model.run, max_tokens=2))
     with at_rest(model):
-        batch = collate([split.reader.read(split.sample(row))[0] for row in range(2)], BYTES)
+        batch = collate([split.reader.read(split.sample(row)).example for row in range(2)], BYTES)
         nats = model.nats("image,text>text", batch)
     np.testing.assert_allclose(split.nats["image,text>text"], nats.double().numpy(), rtol=1e-5)
 
@@ -276,7 +322,9 @@ def test_what_was_cut_is_counted_and_said(tmp_path: Path) -> None:
 def test_the_interface_says_what_it_cut(tmp_path: Path) -> None:
     """An untrained model goes on to the limit."""
     model = interface("image>text")
-    batch = collate([Reader(model=SMALL, decode=Decode()).read(Sample("k", {"png": image_bytes(1)}, "w"))[0]], BYTES)
+    batch = collate(
+        [Reader(model=SMALL, decode=Decode()).read(Sample("k", {"png": image_bytes(1)}, "w")).example], BYTES
+    )
     _, (text,) = model.write("image>text", batch, 3)
     assert getattr(text, "finish", None) == "length"
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from planted import QUICK, evaluate, image_bytes, numbers, saved_run, shard
+from planted import QUICK, evaluate, image_bytes, numbers, saved_run, shard, value
 
 from mmfm.config import RemoteCache
 from mmfm.config.task import parse
 from mmfm.data.sources import open_shards
-from mmfm.evals import reading
+from mmfm.evals import reading, run
 from mmfm.evals.predict import SplitReader
 from mmfm.evals.reading import Reader
+from mmfm.evals.suite import default_suite
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 
@@ -50,6 +51,20 @@ def test_each_sample_is_decoded_once_and_passes_its_tower_once(tmp_path: Path, m
     assert {row.task for row in scores.rows} >= {"image->text", "audio->text", *TASKS}
     assert counts == {"image": 6, "audio": 6, "text": 2 * len(WORDS)}
     assert len(read) == 12 and set(read.values()) == {1}
+
+
+def test_what_widens_a_gallery_is_not_read_again(tmp_path: Path) -> None:
+    """A split and another one that searches among it too: every sample passes its tower once, and every score is that
+    of the second split alone, where all of it is read."""
+    first, second = numbers(tmp_path / "a", WORDS), numbers(tmp_path / "b", WORDS[1:])
+    model = load_model(saved_run(tmp_path).folder)
+    alone = evaluate(model, f"{second}+{first}", split="b")
+    counts, suite = counted(model), default_suite({"a": first, "b": f"{second}+{first}"})
+    both = run.evaluate(model, suite, QUICK)
+    assert counts["image"] == counts["audio"] == 6 + 4
+    assert both["b"] == alone
+    limited = run.evaluate(model, suite, replace(QUICK, limit=4))["b"]  # of the first not all is read then
+    assert limited.details.counts["samples"] == 4 and value(limited, "text->image", "R@1", "n") == 2
 
 
 @pytest.mark.parametrize("task", ["image>text", "image,image>text", "text>text"])

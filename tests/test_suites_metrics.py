@@ -85,7 +85,7 @@ def sides(seed: int) -> tuple[EmbeddingSet, EmbeddingSet]:
         EmbeddingSet(
             modality=name,
             x=F.normalize(torch.randn(len(groups), 8, generator=draws), dim=-1),
-            groups=groups,
+            groups=groups[:, None],
             rows=np.arange(len(groups)),
             asks=np.ones(len(groups), bool),
         )
@@ -101,7 +101,7 @@ def test_recall_is_the_hit_rate(k: int, turned: bool) -> None:
     query, gallery = sides(k)[:: -1 if turned else 1]
     found = retrieve(query, gallery)
     ours = next(figure.value for figure in found.scores() if figure.metric == f"R@{k}")
-    scores, relevant = query.x @ gallery.x.T, torch.from_numpy(query.groups[:, None] == gallery.groups)
+    scores, relevant = query.x @ gallery.x.T, torch.from_numpy(query.groups == gallery.groups[:, 0])
     rate = RetrievalHitRate(top_k=k)
     rows = torch.arange(len(query)).repeat_interleave(len(gallery))
     rate.update(scores.flatten(), relevant.flatten(), indexes=rows)

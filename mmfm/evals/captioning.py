@@ -183,9 +183,13 @@ def ciders(references: Sequence[Sequence[Words]], written: Sequence[Words], clip
 
 
 def caption_scores(
-    task: str, references: Sequence[Sequence[str]], written: Sequence[str], names: tuple[str, ...] = ()
+    task: str,
+    references: Sequence[Sequence[str]],
+    written: Sequence[str],
+    names: tuple[str, ...] = (),
+    clusters: tuple[str, ...] = (),
 ) -> list[Score]:
-    """Every sample has at least one reference. `names`: of the samples."""
+    """Every sample has at least one reference. `names` and `clusters`: of the samples, as in `Score`."""
     known, told = [[words_of(text) for text in texts] for texts in references], [words_of(text) for text in written]
     counted = matches(known, told)
     statistics = {
@@ -195,6 +199,6 @@ def caption_scores(
         "cider_plain": mean(ciders(known, told, False)),
     }
     return [
-        Score(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0, items=names)
+        Score(task=task, metric=metric, statistic=statistic, n=len(told), chance=0.0, items=names, clusters=clusters)
         for metric, statistic in statistics.items()
     ]

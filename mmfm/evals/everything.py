@@ -90,7 +90,7 @@ def answer_everything(task: Everything, context: Context) -> Answer:
     split = context.see(*keys_of(task))
     spec = task.data.shards
     templates = find_templates(spec, config.templates, config.default_templates, config.store)
-    classes = find_classes(split.captions, spec, config.classes, config.store)
+    classes = find_classes([text for text in split.texts if text is not None], spec, config.classes, config.store)
     owned = class_of_samples(split, classes)
     classified: dict[str, Classified] = {}
     own = {name: classes_of(split, classes, name) for name in ("image", "audio")}

@@ -198,6 +198,7 @@ def read_split(
     fill: Sequence[str] = (),
     coders: Mapping[str, Coder] | None = None,
     as_run: bool = True,
+    wider: Split | None = None,
     watch: Watch = iter,
     ranks: Collective = ALONE,
 ) -> Split:
@@ -205,7 +206,8 @@ def read_split(
 
     `asking`: the first so many samples ask, the rest only widen the galleries; None: all. `writing`: the tasks to write
     for; None: all of the model's. `fill` and `coders`: tasks with masked places, and codecs, that are scored too.
-    `as_run`: texts lie where the run's sources have them, and their likelihood is asked for.
+    `as_run`: texts lie where the run's sources have them, and their likelihood is asked for. `wider`: a split of all
+    samples that do not ask, read the same way before: its embeddings are taken, and it is not read again.
 
     With `ranks` all must ask for the same; whole batches are dealt to them, and each returns the same, whole Split.
     Raises UserError where no sample has anything that the model reads, and where the model gives no finite numbers.
@@ -229,7 +231,10 @@ def read_split(
             tasks=tuple(tasks),
             coded=tuple(heads.coders),
         ),
-        [*batches(0, own, config.batch_size), *batches(own, len(samples) - total, config.batch_size)],
+        [
+            *batches(0, own, config.batch_size),
+            *([] if wider else batches(own, len(samples) - total, config.batch_size)),
+        ],
         heads,
         Part,
         num_workers=config.num_workers,
@@ -237,7 +242,7 @@ def read_split(
         watch=watch,
     )
     split = Split(name=name, source=source, samples=samples, places=places, own=own, max_tokens=most, reader=reader)
-    split = joined(split, parts)
+    split = joined(split, parts, wider)
     able = ", ".join(name for name in MODALITIES if name in reads(model))
     told = f"{source}: none of its {len(split)} samples has what this model reads ({able})"
     require(not able or split.unread < len(split), told)
@@ -265,8 +270,16 @@ def _captions(reader: Reader, samples: Samples, places: Sequence[int]) -> Iterat
             yield found.answer or found.text or ""
 
 
-def joined(split: Split, parts: Sequence[Part]) -> Split:
-    """The split with what was found of its batches."""
+def seen_again(split: Split) -> Part:
+    """A whole split as one batch that only widens galleries."""
+    nothing = {task: np.full(len(split.infos), np.nan) for task in split.nats}
+    written: dict[str, list[Written]] = {task: [] for task in split.written}
+    return Part(infos=split.infos, vectors=split.vectors, written=written, nats=nothing, unread=0, bad=split.bad)
+
+
+def joined(split: Split, parts: Sequence[Part], wider: Split | None = None) -> Split:
+    """The split with what was found of its batches, and behind them of another split."""
+    parts = [*parts, *([seen_again(wider)] if wider else [])]
     starts = [0, *accumulate(len(part.infos) for part in parts)]
     both = list(zip(starts, parts, strict=False))
     infos = tuple(info for part in parts for info in part.infos)

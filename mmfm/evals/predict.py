@@ -25,7 +25,7 @@ from mmfm.data.index import MODALITY
 from mmfm.data.sample import Sample, label_of, modalities
 from mmfm.data.worker_transfer import Piped, handed_over, taken
 from mmfm.evals.gather import shared
-from mmfm.evals.reading import Reader, held_by
+from mmfm.evals.reading import Read, Reader, held_by
 from mmfm.evals.split import (
     ALONE,
     SampleInfo,
@@ -80,15 +80,13 @@ class SplitReader(Dataset):
         infos: list[SampleInfo] = []
         bad: dict[int, str] = {}
         for at, sample in enumerate(samples):
-            example, plain, choices = Example(key=sample.key), False, 0
             try:
-                example, plain = self.reader.read(sample)
-                require_short(example, self.tokenizer, sample.where)
-                choices = self.reader.choices(sample)
+                found = self.reader.read(sample)
+                require_short(found.example, self.tokenizer, sample.where)
             except BadSample as why:
-                bad[at], example, plain = why.code, Example(key=sample.key), False
-            examples.append(example)
-            infos.append(info_of(sample, example, plain, choices))
+                bad[at], found = why.code, Read(Example(key=sample.key), (), False)
+            examples.append(found.example)
+            infos.append(info_of(sample, found))
         batch = collate(examples, self.tokenizer)
         several = [
             tuple(name for name, counts in counts_of(batch).items() if counts[at] > 1) for at in range(len(rows))
@@ -157,14 +155,14 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
-def info_of(sample: Sample, example: Example, plain: bool, choices: int) -> SampleInfo:
+def info_of(sample: Sample, found: Read) -> SampleInfo:
     mark = sample.parts.get("cls")
     whole = mark is None or mark.strip().isdigit()
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
     labels = (None if mark is None else int(mark), label_of(sample))
     held = tuple(sorted(modalities(sample.parts)))
-    told = {"plain": plain, "media": media_digest(sample), "choices": choices, "modalities": held}
-    return SampleInfo(example.key, example.text, labels, sample_digest(sample), **told)
+    told = {"plain": found.plain, "media": media_digest(sample), "texts": found.texts, "modalities": held}
+    return SampleInfo(sample.key, found.example.text, labels, sample_digest(sample), **told)
 
 
 def sample_digest(sample: Sample) -> str:

@@ -1,8 +1,8 @@
 """How evaluation reads a sample: as training reads those of its sources, but that nothing is drawn.
 
 A sample is read as by the source that provides most of what it holds: its text is of the field with the largest weight
-that is there, of a list the first; an answer stands behind its question. Where no source of the run finds a text in it,
-its .txt is the text, or "caption" or "text" of its .json, and that is counted.
+that is there, of a list the first, and the others are as right; an answer stands behind its question. Where no source
+of the run finds a text in it, its .txt is the text, or "caption" or "text" of its .json, and that is counted.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,11 +28,22 @@ class Way(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A text, the answer to it, and the way that found them; None: none of the run's."""
+    """A text, the answer to it, and the way that found them; None: none of the run's. alike: of the field of the one
+    that is written, the answer or else the text, all that it holds."""
 
     text: str | None
     answer: str | None
     way: Way | None
+    alike: tuple[str, ...] = ()
+
+
+class Read(NamedTuple):
+    """A sample decoded. texts: all that are as right as its own, which comes first. plain: it has a text that no source
+    of the run would find."""
+
+    example: Example
+    texts: tuple[str, ...]
+    plain: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +60,29 @@ class Reader:
         """Samples that come before each, for tasks that name more than one sample holds."""
         return max((source.num_shots for source in self.sources), default=0)
 
-    def read(self, sample: Sample) -> tuple[Example, bool]:
-        """The sample decoded, and whether it has a text that no source of the run would find. Raises BadSample."""
+    def read(self, sample: Sample) -> Read:
+        """Raises BadSample."""
         found = self.words(sample)
         if found.way is None or not (found.way.texts or found.answer):
             example = read_example(sample, self.model, self.decode)
-            return example, found.way is None and self._particular(sample) and example.text is not None
+            plain = found.way is None and self._particular(sample) and example.text is not None
+            return Read(example, () if example.text is None else (example.text,), plain)
         media = read_example(sample, self.model, self.decode, ("image", "audio") if found.way.texts else MODALITIES)
         example = replace(media, text=found.text) if found.way.texts else media
         if found.answer is None:
-            return example, False
+            return Read(example, found.alike, False)
         question = Example(key=example.key, text=example.text)
-        return replace(example, text=found.answer, before=(*example.before, question)), False
+        answered = replace(example, text=found.answer, before=(*example.before, question))
+        return Read(answered, found.alike or (found.answer,), False)
 
     def words(self, sample: Sample, media: Collection[str] | None = None) -> Found:
         """The text of a sample by the first way that finds one. media: the modalities that it holds, where it is read
         without them. Raises BadSample."""
         for way in self._ways(modalities(sample.parts) if media is None else set(media)):
-            text, answer = heaviest(sample, way.texts), heaviest(sample, way.answers) if way.answers else None
-            if text is not None and (answer is not None or not way.answers):
-                return Found(text, answer, way)
+            texts, answers = heaviest(sample, way.texts), heaviest(sample, way.answers) if way.answers else ()
+            if texts and (answers or not way.answers):
+                return Found(texts[0], answers[0] if answers else None, way, answers or texts)
         return Found(text_of(sample), None, None)
-
-    def choices(self, sample: Sample) -> int:
-        """How many texts the fields of its source hold, of which `read` takes one. Raises BadSample."""
-        way = self.words(sample).way
-        return 0 if way is None else sum(len(texts_at(sample, text.field)) for text in way.texts)
 
     def behind_shots(self, example: Example, sample_of: Callable[[int], Sample], row: int, rows: int) -> Example:
         """The example behind others of the split that hold what it holds, always the same ones for a row: `shots` of
@@ -91,7 +99,7 @@ class Reader:
 
     def _usable(self, sample: Sample) -> Example | None:
         try:
-            return self.read(sample)[0]
+            return self.read(sample).example
         except BadSample:
             return None
 
@@ -114,9 +122,12 @@ def held_by(example: Example) -> set[str]:
     return {name for name in MODALITIES if getattr(example, name) is not None}
 
 
-def heaviest(sample: Sample, texts: Sequence[Text]) -> str | None:
-    """The sample's text of the field with the largest weight, among equals the first; without fields the plain one."""
-    if not texts:
-        return text_of(sample)
-    ordered = sorted(texts, key=lambda text: -text.weight)
-    return next((told for text in ordered if (told := text_of(sample, (text,))) is not None), None)
+def heaviest(sample: Sample, texts: Sequence[Text]) -> tuple[str, ...]:
+    """The sample's distinct texts of the field with the largest weight, among equals the first; without fields the
+    plain one. Raises BadSample where the first is none to be read."""
+    for field in sorted(texts, key=lambda text: -text.weight):
+        if (first := text_of(sample, (field,))) is not None:
+            others = (text.strip() for text in texts_at(sample, field.field))
+            return tuple(dict.fromkeys([first, *filter(None, others)]))
+    plain = None if texts else text_of(sample)
+    return () if plain is None else (plain,)

@@ -1,10 +1,12 @@
 """Retrieval both ways between any two modalities, also between two that no sample has together.
 
-An item of the gallery is relevant to a query if both carry the same text, or come from one sample. Text is on neither
-side a sample's own: its gallery and its queries are the distinct texts of the split. A query that has no relevant item
+An item of the gallery is relevant to a query if both carry the same text, or come from one sample; of a sample with
+several captions each is right (CLIP). Text is on neither side a sample's own: its gallery and its queries are the
+distinct texts of the split. A query that has no relevant item
 in the gallery cannot be answered; it is left out and counted. What only widens a split's galleries never asks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -28,19 +30,21 @@ from mmfm.evals.split import ALONE, Evaluable, Split, comparable, encode_texts, 
 from mmfm.runtime.distributed import Collective as Processes
 
 QUERIES_AT_ONCE = 256
+NOBODY = -1
 RECALL_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSet:
-    """Items to ask with or to choose from. `groups`: equal numbers are relevant to each other.
+    """Items to ask with or to choose from. `groups`: items that share a number are relevant to each other; NOBODY: an
+    item has no more of them.
 
     `rows`: the sample of each item, or for text the place of the caption among the split's distinct captions.
     """
 
     modality: str
     x: Float[Tensor, "n d"]
-    groups: Int[np.ndarray, " n"]
+    groups: Int[np.ndarray, "n most"]
     rows: Int[np.ndarray, " n"]
     asks: Bool[np.ndarray, " n"]
     names: tuple[str, ...] = ()  # of the items, by which two runs are paired
@@ -72,7 +76,7 @@ class Retrieved:
         return (comparable(self.query.x[self.asked[places]]) @ comparable(self.gallery.x).T).numpy()
 
     def relevant(self, places: Int[np.ndarray, " n"]) -> np.ndarray:
-        return self.query.groups[self.asked[places], None] == self.gallery.groups
+        return akin(self.query.groups[self.asked[places]], self.gallery.groups)
 
     def scores(self) -> list[Score]:
         items, relevant = len(self.gallery), self.found.relevant
@@ -97,12 +101,27 @@ class Retrieved:
         ]
 
 
+def akin(queries: Int[np.ndarray, "n most"], gallery: Int[np.ndarray, "items more"]) -> Bool[np.ndarray, "n items"]:
+    """Which share a number."""
+    relevant = np.zeros((len(queries), len(gallery)), bool)
+    for own in queries.T:
+        for other in gallery.T:
+            relevant |= (own[:, None] == other) & (own[:, None] != NOBODY)
+    return relevant
+
+
+def padded(groups: Sequence[Sequence[int]]) -> Int[np.ndarray, "n most"]:
+    """Rows of like length, filled up with NOBODY."""
+    most = max(map(len, groups), default=1)
+    return np.array([[*row, *[NOBODY] * (most - len(row))] for row in groups], int).reshape(len(groups), most)
+
+
 def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> list[EmbeddingSet]:
     """The sides that this split has, in the order image, audio, text. Ranks share the encoding of texts."""
     captions = {caption: number for number, caption in enumerate(split.captions)}
-    alone = len(captions) + np.arange(len(split.infos))  # a sample without a text is relevant to itself only
-    groups = np.array([alone[row] if text is None else captions[text] for row, text in enumerate(split.texts)], int)
-    own = {text for text in split.texts[: len(split)] if text is not None}
+    alone = len(captions)  # a sample without a text is relevant to itself only
+    groups = padded([[captions[t] for t in info.texts] or [alone + row] for row, info in enumerate(split.infos)])
+    own = {text for info in split.infos[: len(split)] for text in info.texts}
     sides = [
         EmbeddingSet(
             modality=name,
@@ -120,17 +139,20 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
         places = np.arange(len(captions))
         asks = np.array([caption in own for caption in captions])
         x = encode_texts(model, list(captions), processes)
-        first = {text: row for row, text in reversed(list(enumerate(split.texts))) if text is not None}
+        first = {text: row for row, info in reversed(list(enumerate(split.infos))) for text in info.texts}
         of = split.clusters([first[caption] for caption in captions])  # captions of one picture are of one item
         sides.append(
-            EmbeddingSet(modality="text", x=x, groups=places, rows=places, asks=asks, names=tuple(captions), of=of)
+            EmbeddingSet(
+                modality="text", x=x, groups=places[:, None], rows=places, asks=asks, names=tuple(captions), of=of
+            )
         )
     return sides
 
 
 def retrieve(query: EmbeddingSet, gallery: EmbeddingSet) -> Retrieved:
     """Rank the gallery for each query that has an answer in it."""
-    asked = np.flatnonzero(np.isin(query.groups, gallery.groups) & query.asks)
+    known = np.isin(query.groups, gallery.groups) & (query.groups != NOBODY)
+    asked = np.flatnonzero(known.any(1) & query.asks)
     nobody = np.empty(0, int)
     pair = Retrieved(query=query, gallery=gallery, asked=asked, found=Ranks(*[nobody] * 4))
     places = [np.arange(len(asked))[part] for part in slices(len(asked), QUERIES_AT_ONCE)]

@@ -182,7 +182,7 @@ def answered(
 
     def see(key: Key) -> Split:
         if key not in seen:
-            seen[key] = _read(model, suite, key, opened[key], config, watches, ranks)
+            seen[key] = _read(model, suite, key, opened[key], config, watches, ranks, seen)
         return seen[key]
 
     for name in dict.fromkeys(task_name(suite, task) for task in suite.tasks):
@@ -213,6 +213,7 @@ def _read(
     config: EvalConfig,
     watches: Watches,
     ranks: Collective,
+    seen: Mapping[Key, Split],
 ) -> Split:
     tasks = [task for task in suite.tasks if key in keys_of(task)]
     if opened is not None:
@@ -229,11 +230,17 @@ def _read(
         source=key[0].shards,
         config=config,
         asking=len(open_shards([first], config.store)) if more else None,
+        wider=whole(seen.get((Shards(shards=more), ()))) if more else None,
         fill=() if config.quick else fill_tasks(model),
         coders=scored_coders(model),
         watch=watches(name),
         ranks=ranks,
     )
+
+
+def whole(split: Split | None) -> Split | None:
+    """The same, if all of its samples were read, and none for its galleries alone."""
+    return split if split is not None and len(split.infos) == split.own == len(split.samples) else None
 
 
 def scores_of(name: str, splits: Sequence[Split], results: Sequence[Result], config: EvalConfig) -> Scores:
@@ -303,8 +310,8 @@ def lines_of_split(split: Split) -> Iterator[str]:
     if plain := sum(info.plain for info in own):
         told = "no text at a field that a source of the run names, so that their .txt or caption is their text"
         yield f"{plain} of {total} samples have {told}"
-    if chosen := sum(info.choices > 1 for info in own):
-        told = "the first of the likeliest field is read; a suite's Retrieve and Caption take all that a field holds"
+    if chosen := sum(len(info.texts) > 1 for info in own):
+        told = "classes, WER, CER and likelihood are of the first, everything else of all of the likeliest field"
         yield f"{chosen} of {total} samples have several texts: {told}"
     for name, count in Counter(name for info in own for name in info.several).items():
         yield f"{count} of {total} samples hold several items of {name}: the last one is embedded, as in training"

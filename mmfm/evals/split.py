@@ -84,7 +84,7 @@ class SampleInfo(NamedTuple):
     plain: bool = False  # its text is none that a source of the run would find
     several: tuple[str, ...] = ()  # modalities that it holds several items of
     media: str = ""  # equal where all pictures and sounds of the sample are; "": it has none
-    choices: int = 0  # texts at the fields of its source, of which one is read
+    texts: tuple[str, ...] = ()  # all that are as right as its text, which comes first
 
 
 class Filled(NamedTuple):
@@ -145,8 +145,8 @@ class Split:
 
     @property
     def captions(self) -> list[str]:
-        """The distinct texts, in the order of their first sample."""
-        return list(dict.fromkeys(text for text in self.texts if text is not None))
+        """The distinct texts, those that are as right included, in the order of their first sample."""
+        return list(dict.fromkeys(text for info in self.infos for text in info.texts))
 
     def names(self, rows: Sequence[int] | Int[np.ndarray, " n"]) -> tuple[str, ...]:
         """What these samples are called: their keys, with a number behind one that came before."""

@@ -135,7 +135,7 @@ def answer_retrieve(task: Retrieve, context: Context) -> Answer:
 def side_of(modality: str, split: Split, context: Context) -> EmbeddingSet:
     if modality != "text":
         vectors = vectors_of(split, modality)
-        told = {"groups": vectors.rows, "rows": vectors.rows, "names": split.names(vectors.rows)}
+        told = {"groups": vectors.rows[:, None], "rows": vectors.rows, "names": split.names(vectors.rows)}
         return EmbeddingSet(modality=modality, x=vectors.x, asks=np.ones(len(vectors.rows), bool), **told)
     usable = [(row, item) for row, item in enumerate(items_of(split)) if row not in split.bad]
     pairs = [(row, n, text) for row, item in usable for n, text in enumerate(item.captions)]
@@ -144,7 +144,9 @@ def side_of(modality: str, split: Split, context: Context) -> EmbeddingSet:
     keys = split.names(rows)
     names = tuple(f"{key}, caption {n}" for key, (_, n, _) in zip(keys, pairs, strict=True))
     x = encode_texts(context.model, [text for _, _, text in pairs], context.ranks)
-    return EmbeddingSet(modality="text", x=x, groups=rows, rows=np.arange(len(rows)), asks=every, names=names, of=keys)
+    return EmbeddingSet(
+        modality="text", x=x, groups=rows[:, None], rows=np.arange(len(rows)), asks=every, names=names, of=keys
+    )
 
 
 def written_of(task: Caption | Transcribe, context: Context) -> tuple[Split, list[Written]]:

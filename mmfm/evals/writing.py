@@ -4,11 +4,12 @@ Error rates are of the whole split, all edits over all reference words or charac
 after a normalizer that results name. Bits per byte are of the text as it is, with nothing normalised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mmfm.evals.captioning import caption_scores
 from mmfm.evals.metrics import Score, bits_per_byte, error_rate, mean, normalised, ratio
 from mmfm.evals.split import Split, Written
 from mmfm.evals.text_normalizers import Normalizer
@@ -23,8 +24,9 @@ def reference(split: Split, item: Written) -> str:
 
 
 def correct(split: Split, items: Sequence[Written]) -> np.ndarray:
-    """True where the written text is the reference, normalised."""
-    return np.array([normalised(item.text) == normalised(reference(split, item)) for item in items], bool)
+    """True where the written text is one of the references, normalised."""
+    known = [set(map(normalised, split.infos[item.row].texts)) for item in items]
+    return np.array([normalised(item.text) in texts for item, texts in zip(items, known, strict=True)], bool)
 
 
 def writing_scores(split: Split) -> list[Score]:
@@ -34,7 +36,8 @@ def writing_scores(split: Split) -> list[Score]:
 
 
 def _written(split: Split, task: str) -> list[Score]:
-    """Exact match, and error rates where the references have a word at all."""
+    """Exact match, and error rates where the references have a word at all; where samples have several, what captions
+    are scored by too."""
     items = split.written.get(task, [])
     if not items:
         return []
@@ -42,7 +45,15 @@ def _written(split: Split, task: str) -> list[Score]:
     exact = Score(metric="exact_match", statistic=mean(correct(split, items).astype(float)), chance=0.0, **told)
     references, written = [reference(split, item) for item in items], [item.text for item in items]
     rates = error_rates(references, written, normalised, **told, normalizer="plain")
-    return [exact, *(rate for rate in rates if not rate.unknown)]
+    return [exact, *(rate for rate in rates if not rate.unknown), *_captions(split, items, written, told)]
+
+
+def _captions(split: Split, items: Sequence[Written], written: Sequence[str], told: Mapping[str, Any]) -> list[Score]:
+    """CIDEr, BLEU and ROUGE-L against all references, where a sample has several."""
+    references = [split.infos[item.row].texts for item in items]
+    if all(len(texts) == 1 for texts in references):
+        return []
+    return caption_scores(told["task"], references, written, told["items"], told["clusters"])
 
 
 def _of(split: Split, task: str, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:
