@@ -53,7 +53,7 @@ def test_another_position_another_mask_and_the_same_again():
 def masks(chance: float, layer: int = 0, rows: int = 64) -> torch.Tensor:
     dropout = Dropout(chance).train()
     dropout.layer = layer
-    noise = DropoutKey(torch.arange(rows), torch.arange(32).expand(rows, -1))
+    noise = DropoutKey(torch.arange(rows)[:, None], torch.arange(32).expand(rows, -1))
     return dropout(torch.ones(rows, 32, 24), noise)
 
 
@@ -84,7 +84,7 @@ def test_masks_of_neighbours_are_strangers():
 
 def test_only_what_is_kept_has_a_gradient():
     dropout, x = Dropout(0.5).train(), torch.ones(2, 3, 4, requires_grad=True)
-    out = dropout(x, DropoutKey(torch.arange(2), torch.arange(3).expand(2, -1)))
+    out = dropout(x, DropoutKey(torch.arange(2)[:, None], torch.arange(3).expand(2, -1)))
     out.sum().backward()
     assert torch.equal(x.grad == 0, out == 0) and (out == 0).any() and (out == 2).any()
 

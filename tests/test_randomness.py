@@ -14,7 +14,7 @@ from mmfm.generation.sampling import drawn_seeds, waits
 from mmfm.inference.infill import scattered
 from mmfm.models.layers import Dropout, DropoutKey
 from mmfm.models.token_dropout import keep_mask
-from mmfm.objectives.task_pass import masked_places, task_seeds
+from mmfm.objectives.task_rows import masked_places, task_seeds
 from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 ROWS, PLACES = 256, 1_200
@@ -25,7 +25,10 @@ SEEDS = {"of positions": splitmix64(torch.arange(ROWS)), "one after the other": 
 def dropped(seeds: torch.Tensor) -> torch.Tensor:
     """What a dropout zeroes of the first channel of every place."""
     layer = Dropout(0.5).train()
-    return layer(torch.ones(ROWS, PLACES, 1), DropoutKey(seeds, torch.arange(PLACES).expand(ROWS, -1)))[..., 0] == 0
+    return (
+        layer(torch.ones(ROWS, PLACES, 1), DropoutKey(seeds[:, None], torch.arange(PLACES).expand(ROWS, -1)))[..., 0]
+        == 0
+    )
 
 
 DRAWN = {

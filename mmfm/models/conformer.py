@@ -14,8 +14,19 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
-from mmfm.models.layers import Attention, Dropout, DropoutKey, Mlp, RelativeKeys, key_mask, positions_of, rotary_cos_sin
+from mmfm.models.layers import (
+    Attention,
+    Dropout,
+    DropoutKey,
+    KeyMask,
+    Mlp,
+    RelativeKeys,
+    key_mask,
+    positions_of,
+    rotary_cos_sin,
+)
 from mmfm.models.mel import RECIPES, KaldiMel, LogMel
+from mmfm.models.packing import Packed, Places, pack, spread, take, worth_packing
 
 __all__ = ["AudioConformer", "KaldiMel", "LogMel"]
 
@@ -86,13 +97,17 @@ class ConvModule(nn.Module):
         self.norm, self.out = NORMS[cfg.conv_norm](width, eps=cfg.eps), nn.Linear(width, width, bias=bias)
 
     def forward(
-        self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"]
+        self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"] | Packed
     ) -> Float[Tensor, "batch time width"]:
         x = F.glu(self.inner(x))
+        if isinstance(keep, Packed):
+            return self.out(F.silu(self.norm(keep.over_time(x, self._convolved))))
         if self.masked:  # after the gate: the bias of `inner` would revive zeros that were masked earlier
             x = x * keep.unsqueeze(-1)
-        x = self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
-        return self.out(F.silu(self.norm(x)))
+        return self.out(F.silu(self.norm(self._convolved(x))))
+
+    def _convolved(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        return self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
 
 
 class ConformerBlock(nn.Module):
@@ -107,7 +122,8 @@ class ConformerBlock(nn.Module):
         self.attn, self.conv = Attention(width, cfg.heads, relative=near), ConvModule(cfg)
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(4))
 
-    def forward(self, x, keep: Bool[Tensor, "batch time"], mask, turn, noise: DropoutKey | None = None):
+    def forward(self, x, keep: Bool[Tensor, "batch time"] | Packed, mask, turn, noise: DropoutKey | None = None):
+        """keep: which tokens are real; or where the clips of one row stand, as `mask` then says too."""
         x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
         x = x + self.dropouts[1](self.attn(self.norms[1](x), mask, turn), noise)
         x = x + self.dropouts[2](self.conv(self.norms[2](x), keep), noise)
@@ -122,15 +138,32 @@ class AudioConformer(nn.Module):
         super().__init__()
         self.width, self.head_dim = cfg.width, cfg.width // cfg.heads
         self.rotary = cfg.position == "rotary"
+        self.packs = cfg.mask_conv and cfg.position != "relative"
         self.mel, self.subsample = RECIPES[cfg.mel.recipe](cfg.mel), stem(cfg)
         self.blocks = nn.ModuleList(ConformerBlock(cfg, dropout) for _ in range(cfg.depth))
 
     def forward(self, frames: Tokens, seeds: Int[Tensor, " batch"] | None = None) -> Tokens:
-        """`seeds`: of dropout, one for each row."""
+        """`seeds`: of dropout, one for each row. Clips of several lengths pass the blocks as one row of real tokens,
+        but for an imported encoder's whose blocks see the padding or each key's distance."""
         x, keep = self.subsample(frames)
-        places = positions_of(keep)
-        mask, turn = key_mask(keep), rotary_cos_sin(places, self.head_dim) if self.rotary else None
+        places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
+        if not self.packs or not worth_packing(keep):
+            return Tokens(self._read(x, keep, key_mask(keep), places, rows), keep)
+        row = pack([Places(keep)])
+        rows = None if rows is None else row.of(rows.expand_as(keep))
+        x = self._read(take(x.flatten(0, 1), row.index)[None], row.packed, row.packed, row.of(places), rows)
+        return Tokens(spread(x[0], row.index, (keep.shape[0], keep.shape[1])), keep)
+
+    def _read(
+        self,
+        x: Float[Tensor, "batch time width"],
+        keep: Bool[Tensor, "batch time"] | Packed,
+        mask: KeyMask | Packed,
+        places: Int[Tensor, "batch time"],
+        seeds: Int[Tensor, "batch #time"] | None,
+    ) -> Float[Tensor, "batch time width"]:
+        turn = rotary_cos_sin(places, self.head_dim) if self.rotary else None
         noise = None if seeds is None else DropoutKey(seeds, places)
         for block in self.blocks:
             x = block(x, keep, mask, turn, noise)
-        return Tokens(x, keep)
+        return x

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.models.kv_cache import LayerCache
+from mmfm.models.packing import Packed
 from mmfm.runtime.randomness import GOLDEN, splitmix64
 
 KeyMask = Bool[Tensor, "batch 1 #query key"]
@@ -107,8 +108,11 @@ class Attention(nn.Module):
         self.relative = relative
         self.proj = nn.Linear(heads * self.dim, width, bias=out_bias)
 
-    def forward(self, x, mask: KeyMask | None = None, turn=None, cache: "LayerCache | None" = None):
-        """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added."""
+    def forward(self, x, mask: KeyMask | Packed | None = None, turn=None, cache: "LayerCache | None" = None):
+        """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added.
+
+        mask: which keys are seen; or where the sentences of one row stand, each of which sees itself alone.
+        """
         batch, time, _ = x.shape
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).view(batch, time, sum(sizes), self.dim).transpose(1, 2).split(sizes, dim=1)
@@ -117,8 +121,12 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, turn), apply_rotary(k, turn)
         if cache is not None:
             k, v = cache.extend(k, v)
-        bias = mask if self.relative is None else self.relative(q, mask)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.heads != self.kv_heads)
+        if isinstance(mask, Packed):
+            assert self.relative is None
+            out = mask.attend(q, k, v)
+        else:
+            bias = mask if self.relative is None else self.relative(q, mask)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.heads != self.kv_heads)
         return self.proj(out.transpose(1, 2).reshape(batch, time, self.heads * self.dim))
 
 
@@ -159,9 +167,12 @@ class Scale(nn.Module):
 
 
 class DropoutKey(NamedTuple):
-    """Whose randomness a pass takes: a number for each row, and each token's place among the real ones of its row."""
+    """Whose randomness a pass takes: a number for each row, and each token's place among the real ones of its row.
 
-    rows: Int[Tensor, " batch"]
+    Of packed sentences each token has the number of its own.
+    """
+
+    rows: Int[Tensor, "batch #time"]
     places: Int[Tensor, "batch time"]
 
 
@@ -184,7 +195,7 @@ class Dropout(nn.Module):
             return F.dropout(x, self.chance)
         channels = torch.arange(x.shape[2], device=x.device)
         rows = splitmix64(splitmix64(noise.rows) + self.layer)
-        drawn = splitmix64(splitmix64(rows[:, None] + noise.places * GOLDEN)[:, :, None] + channels * GOLDEN)
+        drawn = splitmix64(splitmix64(rows + noise.places * GOLDEN)[:, :, None] + channels * GOLDEN)
         keep = (drawn & (2**24 - 1)) >= self.chance * 2**24
         return x * (keep.to(x.dtype) / (1 - self.chance))
 
@@ -215,7 +226,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time width"],
-        mask: KeyMask | None = None,
+        mask: KeyMask | Packed | None = None,
         turn=None,
         cache: LayerCache | None = None,
         noise: DropoutKey | None = None,

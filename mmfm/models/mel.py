@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
+from mmfm.models.packing import spread, worth_packing
 
 SILENCE = 1e-8  # power below which a mel bin says no more
 
@@ -39,17 +40,28 @@ class LogMel(nn.Module):
         return Tokens((centred * weight / 4).to(wave.dtype), real)
 
     def absolute(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
-        """The same frames as the logarithm of their power, with their level, in single precision or better."""
+        """The same frames as the logarithm of their power, with their level, in single precision or better.
+
+        Frames beyond a clip's end are of no use, and cost nothing where clips differ in length.
+        """
         wave = wave * keep
         hops = (wave.shape[1] + self.hop_samples - 1) // self.hop_samples  # of any length: an export traces it
         half = self.window_samples // 2
         end = (hops - 1) * self.hop_samples + self.window_samples - half - wave.shape[1]
         frames = F.pad(wave, (half, end)).unfold(1, self.window_samples, self.hop_samples)
+        real = keep[:, :: self.hop_samples]
+        if not worth_packing(real):
+            return Tokens(self._log_power(frames), real)
+        index = real.flatten().nonzero().squeeze(1)
+        of_real = frames[index // real.shape[1], index % real.shape[1]]
+        return Tokens(spread(self._log_power(of_real), index, (real.shape[0], real.shape[1])), real)
+
+    def _log_power(self, frames: Float[Tensor, "*any samples"]) -> Float[Tensor, "*any bins"]:
         exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
-        with torch.autocast(wave.device.type, enabled=False):  # powers span more than bf16 can tell apart
-            power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
-            mel = (power @ self.banks.to(exact)).clamp(min=SILENCE).log()
-        return Tokens(mel, keep[:, :: self.hop_samples])
+        with torch.autocast(frames.device.type, enabled=False):  # powers span more than bf16 can tell apart
+            spectrum = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size)
+            power = spectrum.real.square() + spectrum.imag.square()
+            return (power @ self.banks.to(exact)).clamp(min=SILENCE).log()
 
 
 class KaldiMel(nn.Module):
@@ -77,7 +89,8 @@ class KaldiMel(nn.Module):
         frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[..., :-1]
         exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single
         with torch.autocast(wave.device.type, enabled=False):  # as for LogMel
-            power = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size).abs().square()
+            spectrum = torch.fft.rfft(frames.to(exact) * self.window.to(exact), n=self.fft_size)
+            power = spectrum.real.square() + spectrum.imag.square()
             mel = (power @ self.banks.to(exact)).clamp(min=torch.finfo(torch.float32).eps).log()
         last = (keep.sum(1, keepdim=True) - self.window_samples) // self.hop_samples
         real = torch.arange(mel.shape[1], device=mel.device) <= last.clamp(min=0)

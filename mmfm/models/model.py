@@ -149,7 +149,7 @@ class UnifiedModel(nn.Module):
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
         tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.tower_token_dropout
-        noise = None if seeds is None else DropoutKey(seeds, positions_of(tokens.keep))
+        noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(tokens.keep))
         segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
         if seeds is None or not chance:
             return segment

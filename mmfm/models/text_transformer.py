@@ -5,13 +5,14 @@ state; which of them stands for the text is the trunk's business.
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.config import UserError
 from mmfm.data.batch import Tokens
 from mmfm.models.layers import DropoutKey, KeyMask, encoder_block, key_mask, positions_of, rotary_cos_sin
+from mmfm.models.packing import Packed, Places, Sight, pack, spread, worth_packing
 
 
 class TextTransformer(nn.Module):
@@ -40,17 +41,38 @@ class TextTransformer(nn.Module):
         keep: Bool[Tensor, "batch time"],
         seeds: Int[Tensor, " batch"] | None = None,
     ) -> Tokens:
-        """`seeds`: of dropout, one for each row."""
-        x, mask, places = self.embedding(ids), self._mask(keep), positions_of(keep)
+        """`seeds`: of dropout, one for each row. Texts of several lengths pass the blocks as one row of real tokens."""
+        if self.position is not None and ids.shape[1] > self.context:
+            raise UserError(f"a text of {ids.shape[1]} tokens exceeds TextTower.context={self.context}; cut it")
+        places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
+        if not worth_packing(keep):
+            return Tokens(self._read(ids, self._mask(keep), places, rows), keep)
+        row = pack([Places(keep, self._sight(keep))])
+        rows = None if rows is None else row.of(rows.expand_as(keep))
+        x = self._read(row.of(ids), row.packed, row.of(places), rows)
+        return Tokens(spread(x[0], row.index, (keep.shape[0], keep.shape[1])), keep)
+
+    def _read(
+        self,
+        ids: Int[Tensor, "batch time"],
+        mask: KeyMask | Packed,
+        places: Int[Tensor, "batch time"],
+        seeds: Int[Tensor, "batch #time"] | None,
+    ) -> Float[Tensor, "batch time width"]:
+        x = self.embedding(ids)
         turn = rotary_cos_sin(places, self.head_dim) if self.position is None else None
         if self.position is not None:
-            if ids.shape[1] > self.context:
-                raise UserError(f"a text of {ids.shape[1]} tokens exceeds TextTower.context={self.context}; cut it")
             x = x + self.position[places]
         noise = None if seeds is None else DropoutKey(seeds, places)
         for block in self.blocks:
             x = block(x, mask, turn, noise=noise)
-        return Tokens(self.norm(x), keep)
+        return self.norm(x)
+
+    def _sight(self, keep: Bool[Tensor, "batch time"]) -> Sight | None:
+        """Who sees whom among the tokens of a packed text, where not all see all."""
+        if not self.causal:
+            return None
+        return Sight(torch.zeros_like(keep, dtype=torch.int64), torch.ones_like(keep), torch.zeros_like(keep))
 
     def _mask(self, keep: Bool[Tensor, "batch time"]) -> KeyMask:
         mask, time = key_mask(keep), keep.shape[1]

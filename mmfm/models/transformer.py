@@ -16,6 +16,7 @@ from mmfm.config import UserError
 from mmfm.data.batch import Tokens
 from mmfm.models.kv_cache import KVCache, LayerCache
 from mmfm.models.layers import DropoutKey, KeyMask, decoder_block, rotary_cos_sin
+from mmfm.models.packing import Packed, Places, Sight, pack, take
 
 
 class Segment(NamedTuple):
@@ -45,6 +46,13 @@ def sees(segments: Sequence[Segment]) -> Bool[Tensor, "query key"]:
         allowed[start:stop, start:stop] = own.tril() if segment.causal else own
         start = stop
     return allowed
+
+
+class Sentences(NamedTuple):
+    """What one pass reads: its segments, and a number for each row that decides its dropout (None: as torch draws)."""
+
+    segments: Sequence[Segment]
+    seeds: Int[Tensor, " batch"] | None = None
 
 
 class UnifiedTransformer(nn.Module):
@@ -91,13 +99,31 @@ class UnifiedTransformer(nn.Module):
         visible = _visible(segments)
         mask = self._mask(segments, visible, None if cache is None else cache.past)
         positions = (counts - 1).clamp(min=0)
-        noise = None if seeds is None else DropoutKey(seeds, positions)
+        noise = None if seeds is None else DropoutKey(seeds[:, None], positions)
         x = self.run(x, mask, positions, None if cache is None else cache.layers, noise)
         if cache is not None:
             seen = visible & ~_hidden(segments)
             cache.extend(seen, counts[:, -1], bool(seen.all()))
             cache.most = int(most)
         return list(x.split([segment.tokens.keep.shape[1] for segment in segments], dim=1))
+
+    def packed(self, passes: Sequence[Sentences]) -> tuple[Float[Tensor, "m width"], list[Int[Tensor, "batch time"]]]:
+        """`forward` of several passes as one row of real tokens: the normed states, and for each pass which of them
+        stands where. Tokens that none sees have no state: their place is of another."""
+        segments = [item.segments for item in passes]
+        keeps = [torch.cat([part.tokens.keep for part in parts], dim=1) for parts in segments]
+        counts = [keep.long().cumsum(1) for keep in keeps]
+        row = pack([Places(_visible(parts), _sight(parts)) for parts in segments])
+        if self.window:
+            self.check_window(max(int(count[:, -1].max()) for count in counts))
+        x = torch.cat([torch.cat([part.tokens.x for part in parts], dim=1).flatten(0, 1) for parts in segments])
+        positions = torch.cat([(count - 1).clamp(min=0).flatten() for count in counts])[row.index][None]
+        noise = None
+        seeds = [item.seeds for item in passes if item.seeds is not None]
+        if len(seeds) == len(passes):
+            each = [seed[:, None].expand_as(keep).flatten() for seed, keep in zip(seeds, keeps, strict=True)]
+            noise = DropoutKey(torch.cat(each)[row.index][None], positions)
+        return self.run(take(x, row.index)[None], row.packed, positions, noise=noise)[0], row.where
 
     def step(self, x: Float[Tensor, "batch 1 width"], cache: KVCache) -> Float[Tensor, "batch 1 width"]:
         """`forward` of one real, causal token for each row, without what only longer segments need."""
@@ -150,7 +176,7 @@ class UnifiedTransformer(nn.Module):
     def run(
         self,
         x: Float[Tensor, "batch time width"],
-        mask: KeyMask,
+        mask: KeyMask | Packed,
         positions: Int[Tensor, "batch time"],
         layers: Sequence[LayerCache] | None = None,
         noise: DropoutKey | None = None,
@@ -161,7 +187,7 @@ class UnifiedTransformer(nn.Module):
     def _blocks(
         self,
         x: Float[Tensor, "batch time width"],
-        mask: KeyMask | None,
+        mask: KeyMask | Packed | None,
         turn: tuple[Tensor, Tensor],
         layers: Sequence[LayerCache] | None = None,
         noise: DropoutKey | None = None,
@@ -203,3 +229,11 @@ def _hidden(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
     """Places of segments that are hidden from those to come."""
     parts = ((part.tokens.keep, part.hidden) for part in segments)
     return torch.cat([torch.zeros_like(k) if h is None else h[:, None].expand_as(k) for k, h in parts], dim=1)
+
+
+def _sight(segments: Sequence[Segment]) -> Sight:
+    """What `sees` says, place by place."""
+    parts = [part.tokens.keep.long() for part in segments]
+    segment = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)], dim=1)
+    causal = torch.cat([torch.full_like(part.tokens.keep, part.causal) for part in segments], dim=1)
+    return Sight(segment, causal, _hidden(segments))

@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.norm_pre(x)
         keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        noise = None if seeds is None else DropoutKey(seeds, positions_of(keep))
+        noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(keep))
         for block in self.blocks:
             x = block(x, noise=noise)
         return Tokens(self.norm(x), keep)

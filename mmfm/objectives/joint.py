@@ -15,7 +15,8 @@ from mmfm.models.codecs import Trainable
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.cross_entropy import token_cross_entropy
-from mmfm.objectives.task_pass import PassOutput, check_codecs, check_towers, embeds, forward_task
+from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
+from mmfm.objectives.task_rows import check_codecs, check_towers, embeds
 from mmfm.runtime.distributed import Collective, SingleProcess
 
 ALONE = SingleProcess()
@@ -69,8 +70,15 @@ class Objectives(nn.Module):
             check_codecs(task, list(model.codecs))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        outputs = {task: forward_task(self.model, task, batch, item) for task, item in self.passes.items()}
-        embedded = {task.sources[0]: self._embedded(task, outputs, batch) for task in self.alone}
+        planned = {task: plan_task(self.model, task, batch, item) for task, item in self.passes.items()}
+        rest = {task: plan_task(self.model, task, batch, exclude=self._covered(task, planned)) for task in self.alone}
+        passes = [one for one in (*planned.values(), *rest.values()) if one is not None]
+        made = {id(one): output for one, output in zip(passes, forward_passes(self.model, passes), strict=True)}
+        outputs = {task: made.get(id(one)) for task, one in planned.items()}
+        embedded = {
+            task.sources[0]: self._embedded([outputs[one] for one in self._embedding(task)] + [made.get(id(one))])
+            for task, one in rest.items()
+        }
         step = StepOutputs(self.model, batch, self.ranks, {str(task): o for task, o in outputs.items()}, embedded)
         with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
             losses = {item.name: self._contrast(item, step) for item in self.contrast}
@@ -91,12 +99,18 @@ class Objectives(nn.Module):
         learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad)
         return 0 * next(learned, mine).sum()
 
-    def _embedded(self, alone: Task, outputs: Mapping[Task, PassOutput | None], batch: Batch) -> Embedded:
-        """Of every sample with the modality: from the first pass that reads nothing else of it, or one of its own."""
-        given = [one for task, one in outputs.items() if embeds(task) and task.sources == alone.sources]
-        found = [one for one in given if one is not None and self.one_pass]
-        rows = torch.cat([one.rows for one in found]) if found else None
-        found += [] if (rest := forward_task(self.model, alone, batch, but=rows)) is None else [rest]
+    def _embedding(self, alone: Task) -> list[Task]:
+        """The tasks whose pass embeds the source of `alone`, as it reads nothing else of it."""
+        return [task for task in self.passes if self.one_pass and embeds(task) and task.sources == alone.sources]
+
+    def _covered(self, alone: Task, planned: Mapping[Task, PlannedPass | None]) -> Int[Tensor, " n"] | None:
+        """The samples that need no pass of their own to be embedded."""
+        rows = [one.rows for task in self._embedding(alone) if (one := planned[task]) is not None]
+        return torch.cat(rows) if rows else None
+
+    def _embedded(self, outputs: Sequence[PassOutput | None]) -> Embedded:
+        """Of every sample with the modality, the embedding of the first pass that gives it."""
+        found = [one for one in outputs if one is not None]
         if not found:
             return self._nothing()
         rows, x = torch.cat([one.rows for one in found]), torch.cat([one.embedding for one in found])

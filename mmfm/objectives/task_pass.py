@@ -1,37 +1,47 @@
 """A pass is a sentence of segments: "image>text" reads a picture and writes its text, "text" only reads.
 
-`read` runs one task over a batch in one trunk pass and gives both what contrast needs (the embedding of the first
-source) and what writing needs (states and labels of the target). A sample that holds fewer items than a task names may
-still take part, where its sound or text can be cut in two (`mmfm.objectives.continuation`).
+`forward_passes` runs any number of tasks over a batch, each tower once and the trunk once, and gives of each task both
+what contrast needs (the embedding of the first source) and what writing needs (states and labels of the target). A
+sample that holds fewer items than a task names may still take part, where its sound or text can be cut in two
+(`mmfm.objectives.continuation`).
 """
 
-import zlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmfm.config import Generative, UserError
+from mmfm.config import Generative
 from mmfm.config.task import Task
 from mmfm.data.augment import hide_tokens
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.models.model import UnifiedModel
+from mmfm.models.packing import take
 from mmfm.models.token_dropout import keep_mask
-from mmfm.models.transformer import Segment
+from mmfm.models.transformer import Segment, Sentences
 from mmfm.objectives.continuation import with_halves
+from mmfm.objectives.task_rows import (
+    BLIND,
+    DIFFERENT,
+    DROPPED,
+    chosen_rows,
+    item_places,
+    masked_places,
+    rows_with,
+    task_seeds,
+)
 from mmfm.runtime.randomness import hash_uniform, splitmix64
 
-SHARED, DROPPED, HIDDEN, BLIND = 1, 2, 3, 4  # what a row's draws decide besides dropout
-DIFFERENT = 1 << 20
 TARGET = 1  # other tokens of a text are hidden where it is written than where it is read
+Result = TypeVar("Result")
 
 
 class PassOutput(NamedTuple):
-    """What one pass gives. `tokens` counts the real target tokens, over all rows; `owners` is the sample of each."""
+    """What one pass gives. `tokens` counts the target tokens of all rows; `sample_ids` is the sample of each."""
 
     rows: Int[Tensor, " n"]
     embedding: Float[Tensor, "n dim"]
@@ -40,68 +50,168 @@ class PassOutput(NamedTuple):
     sample_ids: Int[Tensor, " tokens"]
 
 
-def embeds(task: Task) -> bool:
-    """Whether its pass gives the embedding of its one source: of the whole of it, and so not where it is continued."""
-    return len(task.sources) == 1 and task.target != task.sources[0]
+class PlannedPass(NamedTuple):
+    """A task over the samples of a batch that take part, before anything is computed. seeds: what is random in each."""
+
+    task: Task
+    objective: Generative
+    batch: Batch
+    rows: Int[Tensor, " n"]
+    seeds: Int[Tensor, " n"] | None
+
+
+class Mention(NamedTuple):
+    """Items of one modality that a pass reads or writes, one of each of its samples."""
+
+    modality: str
+    items: Items
+    index: Int[Tensor, " n"]
+
+
+class Target(NamedTuple):
+    """What a pass writes: its segment, the label of each of its places, and the places that are asked for it."""
+
+    segment: Segment
+    labels: Int[Tensor, "n time"]
+    asked: Bool[Tensor, "n time"]
+
+
+def plan_task(
+    model: UnifiedModel,
+    task: Task,
+    batch: Batch,
+    objective: Generative | None = None,
+    exclude: Int[Tensor, " m"] | None = None,
+) -> PlannedPass | None:
+    """The task over the samples that hold all that it names; None where there are none.
+
+    objective: which samples take part, how often the target does not see the sources, what is masked; where the batch
+    carries draws. exclude: samples to leave out.
+    """
+    objective, batch = objective or Generative(task=str(task)), with_halves(model, task, batch)
+    rows = chosen_rows(batch, task, objective.sample_fraction, exclude)
+    return None if rows is None else PlannedPass(task, objective, batch, rows, task_seeds(batch, task, rows))
 
 
 def forward_task(
-    model: UnifiedModel, task: Task, batch: Batch, how: Generative | None = None, but: Int[Tensor, " m"] | None = None
+    model: UnifiedModel,
+    task: Task,
+    batch: Batch,
+    objective: Generative | None = None,
+    exclude: Int[Tensor, " m"] | None = None,
 ) -> PassOutput | None:
-    """One trunk pass over the samples that hold all that the task names; None where there are none.
+    """The pass of `plan_task` alone; None where no sample takes part."""
+    planned = plan_task(model, task, batch, objective, exclude)
+    return None if planned is None else forward_passes(model, [planned])[0]
 
-    how: which samples take part, how often the target does not see the sources, what is masked; where the batch carries
-    draws. but: samples to leave out.
-    """
-    how, batch = how or Generative(task=str(task)), with_halves(model, task, batch)
-    rows = chosen_rows(batch, task, how.sample_fraction, but)
-    if rows is None:
-        return None
-    segments, seeds = _sources(model, task, batch, rows), task_seeds(batch, task, rows)
-    if task.target is None:
-        return _only_read(model, task, rows, model.trunk(segments, seeds=seeds)[0])
-    target, labels, asked = _target(model, task, batch, rows, how)
-    states = model.trunk([*_dropped(segments, seeds, how.condition_dropout), target], seeds=seeds)
-    owners = rows[:, None].expand_as(asked)[asked]
-    embedding = model.head(task.sources[0], states[0]) if task.sources else _nothing(model, model.embed_dim)
-    return PassOutput(rows, embedding, states[-1][asked], labels[asked], owners)
+
+def forward_passes(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[PassOutput]:
+    """All passes at once: no item enters a tower or a codec twice, and the trunk reads all sentences as one row."""
+    if not passes:
+        return []
+    sources, targets = _source_segments(model, passes), _targets(model, passes)
+    sentences = [
+        Sentences(read if target is None else [*_dropped(read, one), target.segment], one.seeds)
+        for one, read, target in zip(passes, sources, targets, strict=True)
+    ]
+    states, where = model.trunk.packed(sentences)
+    return [
+        _output(model, one, states, places, read, target)
+        for one, places, read, target in zip(passes, where, sources, targets, strict=True)
+    ]
+
+
+def _output(
+    model: UnifiedModel,
+    one: PlannedPass,
+    states: Float[Tensor, "m width"],
+    where: Int[Tensor, "n time"],
+    sources: Sequence[Segment],
+    target: Target | None,
+) -> PassOutput:
+    """What a pass gives, of the states of all: at the pool token of its first source, and where its target is asked."""
+    embedding = torch.zeros(0, model.embed_dim, dtype=model.dtype, device=model.device)
+    if sources:
+        pool = where[:, sources[0].tokens.keep.shape[1] - 1]
+        embedding = model.head(one.task.sources[0], take(states, pool)[:, None])
+    if target is None:
+        return PassOutput(one.rows, embedding, states[:0], one.rows[:0], one.rows[:0])
+    asked = target.asked
+    written = take(states, where[:, -asked.shape[1] :][asked])
+    return PassOutput(one.rows, embedding, written, target.labels[asked], one.rows[:, None].expand_as(asked)[asked])
 
 
 def sources_of(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Int[Tensor, " n"], list[Segment]] | None:
     """The samples that hold what the task reads, and its segments, for a target to be written behind them."""
     only = Task(task.sources, None)
     rows = rows_with(batch, only)
-    return None if rows is None else (rows, _sources(model, only, batch, rows))
+    if rows is None:
+        return None
+    return rows, [model.source(name, items.take(index)) for name, items, index in _mentions(only, batch, rows)]
 
 
-def _sources(model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Segment]:
-    """A segment for each mention; of a modality's mentions the last one, a target's included, is the last item."""
+def _mentions(task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Mention]:
+    """What it reads; of a modality's mentions the last one, a target's included, is the last item."""
     seen: Counter[str] = Counter()
-    segments = []
+    mentions = []
     for name in task.sources:
-        items = batch.items[name]
-        segments.append(model.source(name, items.take(item_places(items, rows, task.mentions(name) - seen[name]))))
+        back = task.mentions(name) - seen[name]
+        mentions.append(Mention(name, batch.items[name], item_places(batch.items[name], rows, back)))
         seen[name] += 1
-    return segments
+    return mentions
 
 
-def item_places(items: Items, rows: Int[Tensor, " n"], back: int) -> Int[Tensor, " n"]:
-    """Where the item lies that is so many places before the first item of the next sample."""
-    return (torch.searchsorted(items.rows, rows, right=True) - back).clamp(min=0)
+def _source_segments(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[list[Segment]]:
+    mentions = [_mentions(one.task, one.batch, one.rows) for one in passes]
+    segments = iter(_once([each for some in mentions for each in some], model.source))
+    return [[next(segments) for _ in some] for some in mentions]
 
 
-def task_seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"] | None:
-    """What is random in a row: its own in each task. None where the batch carries no draws."""
-    items = batch.items[task.sources[0] if task.sources else str(task.target)]
-    seeds = items.take(item_places(items, rows, 1)).seeds()
-    return None if seeds is None else splitmix64(seeds + zlib.crc32(str(task).encode()))
+def _targets(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[Target | None]:
+    """What each pass writes; None where it only reads."""
+    writing = [one for one in passes if one.task.target is not None]
+    mentions = [
+        Mention(str(one.task.target), items := one.batch.items[str(one.task.target)], item_places(items, one.rows, 1))
+        for one in writing
+    ]
+    written = _once(mentions, model.written)
+    targets = iter([_target(model, *each) for each in zip(writing, mentions, written, strict=True)])
+    return [None if one.task.target is None else next(targets) for one in passes]
 
 
-def _dropped(segments: list[Segment], seeds: Int[Tensor, " n"] | None, chance: float) -> list[Segment]:
+def _once(mentions: Sequence[Mention], compute: Callable[[str, Items], Result]) -> list[Result]:
+    """What `compute` makes of each mention's items, called once for all that are mentioned of the same items."""
+    every: dict[tuple[str, int], list[Mention]] = {}
+    for one in mentions:
+        every.setdefault((one.modality, id(one.items)), []).append(one)
+    made = {}
+    for key, same in every.items():
+        index = same[0].index if len(same) == 1 else torch.cat([one.index for one in same]).unique()
+        items = same[0].items
+        made[key] = index, compute(key[0], items if len(index) == len(items.rows) else items.take(index))
+    return [_of_rows(*made[one.modality, id(one.items)], one.index) for one in mentions]
+
+
+def _of_rows(have: Int[Tensor, " n"], result: Result, index: Int[Tensor, " m"]) -> Result:
+    """The rows of `index` out of a result for those of `have`; both rise."""
+    if len(have) == len(index):
+        return result
+    at = torch.searchsorted(have, index)
+
+    def each(value):
+        if isinstance(value, Tensor):
+            return value.index_select(0, at)
+        return type(value)(*map(each, value)) if isinstance(value, tuple) else value
+
+    return each(result)
+
+
+def _dropped(segments: list[Segment], one: PlannedPass) -> list[Segment]:
     """The sources, hidden from the target in rows drawn with this chance: one of several, some, or all alike often.
 
     Hidden and not left out, so that the pass still gives the embedding of what it reads.
     """
+    seeds, chance = one.seeds, one.objective.condition_dropout
     if seeds is None or not chance or not segments:
         return segments
     subset = 1 + (hash_uniform(seeds, DROPPED + DIFFERENT) * (2 ** len(segments) - 1)).long()
@@ -109,59 +219,22 @@ def _dropped(segments: list[Segment], seeds: Int[Tensor, " n"] | None, chance: f
     return [segment._replace(hidden=(subset >> at & 1).bool()) for at, segment in enumerate(segments)]
 
 
-def _only_read(model: UnifiedModel, task: Task, rows: Tensor, states: Tensor) -> PassOutput:
-    empty = rows[:0]
-    return PassOutput(rows, model.head(task.sources[0], states), _nothing(model, model.trunk.width), empty, empty)
-
-
-def _nothing(model: UnifiedModel, width: int) -> Tensor:
-    return torch.zeros(0, width, dtype=model.dtype, device=model.device)
-
-
-def chosen_rows(
-    batch: Batch, task: Task, share: float, but: Int[Tensor, " m"] | None = None
-) -> Int[Tensor, " n"] | None:
-    """The samples that take part."""
-    rows = rows_with(batch, task)
-    if rows is not None and but is not None:
-        rows = rows[~torch.isin(rows, but)]
-    if rows is not None and len(rows) and share < 1 and (seeds := task_seeds(batch, task, rows)) is not None:
-        rows = rows[hash_uniform(seeds, SHARED) < share]
-    return rows if rows is not None and len(rows) else None
-
-
-def rows_with(batch: Batch, task: Task) -> Int[Tensor, " n"] | None:
-    """The samples that hold all that the task names, rising; None if there are none."""
-    names = {name: task.mentions(name) for name in (*task.sources, task.target) if name is not None}
-    if any(name not in batch.items for name in names):
-        return None
-    held = {name: torch.bincount(batch.items[name].rows, minlength=batch.size) for name in names}
-    rows = torch.stack([held[name] >= count for name, count in names.items()]).all(0).nonzero().squeeze(1)
-    return rows if len(rows) else None
-
-
-def _target(
-    model: UnifiedModel, task: Task, batch: Batch, rows: Int[Tensor, " n"], how: Generative
-) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
-    """The target's segment, the label of each of its places, and which places are asked for it."""
-    modality = str(task.target)
-    items = batch.items[modality]
-    items = items.take(item_places(items, rows, 1))
-    written = model.written(modality, items)
-    if task.fill:
-        hidden = masked_places(written.keep, task_seeds(batch, task, rows), how)
+def _target(model: UnifiedModel, one: PlannedPass, mention: Mention, written: Ids) -> Target:
+    modality, items = mention.modality, mention.items.take(mention.index)
+    if one.task.fill:
+        hidden = masked_places(written.keep, one.seeds, one.objective)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
-        return model.filled(modality, written.ids, hidden, written.keep), labels, F.pad(hidden, (1, 0), value=False)
-    segment, labels, asked = _continued(model, modality, written, items, how.target_dropout)
-    if items.cut is not None:  # where a text was cut it does not end
-        ends = torch.arange(labels.shape[1], device=labels.device) == written.keep.sum(1, keepdim=True)
-        asked = asked & ~(ends & items.cut[:, None])
-    return segment, labels, asked
+        segment = model.filled(modality, written.ids, hidden, written.keep)
+        return Target(segment, labels, F.pad(hidden, (1, 0), value=False))
+    target = _continued(model, modality, written, items, one.objective.target_dropout)
+    if items.cut is None:
+        return target
+    # where a text was cut it does not end
+    ends = torch.arange(target.labels.shape[1], device=model.device) == written.keep.sum(1, keepdim=True)
+    return target._replace(asked=target.asked & ~(ends & items.cut[:, None]))
 
 
-def _continued(
-    model: UnifiedModel, modality: str, written: Ids, items: Items, blind: float
-) -> tuple[Segment, Int[Tensor, "n time"], Bool[Tensor, "n time"]]:
+def _continued(model: UnifiedModel, modality: str, written: Ids, items: Items, blind: float) -> Target:
     """Input ids (begin, t1, .., tn) and labels (t1, .., tn, end).
 
     In training some inputs may be masked, never labels: what follows must then be read from the sources.
@@ -177,35 +250,4 @@ def _continued(
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     keep = steps <= lengths[:, None]
-    return model.target(begun, keep), labels, keep
-
-
-def masked_places(
-    keep: Bool[Tensor, "n time"], seeds: Int[Tensor, " n"] | None, how: Generative
-) -> Bool[Tensor, "n time"]:
-    """What is masked of each row: a fraction drawn between the two of `how.mask_ratio`, and at least one token."""
-    if seeds is None:
-        seeds = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
-    if not keep.shape[1]:  # nothing but texts without a token
-        return keep
-    low, high = how.mask_ratio
-    part = low + (high - low) * hash_uniform(seeds, HIDDEN)
-    first = (hash_uniform(seeds, HIDDEN + DIFFERENT) * how.mask_span).long()
-    runs = (torch.arange(keep.shape[1], device=keep.device) + first[:, None]) // how.mask_span
-    drawn = hash_uniform(splitmix64(seeds)[:, None] + runs, HIDDEN).masked_fill(~keep, torch.inf)
-    least = drawn == drawn.amin(1, keepdim=True)
-    return ((drawn < part[:, None]) | least) & keep
-
-
-def check_towers(task: Task, towers: Sequence[str]) -> None:
-    """A task whose source has no tower is refused before anything is built."""
-    for name in task.sources:
-        if name not in towers:
-            raise UserError(f"task {task}: the model has no {name} tower; give model.{name} or leave the task out")
-
-
-def check_codecs(task: Task, codecs: Sequence[str]) -> None:
-    """And one whose target has no codes."""
-    if task.target not in (None, "text", *codecs):
-        told = f"model.{task.target}_codec, or leave the task out"
-        raise UserError(f"task {task}: the model has no codec that writes {task.target}; give {told}")
+    return Target(model.target(begun, keep), labels, keep)

@@ -19,9 +19,9 @@ from mmfm.inference.processing import Sound
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.vit import normalise
-from mmfm.objectives.task_pass import (
+from mmfm.objectives.task_pass import TARGET
+from mmfm.objectives.task_rows import (
     BLIND,
-    TARGET,
     chosen_rows,
     item_places,
     masked_places,
