@@ -136,7 +136,9 @@ def test_aligned_embeddings_without_texts_cost_nothing(ranks: int, monkeypatch: 
     each, run = 3, toy_run(contrastive=(Contrastive(pair=("image", "audio")),), generative=())
     place = torch.arange(each)
     items = {
-        "image": Items(x=torch.zeros(each, 1, 8, 16, dtype=torch.uint8), keep=torch.ones(each, 1, dtype=torch.bool), rows=place),
+        "image": Items(
+            x=torch.zeros(each, 1, 8, 16, dtype=torch.uint8), keep=torch.ones(each, 1, dtype=torch.bool), rows=place
+        ),
         "audio": Items(x=torch.zeros(each, 2_400), keep=torch.ones(each, 2_400, dtype=torch.bool), rows=place),
     }
     batch = Batch(size=each, items=items, positive_ids=torch.full((each,), NO_TEXT))
