@@ -248,8 +248,8 @@ class Export:
     """The run's folder, such as runs/quickstart, one of its checkpoints, or a bundle's folder."""
     out: tyro.conf.Positional[str]
     """The folder to be made."""
-    to: Literal["open_clip", "hf", "timm", "onnx", "torch_export"]
-    """For whom."""
+    to: Literal["hf", "open_clip", "timm", "onnx", "torch_export"] = "hf"
+    """For whom; hf: the folder that mmfm, the hub and transformers read."""
     modality: tuple[str, ...] = ()
     """Only these, of image, audio and text; else all that the model reads."""
     part: Literal["", "trunk"] = ""

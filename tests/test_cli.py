@@ -118,22 +118,22 @@ MISTAKES = {  # words, and what the line names
     "data nunbers {folder}/x": "nearest are numbers",
     "runs {folder}/none": "/none holds no runs",
     "report {folder}/none": "none",
-    "generate RUN image --image a.png": "no target",
-    "generate RUN image>text": "add --image",
-    "generate RUN >text --image a.png": "leave out --image",
-    "generate RUN image>text --image {folder}/no.png": "no.png",
-    "generate RUN >text --num-samples 2": "--temperature",
-    "generate RUN >text --temperature -1": "--temperature -1.0",
-    "generate RUN >image": "--out picture.png",
-    "generate RUN >image --out {folder}": "is a folder",
-    "generate RUN >image --out {folder}/x/a.png": "there is no folder",
-    "generate RUN >image --out {folder}/a.gif": ".png",
-    "generate RUN text>audio --text a --out a.png": ".wav",
-    "generate RUN >audio --num-samples 2 --out a.wav": "a-{{}}.wav",
-    "generate RUN >image --out {{}}{{}}.png": "one {{}}",
-    "generate RUN >text --out a.txt": "a text is printed",
-    "generate RUN >image --num-beams 2 --num-samples 2 --out a.png": "--num-beams",
-    "generate RUN image>>text --image {folder}/image.tar": "empty link",
+    "generate {folder} image --image a.png": "no target",
+    "generate {folder} image>text": "add --image",
+    "generate {folder} >text --image a.png": "leave out --image",
+    "generate {folder} image>text --image {folder}/no.png": "no.png",
+    "generate {folder} >text --num-samples 2": "--temperature",
+    "generate {folder} >text --temperature -1": "--temperature -1.0",
+    "generate {folder} >image": "--out picture.png",
+    "generate {folder} >image --out {folder}": "is a folder",
+    "generate {folder} >image --out {folder}/x/a.png": "there is no folder",
+    "generate {folder} >image --out {folder}/a.gif": ".png",
+    "generate {folder} text>audio --text a --out a.png": ".wav",
+    "generate {folder} >audio --num-samples 2 --out a.wav": "a-{{}}.wav",
+    "generate {folder} >image --out {{}}{{}}.png": "one {{}}",
+    "generate {folder} >text --out a.txt": "a text is printed",
+    "generate {folder} >image --num-beams 2 --num-samples 2 --out a.png": "--num-beams",
+    "generate {folder} image>>text --image {folder}/image.tar": "empty link",
     "eval RUN --limit -4": "--limit -4",
     "eval RUN --bootstrap -1": "--bootstrap -1",
     "eval RUN --step -1": "--step -1",
@@ -268,11 +268,11 @@ def test_generate_passes_on_what_it_is_given(
         return [f"{task} {how} {i}" for i in range(n)]
 
     monkeypatch.setattr(mmfm, "load", lambda run, **_: SimpleNamespace(generate_many=generate_many, stream=iter))
-    line = f"generate RUN image>text --image {first} --temperature 0.5 --seed 4 --num-samples 2"
+    line = f"generate {tmp_path} image>text --image {first} --temperature 0.5 --seed 4 --num-samples 2"
     assert main(line.split()) == 0
     how = {"image": [str(first)], "seed": 4, "temperature": 0.5}
     assert capsys.readouterr().out.splitlines() == [f"image>text {how} {i}" for i in range(2)]
-    line = f"generate RUN image,text,image>text --image {first} --text x --image {second} --stop . --stop ,"
+    line = f"generate {tmp_path} image,text,image>text --image {first} --text x --image {second} --stop . --stop ,"
     assert main(line.split()) == 0
     how = {"image": [str(first), str(second)], "text": ["x"], "stop": (".", ",")}
     assert capsys.readouterr().out == f"image,text,image>text {how} 0\n"

@@ -33,7 +33,7 @@ def loaded(model: Interface, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def generate(*words: str) -> int:
-    return main(["generate", "RUN", *words])
+    return main(["generate", ".", *words])
 
 
 def test_a_run_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -185,6 +185,13 @@ def test_what_a_run_cannot_make_is_said_before_where_to_write_it(kind, tmp_path,
         assert main(["generate", str(folder), "text>image", *more]) == 2
         told = "this model was not trained on 'text>image'; it writes image>text, audio>text, >text\n"
         assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("more", [[], ["--image", "none.png"], ["--out", "a.wav"]])
+def test_a_run_that_is_not_there_is_said_first(more, capsys):
+    """Before what else is wrong with the command."""
+    assert main(["generate", "runs/nothing", "image>text", *more]) == 2
+    assert "runs/nothing is no folder of a run; give one that mmfm train has written" in capsys.readouterr().err
 
 
 def test_a_chain_on_the_command_line(model: Interface):

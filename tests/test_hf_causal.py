@@ -209,6 +209,23 @@ def test_a_folder_whose_cache_is_not_read_gets_no_name(made, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("how", [{}, {"do_sample": True}, {"num_beams": 2}])
+@torch.no_grad()
+def test_a_precision_that_is_too_narrow_is_told(made, tokenizer, how):
+    """Weights whose sums are above float16's largest number: a line in place of a text that follows from nothing. The
+    same weights write in bfloat16, and the folder's own in float16."""
+    ids = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    for dtype, factor in ((torch.float16, 1), (torch.bfloat16, 100), (torch.float16, 100)):
+        model = AutoModelForCausalLM.from_pretrained(made.folder, dtype=dtype)
+        for parameter in model.core.trunk.parameters():
+            parameter *= factor
+        if (dtype, factor) != (torch.float16, 100):
+            model.generate(**ids, max_new_tokens=4, **how)
+            continue
+        with pytest.raises(UserError, match=r"the scores of the next text token .* in half precision: give dtype flo"):
+            model.generate(**ids, max_new_tokens=4, **how)
+
+
 @torch.no_grad()
 def test_parts_of_a_batch_add_up_to_its_loss(writer):
     """The Trainer gives each part the labels of all: the losses of the parts are a sum, whatever their lengths."""

@@ -13,12 +13,12 @@ from torch import Tensor
 from mmfm.config import MODALITIES, Run, require
 from mmfm.config.task import parse_writing
 from mmfm.export.card import card
-from mmfm.export.hf.cache_parity import check_cache
 from mmfm.export.hf.folder import write_settings
+from mmfm.export.hf.parity import check_transformers
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import FILES, FORMAT, GOLDEN, INDEX, READER, Bundle, is_bundle
 from mmfm.inference.bundle.encoder import BundledEncoder, only
-from mmfm.inference.bundle.load import CORE, load_encoder
+from mmfm.inference.bundle.load import CORE, from_pretrained, load_encoder
 from mmfm.inference.bundle.without_paths import TOKENIZER, public, unpinned
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
@@ -68,7 +68,8 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Weights, Fil
         tokenizer=sha256(texts[TOKENIZER]),
         reader=sha256(texts[READER]) if READER in texts else "",
     )
-    return weights, {GOLDEN: tensors | golden.make_trunk(model.core.trunk), **texts}, bundle
+    tensors |= golden.make_trunk(model.core.trunk) | golden.make_codecs(model.core)
+    return weights, {GOLDEN: tensors, **texts}, bundle
 
 
 def _of_these(run: Run, modalities: Sequence[str]) -> Run:
@@ -141,10 +142,11 @@ def write_whole(
         _write(temporary, {**_named(weights), **files})
         weights.clear()
         _listed(temporary)
-        for modality in bundle.modalities:
+        if bundle.whole:
+            from_pretrained(temporary)
+            check_transformers(temporary, bundle)
+        for modality in () if bundle.whole else bundle.modalities:
             load_encoder(modality, temporary)
-        if any(item.task.endswith(">text") for item in bundle.run.generative):
-            check_cache(temporary)
         proofs = {name: text.encode() for name, text in prove(temporary).items()}
         _write(temporary, {"README.md": card(bundle).encode() + proofs.pop("README.md", b""), **proofs})
         _listed(temporary)

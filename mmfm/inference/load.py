@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from mmfm.config import Contrastive, KnownCodec, Model, Tower, UserError, require
+from mmfm.config import Contrastive, KnownCodec, Model, Tower, require
 from mmfm.config.serialization import from_json
+from mmfm.inference.bundle.contents import require_folder
 from mmfm.inference.interface import Interface
 from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
@@ -61,10 +62,7 @@ def load_model(run: str | Path, step: int | str | None = None, device: str | tor
     if (folder / MANIFEST).is_file():
         (files, weights), where = read_model(folder), folder
     else:
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder} is no folder of a run; give one that mmfm train has written, such as runs/quickstart"
-            )
+        require_folder(folder)
         if step is None:
             step, (files, weights) = newest_model(folder)
         else:

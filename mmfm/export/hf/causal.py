@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from mmfm.compat.transformers import CACHE, CausalLMOutputWithPast
 from mmfm.config import require
 from mmfm.export.hf.arguments import check_arguments
 from mmfm.export.hf.model import MMFMPreTrainedModel
+from mmfm.generation.decoding_state import no_numbers
 from mmfm.models.kv_cache import LayerCache
 
 NEW_TOKENS = 64  # where nothing is said; not in a file, where it would overrule the max_length of a client
@@ -29,6 +30,18 @@ class Sources(NamedTuple):
     x: Float[Tensor, "batch time width"]
     keep: Bool[Tensor, "batch time"]
     sizes: tuple[int, ...]
+
+
+class Finite(LogitsProcessor):
+    """UserError where a score is no number, as in a half precision that is too narrow: any id could follow from it."""
+
+    def __init__(self, model: "MMFMForCausalLM") -> None:
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if bool(scores.isnan().any()):
+            raise no_numbers(self.model.core, "text")
+        return scores
 
 
 class CachedLayer(LayerCache):
@@ -163,6 +176,7 @@ class MMFMForCausalLM(MMFMPreTrainedModel, GenerationMixin):
             begun = sources is not None if ids is None else ids.shape[1] > 0
             told = "begin with a text, perhaps an empty one, by the tokenizer for writing"
             require(begun, f"{told}; it is in the folder's subfolder `writer`")
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), Finite(self)])
         if not kwargs.keys() & {"max_new_tokens", "max_length", "generation_config"}:
             kwargs["max_new_tokens"] = NEW_TOKENS
         if sources is None:

@@ -113,6 +113,13 @@ class MMFMPreTrainedModel(Foreign, PreTrainedModel):
         most = self.text_limit(int(keep.sum(1).max()) if keep.numel() else 0)
         return Items(x=x[:, :most], keep=keep[:, :most], rows=rows)
 
+    def embed(self, modality: str, x: Tensor, keep: Tensor | None) -> Float[Tensor, "n dim"]:
+        """Unit vectors."""
+        items = self.items(modality, x, keep)
+        batch = Batch(size=len(x), items={modality: items}, positive_ids=items.rows)
+        reading = forward_task(self.core, Task((modality,), None), batch)
+        return torch.zeros(0, self.core.embed_dim, device=x.device) if reading is None else reading.embedding
+
     def text_limit(self, longest: int) -> int:
         """How many tokens are read of texts whose longest has so many, as `Interface.tokenize` has it."""
         limits = limits_of(self.config.parsed())
@@ -182,13 +189,6 @@ class MMFMModel(MMFMPreTrainedModel):
             audio_embeds=audio,
             pooler_output=next(iter(found.values())) if len(found) == 1 else None,
         )
-
-    def embed(self, modality: str, x: Tensor, keep: Tensor | None) -> Float[Tensor, "n dim"]:
-        """Unit vectors."""
-        items = self.items(modality, x, keep)
-        batch = Batch(size=len(x), items={modality: items}, positive_ids=items.rows)
-        reading = forward_task(self.core, Task((modality,), None), batch)
-        return torch.zeros(0, self.core.embed_dim, device=x.device) if reading is None else reading.embedding
 
     def similarity(self, a: str, b: str, x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
         """With the scale and bias of this pair; of the first pair that was trained, where this one was not."""

@@ -106,10 +106,8 @@ def is_bundle(folder: str | Path) -> bool:
     older = (folder / "bundle.json").is_file()
     require(not older, f"{folder} has a bundle.json, of an earlier mmfm, which is read no more; {ANEW}")
     if not listed and (folder / CONFIG).is_file():
-        told = (
-            f"{folder} is a model of mmfm without {FILES}, as transformers saves one; mmfm reads what it wrote itself"
-        )
-        require(not is_of_mmfm(folder / CONFIG), f"{told}: {ANEW}")
+        told = f"{folder} has no {FILES}: transformers saved it, or an earlier mmfm, and it cannot be verified"
+        require(not is_of_mmfm(folder / CONFIG), f"{told}; {ANEW}")
     return listed
 
 
@@ -150,10 +148,19 @@ def parsed(tree: Any, where: str) -> Bundle:
 
 
 def written_by(folder: Path) -> tuple[Generative, ...] | None:
-    """What the model in a folder of a run, checkpoint or bundle was trained to write; None where nothing says it."""
+    """What the model in a folder of a run, checkpoint or bundle was trained to write; None where nothing says it.
+
+    UserError where there is no such folder.
+    """
+    require_folder(folder)
     if is_bundle(folder):
         return read_bundle(folder).run.generative
     return from_file(folder / "run.json").generative if (folder / "run.json").is_file() else None
+
+
+def require_folder(folder: Path) -> None:
+    told = f"{folder} is no folder of a run; give one that mmfm train has written, such as runs/quickstart"
+    require(folder.is_dir(), told)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""The proof that a bundle carries with it: fixed inputs, and what came out of them when it was written.
+"""The proof that a model's folder carries with it: fixed inputs, and what came out of them when it was written.
 
 Weights that arrive whole can still give other numbers: under another version of a library, another decoder, another
 tokenizer. So the inputs are kept as a person gives them (pictures, waveforms, sentences), with what the model reads of
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from mmfm.config import AudioPreprocess, UserError, require
 from mmfm.data.batch import Items, Tokens
+from mmfm.inference.bundle.contents import GOLDEN
 from mmfm.inference.bundle.encoder import BundledEncoder
+from mmfm.models.model import UnifiedModel
 from mmfm.models.transformer import Segment, UnifiedTransformer
 
 SENTENCES = ("A bird on a stone, and another.", "forty-two", "Über 7 kleine Katzen: miau!")
@@ -25,6 +27,8 @@ TOLERANCE = 1e-4  # of the largest number: sums of fp32 in another order
 SECONDS = (0.9, 0.4)  # of the sounds, so that one is padded
 LEVEL = 1.0  # of 255: resizing may round the other way
 KEPT = 16  # tokens of each row, and a few more
+FRAMES = 8  # of a sound of codes
+OTHERS = 0.1  # of the codes
 REMEDY = "use the versions that its README names, or pass check=False to go on all the same"
 
 Tensors = Mapping[str, Tensor]
@@ -48,7 +52,7 @@ def check(encoder: BundledEncoder, golden: Tensors, sentences: Sequence[str], to
     start = f"{encoder.modality}."
     stored = {name.removeprefix(start): value for name, value in golden.items() if name.startswith(start)}
     lacking = {"x", "keep", "tokens", "tokens.keep"} - stored.keys()
-    require(not lacking, f"{where}: its golden.safetensors has no {start}{min(lacking, default='')}; {REMEDY}")
+    require(not lacking, f"{where}: its {GOLDEN} has no {start}{min(lacking, default='')}; {REMEDY}")
     here = prepared(encoder, _as_people_do(encoder, stored, sentences))
     level = LEVEL if encoder.modality == "image" else 0.0
     for name, value in (("x", here.x), ("keep", here.keep)):
@@ -56,7 +60,7 @@ def check(encoder: BundledEncoder, golden: Tensors, sentences: Sequence[str], to
     rows = torch.arange(len(stored["x"]))
     found = _outputs(encoder, Items(x=stored["x"], keep=stored["keep"], rows=rows))
     for name, value in found.items():
-        require(name in stored, f"{where}: its golden.safetensors has no {start}{name}; {REMEDY}")
+        require(name in stored, f"{where}: its {GOLDEN} has no {start}{name}; {REMEDY}")
         _compare(f"{start}{name}", value, stored[name], tolerance * float(stored[name].double().abs().max()), where)
 
 
@@ -76,10 +80,41 @@ def make_trunk(trunk: UnifiedTransformer) -> dict[str, Tensor]:
 
 def check_trunk(trunk: UnifiedTransformer, golden: Tensors, tolerance: float, where: str | Path) -> None:
     lacking = {"trunk.x", "trunk.keep", "trunk.states"} - golden.keys()
-    require(not lacking, f"{where}: its golden.safetensors has no {min(lacking, default='')}; {REMEDY}")
+    require(not lacking, f"{where}: its {GOLDEN} has no {min(lacking, default='')}; {REMEDY}")
     stored = golden["trunk.states"]
     found = _states(trunk, golden["trunk.x"], golden["trunk.keep"])
     _compare("trunk.states", found, stored, tolerance * float(stored.abs().max()), where)
+
+
+@torch.no_grad()
+def make_codecs(core: UnifiedModel) -> dict[str, Tensor]:
+    """Of each codec: codes, what they show or sound like, and the codes of that."""
+    made = {}
+    for name in core.codecs:
+        form, codec = core.forms[name], core.codec(name)
+        spans = [form.candidates(step) for step in range(form.length or FRAMES * len(form.sizes))]
+        codes = torch.tensor([[span[7 * step % len(span)] for step, span in enumerate(spans)]], device=core.device)
+        shown, keep = codec.decode(codes, torch.ones_like(codes, dtype=torch.bool))
+        made |= {f"codec.{name}.codes": codes, f"codec.{name}.shown": shown, f"codec.{name}.keep": keep}
+        made[f"codec.{name}.again"] = codec.encode(shown, keep).ids
+    return {name: value.cpu().clone() for name, value in made.items()}
+
+
+@torch.no_grad()
+def check_codecs(core: UnifiedModel, stored: Tensors, tolerance: float, where: str | Path) -> None:
+    """A UserError where a codec shows something else, or where more than a few codes of it are others: one that lies
+    between two may fall to either."""
+    for name in core.codecs:
+        parts = [stored.get(f"codec.{name}.{part}") for part in ("codes", "shown", "keep", "again")]
+        require(all(part is not None for part in parts), f"{where}: its {GOLDEN} has no codec.{name}; {REMEDY}")
+        codes, shown, keep, again = (part for part in parts if part is not None)
+        here, _ = core.codec(name).decode(codes, torch.ones_like(codes, dtype=torch.bool))
+        most = LEVEL if name == "image" else tolerance * float(shown.abs().max())
+        _compare(f"codec.{name}.shown", here, shown, most, where)
+        codes = core.codec(name).encode(shown, keep).ids
+        others = 1.0 if codes.shape != again.shape else float((codes != again).float().mean())
+        told = f"{where} does not give what it gave when it was written: {others:.0%} of the codes of its {name}"
+        require(others <= OTHERS, f"{told} are others; {REMEDY}")
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
         for modality in bundle.modalities:
             encoder = BundledEncoder(core.eval(), modality, run, tokenizer)
             golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
+        golden.check_codecs(core, stored, bundle.tolerance, folder)
     return Interface(core.to(device).eval(), run, tokenizer).eval()
 
 
