@@ -194,8 +194,13 @@ class UnifiedModel(nn.Module):
         """The unit embedding at a source's pool token, its last place."""
         return F.normalize(self.heads[modality](states[:, -1]).float(), dim=-1).to(self.dtype)
 
+    @property
+    def output_weight(self) -> Float[Tensor, "vocabulary width"]:
+        """What maps states to scores; the table of the input is that of the output, where the trunk ties them."""
+        return self.embedding.weight if self.output is None else self.output.weight
+
     def logits(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocabulary"]:
-        """Scores over the whole vocabulary; the table of the input is that of the output, where the trunk ties them."""
+        """Scores over the whole vocabulary."""
         return F.linear(states, self.embedding.weight) if self.output is None else self.output(states)
 
 

@@ -1,17 +1,63 @@
-"""The generative loss: cross-entropy of target tokens, a mean over all ranks' targets."""
+"""The generative loss: cross-entropy of target tokens, a mean over all ranks' targets, computed in tiles of tokens.
+
+Letters: n tokens, w width, v vocabulary. The logits of all tokens, n x v, are never held.
+"""
+
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.objectives.contrastive_loss import ALONE
 from mmfm.runtime.distributed import Collective
 
+TILE_MB = 32.0  # of one tile of logits; two of them live at a time
 
-def token_cross_entropy(
-    logits: Float[Tensor, "n v"], labels: Int[Tensor, " n"], ranks: Collective = ALONE
+
+def linear_cross_entropy(
+    states: Float[Tensor, "n w"],
+    weight: Float[Tensor, "v w"],
+    labels: Int[Tensor, " n"],
+    ranks: Collective = ALONE,
+    tile_mb: float = TILE_MB,
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood per token, in nats, over the tokens of all ranks."""
-    count = ranks.all_reduce_sum(torch.tensor(len(labels), device=logits.device)).clamp(min=1)
-    return F.cross_entropy(logits, labels, reduction="sum") / count.to(logits.dtype)
+    """This rank's share of the mean negative log-likelihood per token, in nats, over the tokens of all ranks, where
+    `weight` maps a state to logits. Single precision or better, whatever the weights are."""
+    count = ranks.all_reduce_sum(torch.tensor(len(labels), device=states.device)).clamp(min=1)
+    total = _LinearCrossEntropy.apply(states, weight, labels, tile_mb)
+    assert isinstance(total, Tensor)
+    return total / count.to(total.dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The sum over tokens. Gradients are made in the forward, where the logits are; the table's adds up in single
+    precision or better, as adding tiles in bf16 would round each time."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, tile_mb: float) -> Tensor:
+        states = states.to(weight.dtype)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        loss, dweight = states.new_zeros((), dtype=exact), torch.zeros_like(weight, dtype=exact)
+        dstates = torch.zeros_like(states)
+        tile = max(1, int(tile_mb * 2**20 / (len(weight) * exact.itemsize)))
+        for start in range(0, len(states), tile):
+            x, at = states[start : start + tile], labels[start : start + tile, None]
+            logits = (x @ weight.T).to(exact)
+            scale = logits.logsumexp(1, keepdim=True)
+            loss += (scale - logits.gather(1, at)).sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            d = logits.sub_(scale).exp_().scatter_add_(1, at, -torch.ones_like(scale))
+            dstates[start : start + tile] = d.to(weight.dtype) @ weight
+            if dweight.dtype == weight.dtype:
+                dweight.addmm_(d.T, x)
+            else:
+                dweight += d.to(weight.dtype).T @ x
+        ctx.save_for_backward(dstates, dweight)
+        ctx.dtypes = states.dtype, weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *((x * grads[0]).to(kind) for x, kind in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None, None

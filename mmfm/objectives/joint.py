@@ -14,7 +14,7 @@ from mmfm.data.batch import Batch, Raw
 from mmfm.models.codecs import Trainable
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.contrastive_loss import CONTRAST
-from mmfm.objectives.cross_entropy import token_cross_entropy
+from mmfm.objectives.cross_entropy import linear_cross_entropy
 from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
 from mmfm.objectives.task_rows import check_codecs, check_towers, embeds
 from mmfm.runtime.distributed import Collective, SingleProcess
@@ -139,15 +139,11 @@ class Objectives(nn.Module):
             share = share + sum(codec.losses(raw.x, raw.keep, items.draws).values())
         return share / self.ranks.all_reduce_sum(count).clamp(min=1).to(share.dtype)
 
-    def _write(self, reading: PassOutput | None) -> Float[Tensor, ""]:
-        if reading is None:
-            states, labels = (
-                self.model.embedding.weight[:0],
-                torch.zeros(0, dtype=torch.int64, device=self.model.device),
-            )
-        else:
-            states, labels = reading.states, reading.labels
-        return token_cross_entropy(self.model.logits(states).float().to(self.model.dtype), labels, self.ranks)
+    def _write(self, output: PassOutput | None) -> Float[Tensor, ""]:
+        weight = self.model.output_weight
+        states = weight[:0] if output is None else output.states
+        labels = torch.zeros(0, dtype=torch.int64, device=self.model.device) if output is None else output.labels
+        return linear_cross_entropy(states, weight, labels, self.ranks)
 
 
 def embedded_modalities(run: Run, towers: Sequence[str]) -> list[str]:
