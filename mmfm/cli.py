@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from mmfm.config import Run, require
+from mmfm.config.extend import given_words
 from mmfm.config.load import read_run
 from mmfm.datasets.commands import DATA
 from mmfm.evals.judges.command import Judges
 from mmfm.inference.generate_args import GenerateArgs
 from mmfm.runtime.launch import first_process, launched
 from mmfm.training.check_summary import opener_for, show_check
-from mmfm.training.preflight import SourceSummary, check, finished
+from mmfm.training.preflight import SourceSummary, check, check_suites, finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Train:
 
             device_of_rank(self.run.accelerator)
         found = check(self.run, opener_for(self.run))
+        check_suites(self.run)
         begun = any(self.run.folder.glob("checkpoints/step-*"))  # what goes on asks nothing of where it began
         if self.run.start and (self.force or not begun):
             from mmfm.inference.bundle import check_start
@@ -187,7 +189,7 @@ class Evaluate:
             judges=judges, tasks=self.tasks, most=self.num_samples, options=options
         )
         workers = None if self.workers < 0 else self.workers
-        words = words_of(self)
+        words = [*words_of(self), *given_words()]
         with assembled(self.ranks, [sys.executable, "-m", "mmfm", "eval", *words]) as ranks:
             agree(ranks, {"what is asked": words}, "give all ranks the same words")
             evaluate_run(self.run, **chosen, num_workers=workers, ranks=ranks)

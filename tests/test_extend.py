@@ -14,7 +14,7 @@ from toys import toy_batch, toy_config, toy_model, toy_run
 
 import mmfm
 from mmfm.__main__ import main
-from mmfm.config import Data, Eval, Objective, Optim, Run, Source, UserError, extend
+from mmfm.config import Contrastive, Data, Eval, Objective, Optim, Run, Source, UserError, extend
 from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json, to_json
 from mmfm.objectives.joint import Objectives
@@ -141,6 +141,40 @@ def test_a_configuration_imports_its_neighbors(tmp_path):
         path = list(sys.path)
         assert read_run(package / "run.py").optim.steps == steps
         assert sys.path == path
+
+
+def test_the_ranks_of_an_evaluation_are_given_the_same_files(tmp_path, monkeypatch):
+    """Each opens the run, and so needs the extension, however the first was given it."""
+    commands = []
+
+    def met(count, command):
+        commands.append(command)
+        raise UserError("met")
+
+    monkeypatch.setattr("mmfm.runtime.rendezvous.assembled", met)
+    monkeypatch.setattr(extend, "_given", [])
+    mine = str(EXAMPLES / "margin_loss.py")
+    assert main(["eval", "runs/a", "--extension", f"{mine}:MarginLoss", "--ranks", "2"]) == 2
+    ((_, *words),) = commands
+    assert words == ["-m", "mmfm", "eval", "runs/a", "--ranks", "2", "--extension", mine]
+    assert main(["eval", "runs/a", "--extension", f"{mine}:Hinge"]) == 2 and len(commands) == 1
+
+
+def test_suites_of_training_are_looked_at_before_it(run, tmp_path, capfd):
+    """A file that is not there, and data that is not, are told at once, in one line, by --check and by the start."""
+    lost, here = tmp_path / "lost.py", tmp_path / "mine.py"
+    here.write_text("""from mmfm.evals.suite import Retrieve, Suite, Tars
+def suite():
+    return Suite(name="mine", tasks=(Retrieve(data=Tars(shards=".")),), root="nowhere-at-all")
+""")
+    saved = tmp_path / "run.json"
+    for suite, told in ((lost, "eval.suites: there is no suite"), (here, "eval.suites: there is no folder nowhere-at")):
+        scored = replace(run, objectives=(), contrastive=(Contrastive(pair=("image", "text")),))
+        saved.write_text(to_json(replace(scored, eval=replace(run.eval, suites=(str(suite),)))))
+        for words in (["--check"], []):
+            assert main(["train", str(saved), *words]) == 2
+            error = capfd.readouterr().err
+            assert told in error and error.count("\n") == 1
 
 
 def test_a_configuration_names_a_file_beside_it(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from planted import asked, evaluate, value
 from toys import toy_config
 
 import mmfm
@@ -15,6 +16,8 @@ from mmfm.config import Contrastive, Data, Eval, Generative, Optim, Run, Source,
 from mmfm.config import modalities as table
 from mmfm.config.serialization import from_json, to_json
 from mmfm.config.task import parse
+from mmfm.evals.config import config_of
+from mmfm.evals.suite import KNN, Classify, Retrieve, Tars
 from mmfm.preprocessing import BadSample
 from mmfm.training import fit
 
@@ -105,3 +108,21 @@ def test_a_step_without_it_trains_too(run, tmp_path, write_shard):
     fit.train(run)
     weights = mmfm.load(run.folder).core.state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_it_is_scored_as_the_others_are(run, tmp_path, depth_class):
+    """Plain evaluation and suites ask it for classes, neighbours and retrieval, and agree; once it has learned, its
+    figures are far above chance."""
+    fit.train(run)
+    model = mmfm.load(run.folder)
+    spec = str(tmp_path / "val")
+    plain = evaluate(model, spec, config_of(run))
+    assert value(plain, "depth->text", "R@1") > 0.9 and value(plain, "depth->text", "acc@1") > 0.9
+    assert value(plain, "text->depth", "R@1", "n") == 4 and plain.details.counts["depth"] == 16
+    data, known = Tars(shards=spec), Tars(shards=str(tmp_path / "train"))
+    tasks = (Retrieve(data=data, pair=("depth", "text")), Classify(data=data, classes=NAMES, modality="depth"))
+    scores = asked(model, tmp_path, *tasks, KNN(train=known, test=data, modality="depth", k=3), config=config_of(run))
+    assert value(scores, "depth->text", "acc@1") == value(plain, "depth->text", "acc@1")
+    assert value(scores, "text->depth", "R@10", "n") == 16 and value(scores, "depth:knn", "acc@1") > 0.9
+    with pytest.raises(UserError, match="must be one of image, audio, depth"):
+        KNN(train=known, modality="thermal")

@@ -8,8 +8,8 @@ from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, on
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, RemoteCache, Source, Text
 from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, TokenizerSpec, Tower
-from mmfm.config.extend import Callback, Extension, Logger, Objective
-from mmfm.config.modalities import Modality, modality_names
+from mmfm.config.extend import Callback, Extension, Logger, Metric, Objective
+from mmfm.config.modalities import Modality, media_names, modality_names
 from mmfm.config.model import Model
 from mmfm.config.run import Contrastive, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
@@ -34,6 +34,7 @@ __all__ = [
     "KnownCodec",
     "Logger",
     "Mel",
+    "Metric",
     "Modality",
     "Model",
     "Objective",
@@ -50,6 +51,7 @@ __all__ = [
     "Trunk",
     "UserError",
     "Vit",
+    "media_names",
     "modality_names",
     "one_line",
     "positive",

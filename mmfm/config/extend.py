@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from mmfm.config.base import Checked, UserError, require
 
 _beside: list[Path] = []  # the folders of the configurations that are being executed, the innermost last
+_given: list[str] = []  # files that a person has given to this command
 _imported: set[str] = set()  # modules that a configuration brought, so that another one's of the same name is read anew
 _classes: dict[tuple[str, str], type["Extension"]] = {}  # by "file.py:Name" and the sha256 of the file
 
@@ -80,9 +81,18 @@ def saved_class(kind: type[Extension], value: Any, where: str) -> type[Extension
 
 
 def give(files: Iterable[str | Path]) -> None:
-    """Execute these files, so that runs whose extensions are written there can be opened."""
-    for file in files:
-        execute(Path(file))
+    """Execute these files, so that runs whose extensions are written there can be opened; "file.py:Name" is that file,
+    which must have the extension."""
+    for spec in map(str, files):
+        file, _, name = spec.rpartition(":") if spec.rpartition(":")[0].endswith(".py") else (spec, "", "")
+        module = execute(Path(file))
+        require(not name or hasattr(module, name), f"{file} has no extension called {name!r}; check the name")
+        _given.append(file)
+
+
+def given_words() -> list[str]:
+    """The words of a command line that give another process the same files."""
+    return [word for file in _given for word in ("--extension", file)]
 
 
 def execute(file: Path) -> ModuleType:
@@ -161,6 +171,40 @@ class Objective(Extension):
 
     def loss(self, step: Any) -> Any:
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Extension):
+    """A score of the tasks of a suite. What it is called there and how it reads stand on the class, as for the metrics
+    of mmfm (mmfm/evals/metrics_table.py).
+
+    `values(first, second)` gives a number for each row, whose mean is the score, or two, whose sums are divided; they
+    make its interval and its comparisons. `of` says of what. "texts", in Caption and Transcribe: the references of each
+    row, and what was written. "ranking", in Classify and Retrieve: scores, float [n, items], and what is right, bool
+    [n, items], some rows at a time. `chance(first, second)`, of all rows or the first so many, is what guessing gives.
+    """
+
+    of: ClassVar[str] = "texts"
+    label: ClassVar[str] = ""
+    meaning: ClassVar[str] = ""
+    unit: ClassVar[str] = "number"
+    higher_is_better: ClassVar[bool | None] = None
+    headline: ClassVar[bool] = True
+    chance_of: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        require(self.of in ("texts", "ranking"), f"{type(self).__name__}.of={self.of!r} must be texts or ranking")
+
+    @property
+    def name(self) -> str:
+        """In results: that of the class."""
+        return type(self).__name__
+
+    def values(self, first: Any, second: Any) -> Any:
+        raise NotImplementedError
+
+    def chance(self, first: Any, second: Any) -> float:
+        return float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,11 @@ def modality_names() -> tuple[str, ...]:
     return (*MODALITIES, *_own)
 
 
+def media_names() -> tuple[str, ...]:
+    """Those that are read of files: all but text."""
+    return tuple(name for name in modality_names() if name != "text")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Modality(Extension):
     """A modality of one's own, in `Model.modalities`; its fields are those of its tower.

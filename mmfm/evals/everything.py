@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfm.config import MODALITIES
+from mmfm.config import media_names, modality_names
 from mmfm.config.task import Task, parse
 from mmfm.data.sample import why_no_text
 from mmfm.evals.answers import Answer, Context, Result
@@ -93,7 +93,7 @@ def answer_everything(task: Everything, context: Context) -> Answer:
     classes = find_classes([text for text in split.texts if text is not None], spec, config.classes, config.store)
     owned = class_of_samples(split, classes)
     classified: dict[str, Classified] = {}
-    own = {name: classes_of(split, classes, name) for name in ("image", "audio")}
+    own = {name: classes_of(split, classes, name) for name in media_names()}
     if "text" in model.modalities and (owned != NONE).any():
         heads = class_vectors(model, classes.names, templates, ranks)
         for name in own if ranks.rank == 0 else ():
@@ -155,11 +155,11 @@ def _why(task: Task, quick: bool) -> str:
         return "judges read what it makes, and none was named (--judges)"
     if quick and (task.fill or not task.sources):
         return "mmfm eval scores it, as that takes long"
-    names = [name for name in MODALITIES if task.mentions(name)]
+    names = [name for name in modality_names() if task.mentions(name)]
     return f"no sample holds {' and '.join(_some(task.mentions(name), name) for name in names)}"
 
 
 def _some(count: int, name: str) -> str:
     if count > 1:
         return f"{count} items of {name}"
-    return "a text" if name == "text" else f"{'an image' if name == 'image' else 'a sound'}"
+    return {"text": "a text", "image": "an image", "audio": "a sound"}.get(name, f"an item of {name}")

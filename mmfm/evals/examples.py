@@ -32,7 +32,7 @@ from mmfm.inference.interface import Made, Sound
 from mmfm.preprocessing.image import decode_image, resize
 
 SHOWN = 12  # of each task
-ANSWERS = {"image": 5, "audio": 3, "text": 5}  # sounds weigh most
+ANSWERS, SOUNDS = 5, 3  # sounds weigh most
 PICTURE_BYTES = 64_000
 PICTURE_PX = 320
 SOUND_SECONDS = 4.0
@@ -61,7 +61,7 @@ class Gallery:
         if len(places) == 0:
             return []
         scores, relevant = found.similarity(places), found.relevant(places)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : ANSWERS[found.gallery.modality]]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : SOUNDS if found.gallery.modality == "audio" else ANSWERS]
         return [
             Retrieval(
                 task=found.task,
@@ -131,7 +131,7 @@ class Gallery:
         return Item(modality=modality, key=info.key, caption=info.text or "", src=src)
 
     def source(self, modality: str, row: int) -> str:
-        """A data: URI; empty for text."""
+        """A data: URI; empty for text, and for modalities of one's own."""
         sample = self.split.sample(row)
         if modality == "image":
             part = last_part(sample, "image")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mmfm.config import MODALITIES, require
+from mmfm.config import modality_names, require
 from mmfm.config.task import Task, parse
 from mmfm.data.batch import Batch, Items
 from mmfm.data.decode import WORDS
@@ -243,7 +243,7 @@ def read_split(
     )
     split = Split(name=name, source=source, samples=samples, places=places, own=own, max_tokens=most, reader=reader)
     split = joined(split, parts, wider)
-    able = ", ".join(name for name in MODALITIES if name in reads(model))
+    able = ", ".join(name for name in modality_names() if name in reads(model))
     told = f"{source}: none of its {len(split)} samples has what this model reads ({able})"
     require(not able or split.unread < len(split), told)
     return split
@@ -283,7 +283,7 @@ def joined(split: Split, parts: Sequence[Part], wider: Split | None = None) -> S
     starts = [0, *accumulate(len(part.infos) for part in parts)]
     both = list(zip(starts, parts, strict=False))
     infos = tuple(info for part in parts for info in part.infos)
-    heard = [modality for modality in MODALITIES if any(modality in part.vectors for part in parts)]
+    heard = [modality for modality in modality_names() if any(modality in part.vectors for part in parts)]
     first = parts[0] if parts else None
     digests = [split.own, *(info.digest for info in infos)]
     return replace(

@@ -189,6 +189,7 @@ METRICS: dict[str, Metric] = {
         "kernel distance", "between the features of what was made and of the split's own", JUDGED, unit="number"
     ),
 }
+OWN: dict[str, Metric] = {}  # of one's own, as `own_metrics` knows them
 PLAIN = {name.lower().replace("_", " "): name for name in METRICS}
 
 
@@ -198,7 +199,10 @@ def plain(metric: str) -> str:
 
 
 def entry_of(metric: str) -> str | None:
-    """The name in METRICS of a metric of results: wer, WER, speech/wer, codebook_usage/3; None where none is."""
+    """The name in METRICS of a metric of results: wer, WER, speech/wer, codebook_usage/3; of one's own its own name;
+    None where none is."""
+    if metric in OWN:
+        return metric
     name = plain(metric)
     first, _, last = name.rpartition("/")
     return PLAIN.get(name) or PLAIN.get(first if last.isdecimal() else last)
@@ -206,6 +210,8 @@ def entry_of(metric: str) -> str | None:
 
 def metric_of(metric: str) -> Metric:
     """What is known of a metric; of one that is not registered only its name, and no direction."""
+    if metric in OWN:
+        return OWN[metric]
     name = entry_of(metric)
     return METRICS[name] if name else Metric(metric, "", OTHER, unit="number", higher_is_better=None)
 
@@ -215,9 +221,10 @@ def label(metric: str) -> str:
     known, (first, _, last) = entry_of(metric), metric.rpartition("/")
     if known is None:
         return metric.replace("_", " ")
+    told = metric_of(metric).label
     if not first or plain(metric) in PLAIN:
-        return METRICS[known].label
-    return f"{METRICS[known].label}/{last}" if last.isdecimal() else f"{first.replace('_', ' ')}/{METRICS[known].label}"
+        return told
+    return f"{told}/{last}" if last.isdecimal() else f"{first.replace('_', ' ')}/{told}"
 
 
 def is_headline(metric: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mmfm.config import UserError, require
+from mmfm.config import UserError, media_names, require
 from mmfm.config.task import Task, parse
 from mmfm.data.batch import Batch
 from mmfm.data.decode import Example, collate, require_short
@@ -161,7 +161,12 @@ def info_of(sample: Sample, found: Read) -> SampleInfo:
     require(whole, f"{sample.where}: the .cls is no whole number; write the class's place in classnames.txt, from 0")
     labels = (None if mark is None else int(mark), label_of(sample))
     held = tuple(sorted(modalities(sample.parts)))
-    told = {"plain": found.plain, "media": media_digest(sample), "texts": found.texts, "modalities": held}
+    told = {
+        "plain": found.plain,
+        "media": media_digest(sample, media_names()),
+        "texts": found.texts,
+        "modalities": held,
+    }
     return SampleInfo(sample.key, found.example.text, labels, sample_digest(sample), **told)
 
 
@@ -170,8 +175,8 @@ def sample_digest(sample: Sample) -> str:
     return _digest(sorted(sample.parts.items()), sample.key)
 
 
-def media_digest(sample: Sample, kinds: Collection[str] = ("image", "audio")) -> str:
-    """Of the sample's pictures and sounds, by which samples of one image with a caption each are told; "": none."""
+def media_digest(sample: Sample, kinds: Collection[str]) -> str:
+    """Of the sample's files of these modalities, by which samples of one image are told; "": none."""
     media = sorted((name, data) for name, data in sample.parts.items() if kind_of(name) in kinds)
     return _digest(media) if media else ""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mmfm.config import Run, require
 from mmfm.config.serialization import from_file
 from mmfm.evals.records import Origin, Row
-from mmfm.evals.suite import Suite
+from mmfm.evals.suite import Suite, metrics_of
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 AGAIN = "score it again: mmfm eval"
@@ -38,7 +38,9 @@ def version() -> str:
 
 def digest_of(suite: Suite) -> str:
     """Equal for suites that ask the same of the same."""
-    return hashlib.blake2b(repr(suite).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    files = [metric.sha256 for task in suite.tasks for metric in metrics_of(task)]
+    told = "\n".join([repr(suite), *files])
+    return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def weights_of(checkpoint: Path) -> tuple[int, str] | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmfm.config import MODALITIES, Model, Source, Text
+from mmfm.config import Model, Source, Text, media_names, modality_names
 from mmfm.data.decode import Decode, Example, read_example
 from mmfm.data.documents import joined
 from mmfm.data.sample import Sample, modalities, text_of, texts_at
@@ -67,7 +67,8 @@ class Reader:
             example = read_example(sample, self.model, self.decode)
             plain = found.way is None and self._particular(sample) and example.text is not None
             return Read(example, () if example.text is None else (example.text,), plain)
-        media = read_example(sample, self.model, self.decode, ("image", "audio") if found.way.texts else MODALITIES)
+        wanted = media_names() if found.way.texts else modality_names()
+        media = read_example(sample, self.model, self.decode, wanted)
         example = replace(media, text=found.text) if found.way.texts else media
         if found.answer is None:
             return Read(example, found.alike, False)
@@ -119,7 +120,7 @@ class Reader:
 
 def held_by(example: Example) -> set[str]:
     """The modalities that it has an item of."""
-    return {name for name in MODALITIES if getattr(example, name) is not None}
+    return {name for name in modality_names() if example.item(name) is not None}
 
 
 def heaviest(sample: Sample, texts: Sequence[Text]) -> tuple[str, ...]:

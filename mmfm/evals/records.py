@@ -6,7 +6,9 @@ library only.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from mmfm.evals.metrics_table import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,22 @@ class JudgeInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnMetric:
+    """A metric of one's own: its class and the file's content, as run.json names extensions, and how it reads."""
+
+    extension: str
+    sha256: str
+    options: dict[str, Any]
+    of: Literal["texts", "ranking"]
+    label: str
+    meaning: str
+    unit: Unit
+    higher_is_better: bool | None
+    headline: bool
+    chance: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitDetails:
     """Of a split, or of the tasks of a suite that share a name. `confusion`: by task, (true class, predicted class, how
     often). `unusable`: key -> code. `choices`: what tasks chose on their way, as JSON."""
@@ -129,6 +147,7 @@ class SplitDetails:
     generations: tuple[Generation, ...] = ()
     judges: dict[str, JudgeInfo] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, OwnMetric] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -167,6 +186,7 @@ class SplitSamples:
     templates: tuple[str, ...]
     items: tuple[tuple[str, ...], ...]
     scores: tuple[KeptScore, ...]
+    metrics: dict[str, OwnMetric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

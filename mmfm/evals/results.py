@@ -62,6 +62,7 @@ def samples_of(splits: Sequence[Split], scores: Sequence[Score], details: SplitD
         templates=details.templates,
         scores=tuple(_kept(score, one, lists) for score, one in kept if isinstance(one, Kept)),
         items=tuple(lists),
+        metrics=details.metrics,
     )
 
 

@@ -6,7 +6,7 @@ distinct texts of the split. A query that has no relevant item
 in the gallery cannot be answered; it is left out and counted. What only widens a split's galleries never asks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmfm.config import Metric, media_names
 from mmfm.evals.metrics import (
     Ranks,
     Score,
@@ -26,6 +27,7 @@ from mmfm.evals.metrics import (
     median,
     ranks,
 )
+from mmfm.evals.own_metrics import own_scores
 from mmfm.evals.split import ALONE, Evaluable, Split, comparable, encode_texts, slices, unknown
 from mmfm.runtime.distributed import Collective as Processes
 
@@ -78,27 +80,24 @@ class Retrieved:
     def relevant(self, places: Int[np.ndarray, " n"]) -> np.ndarray:
         return akin(self.query.groups[self.asked[places]], self.gallery.groups)
 
-    def scores(self) -> list[Score]:
+    def scores(self, own: Sequence[Metric] = ()) -> list[Score]:
+        """`own`: metrics of one's own."""
         items, relevant = len(self.gallery), self.found.relevant
-        why = unknown(*((side.modality, side.x) for side in (self.query, self.gallery)))
         names, clusters = (
             tuple(every[place] for place in self.asked) if every else () for every in (self.query.names, self.query.of)
         )
+        told = {"task": self.task, "n": len(self.asked), "items": names, "clusters": clusters}
+        told["unknown"] = unknown(*((side.modality, side.x) for side in (self.query, self.gallery)))
         recalls = [(f"R@{k}", mean(hits(self.found, k)), chance_recall(relevant, items, k)) for k in RECALL_AT]
         middle = ("median_rank", median(expected_ranks(self.found)), chance_median_rank(relevant, items))
-        return [
-            Score(
-                task=self.task,
-                metric=metric,
-                statistic=statistic,
-                n=len(self.asked),
-                chance=chance,
-                items=names,
-                clusters=clusters,
-                unknown=why,
-            )
-            for metric, statistic, chance in (*recalls, middle)
-        ]
+        plain = [Score(metric=name, statistic=made, chance=chance, **told) for name, made, chance in (*recalls, middle)]
+        return plain + own_scores(own, self.parts, **told)
+
+    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Similarity and relevance of everything in the gallery, to some queries at a time."""
+        for part in slices(len(self.asked), QUERIES_AT_ONCE):
+            places = np.arange(len(self.asked))[part]
+            yield self.similarity(places), self.relevant(places)
 
 
 def akin(queries: Int[np.ndarray, "n most"], gallery: Int[np.ndarray, "items more"]) -> Bool[np.ndarray, "n items"]:
@@ -132,7 +131,7 @@ def sides_of(split: Split, model: Evaluable, processes: Processes = ALONE) -> li
             names=split.names(split.vectors[name].rows),
             of=split.clusters(split.vectors[name].rows),
         )
-        for name in ("image", "audio")
+        for name in media_names()
         if name in split.vectors
     ]
     if captions and "text" in model.modalities:
@@ -155,8 +154,7 @@ def retrieve(query: EmbeddingSet, gallery: EmbeddingSet) -> Retrieved:
     asked = np.flatnonzero(known.any(1) & query.asks)
     nobody = np.empty(0, int)
     pair = Retrieved(query=query, gallery=gallery, asked=asked, found=Ranks(*[nobody] * 4))
-    places = [np.arange(len(asked))[part] for part in slices(len(asked), QUERIES_AT_ONCE)]
-    parts = [ranks(pair.similarity(some), pair.relevant(some)) for some in places]
+    parts = [ranks(*part) for part in pair.parts()]
     return replace(pair, found=joined(parts)) if parts else pair
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.config import MODALITIES, Model, require
+from mmfm.config import Model, media_names, require
 from mmfm.config.task import parse
 from mmfm.data import order
 from mmfm.data.batch import Batch
@@ -166,7 +166,8 @@ class Split:
         return found if len(set(found)) < len(found) else ()
 
     def counts(self) -> dict[str, int]:
-        rows = {name: self.vectors[name].rows if name in self.vectors else np.empty(0, int) for name in MODALITIES[:2]}
+        named = [name for name in media_names() if name in self.vectors or name in ("image", "audio")]
+        rows = {name: self.vectors[name].rows if name in self.vectors else np.empty(0, int) for name in named}
         found = {name: int((of_name < self.own).sum()) for name, of_name in rows.items()}
         return {"samples": len(self), **found, "text": sum(text is not None for text in self.texts[: self.own])}
 

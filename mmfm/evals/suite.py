@@ -1,7 +1,8 @@
 """What a suite is: data sets on disk, and what is asked of a model about each. Standard library only.
 
 A suite is a short Python file that defines suite() -> Suite. Paths in it are relative to its root, which --root or the
-environment names. A task's `name` is the "split" of its figures; without one it is the suite's.
+environment names. A task's `name` is the "split" of its figures; without one it is the suite's. `metrics` are those of
+one's own (`mmfm.config.Metric`), or "file.py:Name", a file beside the suite.
 """
 
 import os
@@ -9,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import MODALITIES, Checked, UserError, require
+from mmfm.config import Checked, Metric, UserError, media_names, modality_names, require
 from mmfm.config.load import executed
+from mmfm.evals.metrics_table import OWN, entry_of
 
-SEEN = ("image", "audio")  # what files hold; text stands in tables
 SPELLINGS = ("verbatim", "plain", "letters", "whisper_basic", "whisper_english")  # see mmfm.evals.text_normalizers
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -109,9 +110,11 @@ class Classify(Checked):
     classes: str | tuple[str, ...] | Names = ""
     templates: tuple[str, ...] = ()
     modality: str = "image"
+    metrics: tuple[Metric, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
+        check_metrics(self, "ranking")
         check_seen(self)
         check_templates(self.templates)
 
@@ -137,11 +140,13 @@ class Retrieve(Checked):
 
     data: Data
     pair: tuple[str, str] = ("image", "text")
+    metrics: tuple[Metric, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
-        known = set(self.pair) <= set(MODALITIES) and self.pair[0] != self.pair[1]
-        require(known, f"Retrieve.pair={self.pair}: give two different of {', '.join(MODALITIES)}")
+        check_metrics(self, "ranking")
+        known = set(self.pair) <= set(modality_names()) and self.pair[0] != self.pair[1]
+        require(known, f"Retrieve.pair={self.pair}: give two different of {', '.join(modality_names())}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +155,11 @@ class Caption(Checked):
 
     data: Data
     modality: str = "image"
+    metrics: tuple[Metric, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
+        check_metrics(self, "texts")
         check_seen(self)
 
 
@@ -169,9 +176,11 @@ class Transcribe(Checked):
     spelling: str = "letters"
     spellings: str = ""
     modality: str = "audio"
+    metrics: tuple[Metric, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
+        check_metrics(self, "texts")
         check_seen(self)
         known = f"Transcribe.spelling={self.spelling!r}: there are {', '.join(SPELLINGS)}"
         require(self.spelling in SPELLINGS, known)
@@ -277,10 +286,15 @@ def keys_of(task: Task) -> list[Key]:
     if isinstance(task, Everything):
         return [(task.data, ())]
     if isinstance(task, Retrieve):
-        return [(task.data, tuple(name for name in MODALITIES if name in task.pair and name != "text"))]
+        return [(task.data, tuple(name for name in media_names() if name in task.pair))]
     if isinstance(task, KNN | LinearProbe):
         return [(data, (task.modality,)) for data in (task.train, task.test) if data is not None]
     return [(task.data, (task.modality,))]
+
+
+def metrics_of(task: Task) -> tuple[Metric, ...]:
+    """Those of one's own."""
+    return task.metrics if isinstance(task, Classify | Retrieve | Caption | Transcribe) else ()
 
 
 def task_name(suite: Suite, task: Task) -> str:
@@ -288,8 +302,18 @@ def task_name(suite: Suite, task: Task) -> str:
 
 
 def check_seen(task: Classify | MultiLabel | Caption | Transcribe | KNN | LinearProbe) -> None:
-    rule = f"{type(task).__name__}.modality={task.modality!r} must be one of {', '.join(SEEN)}"
-    require(task.modality in SEEN, rule)
+    rule = f"{type(task).__name__}.modality={task.modality!r} must be one of {', '.join(media_names())}"
+    require(task.modality in media_names(), rule)
+
+
+def check_metrics(task: Classify | Retrieve | Caption | Transcribe, of: str) -> None:
+    """Raises UserError for a metric that takes something else, or whose name another one has."""
+    names = [metric.name for metric in task.metrics]
+    for metric in task.metrics:
+        told = f"{type(task).__name__}.metrics: {metric.name}"
+        require(metric.of == of, f"{told} takes {metric.of}, and this task gives {of}; ask it of another task")
+        taken = names.count(metric.name) > 1 or (metric.name not in OWN and entry_of(metric.name) is not None)
+        require(not taken, f"{told} has the name of another metric; call its class otherwise")
 
 
 def check_templates(templates: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ other: `Answer.result` is for the first of them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from mmfm.evals.collection import Item, Opened
 from mmfm.evals.everything import answer_everything
 from mmfm.evals.examples import Gallery
 from mmfm.evals.metrics import Score
+from mmfm.evals.own_metrics import known as known_metrics
+from mmfm.evals.own_metrics import own_scores
 from mmfm.evals.retrieval import EmbeddingSet, retrieve
 from mmfm.evals.split import Evaluable, Split, Vectors, Written, comparable, encode_texts, unknown
 from mmfm.evals.suite import (
@@ -87,10 +89,11 @@ def answer_classify(task: Classify, context: Context) -> Answer:
     heads, details = heads_of(task, known, context)
 
     def result() -> Result:
-        found = classify(split, task.modality, classes, heads)
+        found = classify(split, task.modality, classes, heads, metrics=task.metrics)
         assert found is not None
         confusion = {f"{task.modality}->text": found.confusion}
-        return Result(scores=found.scores, details={**details, "confusion": confusion})
+        own = {"metrics": known_metrics(task.metrics)}
+        return Result(scores=found.scores, details={**details, **own, "confusion": confusion})
 
     return Answer(splits=(split,), result=result)
 
@@ -126,8 +129,9 @@ def answer_retrieve(task: Retrieve, context: Context) -> Answer:
     def result() -> Result:
         found = [retrieve(*pair) for pair in (sides, sides[::-1])]
         counts = Counter(len(item.captions) for item in items_of(split))
-        details = {"captions_per_item": {str(count): items for count, items in sorted(counts.items())}}
-        return Result(scores=[score for one in found for score in one.scores()], details=details)
+        details: dict[str, Any] = {"captions_per_item": {str(count): items for count, items in sorted(counts.items())}}
+        details |= {"metrics": known_metrics(task.metrics)}
+        return Result(scores=[score for one in found for score in one.scores(task.metrics)], details=details)
 
     return Answer(splits=(split,), result=result)
 
@@ -166,8 +170,10 @@ def answer_caption(task: Caption, context: Context) -> Answer:
         from mmfm.evals.captioning import caption_scores
 
         references = [items[one.row].captions for one in written]
-        scores = caption_scores(name, references, [one.text for one in written], names)
-        return Result(scores=[*scores, *cut(split, name)], details=writings(name, split, context))
+        said = [one.text for one in written]
+        scores = caption_scores(name, references, said, names) + own_texts(task, name, references, said, names)
+        details = {"metrics": known_metrics(task.metrics), **writings(name, split, context)}
+        return Result(scores=[*scores, *cut(split, name)], details=details)
 
     return Answer(splits=(split,), result=result)
 
@@ -179,10 +185,23 @@ def answer_transcribe(task: Transcribe, context: Context) -> Answer:
     def result() -> Result:
         said, heard = [items[one.row].captions[0] for one in written], [one.text for one in written]
         scores = transcription_scores(name, said, heard, rule_of(task, context.root), task.spelling, names)
-        details = {"spelling": task.spelling, **writings(name, split, context)}
+        scores += own_texts(task, name, [(text,) for text in said], heard, names)
+        own = {"metrics": known_metrics(task.metrics)}
+        details = {"spelling": task.spelling, **own, **writings(name, split, context)}
         return Result(scores=[*scores, *cut(split, name)], details=details)
 
     return Answer(splits=(split,), result=result)
+
+
+def own_texts(
+    task: Caption | Transcribe,
+    name: str,
+    references: Sequence[Sequence[str]],
+    written: Sequence[str],
+    names: tuple[str, ...],
+) -> list[Score]:
+    """Of metrics of one's own, over the texts as they are."""
+    return own_scores(task.metrics, lambda: [(references, written)], task=name, n=len(written), items=names)
 
 
 def rule_of(task: Transcribe, root: Path) -> Normalizer:

@@ -3,7 +3,7 @@
 The head of a class is the mean of its prompts' unit vectors, scaled back to length one (CLIP, arXiv 2103.00020, 3.1.4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmfm.config import Metric
 from mmfm.evals.classes import ClassSet
 from mmfm.evals.metrics import Ranks, Score, chance_recall, hits, joined, mean, mean_per_class, ranks
+from mmfm.evals.own_metrics import own_scores
 from mmfm.evals.split import ALONE, Evaluable, Split, comparable, encode_texts, slices, unknown
 from mmfm.runtime.distributed import Collective as Processes
 
@@ -60,9 +62,10 @@ def classify(
     owned: Int[np.ndarray, " samples"],
     head: Float[Tensor, "classes d"],
     among: Int[np.ndarray, " some"] | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Classified | None:
     """acc@1, acc@5 and mean per class of the samples of this modality that have a class, each chosen `among` these
-    places of the head, or all; None where there are no such samples."""
+    places of the head, or all; None where there are no such samples. `metrics`: those of one's own."""
     vectors = split.vectors.get(modality)
     if vectors is None:
         return None
@@ -71,18 +74,22 @@ def classify(
     if len(chosen) == 0:
         return None
     truth = owned[vectors.rows[chosen]]
-    found, guesses = [], []
-    for some in slices(len(chosen), ROWS_AT_ONCE):
-        scores = (comparable(vectors.x[chosen[some]]) @ comparable(head[among]).T).numpy()
-        found.append(ranks(scores, truth[some, None] == among))
-        guesses.append(among[scores.argmax(1)])
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for some in slices(len(chosen), ROWS_AT_ONCE):
+            scores = (comparable(vectors.x[chosen[some]]) @ comparable(head[among]).T).numpy()
+            yield scores, truth[some, None] == among
+
+    found = [(ranks(scores, right), among[scores.argmax(1)]) for scores, right in parts()]
+    guesses = [own for _, own in found]
     pairs, counts = np.unique(np.stack([truth, np.concatenate(guesses)], 1), axis=0, return_counts=True)
     confusion = tuple((true, seen, n) for (true, seen), n in zip(pairs.tolist(), counts.tolist(), strict=True))
     own = vectors.rows[chosen]
     told = {"items": split.names(own), "clusters": split.clusters(own)}
     why = unknown((modality, vectors.x[chosen]), ("classes", head[among]))
     told |= {"task": f"{modality}->text", "unknown": why}
-    return Classified(scores=class_scores(joined(found), truth, len(among), **told), confusion=confusion)
+    scores = class_scores(joined([one for one, _ in found]), truth, len(among), **told)
+    return Classified(scores=scores + own_scores(metrics, parts, n=len(truth), **told), confusion=confusion)
 
 
 def class_scores(found: Ranks, truth: Int[np.ndarray, " n"], classes: int, **told: Any) -> list[Score]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmfm.config import Run, UserError, require
 from mmfm.evals.metrics import STATISTICS
+from mmfm.evals.own_metrics import learn
 from mmfm.evals.provenance import AGAIN, doubt, run_of
 from mmfm.evals.records import KeptScore, Row, Samples, SplitSamples, paths_of
 from mmfm.evals.resampling import Statistic
@@ -113,6 +114,8 @@ def _add(one: ScoredRun, file: Path, prefix: str) -> None:
         one.rows[prefix + row.split, row.task, row.metric] = row
     for name, split in kept.splits.items():
         one.splits[prefix + name] = split
+        for metric, known in split.metrics.items():
+            learn(metric, known)
         for score in split.scores:
             key = (prefix + name, score.task, score.metric)
             paired = one.kept[key] = _paired(score, split.items, beside)

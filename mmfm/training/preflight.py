@@ -17,6 +17,7 @@ from mmfm.data.sample import text_of
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards, check_holds
 from mmfm.data.splits import asked_and_more, is_remote, shards_of, splits_of
+from mmfm.evals.suite import read_suite, root_of
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.text_limits import check_window
 from mmfm.runtime.files import Manifest
@@ -144,6 +145,15 @@ def _check_val(run: Run, opener: Opener) -> None:
     able = any(shards.held[name] for name in reads) or ("text" in reads and inside)
     told = f"data.val={run.data.val}: none of its {len(shards)} samples has what this run reads"
     require(able or not run.eval.every_steps, f"{told} ({', '.join(sorted(reads))}); name other shards, or none")
+
+
+def check_suites(run: Run) -> None:
+    """The suites that are scored during training: their files, which are executed, and the folders of their data."""
+    for path in run.eval.suites:
+        try:
+            root_of(read_suite(path))
+        except UserError as why:
+            raise UserError(f"eval.suites: {why}") from None
 
 
 def _check_splits(run: Run, opener: Opener) -> None:
