@@ -15,9 +15,11 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 MOMENTS = ("step", "saving", "saved")  # after an update; between two files of a checkpoint; when it is whole
@@ -233,6 +235,43 @@ def together(entries: Sequence[Entry]) -> dict[int, tuple[list[str], list[float]
     return {step: (keys[step], [sum(shares) for shares in zip(*losses[step], strict=True)]) for step in steps}
 
 
+class Forked(subprocess.Popen):
+    """A further rank: a child of the first, as one that it starts, but with all imports; it waits for its environment."""
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self.args, self.stdin, self.stdout, self.stderr = "rank", None, None, None
+        self.returncode, self._child_created, self._waitpid_lock = None, True, threading.Lock()
+        gate, self.gate = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(gate)
+            return
+        os.close(self.gate)
+        os.setpgid(0, 0)
+        with open(gate) as told:
+            environment = told.read()
+        if not environment:  # the first has ended before it started any
+            os._exit(0)
+        os.environ.update(json.loads(environment))
+        for handle in (0, 1):
+            os.dup2(os.open(os.devnull, os.O_RDWR), handle)
+        sys.exit(work())
+
+    def begin(self, environment: Mapping[str, str]) -> "Forked":
+        with open(self.gate, "w") as told:
+            json.dump(dict(environment), told)
+        return self
+
+
+def fork_ranks(count: int, work: Callable[[], int]) -> None:
+    """Ranks are forked here instead of being started, with the environment that they would be started with."""
+    from mmfm.runtime import launch
+
+    waiting = [Forked(work) for _ in range(1, count)]
+    begin = lambda command, env, **_: waiting.pop(0).begin(env)  # noqa: E731
+    launch.subprocess = SimpleNamespace(**(vars(subprocess) | {"Popen": begin}))  # type: ignore[attr-defined]
+
+
 def one_life(folder: Path, number: int, life: Life) -> int:
     """`mmfm train`, with a diary and a fate."""
     from mmfm.__main__ import main
@@ -240,6 +279,8 @@ def one_life(folder: Path, number: int, life: Life) -> int:
     from mmfm.training import fit
 
     rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not rank:
+        fork_ranks(life.devices, lambda: one_life(folder, number, life))
     pages = os.open(folder / "diary.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     last = {"step": 0, "files": 0}
 
@@ -323,14 +364,10 @@ PATCHES = {"": lambda life: None, "nan": patch_nan, "estimate": patch_estimate}
 
 def main(folder: Path) -> None:
     lives = [Life(**life) for life in json.loads((folder / "lives.json").read_text())]
-    if "DOOMED_LIFE" in os.environ:  # a rank after the first
-        number = int(os.environ["DOOMED_LIFE"])
-        sys.exit(one_life(folder, number, lives[number]))
     import mmfm.training.fit  # noqa: F401  once for all lives
 
     statuses = []
     for number, life in enumerate(lives):
-        os.environ["DOOMED_LIFE"] = str(number)
         if not (child := os.fork()):
             os.setsid()
             os.dup2(os.open(folder / f"said-{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
