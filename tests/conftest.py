@@ -10,9 +10,9 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import jaxtyping
+import checked
 
-jaxtyping.install_import_hook("mmfm", "beartype.beartype")
+checked.install("mmfm")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

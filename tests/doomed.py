@@ -236,7 +236,7 @@ def together(entries: Sequence[Entry]) -> dict[int, tuple[list[str], list[float]
 
 
 class Forked(subprocess.Popen):
-    """A further rank: a child of the first, as one that it starts, but with all imports; it waits for its environment."""
+    """A further rank: a child of the first, as one that it starts, with all imports; it waits for its environment."""
 
     def __init__(self, work: Callable[[], int]) -> None:
         self.args, self.stdin, self.stdout, self.stderr = "rank", None, None, None

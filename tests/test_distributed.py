@@ -30,7 +30,7 @@ FILLED = (
     Generative(task="text>image~"),
     Generative(task="text>image", condition_dropout=0.3),
 )
-MIXTURES = range(12)
+MIXTURES = range(6)
 ROWS = list(range(SIZE))
 SHARES = {
     "two in order": [ROWS[:8], ROWS[8:]],
