@@ -235,6 +235,15 @@ def together(entries: Sequence[Entry]) -> dict[int, tuple[list[str], list[float]
     return {step: (keys[step], [sum(shares) for shares in zip(*losses[step], strict=True)]) for step in steps}
 
 
+def import_once() -> None:
+    """All that a run imports, for those that are forked from here."""
+    import torch.utils.tensorboard  # noqa: F401
+    import tyro  # noqa: F401
+
+    import mmfm.cli
+    import mmfm.training.fit  # noqa: F401
+
+
 class Forked(subprocess.Popen):
     """A further rank: a child of the first, as one that it starts, with all imports; it waits for its environment."""
 
@@ -364,8 +373,7 @@ PATCHES = {"": lambda life: None, "nan": patch_nan, "estimate": patch_estimate}
 
 def main(folder: Path) -> None:
     lives = [Life(**life) for life in json.loads((folder / "lives.json").read_text())]
-    import mmfm.training.fit  # noqa: F401  once for all lives
-
+    import_once()
     statuses = []
     for number, life in enumerate(lives):
         if not (child := os.fork()):

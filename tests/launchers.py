@@ -8,6 +8,7 @@ environment that it is given, and writes their exit statuses. One process import
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,16 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from doomed import plain_environment
+from doomed import import_once, plain_environment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One process: what its launcher tells it, its words after `mmfm train CONFIG`, and what is odd about it."""
+    """One process: what its launcher tells it, its words after `mmfm train CONFIG`, what is odd about it, and what is
+    removed of the folder before it starts."""
 
     told: Mapping[str, str]
     words: Sequence[str] = ()
     odd: str = ""
+    gone: str = ""
 
 
 def torchrun(rank: int, size: int, port: int, **more: str) -> dict[str, str]:
@@ -117,11 +120,12 @@ def main(folder: Path) -> None:
     if "STARTED_AS" in os.environ:  # by a rank that started others
         number, at = map(int, os.environ["STARTED_AS"].split())
         sys.exit(work(folder, starts[number][at]))
-    import mmfm.training.fit  # noqa: F401  once for all ranks
-
+    import_once()
     statuses: list[list[int]] = []
     for number, ranks in enumerate(starts):
         children: list[int] = []
+        for gone in (rank["gone"] for rank in ranks if rank["gone"]):
+            shutil.rmtree(folder / gone)
         for at, rank in enumerate(ranks):
             if not (child := os.fork()):
                 os.setsid()

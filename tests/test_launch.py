@@ -219,8 +219,9 @@ def starts() -> dict[str, list[Rank]]:
     port, words = free_port, {}
 
     def pair(name: str, one: dict[str, str], other: dict[str, str], *more: str, odd: str = "", last: Any = ()) -> None:
-        run = ("--name", name.split(":")[0], *more)
-        words[name] = [Rank(told=one, words=run), Rank(told=other, words=(*run, *last), odd=odd)]
+        run, what = name.split(":")[0], ("--name", name.split(":")[0], *more)
+        gone = f"runs/{run}/checkpoints/step-{STEPS:08d}" if RESUME[0] in more else ""
+        words[name] = [Rank(told=one, words=what, gone=gone), Rank(told=other, words=(*what, *last), odd=odd)]
 
     words["own"] = [Rank(told={}, words=("--name", "own", *TWO))]
     at = port()
@@ -245,12 +246,7 @@ def starts() -> dict[str, list[Rank]]:
 def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[tuple[int, str, str]]]]:
     folder, wanted = tmp_path_factory.mktemp("started"), starts()
     doomed.toy(folder, optim=Optim(steps=STEPS, lr=3e-3, warmup_steps=2), save_every_steps=SAVE)
-    fresh = [name for name in wanted if ":" not in name]
-    found = dict(zip(fresh, start(folder, [wanted[name] for name in fresh]), strict=True))
-    for name in ("torchrun", "nodes"):
-        checkpoint.shutil.rmtree(checkpoint.folder_of(folder / "runs" / name, STEPS))
-    again = [name for name in wanted if ":" in name]
-    return folder, found | dict(zip(again, start(folder, [wanted[name] for name in again]), strict=True))
+    return folder, dict(zip(wanted, start(folder, list(wanted.values())), strict=True))
 
 
 @pytest.mark.parametrize("name", ["torchrun", "srun", "nodes"])
