@@ -14,6 +14,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -190,6 +191,7 @@ def chance_median_rank(relevant: Int[np.ndarray, " n"], items: int) -> float:
     return float(k)
 
 
+@lru_cache(maxsize=1 << 14)
 def normalised(text: str) -> str:
     """The rule for comparing texts: NFC, case folded, white space collapsed, and one final full stop taken off."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split()).removesuffix(".").rstrip()

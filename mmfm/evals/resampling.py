@@ -5,6 +5,7 @@ drawn and bring all their rows with them: rows of one item are no independent ev
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +31,24 @@ def numbered(clusters: Sequence[str], n: int) -> Int[np.ndarray, " n"] | None:
 def drawn(n: int, clusters: Int[np.ndarray, " n"] | None, bootstrap: Bootstrap) -> Iterator[Int[np.ndarray, "r rows"]]:
     """The rows of each resample, so many resamples at once as have room. Clusters are drawn whole; where their sizes
     differ resamples come one by one, since each has a number of rows of its own."""
-    generator = np.random.Generator(np.random.Philox(bootstrap.seed))
     count = n if clusters is None else int(clusters.max()) + 1
     chunk = max(1, DRAWS_AT_ONCE // n)
+    every = _few_draws if bootstrap.resamples <= chunk else _draws
+    for chosen in every(count, chunk, bootstrap):
+        yield from (chosen,) if clusters is None else _rows_of(chosen, clusters)
+
+
+def _draws(count: int, chunk: int, bootstrap: Bootstrap) -> Iterator[Int[np.ndarray, "r count"]]:
+    generator = np.random.Generator(np.random.Philox(bootstrap.seed))
     for done in range(0, bootstrap.resamples, chunk):
         size = min(chunk, bootstrap.resamples - done)
-        chosen = generator.integers(0, count, size=(size, count), dtype=np.int32)
-        yield from (chosen,) if clusters is None else _rows_of(chosen, clusters)
+        yield generator.integers(0, count, size=(size, count), dtype=np.int32)
+
+
+@lru_cache(maxsize=4)
+def _few_draws(count: int, chunk: int, bootstrap: Bootstrap) -> list[np.ndarray]:
+    """The same, kept: all figures over as many items are resampled alike."""
+    return list(_draws(count, chunk, bootstrap))
 
 
 def _rows_of(chosen: Int[np.ndarray, "r count"], clusters: Int[np.ndarray, " n"]) -> Iterator[np.ndarray]:
