@@ -20,11 +20,14 @@ from mmfm.datasets.numbers_plan import name
 from mmfm.evals.judges import digits
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.contract import NAMES, Judge, Trained, heard, joined, spelled
-from mmfm.evals.judges.figures import is_number, read_right, same_speaker, word_errors
+from mmfm.evals.judges.figures import is_number, read_right, word_errors
 from mmfm.evals.judges.whisper import Whisper
 from mmfm.evals.metrics import Bootstrap
 from mmfm.preprocessing.image import resize
 from mmfm.pretrained import wheels
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+from speaker import same_speaker
 
 WANTED = ["forty-two", "seven", "sixty", "ninety-nine"]
 

@@ -14,8 +14,10 @@ from torchmetrics.image.kid import poly_mmd
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from mmfm.config import UserError
-from mmfm.evals.judges import speaker
-from mmfm.evals.judges.distances import features, frechet, kid, mmd
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import speaker
+from distances import features, frechet, kid, mmd
 
 Pair = tuple[np.ndarray, np.ndarray]
 

@@ -21,7 +21,6 @@ from mmfm.config import Optim, Run, UserError
 from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
 from mmfm.evals.metrics import Score, mean, mean_per_class, median, ratio
-from mmfm.evals.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
 from mmfm.evals.records import Scores, SplitDetails
 from mmfm.evals.resampling import Bootstrap, resampled
 from mmfm.evals.results import finish, row_of, samples_of
@@ -30,6 +29,7 @@ from mmfm.evals.split import SampleInfo, Split
 from mmfm.report.compare import compare
 from mmfm.report.compare_page import unbroken
 from mmfm.report.comparison import HOLM, board_of, letter, p_value, sentences
+from mmfm.report.paired import discordant, estimated, holm, least_p, mcnemar, sign_flips
 from mmfm.report.report import write_report
 from mmfm.report.scored_runs import read_contenders
 

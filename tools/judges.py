@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import scipy
 import sklearn
+import speaker
 import torch
 import torchaudio
 import transformers
+from distances import features, frechet, kid
 from measure import commit, write_report
+from speaker import same_speaker
 from torch import Tensor
 
 from mmfm.data.shards import Shards
 from mmfm.datasets import espeak
-from mmfm.evals.judges import speaker
 from mmfm.evals.judges.choose import judge
-from mmfm.evals.judges.distances import features, frechet, kid
-from mmfm.evals.judges.figures import is_number, read_right, same_speaker, word_errors
+from mmfm.evals.judges.figures import is_number, read_right, word_errors
 from mmfm.evals.judges.speech_sounds import through_mel
 from mmfm.evals.metrics import Bootstrap, Score
 from mmfm.preprocessing.audio import decode_audio

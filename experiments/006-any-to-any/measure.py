@@ -28,8 +28,7 @@ from mmfm.data.shards import Shards
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.contract import Judge, seen
 from mmfm.evals.judges.digits import halves
-from mmfm.evals.judges.figures import is_number, read_right, same_speaker
-from mmfm.evals.judges.speaker import nearer, speaker
+from mmfm.evals.judges.figures import is_number, read_right
 from mmfm.evals.metrics import Bootstrap, Score, mean
 from mmfm.inference.interface import Interface, Sound
 from mmfm.inference.media_files import files_of, write_files
@@ -39,6 +38,7 @@ sys.path.append(str(ROOT / "tools"))  # of scripts that are run, not imported
 from experiment import setting  # noqa: E402
 from gather import END, cell  # noqa: E402
 from readme import between  # noqa: E402
+from speaker import nearer, same_speaker, speaker  # noqa: E402
 
 RUN = "runs/any"
 BEGIN = "<!-- results: written by measure.py -->"

@@ -13,8 +13,8 @@ import numpy as np
 
 from mmfm.config import require
 from mmfm.evals.metrics_table import better, is_headline, is_share, label
-from mmfm.evals.paired import Outcome, discordant, estimated, holm, least_p, sign_flips, summed
 from mmfm.evals.resampling import Bootstrap, numbered, resampled
+from mmfm.report.paired import Outcome, discordant, estimated, holm, least_p, sign_flips, summed
 from mmfm.report.run_record import headline_first
 from mmfm.report.scored_runs import Key, Paired, ScoredRun, differing
 

@@ -16,11 +16,14 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from mmfm.data.shards import Shards
 from mmfm.datasets import numbers
-from mmfm.evals.judges import make, speaker
+from mmfm.evals.judges import make
 from mmfm.evals.judges.choose import judge
 from mmfm.evals.judges.speech_sounds import through_mel
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import picture
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import speaker
 
 Samples = tuple[list[Tensor], list[str]]
 

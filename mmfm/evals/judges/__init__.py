@@ -1,1 +1,1 @@
-"""Judges: readers of pictures and sounds that no model here has seen, and distances between real and made ones."""
+"""Judges: readers of pictures and sounds that no model here has seen."""

@@ -13,8 +13,6 @@ from mmfm.config import require
 from mmfm.evals.judges.contract import NAMES, OTHER
 from mmfm.evals.metrics import Score, error_rate, letters, mean, ratio
 
-NEARER = 0.9  # of the other voices must be farther than the prompt's
-
 
 def read_right(task: str, judge: str, wanted: Sequence[str], read: Sequence[str], items: Sequence[str] = ()) -> Score:
     """The share of things in which just the wanted caption was read. items: what each is called."""
@@ -40,12 +38,6 @@ def word_errors(task: str, judge: str, wanted: Sequence[str], read: Sequence[str
 def _words(text: str) -> list[str]:
     """Of a text; a judge's sign for something else is a word too many, and not silence."""
     return [word for part in text.split() for word in ([part] if part == OTHER else letters(part).split())]
-
-
-def same_speaker(task: str, nearer: Float[np.ndarray, " n"], items: Sequence[str] = ()) -> Score:
-    """The share of answers whose voice is nearer to their prompt's than to NEARER of others (`speaker.nearer`)."""
-    require(len(nearer) > 0, f"{task}: no voice was compared; a figure needs at least one answer")
-    return _figure(task, "speaker/nearer", (nearer >= NEARER - 1e-6).astype(float), 1 - NEARER, items)
 
 
 def _figure(task: str, metric: str, values: Float[np.ndarray, " n"], chance: float, items: Sequence[str]) -> Score:

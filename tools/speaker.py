@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -18,12 +19,14 @@ from torchaudio.functional import melscale_fbanks
 
 from mmfm.config import UserError, require
 from mmfm.evals.judges.contract import RATE_HZ, heard
+from mmfm.evals.metrics import Score, mean
 
 BINS, WIDTH, LAYERS, WINDOW, HOP = 40, 256, 3, 400, 160
 FRAMES, STEP, COVERED = 160, 77, 0.75  # of a part; from one to the next; how much of the last must be real
 LOUDNESS = 10 ** (-30 / 20)  # root mean square; quieter sounds are raised to it
 UNUSED = {"similarity_weight", "similarity_bias"}  # of the loss that it was trained with
 INSTALL = "pip install --no-deps resemblyzer"
+NEARER = 0.9  # of the other voices must be farther than the prompt's
 
 
 class VoiceEncoder(nn.Module):
@@ -113,3 +116,10 @@ def nearer(
     own, theirs = (answers * prompts).sum(1, keepdim=True), answers @ others.T
     won = (theirs < own).float() + 0.5 * (theirs == own).float()
     return (won * keep).sum(1) / keep.sum(1)
+
+
+def same_speaker(task: str, found: Float[np.ndarray, " n"], items: Sequence[str] = ()) -> Score:
+    """The share of answers whose voice is nearer to their prompt's than to NEARER of others (`nearer`)."""
+    require(len(found) > 0, f"{task}: no voice was compared; a figure needs at least one answer")
+    told = {"task": task, "metric": "speaker/nearer", "n": len(found), "chance": 1 - NEARER, "items": tuple(items)}
+    return Score(**told, statistic=mean((found >= NEARER - 1e-6).astype(float)))
