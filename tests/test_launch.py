@@ -224,6 +224,7 @@ def starts() -> dict[str, list[Rank]]:
         words[name] = [Rank(told=one, words=what, gone=gone), Rank(told=other, words=(*what, *last), odd=odd)]
 
     words["own"] = [Rank(told={}, words=("--name", "own", *TWO))]
+    words["parts"] = [Rank(told={}, words=("--name", "parts", *TWO, "--optim.micro-batch", "3"))]
     at = port()
     pair("torchrun", torchrun(0, 2, at), torchrun(1, 2, at))
     pair("srun", srun(0, 2, os.getpid()), srun(1, 2, os.getpid()), *TWO)
@@ -262,6 +263,15 @@ def test_launched_ranks_train_one_run(started, name):
     assert json.loads((folder / "runs" / name / "run.json").read_text())["devices"] == 2
     if name == "srun":
         assert doomed.final_weights(folder, name) == doomed.final_weights(folder, "own")
+
+
+def test_two_ranks_that_read_in_parts_train_the_same(started):
+    """Without DistributedDataParallel: gradients are reduced once a step, when all parts are done."""
+    folder, found = started
+    assert [status for status, _, _ in found["parts"]] == [0], found["parts"]
+    whole, parts = (json.loads((folder / "runs" / name / "metrics.jsonl").read_text()) for name in ("own", "parts"))
+    for name in (name for name in whole if name.startswith("loss") or name == "grad_norm"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-3), name
 
 
 @pytest.mark.parametrize(

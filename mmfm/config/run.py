@@ -115,6 +115,7 @@ class Optim(Checked):
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: int = 0  # samples of a rank that the model reads at once, contrasts still see the batch; 0: all
     param_groups: tuple[ParamGroup, ...] = ()  # of several that match a parameter the last one counts
 
     def __post_init__(self) -> None:
@@ -129,6 +130,8 @@ class Optim(Checked):
         require(not self.extends or long, f"{told} than warmup_steps={self.warmup_steps}")
         require(not self.extends or self.warmup_steps > 0, "Optim.extends warms up again; warmup_steps must be above 0")
         require(0 <= self.min_lr_ratio <= 1, f"Optim.min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
+        told = f"Optim.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
+        require(self.micro_batch >= 0, told)
         require(self.weight_decay >= 0, f"Optim.weight_decay={self.weight_decay} must not be negative")
         told = f"Optim.betas={self.betas} must be at least 0 and below 1 each"
         require(all(0 <= beta < 1 for beta in self.betas), told)
@@ -191,6 +194,8 @@ class Run(Checked):
         )
         plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
+        told = "Optim.micro_batch reads a batch in parts, and objectives of one's own take it whole; set it to 0"
+        require(not (self.optim.micro_batch and self.objectives), told)
         names = [item.name for item in self.terms]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 

@@ -104,3 +104,23 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         items = {name: item.to(device) for name, item in self.items.items()}
         return replace(self, items=items, positive_ids=self.positive_ids.to(device))
+
+    def parts(self, size: int) -> "list[Batch]":
+        """Its samples in order, so many to each part."""
+        return [self._part(start, min(start + size, self.size)) for start in range(0, self.size, size)]
+
+    def _part(self, start: int, stop: int) -> "Batch":
+        items = {}
+        for name, item in self.items.items():
+            index = ((item.rows >= start) & (item.rows < stop)).nonzero().squeeze(1)
+            if len(index):
+                taken = item.take(index)
+                items[name] = replace(taken, rows=taken.rows - start)
+        return Batch(
+            size=stop - start,
+            items=items,
+            positive_ids=self.positive_ids[start:stop],
+            keys=self.keys[start:stop],
+            texts=self.texts[start:stop],
+            truncated=tuple(row - start for row in self.truncated if start <= row < stop),
+        )

@@ -1,4 +1,4 @@
-"""The generative loss: cross-entropy of target tokens, a mean over all ranks' targets, computed in tiles of tokens.
+"""The generative loss: cross-entropy of target tokens, computed in tiles of tokens.
 
 Letters: n tokens, w width, v vocabulary. The logits of all tokens, n x v, are never held.
 """
@@ -9,29 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmfm.objectives.contrastive_loss import ALONE
-from mmfm.runtime.distributed import Collective
-
 TILE_MB = 32.0  # of one tile of logits; two of them live at a time
 
 
 def linear_cross_entropy(
-    states: Float[Tensor, "n w"],
-    weight: Float[Tensor, "v w"],
-    labels: Int[Tensor, " n"],
-    ranks: Collective = ALONE,
-    tile_mb: float = TILE_MB,
+    states: Float[Tensor, "n w"], weight: Float[Tensor, "v w"], labels: Int[Tensor, " n"], tile_mb: float = TILE_MB
 ) -> Float[Tensor, ""]:
-    """This rank's share of the mean negative log-likelihood per token, in nats, over the tokens of all ranks, where
-    `weight` maps a state to logits. Single precision or better, whatever the weights are."""
-    count = ranks.all_reduce_sum(torch.tensor(len(labels), device=states.device)).clamp(min=1)
-    total = _LinearCrossEntropy.apply(states, weight, labels, tile_mb)
-    assert isinstance(total, Tensor)
-    return total / count.to(total.dtype)
+    """The sum of the tokens' negative log-likelihoods, in nats, where `weight` maps a state to logits. Single precision
+    or better, whatever the weights are."""
+    return _LinearCrossEntropy.apply(states, weight, labels, tile_mb)  # type: ignore[return-value]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The sum over tokens. Gradients are made in the forward, where the logits are; the table's adds up in single
+    """Gradients are made in the forward, where the logits are; the table's adds up in single
     precision or better, as adding tiles in bf16 would round each time."""
 
     @staticmethod

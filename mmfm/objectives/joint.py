@@ -49,6 +49,13 @@ class StepOutputs:
         return Pairs(a[both], b[torch.isin(b_rows, a_rows)], same)
 
 
+class Read(NamedTuple):
+    """What the passes over a batch gave, by task and by modality."""
+
+    outputs: Mapping[Task, PassOutput | None]
+    embedded: Mapping[str, Embedded]
+
+
 class Objectives(nn.Module):
     """`forward(batch)` gives each objective's share of its loss, unweighted; the shares of all ranks add up.
 
@@ -65,11 +72,21 @@ class Objectives(nn.Module):
         self.weights = {item.name: item.weight for item in run.terms}
         self.alone = [Task((name,), None) for name in embedded_modalities(run, list(model.towers))]
         self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
+        self.embedded = [task.sources[0] for task in self.alone]
         for task in (*self.alone, *self.passes):
             check_towers(task, list(model.towers))
             check_codecs(task, list(model.codecs))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        read = self.read(batch)
+        counts = self.joined(self.counts(batch, read))
+        with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
+            losses = self.contrasts(batch, read.embedded) | self.sums(batch, read, counts)
+            losses |= {item.name: _own_loss(item, self._step(batch, read)) for item in self.own}
+            return {name: losses[name] + self._zero() for name in self.weights}
+
+    def read(self, batch: Batch) -> Read:
+        """What all passes of a step give."""
         planned = {task: plan_task(self.model, task, batch, item) for task, item in self.passes.items()}
         rest = {task: plan_task(self.model, task, batch, exclude=self._covered(task, planned)) for task in self.alone}
         passes = [one for one in (*planned.values(), *rest.values()) if one is not None]
@@ -79,13 +96,36 @@ class Objectives(nn.Module):
             task.sources[0]: self._embedded([outputs[one] for one in self._embedding(task)] + [made.get(id(one))])
             for task, one in rest.items()
         }
-        step = StepOutputs(self.model, batch, self.ranks, {str(task): o for task, o in outputs.items()}, embedded)
-        with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
-            losses = {item.name: self._contrast(item, step) for item in self.contrast}
-            losses |= {item.name: self._write(outputs[task]) for task, item in self.write.items()}
-            losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
-            losses |= {item.name: _own_loss(item, step) for item in self.own}
-            return {name: loss + self._zero() for name, loss in losses.items()}
+        return Read(outputs, embedded)
+
+    def counts(self, batch: Batch, read: Read) -> dict[str, int]:
+        """What losses that are means divide by: target tokens, and items for a codec."""
+        tokens = {
+            item.name: 0 if (one := read.outputs[task]) is None else len(one.labels)
+            for task, item in self.write.items()
+        }
+        items = {item.name: batch.items.get(item.modality) for item in self.reconstruct}
+        return tokens | {name: 0 if one is None else len(one.rows) for name, one in items.items()}
+
+    def joined(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """The counts of all ranks."""
+        total = self.ranks.all_reduce_sum(torch.tensor([*counts.values()], dtype=torch.int64, device=self.model.device))
+        return dict(zip(counts, total.clamp(min=1), strict=True))
+
+    def contrasts(self, batch: Batch, embedded: Mapping[str, Embedded]) -> dict[str, Float[Tensor, ""]]:
+        step = self._step(batch, Read({}, embedded))
+        return {item.name: self._contrast(item, step) for item in self.contrast}
+
+    def sums(self, batch: Batch, read: Read, counts: Mapping[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Losses that add up over samples, so that parts of a batch may be read one by one."""
+        losses = {item.name: self._write(read.outputs[task]) for task, item in self.write.items()}
+        losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
+        return {name: loss / counts[name].to(loss.dtype) for name, loss in losses.items()}
+
+    def _step(self, batch: Batch, read: Read) -> StepOutputs:
+        return StepOutputs(
+            self.model, batch, self.ranks, {str(task): o for task, o in read.outputs.items()}, read.embedded
+        )
 
     def total(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         """What to run backward on. DDP averages gradients over ranks, so this rank's share counts `size` times."""
@@ -112,15 +152,15 @@ class Objectives(nn.Module):
         """Of every sample with the modality, the embedding of the first pass that gives it."""
         found = [one for one in outputs if one is not None]
         if not found:
-            return self._nothing()
+            return self.nothing()
         rows, x = torch.cat([one.rows for one in found]), torch.cat([one.embedding for one in found])
         order = rows.argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = rows[order][1:] != rows[order][:-1]
         return x[order][first], rows[order][first]
 
-    def _nothing(self) -> Embedded:
-        # A leaf that wants a gradient: the backward of the gather is a collective, and every rank must enter it.
+    def nothing(self) -> Embedded:
+        """No embeddings, of no samples."""
         z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
         return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
 
@@ -129,21 +169,20 @@ class Objectives(nn.Module):
         return CONTRAST[item.loss](*step.pairs(*item.pair), scale, bias, self.ranks)
 
     def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the items of all ranks of what the codec's losses add up to."""
+        """The sum over items of what the codec's losses add up to."""
         items = batch.items.get(item.modality)
-        count = torch.tensor(0 if items is None else len(items.rows), device=self.model.device)
         share = 0 * next(self.model.codecs[item.modality].parameters()).sum()
         if items is not None:
             raw = items.raw or Raw(items.x, items.keep)
             codec = cast(Trainable, self.model.codec(item.modality))
             share = share + sum(codec.losses(raw.x, raw.keep, items.draws).values())
-        return share / self.ranks.all_reduce_sum(count).clamp(min=1).to(share.dtype)
+        return share
 
     def _write(self, output: PassOutput | None) -> Float[Tensor, ""]:
         weight = self.model.output_weight
         states = weight[:0] if output is None else output.states
         labels = torch.zeros(0, dtype=torch.int64, device=self.model.device) if output is None else output.labels
-        return linear_cross_entropy(states, weight, labels, self.ranks)
+        return linear_cross_entropy(states, weight, labels)
 
 
 def embedded_modalities(run: Run, towers: Sequence[str]) -> list[str]:

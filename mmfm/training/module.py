@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from mmfm.data.stream import TrainStream
 from mmfm.models import checkpoint as checkpoints
 from mmfm.models.best import read_best
 from mmfm.models.model import UnifiedModel
+from mmfm.objectives.grad_cache import backward_in_parts, reduce_gradients
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, joined_if_many
@@ -56,8 +58,26 @@ class JointModule(L.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
         torch.manual_seed(step_seed(self.run.seed, self.global_step, self.global_rank))
+        if self.run.optim.micro_batch:
+            return self._step_in_parts(batch)
         losses = self.objectives(batch)
         return {"loss": self.objectives.total(losses), "losses": {k: v.detach() for k, v in losses.items()}}
+
+    def _step_in_parts(self, batch: Batch) -> dict[str, Any]:
+        """All of the backward too: Lightning, which would run one of its own, finds the gradients made."""
+        self.zero_grad()
+        losses = backward_in_parts(self.objectives, batch, self.run.optim.micro_batch)
+        reduce_gradients(self.objectives, self.objectives.ranks)
+        return {"loss": self.objectives.total(losses), "losses": losses}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if not self.run.optim.micro_batch:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """After the step in parts this would be too late."""
+        if not self.run.optim.micro_batch:
+            super().optimizer_zero_grad(*args, **kwargs)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optim = self.run.optim
@@ -150,6 +170,12 @@ class StreamData(L.LightningDataModule):
             )
         stream.consumed = self.start = state_dict["consumed"]
         stream.health.load(state_dict["health"])
+
+
+class Unwrapped(DDPStrategy):
+    """Ranks whose module stays as it is: a step in parts reduces its gradients once, when all parts are done."""
+
+    def configure_ddp(self) -> None: ...
 
 
 class Met(ClusterEnvironment):
