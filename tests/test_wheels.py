@@ -2,7 +2,7 @@
 
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +223,9 @@ def pairs_together(rows: torch.Tensor, heads: int) -> torch.Tensor:
     return rows[order]
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, *, family: str = "llama", pre: str = "smollm") -> Path:
+def write_gguf(
+    path: Path, model: LlamaForCausalLM, *, family: str = "llama", pre: str = "smollm", tokens: Sequence[str] = TOKENS
+) -> Path:
     """A gguf file of a small Llama, written by gguf's own writer."""
     cfg, writer = model.config, GGUFWriter(path, family)
     writer.add_vocab_size(cfg.vocab_size)
@@ -237,8 +239,8 @@ def write_gguf(path: Path, model: LlamaForCausalLM, *, family: str = "llama", pr
     writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, *[1] * (len(TOKENS) - 1)])
+    writer.add_token_list(list(tokens))
+    writer.add_token_types([3, *[1] * (len(tokens) - 1)])
     writer.add_token_merges(["a b", "Ġ Ġ"])
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id):
         add(0)
@@ -257,9 +259,9 @@ def write_gguf(path: Path, model: LlamaForCausalLM, *, family: str = "llama", pr
     return path
 
 
-def small_llama() -> LlamaForCausalLM:
+def small_llama(**more: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    model = LlamaForCausalLM(LlamaConfig(**(LLAMA | more)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter))
