@@ -408,13 +408,14 @@ def test_nothing_is_unpickled(copy, tmp_path):
 def test_a_second_writing_is_refused_unless_forced(model, copy):
     """What is there stays to the byte; force replaces a bundle, and never another folder."""
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    with pytest.raises(UserError, match=r"copy exists; give another folder, or --force"):
+    with pytest.raises(UserError, match=r"copy exists; name another folder, or --force"):
         mmfm.save_bundle(model, copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     mmfm.save_bundle(model, copy, ("text",), force=True)
     assert not (copy / "image.safetensors").exists() and [path.name for path in copy.parent.iterdir()] == ["copy"]
     (other := copy.parent / "thesis").mkdir()
-    with pytest.raises(UserError, match="thesis is no model's folder, and is not replaced"):
+    (other / "chapter").touch()
+    with pytest.raises(UserError, match="thesis is no folder that mmfm exported or imported, and is not replaced"):
         mmfm.save_bundle(model, other, force=True)
 
 

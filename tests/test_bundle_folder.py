@@ -36,6 +36,7 @@ def maker() -> Interface:
 
 @pytest.fixture(scope="module")
 def codecs(maker, tmp_path_factory) -> Path:
+    hf.register()
     return mmfm.save_bundle(maker, tmp_path_factory.mktemp("codecs") / "toy")
 
 

@@ -160,7 +160,7 @@ def test_what_stands_there_is_not_lost(run, tmp_path):
     foreign.mkdir()
     (foreign / "chapter.txt").write_text("years")
     for force in (False, True):  # a remedy that would be refused is not offered
-        with pytest.raises(UserError, match=r"thesis holds no export.json, so it is no export and is not replaced"):
+        with pytest.raises(UserError, match=r"thesis is no folder that mmfm exported or imported, and is not replaced"):
             export(run, "torch_export", foreign, force=force)
     with pytest.raises(UserError, match=r"--modality video: this model has no such tower; it has image, audio, text"):
         export(run, "onnx", tmp_path / "new", modalities=("video",))

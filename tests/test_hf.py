@@ -275,7 +275,7 @@ def test_weights_of_another_model_are_an_error_not_a_warning(made, tmp_path, cha
 
 
 def test_a_folder_is_written_whole_or_not_at_all(made, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="exists; give another folder, or --force"):
+    with pytest.raises(UserError, match="exists; name another folder, or --force"):
         mmfm.save_bundle(made.model, made.folder)
     monkeypatch.setattr("mmfm.export.hf.folder.generation", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):

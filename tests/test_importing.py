@@ -479,8 +479,8 @@ def test_the_command_tells_what_it_did(tmp_path, capsys):
             r"source is a vit, which our trunk cannot be; it can be a llama, mistral, qwen2, qwen3",
         ),
         (["clip", "out"], r"clip can be image or text; say --modality image\|text"),
-        (["source", "source"], r"source is no model's folder, and is not replaced; give another folder"),
-        (["source", "source", "--force"], r"source is no model's folder, and is not replaced"),
+        (["source", "source"], r"source is no folder that mmfm exported or imported, and is not replaced; name"),
+        (["source", "source", "--force"], r"source is no folder that mmfm exported or imported, and is not"),
         (["open_clip:ViT-B-32", "out", "--modality", "image"], r"write open_clip:ViT-B-32/TAG with a TAG of"),
     ],
 )

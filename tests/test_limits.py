@@ -315,8 +315,8 @@ def test_doctor_finds_them(shard, long_text: str) -> None:
 
 def test_exports_read_as_much() -> None:
     """What transformers, open_clip and other runtimes are told of a text is the limit that the model keeps to."""
-    from mmfm.export.hf.tokenizer import hf_tokenizer, reading_tokenizer
     from mmfm.export.tensors import contract
+    from mmfm.export.tokenizer import hf_tokenizer, reading_tokenizer
 
     run = run_of(5, contrastive=PAIRS[:1])
     model = interface_of(run)

@@ -13,10 +13,11 @@ from torch import Tensor
 from mmfm.config import MODALITIES, Run, require
 from mmfm.config.task import parse_writing
 from mmfm.export.card import card
+from mmfm.export.folder import export_folder, refuse
 from mmfm.export.hf.folder import write_settings
 from mmfm.export.hf.parity import check_transformers
 from mmfm.inference.bundle import golden
-from mmfm.inference.bundle.contents import FILES, FORMAT, GOLDEN, INDEX, READER, Bundle, is_bundle
+from mmfm.inference.bundle.contents import FILES, FORMAT, GOLDEN, INDEX, READER, Bundle
 from mmfm.inference.bundle.encoder import BundledEncoder, only
 from mmfm.inference.bundle.load import CORE, from_pretrained, load_encoder
 from mmfm.inference.bundle.without_paths import TOKENIZER, public, unpinned
@@ -24,7 +25,7 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.files import manifest, output_folder, sync_folder, write_file
+from mmfm.runtime.files import manifest, sync_folder, write_file
 
 Weights = dict[str, dict[str, Tensor]]  # by component, then by name
 Files = dict[str, bytes | Mapping[str, Tensor]]  # a safetensors file for tensors
@@ -44,7 +45,7 @@ def save_bundle(
     require(bool(set(chosen) & set(MODALITIES)), "a bundle needs at least one modality; name image, audio or text")
     dtype = model.core.dtype
     require(dtype.itemsize >= 4, f"a model in {dtype} has lost what a bundle should keep; save the one in float32")
-    check_free(Path(folder), force)
+    refuse(Path(folder), force)
     was = model.training
     try:
         weights, files, bundle = _contents(model.eval(), chosen)
@@ -136,8 +137,7 @@ def write_whole(
     for it by name; what it raises, and Ctrl-C, leave nothing behind. A folder that `force` replaces stays until the new
     one is whole. `weights` is emptied once it is written, so that they are held once.
     """
-    check_free(folder, force)
-    with output_folder(folder) as temporary:
+    with export_folder(folder, force) as temporary:
         write_settings(bundle, tokenizer, temporary)
         _write(temporary, {**_named(weights), **files})
         weights.clear()
@@ -163,13 +163,6 @@ def _named(weights: Weights) -> Files:
     places = {name: part for part, found in theirs.items() for name in found}
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
     return {**parts, INDEX: (json.dumps(index, indent=2) + "\n").encode()}
-
-
-def check_free(folder: Path, force: bool) -> None:
-    """A UserError where something is that must not be replaced."""
-    if folder.exists():
-        require(is_bundle(folder), f"{folder} is no model's folder, and is not replaced; give another folder")
-        require(force, f"{folder} exists; give another folder, or --force to replace it")
 
 
 def _write(folder: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> None:

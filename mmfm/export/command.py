@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmfm.config import UserError, Vit, require
-from mmfm.export.bundle import check_free, save_bundle
+from mmfm.export.bundle import save_bundle
 from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
 from mmfm.export.open_source import open_model, whole
 from mmfm.inference.bundle.contents import is_trunk
@@ -32,7 +32,7 @@ def export(
     require(to == "hf" or not part, f"--part {part} is for --to hf; leave it out")
     if to == "hf" and (part == "trunk" or is_trunk(run)):
         return _trunk(run, out, step, force)
-    check_free(out, force) if to == "hf" else refuse(out, force)
+    refuse(out, force)
     model = open_model(run, step)
     chosen = chosen_of(model, modalities)
     if to == "hf":

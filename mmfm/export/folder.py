@@ -1,4 +1,4 @@
-"""What `mmfm export` writes: a folder that is there whole or not at all, and says in export.json what it is."""
+"""A folder that is there whole or not at all; `mmfm export` says in its export.json what it wrote for other tools."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mmfm.config import require
+from mmfm.inference.bundle.contents import FILES
 from mmfm.runtime.files import output_folder
 
 ABOUT = "export.json"
+MARKS = (ABOUT, FILES, "bundle.json")  # of what `mmfm export` and `mmfm import` write, or did in an earlier format
 
 
 @contextmanager
@@ -26,8 +28,8 @@ def refuse(out: Path, force: bool) -> None:
     require(out.name not in ("", ".", ".."), f"{out} cannot be replaced; name a folder to be made")
     if not out.exists():
         return
-    ours = out.is_dir() and ((out / ABOUT).is_file() or not any(out.iterdir()))
-    require(ours, f"{out} holds no {ABOUT}, so it is no export and is not replaced; name another folder")
+    ours = out.is_dir() and (any((out / mark).is_file() for mark in MARKS) or not any(out.iterdir()))
+    require(ours, f"{out} is no folder that mmfm exported or imported, and is not replaced; name another folder")
     require(force, f"{out} exists; name another folder, or --force replaces it")
 
 

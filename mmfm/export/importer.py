@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mmfm.config import MODALITIES, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
-from mmfm.export.bundle import Files, Weights, bundle_of, check_free, sha256, write_whole
+from mmfm.export.bundle import Files, Weights, bundle_of, sha256, write_whole
+from mmfm.export.folder import refuse
 from mmfm.export.parity_report import ParityReport, Run, compare, with_long_item
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import GOLDEN, READER, Bundle, Part, around
@@ -53,7 +54,7 @@ def import_source(
     layout: "native" makes it a part of ours, "wrapped" keeps its module, "auto" does the first where it can. Raises
     UserError where the source cannot be had, the layout has no place for it, or the numbers differ: then nothing stays.
     """
-    check_free(Path(out), force)
+    refuse(Path(out), force)
     refuse_unsafe()
     kind = modality or modality_of(source)
     require(kind in (*MODALITIES, "trunk"), f"--modality {kind!r} is none of {', '.join((*MODALITIES, 'trunk'))}")

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from mmfm.config import Trunk, require
 from mmfm.data.batch import Tokens
 from mmfm.data.vocabulary import Vocabulary
-from mmfm.export.hf.tokenizer import hf_tokenizer
 from mmfm.export.open_source import open_model
+from mmfm.export.tokenizer import hf_tokenizer
 from mmfm.inference.bundle.contents import is_trunk, read_bundle
 from mmfm.inference.bundle.load import load_trunk
 from mmfm.inference.bundle.without_paths import TOKENIZER

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from mmfm.config import AudioPreprocess, ImagePreprocess, Run, UserError, require
+from mmfm.config import AudioPreprocess, Data, ImagePreprocess, Run, UserError, require
 from mmfm.data.batch import Batch, Items
 from mmfm.data.decode import Example, collate, contracts_of, shape_of
 from mmfm.inference.processing import WORDS, Sound, Things
@@ -28,6 +28,17 @@ from mmfm.preprocessing.validation import (
     picture_given,
     texts_given,
 )
+
+
+def read_thing(contract: ImagePreprocess | AudioPreprocess, thing: Any, data: Data) -> Tensor:
+    """A picture or sound as this contract wants it, cut and decoded as `data` says. UserError for what is neither."""
+    if isinstance(contract, ImagePreprocess):
+        return load_picture(picture_given(thing), **shape_of(contract), exact=data.exact_decode)
+    length = {"rate_hz": contract.rate_hz, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
+    if isinstance(thing, str | Path):
+        return load_audio(thing, **length)
+    wave, from_hz = (thing.wave, thing.rate_hz) if isinstance(thing, Sound) else (thing, contract.rate_hz)
+    return clip_given(wave, from_hz=from_hz, **length)
 
 
 class Processor:
@@ -98,15 +109,7 @@ class Processor:
         return towers[modality]
 
     def _read(self, contract: ImagePreprocess | AudioPreprocess, thing: Any) -> Tensor:
-        """A picture or sound as this contract wants it."""
-        data = self.run.data
-        if isinstance(contract, ImagePreprocess):
-            return load_picture(picture_given(thing), **shape_of(contract), exact=data.exact_decode)
-        length = {"rate_hz": contract.rate_hz, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
-        if isinstance(thing, str | Path):
-            return load_audio(thing, **length)
-        wave, from_hz = (thing.wave, thing.rate_hz) if isinstance(thing, Sound) else (thing, contract.rate_hz)
-        return clip_given(wave, from_hz=from_hz, **length)
+        return read_thing(contract, thing, self.run.data)
 
     def batch(self, samples: Sequence[Things]) -> Batch:
         """A batch of these samples, which may hold several things of a modality, for towers and codecs alike. What is

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from mmfm.config import Run
 from mmfm.export.hf.config import MMFMConfig, config_of
 from mmfm.export.hf.processing import PROCESSOR, MMFMFeatureExtractor, MMFMImageProcessor
-from mmfm.export.hf.tokenizer import hf_tokenizer, reading_tokenizer
+from mmfm.export.tokenizer import hf_tokenizer, reading_tokenizer
 from mmfm.inference.bundle.contents import Bundle
 from mmfm.preprocessing.tokenizer import Tokenizer
 

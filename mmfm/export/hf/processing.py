@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, ProcessorMixin
 
 from mmfm.compat.transformers import BaseImageProcessor, BatchFeature, SequenceFeatureExtractor, processor_keywords
-from mmfm.config import ImagePreprocess, require
+from mmfm.config import AudioPreprocess, Data, ImagePreprocess, require
 from mmfm.config.serialization import parse
-from mmfm.data.decode import shape_of
 from mmfm.export.hf.arguments import PICTURES, SOUNDS, check_arguments, check_kind
 from mmfm.export.hf.stub import Foreign, auto_map
-from mmfm.preprocessing.image import load_picture
-from mmfm.preprocessing.validation import clip_given, padded, picture_given
+from mmfm.inference.processing import Sound
+from mmfm.inference.processor import read_thing
+from mmfm.preprocessing.validation import padded
 
 PROCESSOR = {"processor_class": "MMFMProcessor", "auto_map": auto_map(AutoProcessor="MMFMProcessor")}
 PARTS = {"image_processor": "image", "feature_extractor": "audio"}
@@ -40,10 +40,9 @@ class MMFMImageProcessor(Foreign, BaseImageProcessor):
         """One picture or many: of Pillow, or uint8 [height, width, channels] (numpy), or uint8 [c, h, w] (torch)."""
         check_arguments(kwargs, self.preprocess, "this image processor", PICTURES)
         check_kind(return_tensors)
-        shape = shape_of(self.contract)
-        given = [_picture(image) for image in _flat(images)]
-        size = [shape[name] for name in ("channels", "height_px", "width_px")]
-        made = [load_picture(picture, **shape, exact=self.exact_decode) for picture in given]
+        contract, data = self.contract, Data(exact_decode=self.exact_decode)
+        made = [read_thing(contract, _picture(image), data) for image in _flat(images)]
+        size = contract.channels, contract.height_px, contract.width_px
         x = torch.stack(made) if made else torch.zeros(0, *size, dtype=torch.uint8)
         return BatchFeature({"pixel_values": x if return_tensors in (None, "pt") else x.numpy()})
 
@@ -100,10 +99,10 @@ class MMFMFeatureExtractor(Foreign, SequenceFeatureExtractor):
     def _wave(self, clip: Any, sampling_rate: int | None) -> Tensor:
         if isinstance(clip, Mapping):
             clip, sampling_rate = clip["array"], clip["sampling_rate"]
-        from_hz, length = int(sampling_rate or self.sampling_rate), (self.max_seconds, self.crop_seconds)
-        how = dict(zip(("max_seconds", "crop_seconds"), length, strict=True))
+        data = Data(max_seconds=self.max_seconds, crop_seconds=self.crop_seconds)
         wave = np.asarray(clip, np.float32) if isinstance(clip, list | tuple) else clip
-        return clip_given(wave, from_hz=from_hz, rate_hz=self.sampling_rate, **how)
+        sound = Sound(wave, int(sampling_rate or self.sampling_rate))
+        return read_thing(AudioPreprocess(rate_hz=self.sampling_rate), sound, data)
 
 
 class MMFMProcessor(Foreign, ProcessorMixin):
@@ -171,4 +170,4 @@ def _flat(images: Any) -> list[Any]:
 
 def _picture(image: Any) -> Any:
     """torch's pictures have their channels first here."""
-    return picture_given(image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image)
+    return image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
