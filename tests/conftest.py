@@ -33,6 +33,15 @@ def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
 
 
+# Files that take a minute or so begin before the many that take seconds: Makefile gives each file to one process.
+FIRST = ("launch", "traps", "edge_inputs", "train", "tasks_any", "export", "build", "stream", "eval_ranks", "adapt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in FIRST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 Samples = Mapping[str, Mapping[str, bytes]]
 
 

@@ -258,7 +258,7 @@ class Forked(subprocess.Popen):
         os.close(self.gate)
         os.setpgid(0, 0)
         with open(gate) as told:
-            environment = told.read()
+            environment = told.readline()  # to the end it would wait for the other ranks, which hold this open too
         if not environment:  # the first has ended before it started any
             os._exit(0)
         os.environ.update(json.loads(environment))
@@ -268,7 +268,7 @@ class Forked(subprocess.Popen):
 
     def begin(self, environment: Mapping[str, str]) -> "Forked":
         with open(self.gate, "w") as told:
-            json.dump(dict(environment), told)
+            print(json.dumps(dict(environment)), file=told)
         return self
 
 

@@ -183,7 +183,6 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(4)]
 
 
-@pytest.mark.xdist_group("processes")  # which are started once for all
 @pytest.mark.parametrize("name", SHARES)
 def test_processes_under_ddp_equal_one(processes: list[dict], name: str) -> None:
     """Each objective's loss, and after DDP's averaging every parameter's gradient, is that of the whole batch."""

@@ -35,7 +35,6 @@ from mmfm.inference.interface import Sound
 from mmfm.models.checkpoint import save
 from mmfm.models.model import build
 
-pytestmark = pytest.mark.xdist_group("edges")  # one process for all: what they export is exported once
 DIM = 8
 ELSEWHERE = "/elsewhere/private"
 RATE = 16_000

@@ -26,8 +26,6 @@ from mmfm.runtime.distributed import Said, agree, attend, difference, from_first
 from mmfm.runtime.launch import HERE, STARTED, Launch, first_process, launched
 from mmfm.training.fit import of_launch, status_of
 
-pytestmark = pytest.mark.xdist_group("launch")  # one process for all: their ranks are started once
-
 SLURM = srun(1, 4, 7)
 MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
 

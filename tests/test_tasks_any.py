@@ -19,7 +19,6 @@ from mmfm.objectives.continuation import with_halves
 from mmfm.objectives.joint import Objectives
 from mmfm.objectives.task_pass import forward_task
 
-pytestmark = pytest.mark.xdist_group("by heart")  # one process for all: what they ask has learned once
 IMAGE = ImageCodec(height_px=8, width_px=16, channels=1, patch_px=4, levels=(3, 3), width=8, depth=1)
 AUDIO = AudioCodec(mel=Mel(bins=16), frame_stack=4, levels=(3, 3), width=16, depth=1)
 STEP = 640  # samples of one audio code

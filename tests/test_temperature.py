@@ -49,7 +49,9 @@ def test_it_goes_as_in_open_clip_over_many_steps(start: float) -> None:
         with torch.no_grad():
             theirs.clamp_(0, math.log(100))
         reached.append(float(ours.scale(name).detach()))
-        assert reached[-1] == pytest.approx(float(theirs.detach().exp()), rel=1e-4), step
+        assert reached[-1] == pytest.approx(float(theirs.detach().exp()), rel=3e-4), (
+            step
+        )  # Adam divides what rounding leaves of gradients near zero
     assert max(reached[:50]) == pytest.approx(100, rel=1e-3) and min(reached[50:]) < 5
 
 

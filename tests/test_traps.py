@@ -28,8 +28,6 @@ from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.runtime import process
 from mmfm.training import callbacks, fit, module
 
-pytestmark = pytest.mark.xdist_group("traps")  # one process for all: their lives are lived once
-
 STEPS, SAVE = 16, 5
 LIVES = [
     Life(name="whole"),
