@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,8 +40,8 @@ def forgotten():
 class WordRecall(Metric):
     """Words of the first reference that are written, of all of its words."""
 
-    unit: ClassVar[str] = "share"
-    higher_is_better: ClassVar[bool | None] = True
+    unit = "share"
+    higher_is_better = True
     made: str = "right"
 
     def values(self, first: Any, second: Any) -> Any:

@@ -6,7 +6,6 @@ Of answers with one score each is as likely to come first, so a model that tells
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -26,11 +25,11 @@ def expected(above: np.ndarray, tied: np.ndarray, right: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True, kw_only=True)
 class ReciprocalRank(Metric):
-    of: ClassVar[str] = "ranking"
-    label: ClassVar[str] = "MRR"
-    meaning: ClassVar[str] = "one over the rank of the first match"
-    higher_is_better: ClassVar[bool | None] = True
-    chance_of: ClassVar[str] = "a random order"
+    of = "ranking"
+    label = "MRR"
+    meaning = "one over the rank of the first match"
+    higher_is_better = True
+    chance_of = "a random order"
 
     def values(self, scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
         best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mmfm.config.base import Checked, UserError, require
 
@@ -184,7 +184,7 @@ class Metric(Extension):
     [n, items], some rows at a time. `chance(first, second)`, of all rows or the first so many, is what guessing gives.
     """
 
-    of: ClassVar[str] = "texts"
+    of: ClassVar[Literal["texts", "ranking"]] = "texts"
     label: ClassVar[str] = ""
     meaning: ClassVar[str] = ""
     unit: ClassVar[str] = "number"
@@ -200,10 +200,10 @@ class Metric(Extension):
         """In results: that of the class."""
         return type(self).__name__
 
-    def values(self, first: Any, second: Any) -> Any:
+    def values(self, first: Any, second: Any, /) -> Any:
         raise NotImplementedError
 
-    def chance(self, first: Any, second: Any) -> float:
+    def chance(self, first: Any, second: Any, /) -> float:
         return float("nan")
 
 

@@ -1,7 +1,7 @@
 """Metrics of one's own (`mmfm.config.Metric`): their scores beside those of mmfm, and what results keep of them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -62,7 +62,7 @@ def _record(metric: Metric) -> OwnMetric:
         of=metric.of,
         label=metric.label or metric.name,
         meaning=metric.meaning,
-        unit=metric.unit,
+        unit=cast(Unit, metric.unit),
         higher_is_better=metric.higher_is_better,
         headline=metric.headline,
         chance=metric.chance_of,
