@@ -7,7 +7,7 @@ import torch
 from toys import toy_model
 
 from mmfm.config import Optim, UserError
-from mmfm.training.lr_schedule import rate_factor, warm_cosine
+from mmfm.training.lr_schedule import rate_factor
 from mmfm.training.optimizer import adamw, parameter_groups
 
 
@@ -37,10 +37,26 @@ def test_what_is_frozen_is_in_no_group():
     assert not chosen & {id(p) for p in model.towers["image"].parameters()}
 
 
-@pytest.mark.parametrize(("step", "factor"), [(0, 1 / 11), (9, 10 / 11), (10, 1.0), (55, 0.55), (100, 0.1), (500, 0.1)])
-def test_the_schedule_at_its_corners(step, factor):
-    """Rises over ten steps, is half-way between peak and floor in the middle, and stays at the floor."""
-    assert warm_cosine(step, warmup=10, total=100, floor=0.1) == pytest.approx(factor)
+CORNERS = {
+    "cosine": {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 0.55, 100: 0.1, 500: 0.1},
+    "wsd": {0: 1 / 11, 10: 1.0, 82: 1.0, 84: 1 - 0.9 / 3, 100: 0.1, 500: 0.1},
+    "constant": {0: 1 / 11, 9: 10 / 11, 10: 1.0, 100: 1.0},
+    "inverse_sqrt": {9: 10 / 11, 10: 1.0, 40: 0.1 + 0.9 * 0.5, 90: 0.1 + 0.9 / 3},
+}
+
+
+@pytest.mark.parametrize("schedule", CORNERS)
+def test_a_schedule_at_its_corners(schedule):
+    """A peak of 1 after ten steps of a hundred and a floor of a tenth; "wsd" falls over the last 18 of 90 steps, by a third
+    after a ninth of them."""
+    optim = Optim(steps=100, warmup_steps=10, min_lr_ratio=0.1, schedule=schedule, decay_fraction=0.2)
+    for step, factor in CORNERS[schedule].items():
+        assert rate_factor(step, optim) == pytest.approx(factor), step
+
+
+def test_a_schedule_goes_on_from_where_the_one_before_ended():
+    optim = Optim(steps=300, extends=(100,), warmup_steps=10, schedule="constant")
+    assert [rate_factor(step, optim) for step in (99, 100, 105, 110, 299)] == [1.0] * 5
 
 
 def test_a_schedule_that_follows_rises_from_the_floor_and_falls_again():
@@ -64,7 +80,7 @@ def test_schedules_that_do_not_follow_each_other_are_refused(wrong):
 def test_adamw_follows_algorithm_2():
     """Three steps on one matrix and one vector equal AdamW as published (arXiv 1711.05101), written out here."""
     layer = torch.nn.Linear(3, 2).double()
-    optim = Optim(steps=10, warmup_steps=0, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98))
+    optim = Optim(steps=10, warmup_steps=0, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-3)
     optimizer = adamw(layer, optim)
     values = {"weight": layer.weight.detach().clone(), "bias": layer.bias.detach().clone()}
     first, second = ({name: torch.zeros_like(value) for name, value in values.items()} for _ in range(2))
@@ -77,7 +93,7 @@ def test_adamw_follows_algorithm_2():
             first[name] = 0.9 * first[name] + 0.1 * gradient
             second[name] = 0.98 * second[name] + 0.02 * gradient**2
             decay = 0.1 if name == "weight" else 0.0
-            moment = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.98**step)).sqrt() + 1e-8)
+            moment = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.98**step)).sqrt() + 1e-3)
             values[name] = values[name] * (1 - 0.01 * decay) - 0.01 * moment
         optimizer.step()
     for name, parameter in layer.named_parameters():

@@ -110,9 +110,12 @@ class Optim(Checked):
     extends: tuple[int, ...] = ()  # where earlier schedules ended: steps=3000, extends=(1000,) lengthens 1000
     lr: float = 1e-3
     warmup_steps: int = 100
-    min_lr_ratio: float = 0.01  # of the peak, at the end of the cosine
+    schedule: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = "cosine"  # after the warm-up
+    decay_fraction: float = 0.2  # of "wsd": the last steps, in which the rate falls
+    min_lr_ratio: float = 0.01  # of the peak, below which no schedule falls
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
     max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: int = 0  # samples of a rank that the model reads at once, contrasts still see the batch; 0: all
@@ -129,6 +132,9 @@ class Optim(Checked):
         long = all(after - before > self.warmup_steps for before, after in pairwise(ends))
         require(not self.extends or long, f"{told} than warmup_steps={self.warmup_steps}")
         require(not self.extends or self.warmup_steps > 0, "Optim.extends warms up again; warmup_steps must be above 0")
+        told = f"Optim.decay_fraction={self.decay_fraction} must be above 0 and at most 1"
+        require(0 < self.decay_fraction <= 1, told)
+        require(self.eps > 0, f"Optim.eps={self.eps} must be above 0")
         require(0 <= self.min_lr_ratio <= 1, f"Optim.min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
         told = f"Optim.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
         require(self.micro_batch >= 0, told)

@@ -135,7 +135,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) as one fused kernel per group, each at its own rate."""
     groups = parameter_groups(model, optim, factor, plain)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def set_learning(model: UnifiedModel, run: Run) -> Learning:
