@@ -47,8 +47,8 @@ CORNERS = {
 
 @pytest.mark.parametrize("schedule", CORNERS)
 def test_a_schedule_at_its_corners(schedule):
-    """A peak of 1 after ten steps of a hundred and a floor of a tenth; "wsd" falls over the last 18 of 90 steps, by a third
-    after a ninth of them."""
+    """A peak of 1 after ten steps of a hundred and a floor of a tenth; "wsd" falls over the last 18 of 90 steps, by a
+    third after a ninth of them."""
     optim = Optim(steps=100, warmup_steps=10, min_lr_ratio=0.1, schedule=schedule, decay_fraction=0.2)
     for step, factor in CORNERS[schedule].items():
         assert rate_factor(step, optim) == pytest.approx(factor), step
