@@ -10,6 +10,7 @@ JOBS ?= 2
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/pip --disable-pip-version-check install --no-compile $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 NUMBERS := data/numbers
 RUN := runs/quickstart
@@ -29,10 +30,10 @@ test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-slow: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/slow
+	$(PYTEST) tests/slow
 
 test-newest:
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=

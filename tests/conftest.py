@@ -34,7 +34,9 @@ def pytest_runtest_setup() -> None:
 
 
 # Files that take a minute or so begin before the many that take seconds: Makefile gives each file to one process.
-FIRST = ("launch", "traps", "edge_inputs", "train", "tasks_any", "export", "build", "stream", "eval_ranks", "adapt")
+FIRST = (
+    "resume", "launch", "traps", "edge_inputs", "train", "tasks_any", "export", "build", "stream", "eval_ranks",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

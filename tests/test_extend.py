@@ -94,26 +94,32 @@ def test_a_run_with_all_of_it(run, monkeypatch):
 def alone(code: str, *words: object) -> str:
     """What a process that knows of no extension says; without the tests' own check of annotations."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, mmfm; {code}", *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-c", f"import sys, mmfm\n{code}", *map(str, words)], capture_output=True, text=True
     )
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
 
-def opened_alone(run: Path, *files: Path) -> str:
-    return alone("mmfm.load(sys.argv[1], extensions=sys.argv[2:]); print('opened')", run, *files)
+OPEN = """
+from mmfm.config import UserError
+for given in ([], *([path] for path in sys.argv[2:])):
+    try:
+        mmfm.load(sys.argv[1], extensions=given)
+        print("opened")
+    except UserError as why:
+        print(why)
+"""
 
 
 def test_a_saved_run_asks_for_its_file(run, tmp_path):
     """Never found by itself, not even inside the run's folder or at its old place; refused when it has changed."""
-    mine = tmp_path / "mine.py"
-    source = (EXAMPLES / "margin_loss.py").read_text()
-    mine.write_text(source)
+    mine, changed, source = tmp_path / "mine.py", tmp_path / "other" / "mine.py", EXAMPLES / "margin_loss.py"
+    changed.parent.mkdir()
+    for path, more in ((mine, ""), (changed, "\n# changed\n")):
+        path.write_text(source.read_text() + more)
     fit.train(replace(run, objectives=(extend.execute(mine).MarginLoss(),)))
-    (run.folder / "mine.py").write_text(source)
-    assert "--extension mine.py" in opened_alone(run.folder)
-    assert opened_alone(run.folder, mine) == "opened"
-    mine.write_text(source + "\n# changed\n")
-    assert "mine.py is not as it was" in opened_alone(run.folder, mine)
+    (run.folder / "mine.py").write_text(source.read_text())
+    bare, other, right = alone(OPEN, run.folder, changed, mine).splitlines()
+    assert "--extension mine.py" in bare and "mine.py is not as it was" in other and right == "opened"
 
 
 def test_what_cannot_be_one(run, tmp_path, capfd):
