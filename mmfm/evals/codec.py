@@ -90,10 +90,7 @@ def picture_values(
 
 
 def sound_values(
-    found: Float[Tensor, "n samples"],
-    wanted: Float[Tensor, "n samples"],
-    keep: Bool[Tensor, "n samples"],
-    rate_hz: int,
+    found: Float[Tensor, "n samples"], wanted: Float[Tensor, "n samples"], keep: Bool[Tensor, "n samples"], rate_hz: int
 ) -> Values:
     """`losses.spectral_distance`, STOI (Taal et al. 2011; nan where a sound is too short), and SI-SDR in dB
     (arXiv 1811.02508; it asks for the same phases, which a vocoder of magnitudes does not give)."""

@@ -50,39 +50,33 @@ class Metric:
 
 headline = partial(Metric, headline=True)
 lower = partial(Metric, higher_is_better=False)
+leading = partial(Metric, headline=True, during_training=True)
 lower_headline = partial(Metric, higher_is_better=False, headline=True)
 neither = partial(Metric, higher_is_better=None)
 ORDER, SILENCE, CONSTANT = "a random order", "silence", "the best constant answer"
 BYTES, CODES, ONE_CODE = "bytes that are equally likely", "codes that are equally likely", "one code alone"
 GREY, NOISE = "plain grey", "noise as loud"
 METRICS: dict[str, Metric] = {
-    "acc@1": headline(
-        "acc@1",
-        "right at the first guess",
-        CLASSES,
-        during_training=True,
-        chance=ORDER,
-        sentence="{value} of the {sources} named right",
+    "acc@1": leading(
+        "acc@1", "right at the first guess", CLASSES, chance=ORDER, sentence="{value} of the {sources} named right"
     ),
     "acc@5": Metric("acc@5", "right among five guesses", CLASSES, chance=ORDER),
     "mean_per_class": Metric("mean per class", "right at the first guess, mean of the classes", CLASSES, chance=ORDER),
     "mAP": headline("mAP", "average precision, mean of the classes", CLASSES, chance=ORDER),
-    "R@1": headline(
+    "R@1": leading(
         "R@1",
         "a match in first place",
         RETRIEVAL,
-        during_training=True,
         chance=ORDER,
         sentence="the right {target} ranked first for {value} of the {sources}",
     ),
     "R@5": Metric("R@5", "a match among the first 5", RETRIEVAL, chance=ORDER),
     "R@10": Metric("R@10", "a match among the first 10", RETRIEVAL, chance=ORDER),
     "median_rank": lower("median rank", "of the first match", RETRIEVAL, unit="rank", chance=ORDER),
-    "exact_match": headline(
+    "exact_match": leading(
         "exact match",
         "written word for word",
         WRITING,
-        during_training=True,
         chance=SILENCE,
         sentence="{value} of the texts of the {sources} written exactly",
     ),
@@ -124,14 +118,7 @@ METRICS: dict[str, Metric] = {
     "masked_acc@15": headline(
         "masked_acc@15", "right ids where 15 % are hidden", FILLING, chance="ids that are equally likely"
     ),
-    "psnr": headline(
-        "PSNR",
-        "dB between a picture and what is decoded of its codes",
-        CODECS,
-        unit="dB",
-        during_training=True,
-        chance=GREY,
-    ),
+    "psnr": leading("PSNR", "dB between a picture and what is decoded of its codes", CODECS, unit="dB", chance=GREY),
     "ssim": headline("SSIM", "likeness of structure; 1 is the same picture", CODECS, unit="number", chance=GREY),
     "spectral_distance": lower_headline(
         "spectral distance",

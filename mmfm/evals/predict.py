@@ -26,12 +26,7 @@ from mmfm.data.sample import Sample, label_of, modalities
 from mmfm.data.worker_transfer import Piped, handed_over, taken
 from mmfm.evals.gather import shared
 from mmfm.evals.reading import Read, Reader, held_by
-from mmfm.evals.split import (
-    ALONE,
-    SampleInfo,
-    Samples,
-    Watch,
-)
+from mmfm.evals.split import ALONE, SampleInfo, Samples, Watch
 from mmfm.preprocessing import BadSample
 from mmfm.runtime import machine
 from mmfm.runtime.distributed import Collective
