@@ -1,12 +1,15 @@
 """One folder for mmfm, the hub and transformers: what each reads of it, and that both must agree before it appears."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from exported import Exported, export, full_run
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from test_bundle import rewrite
@@ -152,3 +155,15 @@ def test_a_run_without_a_tower_of_text_is_a_folder(tmp_path):
     made = export(tmp_path, full_run(text=None))
     assert mmfm.load(made.folder, device="cpu").tasks == made.model.tasks
     assert AutoTokenizer.from_pretrained(made.folder)("a").input_ids[0] == made.model.core.vocabulary.begin("text")
+
+
+@pytest.mark.parametrize("without", ["", "audio", "image audio"])
+def test_the_lines_of_its_readme_run(tmp_path, without):
+    """Both blocks, as they stand but for the folder's name."""
+    made = export(tmp_path, full_run(**dict.fromkeys(without.split())))
+    blocks = re.findall(r"^```python\n(.*?)^```$", (made.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    picture, wave = Image.fromarray(np.zeros((9, 9, 3), np.uint8)), np.zeros(4_000, np.float32)
+    for block in blocks:
+        exec(block.replace("FOLDER", str(made.folder)), {"picture": picture, "wave": wave})
+    assert len(blocks) == 2 and blocks[1].count("_features(") == len(made.model.modalities)
+    assert blocks[1].count("writer.generate(") == len({">text", "image>text"} & set(made.model.tasks))

@@ -1,6 +1,6 @@
 """What stands beside the weights in a model's folder: what it is, and how it is opened, in lines that can be copied."""
 
-from mmfm.config import MODALITIES
+from mmfm.export.hf.folder import WRITER
 from mmfm.inference.bundle.contents import Bundle
 
 PART = """---
@@ -37,21 +37,21 @@ encoder = mmfm.load_encoder("{first}", "FOLDER")  # reads only what it needs
 
 ```python
 import mmfm.export.hf
-from transformers import {autos}
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 mmfm.export.hf.register()
+model = AutoModel.from_pretrained("FOLDER")
+processor = AutoProcessor.from_pretrained("FOLDER")
 {lines}
 ```
 """
 CODECS = " What makes pictures and sounds of codes is in `codecs.safetensors`, which only mmfm reads."
-LINES = {
-    "image": (
-        'inputs = processor(images=[picture], text=["seven", "eight"], padding=True, return_tensors="pt")\n'
-        "model(**inputs).logits_per_image.softmax(-1)"
-    ),
-    "audio": 'model.get_audio_features(**processor(audio=[wave], return_tensors="pt")).pooler_output',
-    "text": 'model.get_text_features(**tokenizer(["seven", "eight"], padding=True, return_tensors="pt")).pooler_output',
-}
+EMBED = 'model.get_{}_features(**processor({}, padding=True, return_tensors="pt")).pooler_output'
+GIVEN = {"image": "images=[picture]", "audio": "audio=[wave]", "text": 'text=["seven", "eight"]'}
+WRITE = """\
+writer = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER"{subfolder})
+{lines}"""
 WORDS = {"image": "pictures", "audio": "sounds", "text": "text"}
 
 
@@ -61,7 +61,6 @@ def card(bundle: Bundle) -> str:
     if not bundle.whole:
         return PART.format(**about, holds=", ".join(bundle.components), use=_use(bundle))
     tasks = [item.task for item in bundle.run.generative]
-    autos, lines = _transformers(bundle, tasks)
     return MODEL.format(
         **about,
         tag="zero-shot-image-classification" if "image" in bundle.modalities else "feature-extraction",
@@ -70,8 +69,7 @@ def card(bundle: Bundle) -> str:
         dim=bundle.run.model.embed_dim,
         writes=f"; it writes {', '.join(f'`{task}`' for task in tasks)}" if tasks else "",
         codecs=CODECS if "codecs" in bundle.components else "",
-        autos=", ".join(autos),
-        lines="\n".join(lines),
+        lines="\n".join(_transformers(bundle, tasks)),
     )
 
 
@@ -82,19 +80,13 @@ def _use(bundle: Bundle) -> str:
     return f'encoder = mmfm.load_encoder("{bundle.modalities[0]}", "path/of/this/folder")'
 
 
-def _transformers(bundle: Bundle, tasks: list[str]) -> tuple[list[str], list[str]]:
-    """The classes to import, and what is done with them."""
-    reads = [name for name in MODALITIES if name in bundle.modalities]
-    lines = ['model = AutoModel.from_pretrained("FOLDER")', 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")']
-    lines += ['processor = AutoProcessor.from_pretrained("FOLDER")'] if set(reads) - {"text"} else []
-    lines += [LINES[name] for name in reads if name != "image" or "text" in reads]
-    autos = ["AutoModel", *(["AutoProcessor"] if set(reads) - {"text"} else []), "AutoTokenizer"]
-    if tasks:
-        tokenizer = "writing" if bundle.reader else "tokenizer"
-        autos.insert(1, "AutoModelForCausalLM")
-        lines += ['writer = AutoModelForCausalLM.from_pretrained("FOLDER")']
-        lines += ['writing = AutoTokenizer.from_pretrained("FOLDER", subfolder="writer")'] * bool(bundle.reader)
-        inputs = {">text": f'{tokenizer}("for", return_tensors="pt")'}
-        inputs |= {"image>text": 'processor(images=[picture], return_tensors="pt")'}
-        lines += [f"{tokenizer}.decode(writer.generate(**{inputs[task]})[0])" for task in inputs if task in tasks]
-    return autos, lines
+def _transformers(bundle: Bundle, tasks: list[str]) -> list[str]:
+    """What is done with the model, and with one that writes."""
+    lines = [EMBED.format(name, GIVEN[name]) for name in bundle.modalities]
+    inputs = {
+        ">text": 'tokenizer("for", return_tensors="pt")',
+        "image>text": f"processor({GIVEN['image']}, return_tensors='pt')",
+    }
+    ways = [f"tokenizer.decode(writer.generate(**{inputs[task]})[0])" for task in inputs if task in tasks]
+    subfolder = f', subfolder="{WRITER}"' * bool(bundle.reader)
+    return lines + [WRITE.format(subfolder=subfolder, lines="\n".join(ways))] * bool(ways)

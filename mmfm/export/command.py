@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmfm.config import UserError, Vit, require
-from mmfm.export.bundle import save_bundle
 from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
 from mmfm.export.open_source import open_model, whole
 from mmfm.inference.bundle.contents import is_trunk
@@ -36,6 +35,8 @@ def export(
     model = open_model(run, step)
     chosen = chosen_of(model, modalities)
     if to == "hf":
+        from mmfm.export.bundle import save_bundle
+
         whole(model, to)
         return save_bundle(model, out, chosen, force=force)
     with export_folder(out, force) as folder:
