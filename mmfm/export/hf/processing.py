@@ -100,7 +100,7 @@ class MMFMFeatureExtractor(Foreign, SequenceFeatureExtractor):
         if isinstance(clip, Mapping):
             clip, sampling_rate = clip["array"], clip["sampling_rate"]
         data = Data(max_seconds=self.max_seconds, crop_seconds=self.crop_seconds)
-        wave = np.asarray(clip, np.float32) if isinstance(clip, list | tuple) else clip
+        wave: Any = np.asarray(clip, np.float32) if isinstance(clip, list | tuple) else clip
         sound = Sound(wave, int(sampling_rate or self.sampling_rate))
         return read_thing(AudioPreprocess(rate_hz=self.sampling_rate), sound, data)
 

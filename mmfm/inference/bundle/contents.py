@@ -196,7 +196,6 @@ def start_from(part: Part, folder: str) -> Part:
 def around(name: str, part: Part) -> Run:
     """A run around a part alone: what the towers and the trunk that are not there would be is of no account."""
     small = Trunk(width=2, depth=1, heads=1, kv_heads=1)
-    trunk, towers = (part, {}) if isinstance(part, Trunk) else (small, {name: part})
-    empty: dict[str, Any] = {"image": None, "audio": None, "text": None}
-    model = Model(**(empty | towers), trunk=trunk, embed_dim=1)
+    parts: dict[str, Any] = {**dict.fromkeys(MODALITIES), "trunk": small, name: part}
+    model = Model(**parts, embed_dim=1)
     return public(Run(name="bundle", model=model, data=Data(exact_decode=True)))
