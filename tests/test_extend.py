@@ -110,6 +110,17 @@ for given in ([], *([path] for path in sys.argv[2:])):
 """
 
 
+READ = """
+from mmfm.config import UserError
+from mmfm.config.load import read_run
+for path in sys.argv[1:]:
+    try:
+        print(read_run(path).objectives[0].margin)
+    except UserError as why:
+        print(why)
+"""
+
+
 def test_a_saved_run_asks_for_its_file(run, tmp_path):
     """Never found by itself, not even inside the run's folder or at its old place; refused when it has changed."""
     mine, changed, source = tmp_path / "mine.py", tmp_path / "other" / "mine.py", EXAMPLES / "margin_loss.py"
@@ -187,10 +198,11 @@ def test_a_configuration_names_a_file_beside_it(tmp_path):
     """With the options that it has by default; "file.py:Name" of another kind is refused where it is given."""
     (tmp_path / "margin_loss.py").write_text((EXAMPLES / "margin_loss.py").read_text())
     text = "from mmfm.config import Run\ndef config():\n    return Run(name='a', {}=('margin_loss.py:MarginLoss',))\n"
-    show = "from mmfm.config.load import read_run; print(read_run(sys.argv[1]).objectives[0].margin)"
-    for field, told in (("objectives", "0.2"), ("callbacks", "has no Callback called 'MarginLoss'")):
-        (tmp_path / "run.py").write_text(text.format(field))
-        assert told in alone(show, tmp_path / "run.py")
+    fields = ("objectives", "callbacks")
+    for field in fields:
+        (tmp_path / f"{field}.py").write_text(text.format(field))
+    margin, refusal = alone(READ, *(tmp_path / f"{field}.py" for field in fields)).splitlines()
+    assert margin == "0.2" and "has no Callback called 'MarginLoss'" in refusal
 
 
 def test_the_configurations_of_the_project_are_a_package(monkeypatch):
