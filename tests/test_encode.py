@@ -175,9 +175,9 @@ def test_a_fingerprint_is_of_weights_and_shape() -> None:
     torch.manual_seed(0)
     codec = make_codec(PICTURES)
     mark = fingerprint(codec, PICTURES)
-    elsewhere = ImageCodec(**{**vars(PICTURES), "weights": "runs/codec"})
+    elsewhere = replace(PICTURES, weights="runs/codec")
     assert fingerprint(codec, elsewhere) == fingerprint(codec.double(), PICTURES) == mark
-    assert fingerprint(codec, ImageCodec(**{**vars(PICTURES), "levels": (5, 8)})) != mark
+    assert fingerprint(codec, replace(PICTURES, levels=(5, 8))) != mark
     with torch.no_grad():
         next(codec.parameters()).view(-1)[0] += 1e-3
     assert fingerprint(codec, PICTURES) != mark

@@ -163,12 +163,12 @@ def test_groups_are_of_like_lengths_and_hold_every_token_once() -> None:
     lengths = torch.randint(0, 91, (200,), generator=draw)
     real = torch.arange(90) < lengths[:, None]
     row = pack([Places(real)])
-    assert sorted(row.index.tolist()) == real.flatten().nonzero().squeeze(1).tolist()
-    assert sum(row.lengths) == len(row.index) and row.lengths == sorted(row.lengths)
+    assert sorted(row.source.tolist()) == real.flatten().nonzero().squeeze(1).tolist()
+    assert sum(row.lengths) == len(row.source) and row.lengths == sorted(row.lengths)
     for group in row.packed.groups:
         places = group.size[0] * group.size[1]
         assert places <= max(1.25 * (group.stop - group.start), group.stop - group.start + 4 * group.size[0])
-    x = torch.randn(len(row.index), 3)
+    x = torch.randn(len(row.source), 3)
     for group in row.packed.groups:
         part = x[group.start : group.stop]
         assert torch.equal(take(spread(part, group.places, group.size).flatten(0, 1), group.places), part)

@@ -151,8 +151,8 @@ class AudioConformer(nn.Module):
             return Tokens(self._read(x, keep, key_mask(keep), places, rows), keep)
         row = pack([Places(keep)])
         rows = None if rows is None else row.of(rows.expand_as(keep))
-        x = self._read(take(x.flatten(0, 1), row.index)[None], row.packed, row.packed, row.of(places), rows)
-        return Tokens(spread(x[0], row.index, (keep.shape[0], keep.shape[1])), keep)
+        x = self._read(take(x.flatten(0, 1), row.source)[None], row.packed, row.packed, row.of(places), rows)
+        return Tokens(spread(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
 
     def _read(
         self,

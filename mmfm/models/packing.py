@@ -114,17 +114,17 @@ class Places(NamedTuple):
 
 
 class Row(NamedTuple):
-    """index: which of all places, flattened and laid end to end, each token of the row is. where: for each table of
+    """source: which of all places, flattened and laid end to end, each token of the row is. where: for each table of
     `Places` the number of its token in the row, 0 where there is none. lengths: tokens of each sentence, rising."""
 
     packed: Packed
-    index: Int[Tensor, " m"]
+    source: Int[Tensor, " m"]
     where: list[Int[Tensor, "n time"]]
     lengths: list[int]
 
     def of(self, values: Shaped[Tensor, "n time"]) -> Shaped[Tensor, "1 m"]:
         """Of each token what a table says of its place."""
-        return values.flatten()[self.index][None]
+        return values.flatten()[self.source][None]
 
 
 def worth_packing(keep: Bool[Tensor, "n time"]) -> bool:

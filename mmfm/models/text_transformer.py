@@ -50,7 +50,7 @@ class TextTransformer(nn.Module):
         row = pack([Places(keep, self._sight(keep))])
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(row.of(ids), row.packed, row.of(places), rows)
-        return Tokens(spread(x[0], row.index, (keep.shape[0], keep.shape[1])), keep)
+        return Tokens(spread(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
 
     def _read(
         self,

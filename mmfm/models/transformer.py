@@ -117,13 +117,13 @@ class UnifiedTransformer(nn.Module):
         if self.window:
             self.check_window(max(int(count[:, -1].max()) for count in counts))
         x = torch.cat([torch.cat([part.tokens.x for part in parts], dim=1).flatten(0, 1) for parts in segments])
-        positions = torch.cat([(count - 1).clamp(min=0).flatten() for count in counts])[row.index][None]
+        positions = torch.cat([(count - 1).clamp(min=0).flatten() for count in counts])[row.source][None]
         noise = None
         seeds = [item.seeds for item in passes if item.seeds is not None]
         if len(seeds) == len(passes):
             each = [seed[:, None].expand_as(keep).flatten() for seed, keep in zip(seeds, keeps, strict=True)]
-            noise = DropoutKey(torch.cat(each)[row.index][None], positions)
-        return self.run(take(x, row.index)[None], row.packed, positions, noise=noise)[0], row.where
+            noise = DropoutKey(torch.cat(each)[row.source][None], positions)
+        return self.run(take(x, row.source)[None], row.packed, positions, noise=noise)[0], row.where
 
     def step(self, x: Float[Tensor, "batch 1 width"], cache: KVCache) -> Float[Tensor, "batch 1 width"]:
         """`forward` of one real, causal token for each row, without what only longer segments need."""

@@ -8,7 +8,7 @@ sample that holds fewer items than a task names may still take part, where its s
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Mention(NamedTuple):
 
     modality: str
     items: Items
-    index: Int[Tensor, " n"]
+    places: Int[Tensor, " n"]
 
 
 class Target(NamedTuple):
@@ -175,7 +175,7 @@ def _targets(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[Target 
         for one in writing
     ]
     written = _once(mentions, model.written)
-    targets = iter([_target(model, *each) for each in zip(writing, mentions, written, strict=True)])
+    targets = iter(_target(model, *each) for each in zip(writing, mentions, written, strict=True))
     return [None if one.task.target is None else next(targets) for one in passes]
 
 
@@ -186,19 +186,19 @@ def _once(mentions: Sequence[Mention], compute: Callable[[str, Items], Result]) 
         every.setdefault((one.modality, id(one.items)), []).append(one)
     made = {}
     for key, same in every.items():
-        index = same[0].index if len(same) == 1 else torch.cat([one.index for one in same]).unique()
+        index = same[0].places if len(same) == 1 else torch.cat([one.places for one in same]).unique()
         items = same[0].items
         made[key] = index, compute(key[0], items if len(index) == len(items.rows) else items.take(index))
-    return [_of_rows(*made[one.modality, id(one.items)], one.index) for one in mentions]
+    return [_of_rows(one.places, *made[one.modality, id(one.items)]) for one in mentions]
 
 
-def _of_rows(have: Int[Tensor, " n"], result: Result, index: Int[Tensor, " m"]) -> Result:
+def _of_rows(index: Int[Tensor, " m"], have: Int[Tensor, " n"], result: Result) -> Result:
     """The rows of `index` out of a result for those of `have`; both rise."""
     if len(have) == len(index):
         return result
     at = torch.searchsorted(have, index)
 
-    def each(value):
+    def each(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.index_select(0, at)
         return type(value)(*map(each, value)) if isinstance(value, tuple) else value
@@ -220,7 +220,7 @@ def _dropped(segments: list[Segment], one: PlannedPass) -> list[Segment]:
 
 
 def _target(model: UnifiedModel, one: PlannedPass, mention: Mention, written: Ids) -> Target:
-    modality, items = mention.modality, mention.items.take(mention.index)
+    modality, items = mention.modality, mention.items.take(mention.places)
     if one.task.fill:
         hidden = masked_places(written.keep, one.seeds, one.objective)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
