@@ -119,6 +119,7 @@ class Optim(Checked):
     max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: int = 0  # samples of a rank that the model reads at once, contrasts still see the batch; 0: all
+    activation_checkpointing: bool = False  # blocks compute their activations again in backward, and keep none
     param_groups: tuple[ParamGroup, ...] = ()  # of several that match a parameter the last one counts
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from mmfm.models.layers import (
     DropoutKey,
     KeyMask,
     Mlp,
+    Recomputed,
     RelativeKeys,
     key_mask,
     positions_of,
@@ -110,7 +111,7 @@ class ConvModule(nn.Module):
         return self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(Recomputed):
     """Half a feed-forward, attention, convolution, half a feed-forward."""
 
     def __init__(self, cfg: config.Conformer, dropout: float) -> None:
@@ -124,6 +125,9 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x, keep: Bool[Tensor, "batch time"] | Packed, mask, turn, noise: DropoutKey | None = None):
         """keep: which tokens are real; or where the clips of one row stand, as `mask` then says too."""
+        return self.through(self._forward, x, keep, mask, turn, noise, draws=noise is None)
+
+    def _forward(self, x, keep, mask, turn, noise):
         x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
         x = x + self.dropouts[1](self.attn(self.norms[1](x), mask, turn), noise)
         x = x + self.dropouts[2](self.conv(self.norms[2](x), keep), noise)

@@ -6,12 +6,13 @@ Masks say where a key may be seen: True = seen. `keep` is True where a token is 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmfm.models.kv_cache import LayerCache
 from mmfm.models.packing import Packed
@@ -206,7 +207,22 @@ def number_dropouts(model: nn.Module) -> None:
         module.layer = number
 
 
-class Block(nn.Module):
+class Recomputed(nn.Module):
+    """A block that may forget what lies within it and compute it again in backward (arXiv 1604.06174): less memory for
+    a second forward. Gradients are equal to the bit, as dropout is a hash and draws from no generator."""
+
+    recompute = False
+
+    def through(self, forward: Callable[..., Tensor], *args: Any, draws: bool) -> Tensor:
+        """draws: whether dropout would draw from the generator, whose state must then be kept."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return forward(*args)
+        out = checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)
+        assert isinstance(out, Tensor)
+        return out
+
+
+class Block(Recomputed):
     """Pre-norm transformer block. Its parts are passed in; `dropout` and `scales` act on both branches."""
 
     def __init__(
@@ -231,6 +247,11 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         noise: DropoutKey | None = None,
     ) -> Float[Tensor, "batch time width"]:
+        if cache is not None:
+            return self._forward(x, mask, turn, cache, noise)
+        return self.through(self._forward, x, mask, turn, None, noise, draws=noise is None)
+
+    def _forward(self, x, mask, turn, cache, noise):
         x = x + self.dropouts[0](self.scale1(self.attn(self.norm1(x), mask, turn, cache)), noise)
         return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
 

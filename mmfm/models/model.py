@@ -21,7 +21,7 @@ from mmfm.data.vocabulary import CodeFormat, Vocabulary
 from mmfm.models.codecs import Codec, make_codec
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.imported import ImportedTower
-from mmfm.models.layers import Dropout, DropoutKey, init_weights, number_dropouts, positions_of
+from mmfm.models.layers import Dropout, DropoutKey, Recomputed, init_weights, number_dropouts, positions_of
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, UnifiedTransformer
@@ -97,6 +97,12 @@ class UnifiedModel(nn.Module):
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()
         return self
+
+    def recompute(self, blocks: bool = True) -> None:
+        """Whether our own blocks compute their activations again in backward; those of other libraries keep theirs."""
+        for module in self.modules():
+            if isinstance(module, Recomputed):
+                module.recompute = blocks
 
     @property
     def device(self) -> torch.device:

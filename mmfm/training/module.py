@@ -45,6 +45,7 @@ class JointModule(L.LightningModule):
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
         self.learning = set_learning(model, run)
+        model.recompute(run.optim.activation_checkpointing)
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
