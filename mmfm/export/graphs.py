@@ -51,8 +51,7 @@ class Graph:
 
 
 class Path(nn.Module):
-    """To a modality's embedding, unless it is of a tower alone, its tower's tokens (zero where there is none) and which
-    of those are real."""
+    """To a modality's embedding, unless it is of a tower alone, its tower's tokens and which of those are real."""
 
     def __init__(self, core: UnifiedModel, modality: str) -> None:
         super().__init__()
@@ -63,7 +62,6 @@ class Path(nn.Module):
         return self.finish(self.core.tokens(self.modality, Items(x=x, keep=keep, rows=rows)))
 
     def finish(self, tokens: Tokens) -> Arrays:
-        tokens = Tokens(tokens.x * tokens.keep.unsqueeze(-1), tokens.keep)
         if not self.embeds:
             return tuple(tokens)
         states = self.core.trunk([self.core.enter(self.modality, tokens)])[0]

@@ -152,7 +152,8 @@ class AudioConformer(nn.Module):
         x, keep = self.subsample(frames)
         places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
         if not self.packs or not worth_packing(keep):
-            return Tokens(self._read(x, keep, key_mask(keep), places, rows), keep)
+            x = self._read(x, keep, key_mask(keep), places, rows)
+            return Tokens(x * keep.unsqueeze(-1) if self.packs else x, keep)
         row = pack([Places(keep)])
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(take(x.flatten(0, 1), row.source)[None], row.packed, row.packed, row.of(places), rows)

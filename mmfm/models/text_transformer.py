@@ -41,12 +41,13 @@ class TextTransformer(nn.Module):
         keep: Bool[Tensor, "batch time"],
         seeds: Int[Tensor, " batch"] | None = None,
     ) -> Tokens:
-        """`seeds`: of dropout, one for each row. Texts of several lengths pass the blocks as one row of real tokens."""
+        """`seeds`: of dropout, one for each row. Texts of several lengths pass the blocks as one row of real tokens;
+        where none is, the output is zero."""
         if self.position is not None and ids.shape[1] > self.context:
             raise UserError(f"a text of {ids.shape[1]} tokens exceeds TextTower.context={self.context}; cut it")
         places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
         if not worth_packing(keep):
-            return Tokens(self._read(ids, self._mask(keep), places, rows), keep)
+            return Tokens(self._read(ids, self._mask(keep), places, rows) * keep.unsqueeze(-1), keep)
         row = pack([Places(keep, self._sight(keep))])
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(row.of(ids), row.packed, row.of(places), rows)
