@@ -80,6 +80,25 @@ def test_ranks_in_parts_are_one_process(shares: tuple[int, ...]) -> None:
         close(own, expected)
 
 
+def test_under_autocast_every_weight_learns() -> None:
+    """In bf16, which casts a weight once and keeps that: one that was cast without a graph would have no gradient."""
+    batch = random_batch(24, 0)
+
+    def owner() -> Objectives:
+        return Objectives(toy_model(dropout=0.2).float().train(), RUN)
+
+    whole, parts = owner(), owner()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = whole(batch)
+        found = backward_in_parts(parts, batch, 7)
+    whole.total(losses).backward()
+    assert {name for name, p in parts.named_parameters() if p.grad is not None} >= {*gradients(whole)}
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, losses[name].detach(), rtol=2e-2, atol=2e-2)
+    ours, theirs = (torch.cat([x.flatten() for _, x in sorted(gradients(one).items())]) for one in (parts, whole))
+    assert float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0)) > 0.99
+
+
 def test_parts_hold_every_item_once() -> None:
     batch = drawn(toy_batch(7))
     parts = batch.parts(3)
