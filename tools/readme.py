@@ -18,6 +18,7 @@ BENCH = ROOT / "tools" / "bench_step.json"
 ENGINE = [ROOT / "tools" / f"bench_{name}.json" for name in ("loader", "decode", "read", "memory", "resume")]
 GENERATE = ROOT / "tools" / "bench_generate.json"
 ANY = ROOT / "experiments" / "006-any-to-any" / "results.json"
+COST = ROOT / "tools" / "quickstart_cost.json"
 PARITY = ROOT / "tools" / "parity.json"
 PARITY_PAGE = PARITY.with_name("PARITY.md")
 TABLE = re.compile(r"(<!-- (\w+): written by tools/readme.py -->\n).*?(\n<!-- end of (\w+) -->)", re.DOTALL)
@@ -231,11 +232,26 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
+def cost(report: Mapping[str, Any]) -> str:
+    """What the first command takes, in a sentence."""
+    found = {row["name"]: row["value"] for row in report["rows"]}
+    steps = ", ".join(f"{name} {minutes(found[name])}" for name in ("install", "data", "train", "eval"))
+    disk = f"{found['.venv'] / 1000:.1f} GB of packages, {found['data'] + found['runs']:.0f} MB of data and run"
+    cores = report["hardware"]["cores"]
+    return f"On {cores} cores of {cpu(report['hardware'])}: {steps}. Disk: {disk}."
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
 TABLES = {
+    "cost": lambda: cost(read(COST)),
     "scores": lambda: table(read(RESULTS)),
     "any": lambda: any_table(ANY.read_text("utf-8")),
     "speed": lambda: speed_table(read(BENCH)),
     "data": lambda: engine_table([read(path) for path in ENGINE]),
+    "packing": lambda: engine_table([read(ROOT / "tools" / f"bench_{name}.json") for name in ("packing", "losses")]),
     "writing": lambda: engine_table([read(GENERATE)]),
     "parity": lambda: parity_summary(read(PARITY)),
     "tuning": lambda: tuning_table(RESULTS.with_name("tuning.json").read_text("utf-8")),
