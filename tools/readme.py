@@ -234,11 +234,11 @@ def read(path: Path) -> Any:
 
 def cost(report: Mapping[str, Any]) -> str:
     """What the first command takes, in a sentence."""
-    found = {row["name"]: row["value"] for row in report["rows"]}
-    steps = ", ".join(f"{name} {minutes(found[name])}" for name in ("install", "data", "train", "eval"))
-    disk = f"{found['.venv'] / 1000:.1f} GB of packages, {found['data'] + found['runs']:.0f} MB of data and run"
+    took, disk = ({row["name"]: row["value"] for row in report["rows"] if row["unit"] == unit} for unit in ("s", "MB"))
+    steps = ", ".join(f"{name} {minutes(took[name])}" for name in ("install", "data", "train", "eval"))
+    space = f"{disk['.venv'] / 1000:.1f} GB of packages, {disk['data'] + disk['runs']:.0f} MB of data and run"
     cores = report["hardware"]["cores"]
-    return f"On {cores} cores of {cpu(report['hardware'])}: {steps}. Disk: {disk}."
+    return f"On {cores} cores of {cpu(report['hardware'])}: {steps}. Disk: {space}."
 
 
 def minutes(seconds: float) -> str:
