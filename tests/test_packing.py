@@ -10,7 +10,7 @@ from toys import pick, random_batch, toy_batch, toy_model, toy_run
 from mmfm.config import Augment, Generative
 from mmfm.config.task import parse, parse_writing
 from mmfm.models.model import UnifiedModel
-from mmfm.models.packing import Places, Sight, pack, spread, take
+from mmfm.models.packing import Places, Visibility, pack, pad_packed, take
 from mmfm.models.transformer import Sentences
 from mmfm.objectives.joint import Objectives
 from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
@@ -146,7 +146,7 @@ def test_who_sees_whom_in_a_group() -> None:
     real = torch.tensor([[True, True, True, True], [True, True, True, False]])
     segment = torch.tensor([[0, 0, 1, 1]]).expand(2, -1)
     hidden = torch.tensor([[False] * 4, [True, True, False, False]])
-    row = pack([Places(real, Sight(segment, segment == 1, hidden))])
+    row = pack([Places(real, Visibility(segment, segment == 1, hidden))])
     assert row.lengths == [3, 4] and [group.size for group in row.packed.groups] == [(2, 4)]
     mask = row.packed.groups[0].mask
     assert mask is not None
@@ -171,7 +171,7 @@ def test_groups_are_of_like_lengths_and_hold_every_token_once() -> None:
     x = torch.randn(len(row.source), 3)
     for group in row.packed.groups:
         part = x[group.start : group.stop]
-        assert torch.equal(take(spread(part, group.places, group.size).flatten(0, 1), group.places), part)
+        assert torch.equal(take(pad_packed(part, group.places, group.size).flatten(0, 1), group.places), part)
 
 
 def test_the_gradient_of_taking_is_that_of_indexing() -> None:

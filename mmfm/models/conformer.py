@@ -27,7 +27,7 @@ from mmfm.models.layers import (
     rotary_cos_sin,
 )
 from mmfm.models.mel import RECIPES, KaldiMel, LogMel
-from mmfm.models.packing import Packed, Places, pack, spread, take, worth_packing
+from mmfm.models.packing import Packed, Places, pack, pad_packed, take, worth_packing
 
 __all__ = ["AudioConformer", "KaldiMel", "LogMel"]
 
@@ -157,7 +157,7 @@ class AudioConformer(nn.Module):
         row = pack([Places(keep)])
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(take(x.flatten(0, 1), row.source)[None], row.packed, row.packed, row.of(places), rows)
-        return Tokens(spread(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
+        return Tokens(pad_packed(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
 
     def _read(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
-from mmfm.models.packing import spread, worth_packing
+from mmfm.models.packing import pad_packed, worth_packing
 
 SILENCE = 1e-8  # power below which a mel bin says no more
 
@@ -54,7 +54,7 @@ class LogMel(nn.Module):
             return Tokens(self._log_power(frames), real)
         index = real.flatten().nonzero().squeeze(1)
         of_real = frames[index // real.shape[1], index % real.shape[1]]
-        return Tokens(spread(self._log_power(of_real), index, (real.shape[0], real.shape[1])), real)
+        return Tokens(pad_packed(self._log_power(of_real), index, (real.shape[0], real.shape[1])), real)
 
     def _log_power(self, frames: Float[Tensor, "*any samples"]) -> Float[Tensor, "*any bins"]:
         exact = torch.promote_types(self.window.dtype, torch.float32)  # a model in half precision hears in single

@@ -50,7 +50,7 @@ Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower | O
 
 
 class UnifiedModel(nn.Module):
-    """One model of all modalities. Its methods give the pieces of a pass; `tasks.read` puts them together."""
+    """One model of all modalities. Its methods give the pieces of a pass; `objectives.task_pass` puts them together."""
 
     def __init__(
         self,

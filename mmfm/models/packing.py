@@ -52,7 +52,7 @@ class Packed(NamedTuple):
     ) -> Float[Tensor, "1 m width"]:
         """What `each` makes of padded sentences, with zeros beyond their ends."""
         parts = [
-            take(each(spread(x[0, group.start : group.stop], group.places, group.size)).flatten(0, 1), group.places)
+            take(each(pad_packed(x[0, group.start : group.stop], group.places, group.size)).flatten(0, 1), group.places)
             for group in self.groups
         ]
         return torch.cat(parts)[None] if parts else x
@@ -64,12 +64,12 @@ def _attend(
     k: Float[Tensor, "m kv_heads dim"],
     v: Float[Tensor, "m kv_heads dim"],
 ) -> Float[Tensor, "tokens heads dim"]:
-    padded = (spread(x[group.start : group.stop], group.places, group.size).transpose(1, 2) for x in (q, k, v))
+    padded = (pad_packed(x[group.start : group.stop], group.places, group.size).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(*padded, attn_mask=group.mask, enable_gqa=q.shape[1] != k.shape[1])
     return take(out.transpose(1, 2).flatten(0, 1), group.places)
 
 
-def spread(
+def pad_packed(
     x: Float[Tensor, "tokens *rest"], places: Int[Tensor, " tokens"], size: tuple[int, int]
 ) -> Float[Tensor, "sentences time *rest"]:
     """Tokens at their places of a padded table, with zeros between."""
@@ -97,7 +97,7 @@ def take(x: Float[Tensor, "many *rest"], index: Int[Tensor, " m"]) -> Float[Tens
     return _Take.apply(x, index)  # type: ignore[return-value]
 
 
-class Sight(NamedTuple):
+class Visibility(NamedTuple):
     """Who sees whom. segment: a number that rises from segment to segment; each sees itself and those before it.
     causal: whether its segment sees itself only backwards. hidden: whether other segments do not see it."""
 
@@ -107,10 +107,11 @@ class Sight(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Padded sentences, before the padding goes. real: where a token stands that any sees. sight: None: all see all."""
+    """Padded sentences, before the padding goes. real: where a token stands that any sees. visibility None: all see
+    all."""
 
     real: Bool[Tensor, "n time"]
-    sight: Sight | None = None
+    visibility: Visibility | None = None
 
 
 class Row(NamedTuple):
@@ -146,29 +147,27 @@ def pack(tables: Sequence[Places]) -> Row:
     index = kept[by_sentence]
     where = torch.zeros_like(of).index_copy_(0, index, torch.arange(len(index), device=index.device))
     parts = where.split([n * time for n, time in sizes])
-    told = [table.sight for table in tables if table.sight is not None]
-    assert len(told) in (0, len(tables))
-    sight = (
-        Sight(*(torch.cat([x.flatten() for x in fact])[index] for fact in zip(*told, strict=True))) if told else None
-    )
+    known = [table.visibility for table in tables if table.visibility is not None]
+    assert len(known) in (0, len(tables))
+    each = [torch.cat([x.flatten() for x in fact])[index] for fact in zip(*known, strict=True)]
     rising = lengths[order].tolist()
-    groups = tuple(_groups(rising, sentence, sight))
+    groups = tuple(_groups(rising, sentence, Visibility(*each) if each else None))
     return Row(Packed(groups), index, [part.view(size) for part, size in zip(parts, sizes, strict=True)], rising)
 
 
-def _groups(lengths: list[int], sentence: Int[Tensor, " m"], sight: Sight | None) -> Iterator[Group]:
+def _groups(lengths: list[int], sentence: Int[Tensor, " m"], visibility: Visibility | None) -> Iterator[Group]:
     """Sentences of rising lengths, cut where one is much longer than the first of its group."""
     first, stop = lengths.count(0), 0
     while first < len(lengths):
         most = max(SLACK * lengths[first], lengths[first] + SPARE)
         last = bisect.bisect_right(lengths, most)
         start, stop = stop, stop + sum(lengths[first:last])
-        here = Sight(*(fact[start:stop] for fact in sight)) if sight else None
+        here = Visibility(*(fact[start:stop] for fact in visibility)) if visibility else None
         yield _group(start, stop, lengths[first:last], sentence[start:stop] - first, here)
         first = last
 
 
-def _group(start: int, stop: int, lengths: list[int], sentence: Int[Tensor, " t"], sight: Sight | None) -> Group:
+def _group(start: int, stop: int, lengths: list[int], sentence: Int[Tensor, " t"], seen: Visibility | None) -> Group:
     """One group. A sentence's tokens lie side by side."""
     size, token = (len(lengths), lengths[-1]), torch.arange(stop - start, device=sentence.device)
     begins = torch.searchsorted(sentence, token[: size[0]])
@@ -178,10 +177,10 @@ def _group(start: int, stop: int, lengths: list[int], sentence: Int[Tensor, " t"
         return x.new_full((size[0] * size[1],), elsewhere).index_copy_(0, places, x).view(size)
 
     real = table(torch.ones_like(sentence, dtype=torch.bool), 0)
-    if sight is None:
+    if seen is None:
         return Group(start, stop, size, places, None if lengths[0] == lengths[-1] else real[:, None, None])
-    segment = table(sight.segment, PADDING)  # which so sees all that is real, lest its softmax be no number
-    causal, hidden = table(sight.causal, 0), table(sight.hidden, 0)
+    segment = table(seen.segment, PADDING)  # which so sees all that is real, lest its softmax be no number
+    causal, hidden = table(seen.causal, 0), table(seen.hidden, 0)
     earlier = (segment[:, None, :] < segment[:, :, None]) & ~hidden[:, None, :]
     back = torch.ones(size[1], size[1], dtype=torch.bool, device=token.device).tril()
     own = (segment[:, None, :] == segment[:, :, None]) & (back | ~causal[:, :, None])

@@ -12,7 +12,7 @@ from mmfm import config
 from mmfm.config import UserError
 from mmfm.data.batch import Tokens
 from mmfm.models.layers import DropoutKey, KeyMask, encoder_block, key_mask, positions_of, rotary_cos_sin
-from mmfm.models.packing import Packed, Places, Sight, pack, spread, worth_packing
+from mmfm.models.packing import Packed, Places, Visibility, pack, pad_packed, worth_packing
 
 
 class TextTransformer(nn.Module):
@@ -48,10 +48,10 @@ class TextTransformer(nn.Module):
         places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
         if not worth_packing(keep):
             return Tokens(self._read(ids, self._mask(keep), places, rows) * keep.unsqueeze(-1), keep)
-        row = pack([Places(keep, self._sight(keep))])
+        row = pack([Places(keep, self._visibility(keep))])
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(row.of(ids), row.packed, row.of(places), rows)
-        return Tokens(spread(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
+        return Tokens(pad_packed(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
 
     def _read(
         self,
@@ -69,11 +69,11 @@ class TextTransformer(nn.Module):
             x = block(x, mask, turn, noise=noise)
         return self.norm(x)
 
-    def _sight(self, keep: Bool[Tensor, "batch time"]) -> Sight | None:
+    def _visibility(self, keep: Bool[Tensor, "batch time"]) -> Visibility | None:
         """Who sees whom among the tokens of a packed text, where not all see all."""
         if not self.causal:
             return None
-        return Sight(torch.zeros_like(keep, dtype=torch.int64), torch.ones_like(keep), torch.zeros_like(keep))
+        return Visibility(torch.zeros_like(keep, dtype=torch.int64), torch.ones_like(keep), torch.zeros_like(keep))
 
     def _mask(self, keep: Bool[Tensor, "batch time"]) -> KeyMask:
         mask, time = key_mask(keep), keep.shape[1]

@@ -16,7 +16,7 @@ from mmfm.config import UserError
 from mmfm.data.batch import Tokens
 from mmfm.models.kv_cache import KVCache, LayerCache
 from mmfm.models.layers import DropoutKey, KeyMask, decoder_block, rotary_cos_sin
-from mmfm.models.packing import Packed, Places, Sight, pack, take
+from mmfm.models.packing import Packed, Places, Visibility, pack, take
 
 
 class Segment(NamedTuple):
@@ -113,7 +113,7 @@ class UnifiedTransformer(nn.Module):
         segments = [item.segments for item in passes]
         keeps = [torch.cat([part.tokens.keep for part in parts], dim=1) for parts in segments]
         counts = [keep.long().cumsum(1) for keep in keeps]
-        row = pack([Places(_visible(parts), _sight(parts)) for parts in segments])
+        row = pack([Places(_visible(parts), _visibility(parts)) for parts in segments])
         if self.window:
             self.check_window(max(int(count[:, -1].max()) for count in counts))
         x = torch.cat([torch.cat([part.tokens.x for part in parts], dim=1).flatten(0, 1) for parts in segments])
@@ -231,9 +231,9 @@ def _hidden(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
     return torch.cat([torch.zeros_like(k) if h is None else h[:, None].expand_as(k) for k, h in parts], dim=1)
 
 
-def _sight(segments: Sequence[Segment]) -> Sight:
+def _visibility(segments: Sequence[Segment]) -> Visibility:
     """What `sees` says, place by place."""
     parts = [part.tokens.keep.long() for part in segments]
     segment = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)], dim=1)
     causal = torch.cat([torch.full_like(part.tokens.keep, part.causal) for part in segments], dim=1)
-    return Sight(segment, causal, _hidden(segments))
+    return Visibility(segment, causal, _hidden(segments))
