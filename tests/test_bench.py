@@ -1,5 +1,6 @@
 """The benches measure what they say: both sides get the same work, and a median is one."""
 
+import ast
 import gc
 import re
 import sys
@@ -113,3 +114,29 @@ def test_a_rate_counts_samples_after_the_first_batches(monkeypatch: pytest.Monke
             yield torch.zeros(4, 1), None
 
     assert bench_loader.rate(batches, workers=0) == 4.0
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_option_that_a_tool_reads_is_one_that_it_takes(tool: Path) -> None:
+    """argparse tells of another one when it is read, which in a bench is after minutes."""
+    tree = ast.parse(tool.read_text("utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    takes = {
+        str(call.args[0].value).lstrip("-").replace("-", "_")
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"
+        if isinstance(call.args[0], ast.Constant)
+    }
+    parsed = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith(".parse_args()")
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    reads = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in parsed
+    }
+    assert reads <= takes, reads - takes

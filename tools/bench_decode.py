@@ -6,7 +6,7 @@ transform of open_clip's training. Ours stays in 8 bits, as normalising belongs 
 Both are given bytes in memory and one thread. A round runs every way once, in changing order; what counts is the median
 over rounds of the ratio within a round, with its 95 % bootstrap interval.
 
-    python tools/bench_decode.py [--num-steps 15] [--out tools/bench_decode.json]
+    python tools/bench_decode.py [--rounds 15] [--out tools/bench_decode.json]
 """
 
 import argparse
@@ -175,7 +175,7 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("tools/bench_decode.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ prompt of 32 ids: one row of 48 ids, and 8 rows of 32. transformers runs as it c
 changing order; what counts is the processor's time, and the median of the rounds' ratios. Logits of every step are
 compared with those of one pass over the whole sentence.
 
-    python tools/bench_generate.py [--num-steps 15] [--out tools/bench_generate.json]
+    python tools/bench_generate.py [--rounds 15] [--out tools/bench_generate.json]
 """
 
 import argparse
@@ -98,7 +98,7 @@ def off(model: UnifiedModel, ids: Tensor, written: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ the next ones; the loaders take turns. Without workers it is the process's time 
 other processes disturb less; with workers it is the time that one waits. Medians over rounds, with 95 % bootstrap
 intervals.
 
-    python tools/bench_loader.py [--num-steps 6] [--out tools/bench_loader.json]
+    python tools/bench_loader.py [--rounds 6] [--out tools/bench_loader.json]
 """
 
 import argparse
@@ -126,7 +126,7 @@ def rows_of(setting: str, rates: Mapping[str, list[float]]) -> list[dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("tools/bench_loader.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ bytes, turning captions into ids and, as every loader must, copying pixels side 
 of 512 px; it is also given with that copy. All times are the process's on the processor. Medians over rounds, with
 95 % bootstrap intervals.
 
-    python tools/bench_read.py [--num-steps 9] [--out tools/bench_read.json]
+    python tools/bench_read.py [--rounds 9] [--out tools/bench_read.json]
 """
 
 import argparse
@@ -191,7 +191,7 @@ def spans_of(shards: Shards, sample: int) -> list[tuple[int, int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("tools/bench_read.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

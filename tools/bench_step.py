@@ -8,7 +8,7 @@ open_clip has no trunk: how far the towers' tokens are apart, and the losses and
 figures. Steps and matmuls take turns, so that a busy machine slows all alike; medians over rounds, with 95 % bootstrap
 intervals. `wall` rows are what one waits; `cpu` rows count the process's CPU time, which others disturb less.
 
-    python tools/bench_step.py [--num-steps 5] [--threads 1] [--precisions fp32 bf16] [--out tools/bench_step.json]
+    python tools/bench_step.py [--rounds 5] [--threads 1] [--precisions fp32 bf16] [--out tools/bench_step.json]
 """
 
 import argparse
@@ -292,7 +292,7 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--out", type=Path, default=Path("tools/bench_step.json"))
