@@ -127,16 +127,11 @@ def test_every_option_that_a_tool_reads_is_one_that_it_takes(tool: Path) -> None
         if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"
         if isinstance(call.args[0], ast.Constant)
     }
-    parsed = {
-        target.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith(".parse_args()")
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
     reads = {
         node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in parsed
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+        for name in re.findall(r"^ *(\w+) = .*\.parse_args\(\)$", ast.unparse(function), re.MULTILINE)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
     }
     assert reads <= takes, reads - takes
