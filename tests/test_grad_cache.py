@@ -8,7 +8,7 @@ from toys import PAIRS, pick, random_batch, toy_batch, toy_model, toy_run
 
 from mmfm.config import Generative, Optim, Run, UserError
 from mmfm.data.batch import Batch
-from mmfm.objectives.grad_cache import backward_in_parts, reduce_gradients
+from mmfm.objectives.grad_cache import grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
 
 WRITES = (
@@ -44,7 +44,7 @@ def test_parts_of_any_size_are_the_whole(size: int, seed: int) -> None:
     batch = random_batch(24, seed)
     losses, expected = at_once(batch)
     owner = Objectives(toy_model(dropout=0.2).train(), RUN)
-    found = backward_in_parts(owner, batch, size)
+    found = grad_cache_backward(owner, batch, size)
     close(found, losses)
     close(gradients(owner), expected)
 
@@ -53,7 +53,7 @@ def test_plain_accumulation_where_nothing_is_contrasted() -> None:
     batch, run = random_batch(24, 1), toy_run(contrastive=(), generative=WRITES)
     losses, expected = at_once(batch, run)
     owner = Objectives(toy_model(dropout=0.2).train(), run)
-    close(backward_in_parts(owner, batch, 7), losses)
+    close(grad_cache_backward(owner, batch, 7), losses)
     close(gradients(owner), expected)
 
 
@@ -67,7 +67,7 @@ def test_ranks_in_parts_are_one_process(shares: tuple[int, ...]) -> None:
     def work(joined):
         owner = Objectives(models[joined.rank], RUN, joined)
         mine = pick(random_batch(24, 2), list(range(bounds[joined.rank], bounds[joined.rank + 1])))
-        found = backward_in_parts(owner, mine, 4)
+        found = grad_cache_backward(owner, mine, 4)
         reduce_gradients(owner, joined)
         return found, gradients(owner)
 
@@ -90,7 +90,7 @@ def test_under_autocast_every_weight_learns() -> None:
     whole, parts = owner(), owner()
     with torch.autocast("cpu", torch.bfloat16):
         losses = whole(batch)
-        found = backward_in_parts(parts, batch, 7)
+        found = grad_cache_backward(parts, batch, 7)
     whole.total(losses).backward()
     assert {name for name, p in parts.named_parameters() if p.grad is not None} >= {*gradients(whole)}
     for name, loss in found.items():
@@ -101,7 +101,7 @@ def test_under_autocast_every_weight_learns() -> None:
 
 def test_parts_hold_every_item_once() -> None:
     batch = drawn(toy_batch(7))
-    parts = batch.parts(3)
+    parts = batch.micro_batches(3)
     assert [part.size for part in parts] == [3, 3, 1]
     assert torch.cat([part.positive_ids for part in parts]).tolist() == batch.positive_ids.tolist()
     for name, items in batch.items.items():
@@ -118,8 +118,8 @@ def test_contrasts_need_the_whole_batch() -> None:
     """What would be wrong: parts that are contrasted each for itself give another loss."""
     batch, run = random_batch(24, 0), toy_run(contrastive=PAIRS, generative=())
     owner = Objectives(toy_model(dropout=0.2).train(), run)
-    whole = backward_in_parts(owner, batch, 6)
-    alone = [Objectives(toy_model(dropout=0.2).train(), run)(part) for part in batch.parts(6)]
+    whole = grad_cache_backward(owner, batch, 6)
+    alone = [Objectives(toy_model(dropout=0.2).train(), run)(part) for part in batch.micro_batches(6)]
     assert all(
         abs(sum(float(one[name].detach()) for one in alone) / 4 - float(loss)) > 0.1 for name, loss in whole.items()
     )

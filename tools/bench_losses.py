@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import in_turns, ratios, row, write_report
+from measure import in_a_process, in_turns, ratios, row, write_report
 from torch import Tensor
 
 from mmfm.objectives.contrastive_loss import sigmoid_contrast, softmax_contrast
@@ -76,13 +76,7 @@ def measure(loss: str, tiled: bool, pairs: int, dim: int, tell: Callable[[tuple[
 
 def alone(loss: str, tiled: bool, pairs: int = PAIRS, dim: int = DIM) -> tuple[float, float]:
     """CPU seconds and peak in MB, of a process of its own."""
-    here, there = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=measure, args=(loss, tiled, pairs, dim, there.send))
-    process.start()
-    there.close()
-    found = here.recv()
-    process.join()
-    return found
+    return in_a_process(SPAWN, measure, loss, tiled, pairs, dim)
 
 
 def main() -> None:

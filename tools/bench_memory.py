@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import row, write_report
+from measure import in_a_process, row, write_report
 
 from mmfm.data.index import Index
 from mmfm.data.order import Order
@@ -90,7 +90,7 @@ def measure(tars: int, samples: int, tell: Callable[[Any], None]) -> None:
     start = time.perf_counter()
     turns, shards = _table(tars)
     taken = time.perf_counter() - start
-    tell((table, taken, *in_a_process(walk, shards, turns, samples // 2)))
+    tell((table, taken, *in_a_process(FORK, walk, shards, turns, samples // 2)))
 
 
 def _table(tars: int) -> tuple[Order, Shards]:
@@ -100,16 +100,6 @@ def _table(tars: int) -> tuple[Order, Shards]:
     return turns, shards
 
 
-def in_a_process(run: Callable[..., None], *arguments: Any) -> Any:
-    mine, its = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=run, args=(*arguments, its.send))
-    process.start()
-    its.close()
-    found = mine.recv()
-    process.join()
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=20_000)
@@ -117,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     rows, growth = [], []
     for tars in SETS:
-        table, taken, of_samples, of_all = in_a_process(measure, tars, options.samples)
+        table, taken, of_samples, of_all = in_a_process(FORK, measure, tars, options.samples)
         growth.append(of_all)
         name = f"{tars:,} tars of {OF_TAR:,}"
         rows += [

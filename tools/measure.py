@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ def in_turns(ways: Mapping[str, Callable[[], float]], count: int) -> dict[str, l
         first = number % len(names)
         for name in names[first:] + names[:first]:
             found[name].append(ways[name]())
+    return found
+
+
+def in_a_process(context: BaseContext, run: Callable[..., None], *arguments: Any) -> Any:
+    """What `run` tells by its last argument, a function, in a process of its own."""
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(*arguments, there.send))  # type: ignore[attr-defined]
+    process.start()
+    there.close()
+    found = here.recv()
+    process.join()
     return found
 
 

@@ -105,11 +105,11 @@ class Batch:
         items = {name: item.to(device) for name, item in self.items.items()}
         return replace(self, items=items, positive_ids=self.positive_ids.to(device))
 
-    def parts(self, size: int) -> "list[Batch]":
-        """Its samples in order, so many to each part."""
-        return [self._part(start, min(start + size, self.size)) for start in range(0, self.size, size)]
+    def micro_batches(self, size: int) -> "list[Batch]":
+        """Its samples in order, so many to each; of no samples one that is empty."""
+        return [self._micro_batch(start, min(start + size, self.size)) for start in range(0, max(self.size, 1), size)]
 
-    def _part(self, start: int, stop: int) -> "Batch":
+    def _micro_batch(self, start: int, stop: int) -> "Batch":
         items = {}
         for name, item in self.items.items():
             index = ((item.rows >= start) & (item.rows < stop)).nonzero().squeeze(1)

@@ -16,11 +16,11 @@ from mmfm import config
 from mmfm.data.batch import Tokens
 from mmfm.models.layers import (
     Attention,
+    CheckpointedBlock,
     Dropout,
     DropoutKey,
     KeyMask,
     Mlp,
-    Recomputed,
     RelativeKeys,
     key_mask,
     positions_of,
@@ -111,7 +111,7 @@ class ConvModule(nn.Module):
         return self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
 
 
-class ConformerBlock(Recomputed):
+class ConformerBlock(CheckpointedBlock):
     """Half a feed-forward, attention, convolution, half a feed-forward."""
 
     def __init__(self, cfg: config.Conformer, dropout: float) -> None:

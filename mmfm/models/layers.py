@@ -207,22 +207,22 @@ def number_dropouts(model: nn.Module) -> None:
         module.layer = number
 
 
-class Recomputed(nn.Module):
+class CheckpointedBlock(nn.Module):
     """A block that may forget what lies within it and compute it again in backward (arXiv 1604.06174): less memory for
     a second forward. Gradients are equal to the bit, as dropout is a hash and draws from no generator."""
 
-    recompute = False
+    grad_checkpointing = False
 
     def through(self, forward: Callable[..., Tensor], *args: Any, draws: bool) -> Tensor:
         """draws: whether dropout would draw from the generator, whose state must then be kept."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return forward(*args)
         out = checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)
         assert isinstance(out, Tensor)
         return out
 
 
-class Block(Recomputed):
+class Block(CheckpointedBlock):
     """Pre-norm transformer block. Its parts are passed in; `dropout` and `scales` act on both branches."""
 
     def __init__(

@@ -21,7 +21,7 @@ from mmfm.data.vocabulary import CodeFormat, Vocabulary
 from mmfm.models.codecs import Codec, make_codec
 from mmfm.models.conformer import AudioConformer
 from mmfm.models.imported import ImportedTower
-from mmfm.models.layers import Dropout, DropoutKey, Recomputed, init_weights, number_dropouts, positions_of
+from mmfm.models.layers import CheckpointedBlock, Dropout, DropoutKey, init_weights, number_dropouts, positions_of
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, UnifiedTransformer
@@ -98,11 +98,11 @@ class UnifiedModel(nn.Module):
                 module.eval()
         return self
 
-    def recompute(self, blocks: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether our own blocks compute their activations again in backward; those of other libraries keep theirs."""
         for module in self.modules():
-            if isinstance(module, Recomputed):
-                module.recompute = blocks
+            if isinstance(module, CheckpointedBlock):
+                module.grad_checkpointing = enable
 
     @property
     def device(self) -> torch.device:

@@ -13,47 +13,41 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmfm.data.batch import Batch
-from mmfm.objectives.joint import Embedded, Objectives, Read
+from mmfm.objectives.joint import Embedded, Objectives
 from mmfm.runtime.distributed import Collective
 
 
-def backward_in_parts(objectives: Objectives, batch: Batch, size: int) -> dict[str, Float[Tensor, ""]]:
+def grad_cache_backward(objectives: Objectives, batch: Batch, size: int) -> dict[str, Float[Tensor, ""]]:
     """This rank's shares of the losses, without graph; gradients are added to the parameters, as those of one pass.
 
-    size: samples of a part. Ranks may have different numbers of parts.
+    size: samples of a micro-batch. Ranks may have different numbers of them.
     """
     assert not objectives.own
-    parts = batch.parts(size)
+    parts, device = batch.micro_batches(size), batch.positive_ids.device
     with torch.no_grad():
-        reads = [objectives.read(part) for part in parts]
-    counts = [objectives.counts(part, read) for part, read in zip(parts, reads, strict=True)]
-    names = objectives.counts(batch, Read(dict.fromkeys(objectives.passes), {})) if not counts else counts[0]
-    total = objectives.joined({name: sum(count[name] for count in counts) for name in names})
-    embedded = {name: _leaf(objectives, [read.embedded[name] for read in reads], size) for name in objectives.embedded}
-    with torch.autocast(batch.positive_ids.device.type, enabled=False):
-        losses = objectives.contrasts(batch, embedded)
+        first = [objectives.run_passes(part) for part in parts]
+    counts = [objectives.loss_counts(part, found) for part, found in zip(parts, first, strict=True)]
+    total = objectives.all_reduce_counts({name: sum(count[name] for count in counts) for name in counts[0]})
+    embedded = {name: _leaf([found.embedded[name] for found in first], size) for name in objectives.embedded}
+    with torch.autocast(device.type, enabled=False):
+        losses = objectives.contrastive_losses(batch, embedded)
     _backward(objectives.total(losses))
-    gradients = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, (x, _) in embedded.items()}
-    found = {name: loss.detach() for name, loss in losses.items()}
-    done = dict.fromkeys(embedded, 0)
+    gradients = {
+        name: iter((torch.zeros_like(x) if x.grad is None else x.grad).split([len(f.embedded[name][0]) for f in first]))
+        for name, (x, _) in embedded.items()
+    }
     for part in parts:
-        read = objectives.read(part)
-        share = torch.zeros((), device=batch.positive_ids.device)
-        with torch.autocast(batch.positive_ids.device.type, enabled=False):
-            sums = objectives.sums(part, read, total)
-            for name, (x, _) in read.embedded.items():
-                share = share + (x * gradients[name][done[name] : done[name] + len(x)]).sum()
-                done[name] += len(x)
-            _backward(share + objectives.total(sums))
-        for name, loss in sums.items():
-            found[name] = found.get(name, 0) + loss.detach()
-    zero = torch.zeros((), device=batch.positive_ids.device)
-    return {name: found.get(name, zero) for name in objectives.weights}
+        again = objectives.run_passes(part)
+        with torch.autocast(device.type, enabled=False):
+            sums = objectives.summed_losses(part, again, total)
+            back = [(x * next(gradients[name])).sum() for name, (x, _) in again.embedded.items()]
+            _backward(sum(back, objectives.total(sums)))
+        losses |= {name: losses.get(name, 0) + loss.detach() for name, loss in sums.items()}
+    return {name: losses[name].detach() for name in objectives.weights}
 
 
-def _leaf(objectives: Objectives, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Embedded:
-    """The embeddings of all parts, as what the contrasts derive by."""
-    parts = parts or [objectives.nothing()]
+def _leaf(parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Embedded:
+    """The embeddings of all micro-batches, as what the contrasts derive by."""
     x = torch.cat([x for x, _ in parts]).detach().requires_grad_()
     return x, torch.cat([rows + number * size for number, (_, rows) in enumerate(parts)])
 

@@ -49,7 +49,7 @@ class StepOutputs:
         return Pairs(a[both], b[torch.isin(b_rows, a_rows)], same)
 
 
-class Read(NamedTuple):
+class PassOutputs(NamedTuple):
     """What the passes over a batch gave, by task and by modality."""
 
     outputs: Mapping[Task, PassOutput | None]
@@ -78,14 +78,14 @@ class Objectives(nn.Module):
             check_codecs(task, list(model.codecs))
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        read = self.read(batch)
-        counts = self.joined(self.counts(batch, read))
+        read = self.run_passes(batch)
+        counts = self.all_reduce_counts(self.loss_counts(batch, read))
         with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
-            losses = self.contrasts(batch, read.embedded) | self.sums(batch, read, counts)
+            losses = self.contrastive_losses(batch, read.embedded) | self.summed_losses(batch, read, counts)
             losses |= {item.name: _own_loss(item, self._step(batch, read)) for item in self.own}
             return {name: losses[name] + self._zero() for name in self.weights}
 
-    def read(self, batch: Batch) -> Read:
+    def run_passes(self, batch: Batch) -> PassOutputs:
         """What all passes of a step give."""
         planned = {task: plan_task(self.model, task, batch, item) for task, item in self.passes.items()}
         rest = {task: plan_task(self.model, task, batch, exclude=self._covered(task, planned)) for task in self.alone}
@@ -96,9 +96,9 @@ class Objectives(nn.Module):
             task.sources[0]: self._embedded([outputs[one] for one in self._embedding(task)] + [made.get(id(one))])
             for task, one in rest.items()
         }
-        return Read(outputs, embedded)
+        return PassOutputs(outputs, embedded)
 
-    def counts(self, batch: Batch, read: Read) -> dict[str, int]:
+    def loss_counts(self, batch: Batch, read: PassOutputs) -> dict[str, int]:
         """What losses that are means divide by: target tokens, and items for a codec."""
         tokens = {
             item.name: 0 if (one := read.outputs[task]) is None else len(one.labels)
@@ -107,22 +107,24 @@ class Objectives(nn.Module):
         items = {item.name: batch.items.get(item.modality) for item in self.reconstruct}
         return tokens | {name: 0 if one is None else len(one.rows) for name, one in items.items()}
 
-    def joined(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    def all_reduce_counts(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """The counts of all ranks."""
         total = self.ranks.all_reduce_sum(torch.tensor([*counts.values()], dtype=torch.int64, device=self.model.device))
         return dict(zip(counts, total.clamp(min=1), strict=True))
 
-    def contrasts(self, batch: Batch, embedded: Mapping[str, Embedded]) -> dict[str, Float[Tensor, ""]]:
-        step = self._step(batch, Read({}, embedded))
+    def contrastive_losses(self, batch: Batch, embedded: Mapping[str, Embedded]) -> dict[str, Float[Tensor, ""]]:
+        step = self._step(batch, PassOutputs({}, embedded))
         return {item.name: self._contrast(item, step) for item in self.contrast}
 
-    def sums(self, batch: Batch, read: Read, counts: Mapping[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+    def summed_losses(
+        self, batch: Batch, read: PassOutputs, counts: Mapping[str, Tensor]
+    ) -> dict[str, Float[Tensor, ""]]:
         """Losses that add up over samples, so that parts of a batch may be read one by one."""
         losses = {item.name: self._write(read.outputs[task]) for task, item in self.write.items()}
         losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
         return {name: loss / counts[name].to(loss.dtype) for name, loss in losses.items()}
 
-    def _step(self, batch: Batch, read: Read) -> StepOutputs:
+    def _step(self, batch: Batch, read: PassOutputs) -> StepOutputs:
         return StepOutputs(
             self.model, batch, self.ranks, {str(task): o for task, o in read.outputs.items()}, read.embedded
         )
@@ -152,14 +154,14 @@ class Objectives(nn.Module):
         """Of every sample with the modality, the embedding of the first pass that gives it."""
         found = [one for one in outputs if one is not None]
         if not found:
-            return self.nothing()
+            return self._nothing()
         rows, x = torch.cat([one.rows for one in found]), torch.cat([one.embedding for one in found])
         order = rows.argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = rows[order][1:] != rows[order][:-1]
         return x[order][first], rows[order][first]
 
-    def nothing(self) -> Embedded:
+    def _nothing(self) -> Embedded:
         """No embeddings, of no samples."""
         z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
         return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)

@@ -51,7 +51,7 @@ from mmfm.training.callbacks import (
 )
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.metrics_file import console
-from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData, Unwrapped
+from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData, UnwrappedDDP
 from mmfm.training.preflight import check_place
 from mmfm.training.resume import clear_for_start, resume_step
 
@@ -230,7 +230,7 @@ def _trainer(
 ) -> L.Trainer:
     # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
     # its buckets anew after the first step: then three or more ranks resume to other bits.
-    ddp = Unwrapped() if run.optim.micro_batch else DDPStrategy(find_unused_parameters=True)
+    ddp = UnwrappedDDP() if run.optim.micro_batch else DDPStrategy(find_unused_parameters=True)
     return L.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.type == "cpu" else [device.index],

@@ -22,7 +22,7 @@ from mmfm.data.stream import TrainStream
 from mmfm.models import checkpoint as checkpoints
 from mmfm.models.best import read_best
 from mmfm.models.model import UnifiedModel
-from mmfm.objectives.grad_cache import backward_in_parts, reduce_gradients
+from mmfm.objectives.grad_cache import grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, joined_if_many
@@ -45,7 +45,7 @@ class JointModule(L.LightningModule):
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
         self.learning = set_learning(model, run)
-        model.recompute(run.optim.activation_checkpointing)
+        model.set_grad_checkpointing(run.optim.activation_checkpointing)
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
@@ -67,7 +67,7 @@ class JointModule(L.LightningModule):
     def _step_in_parts(self, batch: Batch) -> dict[str, Any]:
         """All of the backward too: Lightning, which would run one of its own, finds the gradients made."""
         self.zero_grad()
-        losses = backward_in_parts(self.objectives, batch, self.run.optim.micro_batch)
+        losses = grad_cache_backward(self.objectives, batch, self.run.optim.micro_batch)
         reduce_gradients(self.objectives, self.objectives.ranks)
         return {"loss": self.objectives.total(losses), "losses": losses}
 
@@ -173,7 +173,7 @@ class StreamData(L.LightningDataModule):
         stream.health.load(state_dict["health"])
 
 
-class Unwrapped(DDPStrategy):
+class UnwrappedDDP(DDPStrategy):
     """Ranks whose module stays as it is: a step in parts reduces its gradients once, when all parts are done."""
 
     def configure_ddp(self) -> None: ...

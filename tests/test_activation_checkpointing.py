@@ -7,7 +7,7 @@ from toys import random_batch, toy_batch, toy_model, toy_run
 
 from mmfm.config import Generative, Trunk
 from mmfm.data.batch import Batch
-from mmfm.models.layers import Recomputed
+from mmfm.models.layers import CheckpointedBlock
 from mmfm.objectives.joint import Objectives
 
 RUN = toy_run(generative=(Generative(task="image>text", condition_dropout=0.3), Generative(task="text~")))
@@ -15,7 +15,7 @@ RUN = toy_run(generative=(Generative(task="image>text", condition_dropout=0.3), 
 
 def gradients(batch: Batch, recompute: bool) -> dict[str, Tensor]:
     owner = Objectives(toy_model(dropout=0.2).train(), RUN)
-    owner.model.recompute(recompute)
+    owner.model.set_grad_checkpointing(recompute)
     torch.manual_seed(0)
     owner.total(owner(batch)).backward()
     return {name: p.grad for name, p in owner.named_parameters() if p.grad is not None}
@@ -33,8 +33,10 @@ def test_gradients_are_equal_to_the_bit(batch: Batch) -> None:
 
 def test_every_block_forgets() -> None:
     model = toy_model()
-    model.recompute()
-    assert sum(part.recompute for part in model.modules() if isinstance(part, Recomputed)) == 3 + 2  # towers and trunk
+    model.set_grad_checkpointing()
+    assert (
+        sum(part.grad_checkpointing for part in model.modules() if isinstance(part, CheckpointedBlock)) == 3 + 2
+    )  # towers and trunk
 
 
 def test_less_is_kept_for_backward() -> None:
@@ -42,7 +44,7 @@ def test_less_is_kept_for_backward() -> None:
     held = []
     for recompute in (False, True):
         owner = Objectives(toy_model(trunk=Trunk(width=16, depth=8, heads=4, kv_heads=2)).train(), RUN)
-        owner.model.recompute(recompute)
+        owner.model.set_grad_checkpointing(recompute)
         kept: dict[int, int] = {}
 
         def pack(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
@@ -50,7 +52,7 @@ def test_less_is_kept_for_backward() -> None:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            read = owner.read(random_batch(24, 0))
+            read = owner.run_passes(random_batch(24, 0))
         assert read.embedded
         held.append(sum(kept.values()))
     assert held[1] < held[0] / 3
