@@ -275,18 +275,22 @@ def test_a_run_of_a_gpu_is_evaluated_elsewhere_when_it_is_said(tmp_path: Path, m
 
 
 TWO = """
+import torch.distributed as dist
 from mmfm.config import UserError
 from mmfm.runtime.distributed import Said, together
 from mmfm.runtime.rendezvous import assembled
-with assembled(0, []) as ranks:
-    assert ranks.all_gather_bytes(b"a" * ranks.rank) == [b"", b"a"]
-    assert together(ranks, lambda: b"%d" % ranks.rank) == [b"0", b"1"]
-    try:
-        together(ranks, lambda: b"" if ranks.rank == 0 else int("x").to_bytes())
-    except (RuntimeError, Said) as why:
-        if ranks.rank == 0:
-            print(why, flush=True)
-    raise UserError("a mistake that all ranks find")
+try:
+    with assembled(0, []) as ranks:
+        assert ranks.all_gather_bytes(b"a" * ranks.rank) == [b"", b"a"]
+        assert together(ranks, lambda: b"%d" % ranks.rank) == [b"0", b"1"]
+        try:
+            together(ranks, lambda: b"" if ranks.rank == 0 else int("x").to_bytes())
+        except (RuntimeError, Said) as why:
+            if ranks.rank == 0:
+                print(why, flush=True)
+        raise UserError("a mistake that all ranks find")
+finally:
+    assert not dist.is_initialized()  # a group left open may abort the process at its end
 """
 
 

@@ -5,6 +5,7 @@ enters every collective whatever it holds, an empty share included. What is no t
 `together` also uses to tell all ranks what went wrong on one of them.
 """
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -270,3 +271,11 @@ def leave(group: dist.ProcessGroup | None = None) -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier(group)
         dist.destroy_process_group()
+
+
+def abandon() -> None:
+    """Close the groups that were not left because of a mistake, asking no other rank: a process that ends with one open
+    may abort, as gloo's threads run on while it is taken down."""
+    if dist.is_available() and dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()

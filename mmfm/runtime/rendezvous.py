@@ -28,6 +28,7 @@ from mmfm.runtime.distributed import (
     ProcessGroup,
     Said,
     SingleProcess,
+    abandon,
     agree,
     attend,
     leave,
@@ -93,6 +94,7 @@ def assembled(
         raise gone from why
     finally:
         ended.set()
+        abandon()
     end_ranks(children)
 
 
