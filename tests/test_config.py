@@ -22,6 +22,7 @@ from mmfm.config import (
     Mel,
     Model,
     Optim,
+    Parallel,
     RemoteCache,
     Run,
     Source,
@@ -129,6 +130,16 @@ def test_a_run_of_an_earlier_version_opens() -> None:
     tree = json.loads(to_json(Run(name="old")))
     del tree["optim"]["param_groups"], tree["model"]["image"]["prefix"], tree["model"]["connector_dropout"]
     assert from_json(json.dumps(tree)) == Run(name="old")
+
+
+def test_what_a_run_had_in_optim_is_found_in_parallel() -> None:
+    """Where an earlier version kept it; a switch there is a choice here."""
+    tree = json.loads(to_json(Run(name="old")))
+    del tree["parallel"]
+    tree["optim"] |= {"micro_batch": 4, "activation_checkpointing": True}
+    assert from_json(json.dumps(tree)).parallel == Parallel(micro_batch=4, activation_checkpointing="full")
+    tree["optim"]["activation_checkpointing"] = False
+    assert from_json(json.dumps(tree)).parallel == Parallel(micro_batch=4)
 
 
 def test_batches_of_one_source_need_no_common_multiple() -> None:
@@ -275,7 +286,7 @@ def test_all_parts_of_a_run_are_checked() -> None:
     assert all(issubclass(kind, Checked) for kind in kinds()), [k for k in kinds() if not issubclass(k, Checked)]
 
 
-@pytest.mark.parametrize("kind", [Run, Model, Data, Optim, Eval])
+@pytest.mark.parametrize("kind", [Run, Model, Data, Optim, Parallel, Eval])
 def test_any_missing_choice_takes_its_default(kind: type) -> None:
     """A file of an earlier version lacks it: every field that has a default is filled, nested dataclasses too."""
     there = [f for f in fields(kind) if not (f.default is MISSING and f.default_factory is MISSING)]

@@ -6,7 +6,7 @@ from ranks import on_ranks
 from test_dropout import drawn
 from toys import PAIRS, pick, random_batch, toy_batch, toy_model, toy_run
 
-from mmfm.config import Generative, Optim, Run, UserError
+from mmfm.config import Generative, Parallel, Run, UserError
 from mmfm.data.batch import Batch
 from mmfm.objectives.grad_cache import grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
@@ -126,5 +126,5 @@ def test_contrasts_need_the_whole_batch() -> None:
 
 
 def test_a_part_size_that_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"Optim\.micro_batch=-1 must not be negative"):
-        Optim(micro_batch=-1)
+    with pytest.raises(UserError, match=r"Parallel\.micro_batch=-1 must not be negative"):
+        Parallel(micro_batch=-1)

@@ -123,14 +123,14 @@ def test_every_objective_is_logged_by_name(run):
 def test_a_run_that_reads_in_parts_is_that_run(run):
     """Parts of 5 of a batch of 16: losses of all steps, the gradient's norm among them, to rounding; and it may go on
     with other parts."""
-    whole, parts = run, replace(run, name="parts", optim=replace(run.optim, micro_batch=5))
+    whole, parts = run, replace(run, name="parts", parallel=replace(run.parallel, micro_batch=5))
     for one in (whole, parts):
         fit.train(one)
     for one, other in zip(lines(whole), lines(parts), strict=True):
         for name in (name for name in one if name.startswith("loss") or name == "grad_norm"):
             assert other[name] == pytest.approx(one[name], rel=1e-3), name
     shutil.rmtree(checkpoint.folder_of(parts.folder, LAST))
-    fit.train(replace(parts, optim=replace(parts.optim, micro_batch=7)), resume=True)
+    fit.train(replace(parts, parallel=replace(parts.parallel, micro_batch=7)), resume=True)
     assert lines(parts)[-1]["loss"] == pytest.approx(lines(whole)[-1]["loss"], rel=1e-3)
 
 

@@ -11,6 +11,7 @@ from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, 
 from mmfm.config.extend import Callback, Extension, Logger, Metric, Objective
 from mmfm.config.modalities import Modality, media_names, modality_names
 from mmfm.config.model import Model
+from mmfm.config.parallel import Parallel
 from mmfm.config.run import Contrastive, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
 
@@ -39,6 +40,7 @@ __all__ = [
     "Model",
     "Objective",
     "Optim",
+    "Parallel",
     "ParamGroup",
     "Reconstruction",
     "RemoteCache",

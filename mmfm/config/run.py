@@ -10,6 +10,7 @@ from mmfm.config.data import Data, Text
 from mmfm.config.extend import Callback, Logger, Objective
 from mmfm.config.modalities import require_known
 from mmfm.config.model import Model
+from mmfm.config.parallel import Parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,6 @@ class Optim(Checked):
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch: int = 0  # samples of a rank that the model reads at once, contrasts still see the batch; 0: all
-    activation_checkpointing: bool = False  # blocks compute their activations again in backward, and keep none
     param_groups: tuple[ParamGroup, ...] = ()  # of several that match a parameter the last one counts
 
     def __post_init__(self) -> None:
@@ -137,8 +136,6 @@ class Optim(Checked):
         require(0 < self.decay_fraction <= 1, told)
         require(self.eps > 0, f"Optim.eps={self.eps} must be above 0")
         require(0 <= self.min_lr_ratio <= 1, f"Optim.min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
-        told = f"Optim.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
-        require(self.micro_batch >= 0, told)
         require(self.weight_decay >= 0, f"Optim.weight_decay={self.weight_decay} must not be negative")
         told = f"Optim.betas={self.betas} must be at least 0 and below 1 each"
         require(all(0 <= beta < 1 for beta in self.betas), told)
@@ -179,6 +176,7 @@ class Run(Checked):
     loggers: tuple[Logger, ...] = ()
     passes: Literal["one", "two"] = "one"  # "two": embed in a pass of its own (experiments/001-one-pass)
     optim: Optim = field(default_factory=Optim)
+    parallel: Parallel = field(default_factory=Parallel)
     eval: Eval = field(default_factory=Eval)
     start: str = ""  # a run's folder or a whole model's bundle, of which all weights that have a place here are taken
     out: str = "runs"
@@ -201,8 +199,8 @@ class Run(Checked):
         )
         plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
-        told = "Optim.micro_batch reads a batch in parts, and objectives of one's own take it whole; set it to 0"
-        require(not (self.optim.micro_batch and self.objectives), told)
+        told = "Parallel.micro_batch reads a batch in parts, and objectives of one's own take it whole; set it to 0"
+        require(not (self.parallel.micro_batch and self.objectives), told)
         names = [item.name for item in self.terms]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 

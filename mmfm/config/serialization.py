@@ -19,6 +19,7 @@ from mmfm.config import Run, UserError, require
 from mmfm.config.extend import Extension, saved_class
 
 OLD = {"contrast", "write", "reconstruct"}  # of runs from before the names that people of the field would type
+MOVED = {"micro_batch", "activation_checkpointing"}  # from Run.optim to Run.parallel
 RESTORE = "restore it from the run's checkpoint folder"
 
 
@@ -68,7 +69,18 @@ def parse(kind: Any, text: str, where: str, remedy: str = "restore it", *, older
         raise UserError(f"{where} is not strict JSON ({why}); {remedy}") from None
     if kind is Run and isinstance(tree, dict) and OLD & tree.keys():
         raise UserError(f"{where} was written by an older mmfm, whose choices had other names; train the run again")
-    return _build(kind, _filled(kind, tree) if older else tree, where)
+    return _build(kind, _filled(kind, _moved(kind, tree)) if older else tree, where)
+
+
+def _moved(kind: Any, tree: Any) -> Any:
+    """The tree of a run that had two of its choices of `parallel` in `optim`."""
+    if kind is not Run or not isinstance(tree, dict) or not isinstance(tree.get("optim"), dict):
+        return tree
+    optim = dict(tree["optim"])
+    there = {name: optim.pop(name) for name in MOVED & optim.keys()}
+    if "activation_checkpointing" in there:
+        there["activation_checkpointing"] = "full" if there["activation_checkpointing"] else "none"
+    return tree | {"optim": optim} | ({"parallel": there | tree.get("parallel", {})} if there else {})
 
 
 def _filled(kind: Any, value: Any) -> Any:

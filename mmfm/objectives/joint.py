@@ -69,6 +69,7 @@ class Objectives(nn.Module):
         self.write = {parse_writing(item.task): item for item in run.generative}
         others = (task for item in run.objectives for task in map(parse, item.tasks) if task not in self.write)
         self.passes = {**self.write, **{task: Generative(task=str(task)) for task in others}}
+        self.tile_mb = run.parallel.loss_tile_mb
         self.weights = {item.name: item.weight for item in run.terms}
         self.alone = [Task((name,), None) for name in embedded_modalities(run, list(model.towers))]
         self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
@@ -168,7 +169,7 @@ class Objectives(nn.Module):
 
     def _contrast(self, item: Contrastive, step: StepOutputs) -> Float[Tensor, ""]:
         scale, bias = self.model.scale(item.name), self.model.biases[item.name]
-        return CONTRAST[item.loss](*step.pairs(*item.pair), scale, bias, self.ranks)
+        return CONTRAST[item.loss](*step.pairs(*item.pair), scale, bias, self.ranks, self.tile_mb)
 
     def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:
         """The sum over items of what the codec's losses add up to."""
@@ -184,7 +185,7 @@ class Objectives(nn.Module):
         weight = self.model.output_weight
         states = weight[:0] if output is None else output.states
         labels = torch.zeros(0, dtype=torch.int64, device=self.model.device) if output is None else output.labels
-        return linear_cross_entropy(states, weight, labels)
+        return linear_cross_entropy(states, weight, labels, self.tile_mb)
 
 
 def embedded_modalities(run: Run, towers: Sequence[str]) -> list[str]:

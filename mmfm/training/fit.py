@@ -230,7 +230,7 @@ def _trainer(
 ) -> L.Trainer:
     # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
     # its buckets anew after the first step: then three or more ranks resume to other bits.
-    ddp = UnwrappedDDP() if run.optim.micro_batch else DDPStrategy(find_unused_parameters=True)
+    ddp = UnwrappedDDP() if run.parallel.micro_batch else DDPStrategy(find_unused_parameters=True)
     return L.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.type == "cpu" else [device.index],

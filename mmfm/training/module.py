@@ -45,7 +45,7 @@ class JointModule(L.LightningModule):
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
         self.learning = set_learning(model, run)
-        model.set_grad_checkpointing(run.optim.activation_checkpointing)
+        model.set_grad_checkpointing(run.parallel.activation_checkpointing == "full")
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
@@ -59,7 +59,7 @@ class JointModule(L.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
         torch.manual_seed(step_seed(self.run.seed, self.global_step, self.global_rank))
-        if self.run.optim.micro_batch:
+        if self.run.parallel.micro_batch:
             return self._step_in_parts(batch)
         losses = self.objectives(batch)
         return {"loss": self.objectives.total(losses), "losses": {k: v.detach() for k, v in losses.items()}}
@@ -67,17 +67,17 @@ class JointModule(L.LightningModule):
     def _step_in_parts(self, batch: Batch) -> dict[str, Any]:
         """All of the backward too: Lightning, which would run one of its own, finds the gradients made."""
         self.zero_grad()
-        losses = grad_cache_backward(self.objectives, batch, self.run.optim.micro_batch)
+        losses = grad_cache_backward(self.objectives, batch, self.run.parallel.micro_batch)
         reduce_gradients(self.objectives, self.objectives.ranks)
         return {"loss": self.objectives.total(losses), "losses": losses}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if not self.run.optim.micro_batch:
+        if not self.run.parallel.micro_batch:
             super().backward(loss, *args, **kwargs)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """After the step in parts this would be too late."""
-        if not self.run.optim.micro_batch:
+        if not self.run.parallel.micro_batch:
             super().optimizer_zero_grad(*args, **kwargs)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

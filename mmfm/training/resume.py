@@ -15,13 +15,14 @@ from mmfm.training.initialize import adopt
 from mmfm.training.metrics_file import METRICS, cut
 
 RESULTS = (METRICS, "results*.json", "results*.json.partial", "report.html")
-# What may change between starts: it moves no weight.
+# What may change between starts: it moves no weight, but by rounding.
 FREE = {
     "name",
     "out",
     "threads",
     "devices",
     "accelerator",
+    "parallel",
     "save_every_steps",
     "save_every_minutes",
     "keep_checkpoints",
@@ -93,10 +94,6 @@ def check_same_configuration(before: Run, now: Run, tokenizer: str = "") -> None
         before = replace(before, optim=replace(before.optim, steps=now.optim.steps, extends=now.optim.extends))
     old, new = (json.loads(to_json(run)) for run in (before, now))
     for tree in (old, new):
-        del (
-            tree["optim"]["micro_batch"],
-            tree["optim"]["activation_checkpointing"],
-        )  # they move no weight but by rounding
         tree["data"] = {name: value for name, value in tree["data"].items() if name not in FREE}
         for source in tree["data"]["train"]:  # by their names, sizes and counts the stream knows its shards again
             source.update(shards="", name="")

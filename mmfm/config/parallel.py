@@ -1,0 +1,35 @@
+"""How the same training is spread over processes and memory. It moves no sample, and weights only by rounding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mmfm.config.base import Checked, positive, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Checked):
+    """May change at each start of a run, --resume included."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # "auto": ddp where all that a rank then holds fits well
+    nodes: int = 1  # machines; Run.devices are the ranks of each
+    data_parallel_replicate_degree: int = 1  # of fsdp: copies of the model, each sharded over the rest (HSDP)
+    reshard_after_forward: bool = True  # of fsdp: False keeps the weights whole until the backward is done (ZeRO-2)
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # what blocks compute again in backward
+    compile: bool = False  # our own blocks
+    micro_batch: int = 0  # samples of a rank that the model reads at once, contrasts still see the batch; 0: all
+    save_async: bool = False  # checkpoints are written while training goes on
+    loss_tile_mb: float = 32.0  # of one tile of a contrast's scores, or of a vocabulary's logits
+
+    def __post_init__(self) -> None:
+        positive(self, "nodes", "data_parallel_replicate_degree", "loss_tile_mb")
+        told = f"Parallel.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
+        require(self.micro_batch >= 0, told)
+        require(self.strategy != "fsdp", 'Parallel.strategy="fsdp" is not built yet; leave it at "auto"')
+        require(self.nodes == 1, f"Parallel.nodes={self.nodes} is not built yet; leave it at 1")
+        degree = self.data_parallel_replicate_degree
+        require(degree == 1, f"Parallel.data_parallel_replicate_degree={degree} is not built yet; leave it at 1")
+        require(self.reshard_after_forward, "Parallel.reshard_after_forward=False is not built yet; leave it at True")
+        selective = self.activation_checkpointing == "selective"
+        require(not selective, 'Parallel.activation_checkpointing="selective" is not built yet; use "none" or "full"')
+        require(not self.compile, "Parallel.compile=True is not built yet; leave it at False")
+        require(not self.save_async, "Parallel.save_async=True is not built yet; leave it at False")
