@@ -108,6 +108,21 @@ def test_a_step_reads_each_item_once_and_the_trunk_has_no_padding(monkeypatch) -
     assert trunk == real and len(real) == 1
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_last_block_computes_only_what_is_asked(checkpointed: bool) -> None:
+    """All blocks but the last give all tokens; the last one gives a pool token of each first source, and the places
+    whose labels count."""
+    model, batch = toy_model(dropout=0.3).train(), random_batch(24, 1)
+    model.set_grad_checkpointing(checkpointed)
+    tokens: list[int] = []
+    for block in model.trunk.blocks:
+        block.get_submodule("mlp").register_forward_hook(lambda _, __, out: tokens.append(out.shape[1]))
+    found = forward_passes(model, planned(model, batch))
+    asked = sum(len(one.embedding) + len(one.labels) for one in found)
+    assert len(tokens) == len(model.trunk.blocks) > 1
+    assert tokens[-1] == asked < 0.8 * tokens[0] and set(tokens[:-1]) == {tokens[0]}
+
+
 def test_dropped_tokens_cost_nothing() -> None:
     """FLIP: of the tokens that a tower gives, those that no one sees do not enter the trunk."""
     model, batch = toy_model().train(), drawn(toy_batch(12))

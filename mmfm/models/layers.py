@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmfm.models.kv_cache import LayerCache
-from mmfm.models.packing import Packed
+from mmfm.models.packing import Packed, take
 from mmfm.runtime.randomness import GOLDEN, splitmix64
 
 KeyMask = Bool[Tensor, "batch 1 #query key"]
+
+
+def rows_of(x: Float[Tensor, "batch time width"], only: Int[Tensor, " some"] | None) -> Float[Tensor, "batch m width"]:
+    """These tokens of the only row; None: all tokens of all rows."""
+    return x if only is None else take(x[0], only)[None]
 
 
 def quick_gelu(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -109,10 +114,18 @@ class Attention(nn.Module):
         self.relative = relative
         self.proj = nn.Linear(heads * self.dim, width, bias=out_bias)
 
-    def forward(self, x, mask: KeyMask | Packed | None = None, turn=None, cache: "LayerCache | None" = None):
+    def forward(
+        self,
+        x,
+        mask: KeyMask | Packed | None = None,
+        turn=None,
+        cache: "LayerCache | None" = None,
+        only: Int[Tensor, " some"] | None = None,
+    ):
         """x [batch, time, width]. `turn`: of `rotary`. `cache`: earlier keys and values, to which these are added.
 
-        mask: which keys are seen; or where the sentences of one row stand, each of which sees itself alone.
+        mask: which keys are seen; or where the sentences of one row stand, each of which sees itself alone. only: the
+        tokens of the one row for which an output is wanted; None: all.
         """
         batch, time, _ = x.shape
         sizes = [self.heads, self.kv_heads, self.kv_heads]
@@ -128,7 +141,7 @@ class Attention(nn.Module):
         else:
             bias = mask if self.relative is None else self.relative(q, mask)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.heads != self.kv_heads)
-        return self.proj(out.transpose(1, 2).reshape(batch, time, self.heads * self.dim))
+        return self.proj(rows_of(out.transpose(1, 2).reshape(batch, time, self.heads * self.dim), only))
 
 
 class Mlp(nn.Module):
@@ -175,6 +188,10 @@ class DropoutKey(NamedTuple):
 
     rows: Int[Tensor, "batch #time"]
     places: Int[Tensor, "batch time"]
+
+    def of(self, only: Int[Tensor, " some"] | None) -> "DropoutKey":
+        """That of these tokens alone, which stand in one row; None: of all."""
+        return self if only is None else DropoutKey(self.rows[:, only], self.places[:, only])
 
 
 class Dropout(nn.Module):
@@ -246,13 +263,17 @@ class Block(CheckpointedBlock):
         turn=None,
         cache: LayerCache | None = None,
         noise: DropoutKey | None = None,
-    ) -> Float[Tensor, "batch time width"]:
+        only: Int[Tensor, " some"] | None = None,
+    ) -> Float[Tensor, "batch m width"]:
+        """only: as `Attention` takes it; what comes after attention is then not computed for the others."""
         if cache is not None:
             return self._forward(x, mask, turn, cache, noise)
-        return self.through(self._forward, x, mask, turn, None, noise, draws=noise is None)
+        return self.through(self._forward, x, mask, turn, None, noise, only, draws=noise is None)
 
-    def _forward(self, x, mask, turn, cache, noise):
-        x = x + self.dropouts[0](self.scale1(self.attn(self.norm1(x), mask, turn, cache)), noise)
+    def _forward(self, x, mask, turn, cache, noise, only=None):
+        attended = self.attn(self.norm1(x), mask, turn, cache, only)
+        x, noise = rows_of(x, only), None if noise is None else noise.of(only)
+        x = x + self.dropouts[0](self.scale1(attended), noise)
         return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
 
 

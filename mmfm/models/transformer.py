@@ -49,10 +49,14 @@ def sees(segments: Sequence[Segment]) -> Bool[Tensor, "query key"]:
 
 
 class Sentences(NamedTuple):
-    """What one pass reads: its segments, and a number for each row that decides its dropout (None: as torch draws)."""
+    """What one pass reads: its segments, and a number for each row that decides its dropout (None: as torch draws).
+
+    wanted: the places whose states are used, all of them seen by some token; None: all that are.
+    """
 
     segments: Sequence[Segment]
     seeds: Int[Tensor, " batch"] | None = None
+    wanted: Bool[Tensor, "batch time"] | None = None
 
 
 class UnifiedTransformer(nn.Module):
@@ -109,7 +113,10 @@ class UnifiedTransformer(nn.Module):
 
     def packed(self, passes: Sequence[Sentences]) -> tuple[Float[Tensor, "m width"], list[Int[Tensor, "batch time"]]]:
         """`forward` of several passes as one row of real tokens: the normed states, and for each pass which of them
-        stands where. Tokens that none sees have no state: their place is of another."""
+        stands where. Tokens that none sees or wants have no state: their place is of another.
+
+        The last block makes keys and values of all tokens, and all else only for those that are wanted.
+        """
         segments = [item.segments for item in passes]
         keeps = [torch.cat([part.tokens.keep for part in parts], dim=1) for parts in segments]
         counts = [keep.long().cumsum(1) for keep in keeps]
@@ -123,7 +130,13 @@ class UnifiedTransformer(nn.Module):
         if len(seeds) == len(passes):
             each = [seed[:, None].expand_as(keep).flatten() for seed, keep in zip(seeds, keeps, strict=True)]
             noise = DropoutKey(torch.cat(each)[row.source][None], positions)
-        return self.run(take(x, row.source)[None], row.packed, positions, noise=noise)[0], row.where
+        wants = [item.wanted for item in passes]
+        flags = [torch.ones_like(keep) if want is None else want for want, keep in zip(wants, keeps, strict=True)]
+        wanted = torch.cat([flag.flatten() for flag in flags])[row.source]
+        kept = (wanted.cumsum(0) - 1).clamp(min=0)
+        only = wanted.nonzero().squeeze(1)
+        x = self.run(take(x, row.source)[None], row.packed, positions, noise=noise, only=only)
+        return x[0], [kept[where] for where in row.where] if len(kept) else row.where
 
     def step(self, x: Float[Tensor, "batch 1 width"], cache: KVCache) -> Float[Tensor, "batch 1 width"]:
         """`forward` of one real, causal token for each row, without what only longer segments need."""
@@ -180,9 +193,11 @@ class UnifiedTransformer(nn.Module):
         positions: Int[Tensor, "batch time"],
         layers: Sequence[LayerCache] | None = None,
         noise: DropoutKey | None = None,
-    ) -> Float[Tensor, "batch time width"]:
-        """The normed states of tokens at these positions. `layers`: of a cache, one for each block."""
-        return self._blocks(x, mask, rotary_cos_sin(positions, self.head_dim, *self.rope), layers, noise)
+        only: Int[Tensor, " some"] | None = None,
+    ) -> Float[Tensor, "batch m width"]:
+        """The normed states of tokens at these positions. `layers`: of a cache, one for each block. only: the tokens of
+        one row whose states are wanted; None: all."""
+        return self._blocks(x, mask, rotary_cos_sin(positions, self.head_dim, *self.rope), layers, noise, only)
 
     def _blocks(
         self,
@@ -191,9 +206,11 @@ class UnifiedTransformer(nn.Module):
         turn: tuple[Tensor, Tensor],
         layers: Sequence[LayerCache] | None = None,
         noise: DropoutKey | None = None,
-    ) -> Float[Tensor, "batch time width"]:
+        only: Int[Tensor, " some"] | None = None,
+    ) -> Float[Tensor, "batch m width"]:
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, turn, None if layers is None else layers[i], noise=noise)
+            x = block(x, mask, turn, None if layers is None else layers[i], noise, only if i == last else None)
         return self.norm(x)
 
     @staticmethod

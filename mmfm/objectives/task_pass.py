@@ -110,15 +110,23 @@ def forward_passes(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[P
     if not passes:
         return []
     sources, targets = _source_segments(model, passes), _targets(model, passes)
-    sentences = [
-        Sentences(read if target is None else [*_dropped(read, one), target.segment], one.seeds)
-        for one, read, target in zip(passes, sources, targets, strict=True)
-    ]
+    sentences = [_sentences(*each) for each in zip(passes, sources, targets, strict=True)]
     states, where = model.trunk.packed(sentences)
     return [
         _output(model, one, states, places, read, target)
         for one, places, read, target in zip(passes, where, sources, targets, strict=True)
     ]
+
+
+def _sentences(one: PlannedPass, sources: Sequence[Segment], target: Target | None) -> Sentences:
+    """What the trunk reads of a pass. Wanted are the pool token of its first source, and what its target is asked."""
+    read = list(sources) if target is None else [*_dropped(list(sources), one), target.segment]
+    wanted = torch.cat([torch.zeros_like(segment.tokens.keep) for segment in read], dim=1)
+    if sources:
+        wanted[:, sources[0].tokens.keep.shape[1] - 1] = True
+    if target is not None:
+        wanted[:, -target.asked.shape[1] :] = target.asked
+    return Sentences(read, one.seeds, wanted)
 
 
 def _output(
