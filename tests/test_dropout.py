@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_augment import correlations
 from toys import pick, toy_batch, toy_model
 
 from mmfm.config import Augment
 from mmfm.config.task import parse
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch
-from mmfm.models.layers import Dropout, DropoutKey, number_dropouts
+from mmfm.models.dropout import Dropout, DropoutKey, keep_channels, number_dropouts
 from mmfm.models.token_dropout import keep_mask
 from mmfm.objectives.task_pass import forward_task
-from mmfm.runtime.randomness import splitmix64
+from mmfm.runtime.randomness import hash_int32, splitmix64
 
 
 def drawn(batch: Batch, seed: int = 0) -> Batch:
@@ -80,6 +81,41 @@ def test_masks_of_neighbours_are_strangers():
     }
     for name, (a, b) in pairs.items():
         assert abs((a * b).mean()) < 4 / a.numel() ** 0.5, name
+
+
+def test_every_bit_of_a_key_moves_every_bit_of_its_numbers():
+    """Each of 64 flips each of 32 about half of the time, where keys are hashed as dropout does it; of those that are
+    counted, each of the lower 32; and the upper ones are not lost."""
+    plain = torch.arange(2_000)
+    bits = [1 << bit if bit < 63 else -(2**63) for bit in range(64)]
+    for bit in bits:
+        assert_even(hash_int32(splitmix64(plain), 3) ^ hash_int32(splitmix64(plain ^ bit), 3))
+        changed = hash_int32(plain, 3) ^ hash_int32(plain ^ bit, 3)
+        assert (changed != 0).all()
+        if bit in bits[:32]:
+            assert_even(changed)
+
+
+def assert_even(changed: torch.Tensor) -> None:
+    flipped = torch.stack([(changed >> at & 1).double().mean() for at in range(32)])
+    assert abs(flipped.mean() - 0.5) < 0.02 and (flipped - 0.5).abs().max() < 0.15
+
+
+def test_channels_say_nothing_of_each_other():
+    """Of 769 channels, an odd number, no two lie together at any distance, and all are dropped equally often; which
+    ones, the width does not decide."""
+    places = torch.arange(512)[None]
+    kept = keep_channels(splitmix64(torch.tensor([[3]])), places, 769, 0.5)[0]
+    assert correlations(kept).abs().max() < 5.5 and correlations(kept.T).abs().max() < 5.5
+    assert ((kept.double().mean(0) - 0.5).abs() < 5.5 * 0.5 / 512**0.5).all()
+    assert torch.equal(keep_channels(splitmix64(torch.tensor([[3]])), places, 32, 0.5)[0], kept[:, :32])
+
+
+@pytest.mark.parametrize("chance", [1e-4, 1 - 1e-9])
+def test_the_ends_of_what_16_bits_can_say(chance):
+    """Some of a million are dropped by the smallest chances, and nearly all by the largest."""
+    kept = keep_channels(torch.zeros(1, 1, dtype=torch.int64), torch.arange(1_000)[None], 1_000, chance)
+    assert abs((~kept).double().mean() - chance) < 6 * 2**-16 + 6 * (chance * (1 - chance) / kept.numel()) ** 0.5
 
 
 def test_only_what_is_kept_has_a_gradient():

@@ -12,7 +12,7 @@ from mmfm.config.task import parse
 from mmfm.data.augment import DRAWS
 from mmfm.generation.sampling import drawn_seeds, waits
 from mmfm.inference.infill import scattered
-from mmfm.models.layers import Dropout, DropoutKey
+from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.token_dropout import keep_mask
 from mmfm.objectives.task_rows import masked_places, task_seeds
 from mmfm.runtime.randomness import hash_uniform, splitmix64

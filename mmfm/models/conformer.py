@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
+from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.layers import (
     Attention,
     CheckpointedBlock,
-    Dropout,
-    DropoutKey,
     KeyMask,
     Mlp,
     RelativeKeys,

@@ -6,7 +6,7 @@ Masks say where a key may be seen: True = seen. `keep` is True where a token is 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.kv_cache import LayerCache
 from mmfm.models.packing import Packed, take
-from mmfm.runtime.randomness import GOLDEN, splitmix64
 
 KeyMask = Bool[Tensor, "batch 1 #query key"]
 
@@ -178,50 +178,6 @@ class Scale(nn.Module):
 
     def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
         return x * self.gamma
-
-
-class DropoutKey(NamedTuple):
-    """Whose randomness a pass takes: a number for each row, and each token's place among the real ones of its row.
-
-    Of packed sentences each token has the number of its own.
-    """
-
-    rows: Int[Tensor, "batch #time"]
-    places: Int[Tensor, "batch time"]
-
-    def of(self, only: Int[Tensor, " some"] | None) -> "DropoutKey":
-        """That of these tokens alone, which stand in one row; None: of all."""
-        return self if only is None else DropoutKey(self.rows[:, only], self.places[:, only])
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask is a hash of row, place, channel and layer: no rank, padding or neighbour can change it.
-
-    Without `noise` it draws from the global generator, as torch's does.
-    """
-
-    def __init__(self, chance: float) -> None:
-        super().__init__()
-        self.chance, self.layer = chance, 0  # `number_dropouts` tells layers apart
-
-    def forward(
-        self, x: Float[Tensor, "batch time width"], noise: DropoutKey | None
-    ) -> Float[Tensor, "batch time width"]:
-        if not self.training or self.chance == 0:
-            return x
-        if noise is None:
-            return F.dropout(x, self.chance)
-        channels = torch.arange(x.shape[2], device=x.device)
-        rows = splitmix64(splitmix64(noise.rows) + self.layer)
-        drawn = splitmix64(splitmix64(rows + noise.places * GOLDEN)[:, :, None] + channels * GOLDEN)
-        keep = (drawn & (2**24 - 1)) >= self.chance * 2**24
-        return x * (keep.to(x.dtype) / (1 - self.chance))
-
-
-def number_dropouts(model: nn.Module) -> None:
-    """Each of the model's dropouts gets a number of its own, by its place in the model."""
-    for number, module in enumerate(part for part in model.modules() if isinstance(part, Dropout)):
-        module.layer = number
 
 
 class CheckpointedBlock(nn.Module):

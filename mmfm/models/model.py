@@ -20,8 +20,9 @@ from mmfm.data.batch import Ids, Items, Raw, Tokens
 from mmfm.data.vocabulary import CodeFormat, Vocabulary
 from mmfm.models.codecs import Codec, make_codec
 from mmfm.models.conformer import AudioConformer
+from mmfm.models.dropout import Dropout, DropoutKey, number_dropouts
 from mmfm.models.imported import ImportedTower
-from mmfm.models.layers import CheckpointedBlock, Dropout, DropoutKey, init_weights, number_dropouts, positions_of
+from mmfm.models.layers import CheckpointedBlock, init_weights, positions_of
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, UnifiedTransformer

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.config import UserError
 from mmfm.data.batch import Tokens
-from mmfm.models.layers import DropoutKey, KeyMask, encoder_block, key_mask, positions_of, rotary_cos_sin
+from mmfm.models.dropout import DropoutKey
+from mmfm.models.layers import KeyMask, encoder_block, key_mask, positions_of, rotary_cos_sin
 from mmfm.models.packing import Packed, Places, Visibility, pack, pad_packed, worth_packing
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.config import UserError
 from mmfm.data.batch import Tokens
+from mmfm.models.dropout import DropoutKey
 from mmfm.models.kv_cache import KVCache, LayerCache
-from mmfm.models.layers import DropoutKey, KeyMask, decoder_block, rotary_cos_sin
+from mmfm.models.layers import KeyMask, decoder_block, rotary_cos_sin
 from mmfm.models.packing import Packed, Places, Visibility, pack, take
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
-from mmfm.models.layers import DropoutKey, encoder_block, positions_of
+from mmfm.models.dropout import DropoutKey
+from mmfm.models.layers import encoder_block, positions_of
 
 
 def patch_stem(channels: int, width: int, patch_px: int, bias: bool = True) -> nn.Module:
