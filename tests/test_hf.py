@@ -160,10 +160,10 @@ def test_logits_and_loss_are_those_of_training(made, face, pictures, waves):
             "text": made_items(ids := made.model.tokenize(texts), ids >= 0),
         }
         losses = Objectives(core, made.model.run)(Batch(size=3, items=items, positive_ids=torch.arange(3)))
-    want = core.scale("image-text") * image @ text.T + core.biases["image-text"]
+    want = core.scale("image-text") * image @ text.T + core.bias("image-text")
     torch.testing.assert_close(found.logits_per_image, want, rtol=0, atol=1e-4)
     assert torch.equal(found.logits_per_text, found.logits_per_image.T)
-    scale, bias = core.scale("audio-text"), core.biases["audio-text"]
+    scale, bias = core.scale("audio-text"), core.bias("audio-text")
     torch.testing.assert_close(found.logits_per_audio, scale * sound @ text.T + bias, rtol=0, atol=1e-4)
     whole = sum(item.weight * losses[item.name] for item in PAIRS)
     torch.testing.assert_close(found.loss, whole, rtol=1e-5, atol=0)

@@ -44,7 +44,7 @@ def waves() -> list[np.ndarray]:
 
 def softmax(made: Exported, modality: str, x: torch.Tensor, texts: list[str]) -> torch.Tensor:
     core, pair = made.model.core, f"{modality}-text"
-    return (core.scale(pair) * x @ made.model.encode_text(texts).T + core.biases[pair]).softmax(-1)
+    return (core.scale(pair) * x @ made.model.encode_text(texts).T + core.bias(pair)).softmax(-1)
 
 
 def test_zero_shot_pipelines_score_as_we_do(made, pictures, waves):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from toys import PAIRS, toy_model, toy_run
 
+from mmfm.models.checkpoint import adopt
 from mmfm.objectives.contrastive_loss import softmax_contrast
 from mmfm.objectives.joint import Objectives
 from mmfm.training.module import JointModule
@@ -80,3 +81,33 @@ def test_what_is_locked_is_not_clamped() -> None:
     model.lock([f"log_scales.{name}"])
     Objectives(model, toy_run()).model.clamp_scales()
     assert float(model.log_scales[name].detach()) == 5.0
+
+
+def test_scalars_of_older_checkpoints_are_vectors_now() -> None:
+    """A vector can be sharded over ranks and a scalar cannot; what was saved as one is read as the other."""
+    model, name = toy_model(), PAIRS[1].name
+    assert model.log_scales[name].shape == model.biases[name].shape == (1,)
+    older = {
+        key: x.reshape(()) if key.startswith(("log_scales.", "biases.")) else x for key, x in model.state_dict().items()
+    }
+    newer = toy_model(seed=1)
+    with torch.no_grad():
+        newer.biases[name].fill_(3.0)
+    adopt(newer, older, "an older checkpoint")
+    assert newer.biases[name].shape == (1,) and torch.equal(newer.biases[name], model.biases[name])
+    assert newer.scale(name).shape == newer.bias(name).shape == ()
+
+
+def test_moments_of_older_checkpoints_are_vectors_too() -> None:
+    module = JointModule(toy_run(), toy_model().float())
+    optimizer = module.configure_optimizers()["optimizer"]
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = optimizer.state_dict()
+    for moments in state["state"].values():
+        moments |= {key: x.reshape(()) for key, x in moments.items() if key != "step" and x.shape == (1,)}
+    assert any(moments["exp_avg"].ndim == 0 for moments in state["state"].values())
+    module.on_load_checkpoint({"optimizer_states": [state]})
+    optimizer.load_state_dict(state)
+    assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in module.parameters())

@@ -147,8 +147,8 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
         for name, value in made.state_dict().items()
         if name.startswith("core.")
     }
-    state["logit_scale"] = model.core.log_scales[pair].detach()
-    state |= {"logit_bias": model.core.biases[pair].detach()} if biased else {}
+    state["logit_scale"] = model.core.log_scales[pair].detach().reshape(())
+    state |= {"logit_bias": model.core.biases[pair].detach().reshape(())} if biased else {}
     made.load_state_dict(state, strict=True)
     save_file({name: value.contiguous().clone() for name, value in state.items()}, folder / WEIGHTS)
     ours = {"text_size": model.tokenizer.size, "pad": pad, "biased": biased, "run": json.loads(to_json(run))}

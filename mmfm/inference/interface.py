@@ -69,7 +69,7 @@ class Interface(nn.Module):
         """The logarithm of the inverse temperature of images and texts, else of the first pair; open_clip's too."""
         require(len(self.run.contrastive) > 0, "this model was trained without contrast: it has no logit_scale")
         first = min(self.run.contrastive, key=lambda item: set(item.pair) != {"image", "text"})
-        return self.core.log_scales[first.name].clamp(*LOG_SCALES)
+        return self.core.log_scales[first.name].reshape(()).clamp(*LOG_SCALES)
 
     def transform(self, picture: Any) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalizes."""

@@ -259,7 +259,7 @@ def check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str
     wanted = model.state_dict()
     for name in (*wanted, *found):
         here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
-        if here != there:
+        if (here or (1,)) != (there or (1,)):  # a scalar of an older checkpoint is a vector of one
             raise UserError(
                 f"{where} is of another configuration: {name} has shape {there} there and {here} in this model; "
                 "use the run.json beside the weights"

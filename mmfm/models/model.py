@@ -7,7 +7,7 @@ text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits    
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.models.vit import VisionTransformer, normalise
+from mmfm.runtime.distributed import full_tensor
 
 START = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # (scale, bias), of the two papers
 
@@ -75,8 +76,8 @@ class UnifiedModel(nn.Module):
         self.embedding = nn.Embedding(vocabulary.size, trunk.width)
         self.output = None if trunk.tied else nn.Linear(trunk.width, vocabulary.size, bias=False)
         start = {item.name: START[item.loss] for item in contrast}
-        self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[0]).log()) for k, v in start.items()})
-        self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor(v[1])) for k, v in start.items()})
+        self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor([v[0]]).log()) for k, v in start.items()})
+        self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor([v[1]])) for k, v in start.items()})
         # Last: dropouts are numbered by their place, and those of before keep theirs.
         self.dropouts = nn.ModuleDict({name: Dropout(connector_dropout) for name in towers})
         self.codecs = nn.ModuleDict(codecs or {})
@@ -84,6 +85,7 @@ class UnifiedModel(nn.Module):
             "text": CodeFormat((vocabulary.text,), empty=True),
             **{name: self.codec(name).form for name in self.codecs},
         }
+        self.register_load_state_dict_pre_hook(_scales_as_vectors)
 
     def lock(self, names: Collection[str]) -> None:
         """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
@@ -118,8 +120,12 @@ class UnifiedModel(nn.Module):
 
         Its gradient is as if there were no bounds, so that a parameter beyond them comes back.
         """
-        free = self.log_scales[pair]
+        free = full_tensor(self.log_scales[pair]).reshape(())
         return (free + (free.clamp(*LOG_SCALES) - free).detach()).exp()
+
+    def bias(self, pair: str) -> Float[Tensor, ""]:
+        """What is added to each score of a pair whose loss is a sigmoid."""
+        return full_tensor(self.biases[pair]).reshape(())
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
@@ -209,6 +215,13 @@ class UnifiedModel(nn.Module):
     def logits(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocabulary"]:
         """Scores over the whole vocabulary."""
         return F.linear(states, self.embedding.weight) if self.output is None else self.output(states)
+
+
+def _scales_as_vectors(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Scales and biases of pairs are vectors of one, which can be sharded; older checkpoints hold them as scalars."""
+    for name in state:
+        if name.removeprefix(prefix).startswith(("log_scales.", "biases.")) and not state[name].ndim:
+            state[name] = state[name].reshape(1)
 
 
 def build(

@@ -168,7 +168,7 @@ class Objectives(nn.Module):
         return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
 
     def _contrast(self, item: Contrastive, step: StepOutputs) -> Float[Tensor, ""]:
-        scale, bias = self.model.scale(item.name), self.model.biases[item.name]
+        scale, bias = self.model.scale(item.name), self.model.bias(item.name)
         return CONTRAST[item.loss](*step.pairs(*item.pair), scale, bias, self.ranks, self.tile_mb)
 
     def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:

@@ -81,6 +81,12 @@ class Gathered(torch.autograd.Function):
         return total[dist.get_rank(ctx.group)], None
 
 
+def full_tensor(x: Tensor) -> Tensor:
+    """All of a parameter that may be sharded over ranks: all of them must ask. Within a forward it is whole already."""
+    whole = getattr(x, "full_tensor", None)  # a DTensor's, whose class takes a second to import
+    return x if whole is None else whole()
+
+
 def nothing() -> None:
     """Nothing is asked of who waits."""
 

@@ -100,6 +100,8 @@ class JointModule(L.LightningModule):
         remedy = f"begin a new run with its weights: --start {self.run.folder} --name NEW"
         if there != here:
             raise UserError(f"{told}, so that its optimiser's state fits none of them; {remedy}")
+        for state in checkpoint["optimizer_states"][0]["state"].values():  # scales were scalars once
+            state |= {name: x.reshape(1) for name, x in state.items() if name.startswith("exp_avg") and not x.ndim}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

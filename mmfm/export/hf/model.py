@@ -195,7 +195,7 @@ class MMFMModel(MMFMPreTrainedModel):
         core, names = self.core, list(self.core.log_scales)
         require(bool(names), "this model was trained without contrast, so it has no scale to compare with")
         name = next((name for name in (f"{a}-{b}", f"{b}-{a}") if name in names), names[0])
-        return core.scale(name) * x @ y.T + core.biases[name]
+        return core.scale(name) * x @ y.T + core.bias(name)
 
     def contrast(self, found: dict[str, Tensor]) -> Float[Tensor, ""]:
         pairs = [item for item in self.config.parsed().contrastive if set(item.pair) <= set(found)]
@@ -205,7 +205,7 @@ class MMFMModel(MMFMPreTrainedModel):
             a, b = (found[name] for name in item.pair)
             require(len(a) == len(b), f"return_loss needs as many of {item.pair[0]} as of {item.pair[1]}")
             same = torch.arange(len(a), device=a.device)
-            scale, bias = self.core.scale(item.name), self.core.biases[item.name]
+            scale, bias = self.core.scale(item.name), self.core.bias(item.name)
             losses.append(item.weight * CONTRAST[item.loss](a, b, same, scale, bias))
         return torch.stack(losses).sum()
 
