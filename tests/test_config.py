@@ -187,6 +187,10 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Data(train=(Source(shards="a", modalities=()),) * 2),
         "two sources are called 'a'; give each a name of its own",
     ),
+    "profile": (
+        lambda: Run(name="a", optim=Optim(steps=20, warmup_steps=1), profile_steps=(10, 21)),
+        "Run.profile_steps=(10, 21) must be two steps from 1 to optim.steps=20, the first and the last",
+    ),
     "keep": (
         lambda: Run(name="a", save_every_steps=10, keep_every_steps=25),
         "Run.keep_every_steps=25 is no multiple of save_every_steps=10",

@@ -117,7 +117,28 @@ def test_every_objective_is_logged_by_name(run):
     parts = [last[f"loss/{name}"] for name in names]
     assert last["loss"] == pytest.approx(parts[0] + parts[1] + 0.5 * parts[2])
     assert last["grad_norm"] > 0 and last["samples_per_s"] == pytest.approx(16 * last["steps_per_s"])
+    assert last["tokens_per_s"] > last["samples_per_s"] and 0 <= last["data_wait"] <= 1
+    assert 0 <= last["padding/attention"] < 1 and last["padding/image"] == 0 < last["memory_gb"]
+    assert last["tflops_per_step"] > 0 and not {"mfu", "communication_mb"} & set(last)  # a CPU has no sheet
     assert any((run.folder / "tensorboard").iterdir())
+
+
+def test_a_window_of_steps_is_traced(run, capfd):
+    """The trace holds the products of these steps and no optimizer step more than there are in it; weights are those of
+    a run without; a line says where it is, and a resume whose window has passed is refused."""
+    traced = replace(run, name="traced", profile_steps=(2, 3))
+    fit.train(run)
+    fit.train(traced)
+    (path,) = (traced.folder / "profile").iterdir()
+    assert str(path) in " ".join(capfd.readouterr().err.split()) and path.name == "steps-2-3-rank-0.json"
+    names = [event.get("name", "") for event in json.loads(path.read_text())["traceEvents"]]
+    assert "aten::addmm" in names and sum(name.startswith("Optimizer.step") for name in names) == 2
+    torch.testing.assert_close(weights(traced, LAST), weights(run, LAST), rtol=0, atol=0)
+    longer = replace(traced, optim=replace(run.optim, steps=2 * LAST, extends=(LAST,)))
+    with pytest.raises(
+        UserError, match=rf"profile_steps=\(2, 3\): the run goes on from step {LAST}, and that has passed"
+    ):
+        fit.train(longer, resume=True)
 
 
 def test_a_run_that_reads_in_parts_is_that_run(run):

@@ -184,6 +184,7 @@ class Run(Checked):
     save_every_minutes: float = 0.0  # and whenever so much time has passed; 0: by steps alone
     keep_checkpoints: int = 2  # the newest
     keep_every_steps: int = 0  # and for ever those at multiples of this; 0: none
+    profile_steps: tuple[int, ...] = ()  # first and last of the steps of which a trace is written to profile/
     best: str = ""  # and the best by this: val_loss, or another of val_loss/* and score/* in metrics.jsonl
     threads: int = 1  # of torch, per rank
     devices: int = 1  # ranks that share each batch, started here; under torchrun or srun those that were launched
@@ -197,6 +198,9 @@ class Run(Checked):
             self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0,
             f"Run.keep_every_steps={self.keep_every_steps} is no multiple of save_every_steps={self.save_every_steps}",
         )
+        window, ends = self.profile_steps, f"two steps from 1 to optim.steps={self.optim.steps}, the first and the last"
+        inside = len(window) == 2 and 1 <= window[0] <= window[1] <= self.optim.steps
+        require(not window or inside, f"Run.profile_steps={window} must be {ends}")
         plain = self.name not in ("", ".", "..") and not set("/\0") & set(self.name)
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
         told = "Parallel.micro_batch reads a batch in parts, and objectives of one's own take it whole; set it to 0"

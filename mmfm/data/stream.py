@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -291,6 +292,7 @@ class TrainStream:
         self.plan = Plan(**parts, cache=Cache(data.cache_mb), codes=codes)
         self.health = BadSampleCounter([source.label for source in data.train], data.max_bad_fraction)
         self.consumed = start
+        self.waited_s = 0.0  # for batches, by who iterates
         self.asked: Callable[[], bool] = lambda: False  # to end, whoever asks; heard while a batch is waited for
 
     def __len__(self) -> int:
@@ -298,12 +300,19 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader(range(self.consumed, len(self))))
-        while (loaded := next_batch(batches, self.asked)) is not None:
+        while (loaded := self._next(batches)) is not None:
             if isinstance(loaded, Exception):
                 raise loaded
             self.health.record(loaded.reads, loaded.bad, loaded.truncated)
             self.consumed += 1
             yield loaded.batch
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        began = time.perf_counter()
+        try:
+            return next_batch(batches, self.asked)
+        finally:
+            self.waited_s += time.perf_counter() - began
 
     def _loader(self, numbers: range) -> DataLoader:
         workers = self.plan.run.data.num_workers

@@ -23,6 +23,7 @@ from mmfm.models.conformer import AudioConformer
 from mmfm.models.dropout import Dropout, DropoutKey, number_dropouts
 from mmfm.models.imported import ImportedTower
 from mmfm.models.layers import CheckpointedBlock, init_weights, positions_of
+from mmfm.models.read_counts import ReadCounts
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, UnifiedTransformer
@@ -81,6 +82,7 @@ class UnifiedModel(nn.Module):
         # Last: dropouts are numbered by their place, and those of before keep theirs.
         self.dropouts = nn.ModuleDict({name: Dropout(connector_dropout) for name in towers})
         self.codecs = nn.ModuleDict(codecs or {})
+        self.read_counts = trunk.read_counts = ReadCounts([*towers])
         self.forms = {
             "text": CodeFormat((vocabulary.text,), empty=True),
             **{name: self.codec(name).form for name in self.codecs},
@@ -162,6 +164,8 @@ class UnifiedModel(nn.Module):
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
         tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.tower_token_dropout
+        if items.tokens is None:
+            self.read_counts.add_tower(modality, tokens)
         noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(tokens.keep))
         segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
         if seeds is None or not chance:

@@ -35,6 +35,11 @@ class Packed(NamedTuple):
 
     groups: tuple[Group, ...]
 
+    @property
+    def places(self) -> int:
+        """Of all groups, padding included."""
+        return sum(sentences * time for sentences, time in (group.size for group in self.groups))
+
     def attend(
         self,
         q: Float[Tensor, "1 heads m dim"],

@@ -18,6 +18,7 @@ from mmfm.models.dropout import DropoutKey
 from mmfm.models.kv_cache import KVCache, LayerCache
 from mmfm.models.layers import KeyMask, decoder_block, rotary_cos_sin
 from mmfm.models.packing import Packed, Places, Visibility, pack, take
+from mmfm.models.read_counts import ReadCounts
 
 
 class Segment(NamedTuple):
@@ -86,6 +87,7 @@ class UnifiedTransformer(nn.Module):
             for _ in range(cfg.depth)
         )
         self.norm = nn.RMSNorm(cfg.width, eps=cfg.eps)
+        self.read_counts = ReadCounts()
 
     def forward(
         self, segments: Sequence[Segment], cache: KVCache | None = None, seeds: Int[Tensor, " batch"] | None = None
@@ -136,6 +138,10 @@ class UnifiedTransformer(nn.Module):
         wanted = torch.cat([flag.flatten() for flag in flags])[row.source]
         kept = (wanted.cumsum(0) - 1).clamp(min=0)
         only = wanted.nonzero().squeeze(1)
+        pairs, places = sum(n * n for n in row.lengths), row.packed.places
+        self.read_counts.add(
+            "trunk", items=len(row.lengths), places=places, tokens=len(row.source), pairs=pairs, wanted=len(only)
+        )
         x = self.run(take(x, row.source)[None], row.packed, positions, noise=noise, only=only)
         return x[0], [kept[where] for where in row.where] if len(kept) else row.where
 

@@ -169,7 +169,9 @@ class Objectives(nn.Module):
 
     def _contrast(self, item: Contrastive, step: StepOutputs) -> Float[Tensor, ""]:
         scale, bias = self.model.scale(item.name), self.model.bias(item.name)
-        return CONTRAST[item.loss](*step.pairs(*item.pair), scale, bias, self.ranks, self.tile_mb)
+        pairs = step.pairs(*item.pair)
+        self.model.read_counts.add_contrast(len(pairs.a), len(pairs.a) * self.ranks.size)
+        return CONTRAST[item.loss](*pairs, scale, bias, self.ranks, self.tile_mb)
 
     def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:
         """The sum over items of what the codec's losses add up to."""
@@ -185,6 +187,7 @@ class Objectives(nn.Module):
         weight = self.model.output_weight
         states = weight[:0] if output is None else output.states
         labels = torch.zeros(0, dtype=torch.int64, device=self.model.device) if output is None else output.labels
+        self.model.read_counts.add("target", tokens=len(labels))
         return linear_cross_entropy(states, weight, labels, self.tile_mb)
 
 

@@ -83,6 +83,12 @@ def _read(path: Path) -> str:
         return ""
 
 
+def peak_bytes() -> int:
+    """The most that this process has held in memory since it began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def open_files() -> int:
     """How many files this process may have open. Its own limit is first raised to what the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -26,9 +26,11 @@ from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_
 from mmfm.runtime.process import Signals
 from mmfm.training.metrics_file import METRICS, console, finite, seconds_so_far
 from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
+from mmfm.training.throughput import Throughput
 from mmfm.training.validation import validation_losses
 
 LOG_EVERY_STEPS, PRINT_EVERY_STEPS, PRINT_EVERY_S = 10, 100, 30.0
+TOLD_WAIT = 0.05  # share of the time that a run waits for data, above which the bar says so
 
 
 class AfterStep(L.Callback):
@@ -48,7 +50,7 @@ class MetricsLogger(AfterStep):
     """Every objective by name, the rate and the speed: into metrics.jsonl and TensorBoard, from the first rank."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run, self.throughput = run, Throughput(run)
         self.line: dict[str, float] = {}
         self.began = self.since = time.monotonic()
         self.since_step = 0
@@ -64,6 +66,7 @@ class MetricsLogger(AfterStep):
     ) -> None:
         if trainer.global_step == self.since_step:  # saving and scoring are not part of the pace
             self.since = time.monotonic()
+            self.throughput.waited_s = waited_s(trainer)
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
         step = trainer.global_step
@@ -71,7 +74,8 @@ class MetricsLogger(AfterStep):
             return
         objectives, now = module.objectives, time.monotonic()
         totals = {name: float(objectives.ranks.all_reduce_sum(loss)) for name, loss in losses.items()}
-        pace = (step - self.since_step) / max(now - self.since, 1e-9)
+        steps, seconds = step - self.since_step, max(now - self.since, 1e-9)
+        pace = steps / seconds
         self.line = {
             "loss": sum(objectives.weights[name] * loss for name, loss in totals.items()),
             **{f"loss/{name}": loss for name, loss in totals.items()},
@@ -80,9 +84,16 @@ class MetricsLogger(AfterStep):
             "grad_norm": module.grad_norm,
             "steps_per_s": pace,
             "samples_per_s": pace * self.run.data.batch_size,
+            **self.throughput.figures(objectives, steps, seconds, waited_s(trainer)),
         }
         self.since, self.since_step = now, step
         record(trainer, self.run, {"step": step, "seconds": round(now - self.began, 3), **self.line})
+
+
+def waited_s(trainer: L.Trainer) -> float:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, StreamData)
+    return data.open().waited_s
 
 
 def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
@@ -334,4 +345,8 @@ def describe(line: Mapping[str, float]) -> str:
     if not line:
         return ""
     losses = [f"{key.removeprefix('loss/')} {value:.3f}" for key, value in line.items() if key.startswith("loss/")]
-    return "  ".join((f"{line['steps_per_s']:.2f} steps/s", f"{line['samples_per_s']:.0f} samples/s", *losses))
+    speed = [f"{line['steps_per_s']:.2f} steps/s", f"{line['samples_per_s']:.0f} samples/s"]
+    speed += [f"{line['tokens_per_s']:.3g} tokens/s"]
+    speed += [f"MFU {line['mfu']:.0%}"] if "mfu" in line else []
+    speed += [f"waits for data {line['data_wait']:.0%}"] if line["data_wait"] > TOLD_WAIT else []
+    return "  ".join((*speed, *losses))

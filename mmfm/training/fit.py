@@ -53,6 +53,7 @@ from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.metrics_file import console
 from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData, UnwrappedDDP
 from mmfm.training.preflight import check_place
+from mmfm.training.profiler import StepProfiler, check_window
 from mmfm.training.resume import clear_for_start, resume_step
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -127,6 +128,7 @@ def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> Ba
     each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start))
     journal, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
     callbacks = [
+        StepProfiler(run),
         journal,
         agreed,
         *(item.build(run) for item in run.callbacks),
@@ -149,6 +151,7 @@ def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> Ba
 def _parts(run: Run, start: int | None) -> tuple[Run, JointModule, StreamData, FolderCheckpoints, torch.device]:
     """All that a rank trains with, before anything is written: what is wrong with it is said first."""
     device = device_of_rank(run.accelerator)
+    check_window(run, start or 0)
     torch.manual_seed(run.seed)
     run, tokenizer, model = _model(run, start)
     data = StreamData(run, tokenizer, fingerprints(run, model))

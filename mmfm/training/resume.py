@@ -23,6 +23,7 @@ FREE = {
     "devices",
     "accelerator",
     "parallel",
+    "profile_steps",
     "save_every_steps",
     "save_every_minutes",
     "keep_checkpoints",

@@ -1,0 +1,107 @@
+"""FLOPs of a training step, by formula, from what the model has read (`ReadCounts`).
+
+They are the model's own, by real tokens: neither padding nor what activation checkpointing computes again is among them
+(as in the MFU of PaLM, arXiv 2204.02311, appendix B).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+
+from mmfm.models.conformer import Subsample
+from mmfm.models.layers import Attention
+from mmfm.models.mel import KaldiMel, LogMel
+from mmfm.models.model import UnifiedModel
+from mmfm.models.read_counts import PAIRS, TOKENS, WANTED
+
+BACKWARD = 3  # a forward and a backward are three forwards: gradients of inputs and of weights take one each
+
+
+class Cost(NamedTuple):
+    """FLOPs of a part's forward. token: for each; pair: for each two tokens of a sentence, in attention; wanted: for
+    each token whose state is used, beside `token`; once: for each token, and never in a backward. learns: whether
+    there is a backward."""
+
+    token: float
+    pair: float
+    wanted: float = 0.0
+    once: float = 0.0
+    learns: bool = True
+
+    def flops(self, counts: Mapping[str, int]) -> float:
+        whole = self.token * counts[TOKENS] + self.pair * counts[PAIRS] + self.wanted * counts[WANTED]
+        return float(whole * (BACKWARD if self.learns else 1) + self.once * counts[TOKENS])
+
+
+def costs_of(model: UnifiedModel) -> dict[str, Cost]:
+    """Of each tower by its modality, its connector and head included, and of the trunk."""
+    found = {name: _tower(model, name) for name in model.towers}
+    return found | {"trunk": _trunk(model)}
+
+
+def step_flops(model: UnifiedModel, counts: Mapping[str, Mapping[str, int]], embeddings: int) -> float:
+    """Forward and backward of what was read. counts: by part, "target" those of tokens that were written. embeddings:
+    how many products of two embeddings the contrasts took. Codecs are not counted."""
+    parts = sum(cost.flops(counts[name]) for name, cost in costs_of(model).items())
+    table = 2 * model.output_weight.numel() * counts["target"][TOKENS]
+    return float(parts + BACKWARD * (table + 2 * model.embed_dim * embeddings))
+
+
+def _products(modules: Sequence[nn.Module]) -> int:
+    """FLOPs for a token that passes each linear map and each convolution of stride one once."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    return sum(2 * m.weight.numel() for module in modules for m in module.modules() if isinstance(m, kinds))
+
+
+def _trunk(model: UnifiedModel) -> Cost:
+    """Of the last block only keys, values and queries are made of all tokens."""
+    blocks = list(model.trunk.blocks)
+    if not blocks:
+        return Cost(0, 0)
+    last = _products(blocks[-1:])
+    of_all = sum(2 * part.qkv.weight.numel() for part in blocks[-1].modules() if isinstance(part, Attention))
+    pair = _pairs(blocks, model.trunk.width)
+    return Cost(_products(blocks[:-1]) + of_all, pair, last - of_all, learns=_learns(model.trunk))
+
+
+def _tower(model: UnifiedModel, name: str) -> Cost:
+    tower = model.towers[name]
+    lists = [list(m.children()) for m in tower.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    blocks = max(lists, key=_products, default=[])  # where most of it is computed
+    inner = {part for block in blocks for part in block.modules()}
+    rest = [part for part in tower.modules() if part not in inner]
+    linear = sum(2 * m.weight.numel() for m in rest if isinstance(m, nn.Linear))
+    joins, width = _products([model.connectors[name]]), cast(int, tower.width)
+    token = _products(blocks) + linear + _stem(rest) + joins
+    return Cost(token, _pairs(blocks, width), once=_mel(tower), learns=_learns(tower))
+
+
+def _pairs(blocks: Sequence[nn.Module], width: int) -> int:
+    """Scores and what they weigh: two products for each pair. Another library's heads are as wide as its tokens."""
+    own = [part for block in blocks for part in block.modules() if isinstance(part, Attention)]
+    return sum(4 * part.heads * part.dim for part in own) if own else 4 * width * len(blocks)
+
+
+def _stem(modules: Sequence[nn.Module]) -> int:
+    """Convolutions one after the other, by token: each has as many places as the strides behind it make one of."""
+    total, places = 0, 1
+    bands = next((m.out.in_features // m.conv2.out_channels for m in modules if isinstance(m, Subsample)), 1)
+    for conv in reversed([m for m in modules if isinstance(m, nn.Conv1d | nn.Conv2d)]):
+        total += 2 * conv.weight.numel() * places * bands
+        places *= torch.Size(conv.stride).numel()
+    return total
+
+
+def _mel(tower: nn.Module) -> int:
+    """The filter bank of the frames of a token, which has no gradient."""
+    mel = next((m for m in tower.modules() if isinstance(m, LogMel | KaldiMel)), None)
+    if mel is None:
+        return 0
+    convs = [m for m in tower.modules() if isinstance(m, Subsample)]
+    return 2 * mel.banks.numel() * (4 if convs else 1)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
