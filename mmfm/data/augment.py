@@ -12,6 +12,7 @@ from torch import Tensor
 from mmfm.config import Augment
 from mmfm.data.batch import Tokens, seeds_of
 from mmfm.runtime.randomness import GOLDEN, hash_uniform, splitmix64
+from mmfm.runtime.transfer import to_device
 
 # Uniform numbers per item. Of a picture: eight for the affine map, 48 for the mesh, four for what is done while it is
 # decoded (three for the crop, one for the mirror), the last four for the blanked rectangle.
@@ -91,20 +92,32 @@ def _axis(size: int, like: Tensor) -> Tensor:
     return torch.arange(size, device=like.device, dtype=like.dtype) - (size - 1) / 2
 
 
-def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) -> Tokens:
+def stretched(lengths: Int[Tensor, " n"], draws: Float[Tensor, "n k"], how: Augment) -> Int[Tensor, " n"]:
+    """How many frames `augment_frames` makes of so many."""
+    if not any((how.speed, how.vtlp, how.time_mask, how.freq_mask, how.noise)):
+        return lengths
+    return (lengths / _factor(draws[:, 0].double(), how.speed)).round().clamp(min=1).long()
+
+
+def augment_frames(
+    frames: Tokens, draws: Float[Tensor, "n k"], how: Augment, lengths: Int[Tensor, " n"] | None = None
+) -> Tokens:
     """Speed and formants (VTLP, Jaitly and Hinton 2013), a masked run in time and one in frequency, noise.
 
-    Masks as in SpecAugment (arXiv 1904.08779); a masked cell is the clip's mean.
+    Masks as in SpecAugment (arXiv 1904.08779); a masked cell is the clip's mean. lengths: `stretched`, on the CPU;
+    None: the device is asked.
     """
     if not any((how.speed, how.vtlp, how.time_mask, how.freq_mask, how.noise)):
         return frames
+    if lengths is None:
+        lengths = stretched(frames.keep.sum(1).cpu(), draws.cpu(), how)
     if frames.x.dtype in HALF:
-        found = augment_frames(Tokens(frames.x.float(), frames.keep), draws, how)
+        found = augment_frames(Tokens(frames.x.float(), frames.keep), draws, how, lengths)
         return Tokens(found.x.to(frames.x.dtype), found.keep)
     u = draws.to(frames.x.dtype)
-    x, keep = _stretch(frames, _factor(u[:, 0], how.speed), _factor(u[:, 1], how.vtlp))
+    x, keep = _stretch(frames, _factor(u[:, 0], how.speed), _factor(u[:, 1], how.vtlp), lengths)
     time, bins = torch.arange(x.shape[1], device=x.device), torch.arange(x.shape[2], device=x.device)
-    lengths = keep.sum(1)
+    lengths = to_device(lengths, x.device)
     hidden = (
         _run(u[:, 2], u[:, 3], float(how.time_mask), lengths, time)[:, :, None]
         | _run(u[:, 4], u[:, 5], float(how.freq_mask), torch.full_like(lengths, x.shape[2]), bins)[:, None, :]
@@ -117,11 +130,12 @@ def augment_frames(frames: Tokens, draws: Float[Tensor, "n k"], how: Augment) ->
     return Tokens(x * keep.unsqueeze(-1), keep)
 
 
-def _stretch(frames: Tokens, speed: Float[Tensor, " n"], formant: Float[Tensor, " n"]) -> Tokens:
+def _stretch(
+    frames: Tokens, speed: Float[Tensor, " n"], formant: Float[Tensor, " n"], lengths: Int[Tensor, " n"]
+) -> Tokens:
     """Resample the spectrogram: `speed` > 1 is shorter, `formant` > 1 is a shorter vocal tract."""
     count, bins = frames.x.shape[1:]
-    lengths = (frames.keep.sum(1) / speed).round().clamp(min=1).long()
-    longest = int(lengths.max())
+    longest, lengths = int(lengths.max()), to_device(lengths, frames.x.device)
     last = frames.keep.sum(1, keepdim=True) - 1  # of the clip: what lies behind it is padding
     at = torch.minimum(torch.arange(longest, device=frames.x.device) * speed[:, None], last)
     rows = torch.arange(bins, device=frames.x.device) / formant[:, None]

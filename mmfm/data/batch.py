@@ -4,12 +4,15 @@ A sample may lack any modality; a batch may hold none of one. `keep` is True whe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from mmfm.runtime.transfer import to_device
 
 NO_TEXT = -1
 
@@ -42,6 +45,27 @@ class Raw(NamedTuple):
     keep: Bool[Tensor, "n time"]
 
 
+class ItemFacts(NamedTuple):
+    """What a step is planned by, always on the CPU: a device need not be asked, which would wait for all it has to do.
+
+    lengths: how many values of each item are real; items are padded at their ends alone. written: how many ids of it.
+    """
+
+    rows: Int[Tensor, " n"]
+    lengths: Int[Tensor, " n"]
+    draws: Float[Tensor, "n k"] | None = None
+    written: Int[Tensor, " n"] | None = None
+    cut: Bool[Tensor, " n"] | None = None
+
+    def seeds(self) -> Int[Tensor, " n"] | None:
+        """Those of `Items.seeds`."""
+        return None if self.draws is None else seeds_of(self.draws)
+
+    def take(self, index: Int[Tensor, " m"]) -> "ItemFacts":
+        rows, lengths, *rest = self
+        return ItemFacts(rows[index], lengths[index], *(None if value is None else value[index] for value in rest))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Items:
     """The items of one modality, in rising order of `rows`; a sample with several has its row several times.
@@ -53,7 +77,7 @@ class Items:
     with this target predicts; None: x itself, or its codes. raw: what a codec makes these of, where it wants another
     size or rate than the tower; None: x. cut: True for a text that goes on beyond what is written of it here, so that
     no end is to be learned; None: all are whole. tokens: the tower's, where they are known already, so that several
-    passes share them; None: the tower is asked.
+    passes share them; None: the tower is asked. known: the facts, where the tensors lie on another device.
     """
 
     x: Tensor
@@ -64,20 +88,40 @@ class Items:
     raw: Raw | None = None
     cut: Bool[Tensor, " n"] | None = None
     tokens: Tokens | None = None
+    known: ItemFacts | None = None
+
+    @cached_property
+    def facts(self) -> ItemFacts:
+        """What a plan asks of these items, on the CPU."""
+        if self.known is not None:
+            return self.known
+        rest = (self.draws, None if self.written is None else self.written.keep.sum(1), self.cut)
+        there = (None if value is None else value.cpu() for value in rest)
+        return ItemFacts(self.rows.cpu(), self.keep.sum(1).cpu(), *there)
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
         return None if self.draws is None else seeds_of(self.draws)
 
     def to(self, device: torch.device) -> "Items":
-        return replace(self, **{name: _each(value, lambda x: x.to(device)) for name, value in vars(self).items()})
+        known = None if device.type == "cpu" else self.facts
+        return Items(**self._each(lambda x: to_device(x, device)), known=known)
 
     def take(self, index: Int[Tensor, " m"]) -> "Items":
-        """These items alone, padding that none of them needs cut off."""
-        taken = {name: _each(value, lambda x: x[index]) for name, value in vars(self).items()}
-        longest = int(taken["keep"].sum(1).max()) if len(index) else 0
+        """These items alone, padding that none of them needs cut off. An index on the CPU waits for no device."""
+        facts, index = self.facts.take(index.cpu()), to_device(index, self.rows.device)
+        taken, longest = self._each(lambda x: x[index]), int(facts.lengths.max()) if len(index) else 0
         cut = ("x", "keep") if self.x.shape[1:] == self.keep.shape[1:] else ("keep",)
-        return Items(**taken | {name: taken[name][:, :longest] for name in cut})
+        shorter = {name: taken[name][:, :longest] for name in cut}
+        return Items(**taken | shorter, known=None if self.known is None else facts)
+
+    def behind(self, start: int) -> "Items":
+        """The same of samples that are counted from this one on."""
+        known = self.known and self.known._replace(rows=self.known.rows - start)
+        return replace(self, rows=self.rows - start, known=known)
+
+    def _each(self, apply: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        return {one.name: _each(getattr(self, one.name), apply) for one in fields(self) if one.name != "known"}
 
 
 def _each(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
@@ -89,7 +133,8 @@ def _each(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`size` samples. `same`: one number per sample, equal where the texts are equal, NO_TEXT where there is none.
+    """`size` samples. positive_ids: one number per sample, equal where the texts are equal, NO_TEXT where there is
+    none; always on the CPU.
 
     truncated: the samples with a text of which only the beginning is read or written.
     """
@@ -103,7 +148,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         items = {name: item.to(device) for name, item in self.items.items()}
-        return replace(self, items=items, positive_ids=self.positive_ids.to(device))
+        return replace(self, items=items)
 
     def micro_batches(self, size: int) -> "list[Batch]":
         """Its samples in order, so many to each; of no samples one that is empty."""
@@ -112,10 +157,10 @@ class Batch:
     def _micro_batch(self, start: int, stop: int) -> "Batch":
         items = {}
         for name, item in self.items.items():
-            index = ((item.rows >= start) & (item.rows < stop)).nonzero().squeeze(1)
+            rows = item.facts.rows
+            index = ((rows >= start) & (rows < stop)).nonzero().squeeze(1)
             if len(index):
-                taken = item.take(index)
-                items[name] = replace(taken, rows=taken.rows - start)
+                items[name] = item.take(index).behind(start)
         return Batch(
             size=stop - start,
             items=items,

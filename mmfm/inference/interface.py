@@ -285,10 +285,9 @@ class Interface(nn.Module):
         reading = forward_task(self.core, task, batch.to(self.core.device))
         if reading is None or not len(reading.labels):
             return out
-        each = F.cross_entropy(self.core.logits(reading.states).float(), reading.labels, reduction="none")
+        each = F.cross_entropy(self.core.logits(reading.states).float(), reading.labels, reduction="none").cpu()
         owners = reading.sample_ids.unique()
-        totals = torch.zeros(batch.size, device=each.device).index_add(0, reading.sample_ids, each)
-        out[owners.cpu()] = totals[owners].cpu()
+        out[owners] = torch.zeros(batch.size).index_add(0, reading.sample_ids, each)[owners]
         cut = None if task.target is None or task.target not in batch.items else batch.items[task.target].cut
         if cut is not None:  # of a text that was cut not all has been asked
             out[batch.items[str(task.target)].rows[cut].cpu()] = torch.nan

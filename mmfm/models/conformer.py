@@ -26,7 +26,8 @@ from mmfm.models.layers import (
     rotary_cos_sin,
 )
 from mmfm.models.mel import RECIPES, KaldiMel, LogMel
-from mmfm.models.packing import Packed, Places, pack, pad_packed, take, worth_packing
+from mmfm.models.packing import Packed, Places, pack, pad_packed, real_places, worth_packing
+from mmfm.models.varlen import take, takes_kernel
 
 __all__ = ["AudioConformer", "KaldiMel", "LogMel"]
 
@@ -47,6 +48,9 @@ class Subsample(nn.Module):
             x, keep = F.relu(conv(x * keep[:, None, :, None])), keep[:, ::2]
         return Tokens(self.out(x.transpose(1, 2).flatten(2)), keep)
 
+    def token_counts(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        return (lengths + 3) // 4
+
 
 class Stack(nn.Module):
     """Two frames beside each other become one token; the last odd frame is left out, unless it is the only one."""
@@ -60,6 +64,9 @@ class Stack(nn.Module):
         x, keep = F.pad(frames.x, (0, 0, 0, odd)), F.pad(frames.keep, (0, odd))
         keep = torch.cat([keep[:, :1], keep[:, 3::2]], dim=1)
         return Tokens(self.out(self.norm(x.unflatten(1, (-1, 2)).flatten(2))) * keep.unsqueeze(-1), keep)
+
+    def token_counts(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        return (lengths // 2).where(lengths > 1, lengths)
 
 
 def stem(cfg: config.Conformer) -> nn.Module:
@@ -145,18 +152,29 @@ class AudioConformer(nn.Module):
         self.mel, self.subsample = RECIPES[cfg.mel.recipe](cfg.mel), stem(cfg)
         self.blocks = nn.ModuleList(ConformerBlock(cfg, dropout) for _ in range(cfg.depth))
 
-    def forward(self, frames: Tokens, seeds: Int[Tensor, " batch"] | None = None) -> Tokens:
+    def forward(
+        self,
+        frames: Tokens,
+        seeds: Int[Tensor, " batch"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Tokens:
         """`seeds`: of dropout, one for each row. Clips of several lengths pass the blocks as one row of real tokens,
-        but for an imported encoder's whose blocks see the padding or each key's distance."""
+        but for an imported encoder's whose blocks see the padding or each key's distance. lengths: of the clips, in
+        frames, on the CPU; None: the device is asked."""
         x, keep = self.subsample(frames)
         places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
         if not self.packs or not worth_packing(keep):
             x = self._read(x, keep, key_mask(keep), places, rows)
             return Tokens(x * keep.unsqueeze(-1) if self.packs else x, keep)
-        row = pack([Places(keep)])
+        real = real_places(keep, None if lengths is None else self.token_counts(lengths))
+        row = pack([Places(real)], x.device, takes_kernel(x, self.head_dim))
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(take(x.flatten(0, 1), row.source)[None], row.packed, row.packed, row.of(places), rows)
         return Tokens(pad_packed(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)
+
+    def token_counts(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """How many tokens clips of so many frames give."""
+        return self.subsample.token_counts(lengths) if isinstance(self.subsample, Subsample | Stack) else lengths
 
     def _read(
         self,

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.kv_cache import LayerCache
-from mmfm.models.packing import Packed, take
+from mmfm.models.packing import Packed
+from mmfm.models.varlen import take
 
 KeyMask = Bool[Tensor, "batch 1 #query key"]
 

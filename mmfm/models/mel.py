@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 import torchaudio.compliance.kaldi
 import torchaudio.functional as AF
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
-from mmfm.models.packing import pad_packed, worth_packing
+from mmfm.models.packing import pad_packed, real_places, worth_packing
+from mmfm.runtime.transfer import to_device
 
 SILENCE = 1e-8  # power below which a mel bin says no more
 
@@ -30,16 +31,31 @@ class LogMel(nn.Module):
             )
             self.banks, self.window = nn.Buffer(banks), nn.Buffer(torch.hann_window(self.window_samples))
 
-    def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
-        """One frame per started hop, its window centred on the hop's first sample; silence before and after."""
-        mel, real = self.absolute(wave, keep)
+    def forward(
+        self,
+        wave: Float[Tensor, "batch samples"],
+        keep: Bool[Tensor, "batch samples"],
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Tokens:
+        """One frame per started hop, its window centred on the hop's first sample; silence before and after. lengths:
+        of the clips, in samples, on the CPU; None: the device is asked."""
+        mel, real = self.absolute(wave, keep, lengths)
         weight = real.unsqueeze(-1)
         centred = mel - (mel * weight).sum((1, 2), keepdim=True) / (
             weight.sum((1, 2), keepdim=True) * mel.shape[2]
         ).clamp(min=1)
         return Tokens((centred * weight / 4).to(wave.dtype), real)
 
-    def absolute(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
+    def frame_counts(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """How many frames clips of so many samples give."""
+        return (lengths + self.hop_samples - 1) // self.hop_samples
+
+    def absolute(
+        self,
+        wave: Float[Tensor, "batch samples"],
+        keep: Bool[Tensor, "batch samples"],
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Tokens:
         """The same frames as the logarithm of their power, with their level, in single precision or better.
 
         Frames beyond a clip's end are of no use, and cost nothing where clips differ in length.
@@ -52,7 +68,8 @@ class LogMel(nn.Module):
         real = keep[:, :: self.hop_samples]
         if not worth_packing(real):
             return Tokens(self._log_power(frames), real)
-        index = real.flatten().nonzero().squeeze(1)
+        known = real_places(real, None if lengths is None else self.frame_counts(lengths))
+        index = to_device(known.flatten().nonzero().squeeze(1), wave.device)
         of_real = frames[index // real.shape[1], index % real.shape[1]]
         return Tokens(pad_packed(self._log_power(of_real), index, (real.shape[0], real.shape[1])), real)
 
@@ -82,7 +99,16 @@ class KaldiMel(nn.Module):
             self.banks = nn.Buffer(F.pad(banks, (0, 1)).T.contiguous())
             self.window = nn.Buffer(torch.hann_window(self.window_samples, periodic=False).pow(0.85))
 
-    def forward(self, wave: Float[Tensor, "batch samples"], keep: Bool[Tensor, "batch samples"]) -> Tokens:
+    def frame_counts(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """How many frames clips of so many samples give."""
+        return ((lengths - self.window_samples) // self.hop_samples).clamp(min=0) + 1
+
+    def forward(
+        self,
+        wave: Float[Tensor, "batch samples"],
+        keep: Bool[Tensor, "batch samples"],
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> Tokens:
         wave = F.pad(wave * keep, (0, max(0, self.window_samples - wave.shape[1]))) * 2**15
         frames = wave.unfold(1, self.window_samples, self.hop_samples)
         frames = frames - frames.mean(2, keepdim=True)

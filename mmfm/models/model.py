@@ -15,14 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.data.augment import augment_frames, augment_images, hide_tokens
+from mmfm.data.augment import augment_frames, augment_images, hide_tokens, stretched
 from mmfm.data.batch import Ids, Items, Raw, Tokens
 from mmfm.data.vocabulary import CodeFormat, Vocabulary
-from mmfm.models.codecs import Codec, make_codec
-from mmfm.models.conformer import AudioConformer
+from mmfm.models.codecs import AudioAutoencoder, Codec, make_codec
+from mmfm.models.conformer import AudioConformer, KaldiMel, LogMel
 from mmfm.models.dropout import Dropout, DropoutKey, number_dropouts
 from mmfm.models.imported import ImportedTower
 from mmfm.models.layers import CheckpointedBlock, init_weights, positions_of
+from mmfm.models.packing import real_places
 from mmfm.models.read_counts import ReadCounts
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask
@@ -141,6 +142,7 @@ class UnifiedModel(nn.Module):
         if items.tokens is not None:
             return items.tokens
         tower, x, draws = self.towers[modality], items.x, items.draws
+        lengths = None if torch.compiler.is_compiling() else items.facts.lengths
         if modality == "image":
             x = normalise(x, self.dtype)
             x = x if draws is None else augment_images(x, draws, self.augment)
@@ -154,12 +156,33 @@ class UnifiedModel(nn.Module):
             case OwnTower():
                 return tower(x.to(self.dtype) if x.is_floating_point() else x, items.keep)
             case AudioConformer():
-                frames = tower.mel(x.to(self.dtype), items.keep)
-                frames = frames if draws is None else augment_frames(frames, draws, self.augment)
-                return tower(frames, items.seeds())
+                frames = tower.mel(x.to(self.dtype), items.keep, lengths)
+                counts = None if lengths is None else self._frame_counts(tower, items)
+                frames = frames if draws is None else augment_frames(frames, draws, self.augment, counts)
+                return tower(frames, items.seeds(), counts)
             case TextTransformer():
-                return tower(x, items.keep, items.seeds())
+                return tower(x, items.keep, items.seeds(), lengths)
         return tower(x, items.seeds())
+
+    def _frame_counts(self, tower: AudioConformer, items: Items) -> Int[Tensor, " n"]:
+        """Of each sound the frames that the tower reads."""
+        assert isinstance(tower.mel, LogMel | KaldiMel)
+        counts, draws = tower.mel.frame_counts(items.facts.lengths), items.facts.draws
+        return counts if draws is None else stretched(counts, draws, self.augment)
+
+    def _real_tokens(self, modality: str, items: Items, tokens: Tokens) -> Bool[Tensor, "n time"]:
+        """`tokens.keep` on the CPU: by the lengths of the items where the tower is ours or reads pictures, else asked
+        for."""
+        tower = self.towers[modality]
+        if items.tokens is None:
+            match tower:
+                case AudioConformer():
+                    return real_places(tokens.keep, tower.token_counts(self._frame_counts(tower, items)))
+                case TextTransformer():
+                    return real_places(tokens.keep, items.facts.lengths)
+                case VisionTransformer() | ImportedTower(modality="image"):
+                    return torch.ones(tokens.keep.shape, dtype=torch.bool)
+        return tokens.keep.cpu()
 
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
@@ -168,9 +191,13 @@ class UnifiedModel(nn.Module):
             self.read_counts.add_tower(modality, tokens)
         noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(tokens.keep))
         segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
-        if seeds is None or not chance:
+        if torch.compiler.is_compiling():
             return segment
-        return segment._replace(shown=F.pad(keep_mask(seeds, tokens.keep, chance), (0, 1), value=True))
+        known, facts = self._real_tokens(modality, items, tokens), items.facts
+        segment = segment._replace(known=F.pad(known, (0, 1), value=True))
+        if (drawn := facts.seeds()) is None or not chance:
+            return segment
+        return segment._replace(shown=F.pad(keep_mask(drawn, known, chance), (0, 1), value=True))
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""
@@ -203,6 +230,20 @@ class UnifiedModel(nn.Module):
             return Ids(items.x, items.keep)
         raw = items.raw or Raw(items.x, items.keep)
         return self.codec(modality).encode(raw.x, raw.keep)
+
+    def written_counts(self, modality: str, items: Items, written: Ids) -> Int[Tensor, " n"]:
+        """How many ids each item is written as, on the CPU: asked for where only the codec knows."""
+        facts = items.facts
+        if facts.written is not None:
+            return facts.written
+        if modality == "text":
+            return facts.lengths
+        codec = self.codec(modality)
+        if codec.form.length:
+            return torch.full_like(facts.lengths, codec.form.length)
+        if isinstance(codec, AudioAutoencoder) and items.raw is None:
+            return codec.code_counts(facts.lengths)
+        return written.keep.sum(1).cpu()
 
     def codec(self, modality: str) -> Codec:
         return cast(Codec, self.codecs[modality])

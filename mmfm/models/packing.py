@@ -5,12 +5,15 @@ Padding costs what tokens cost, and most places of a batch of mixed tasks are pa
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from mmfm.models.varlen import Call, Visibility, attend_varlen, take, varlen_calls
+from mmfm.runtime.transfer import to_device
 
 PADDING = 1 << 62  # its segment
 SLACK, SPARE = 1.25, 4  # a sentence joins a group whose longest is at most so many times, or so many tokens, longer
@@ -31,9 +34,13 @@ class Group(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Where the sentences of a row stand. It takes the place of a key mask."""
+    """Where the sentences of a row stand. It takes the place of a key mask.
+
+    calls: of the kernel for sentences of any lengths, where there is one; else attention is of padded groups.
+    """
 
     groups: tuple[Group, ...]
+    calls: tuple[Call, ...] = ()
 
     @property
     def places(self) -> int:
@@ -50,6 +57,8 @@ class Packed(NamedTuple):
         if not self.groups:
             return q
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        if self.calls:
+            return attend_varlen(self.calls, q, k, v).transpose(0, 1)[None]
         return torch.cat([_attend(group, q, k, v) for group in self.groups]).transpose(0, 1)[None]
 
     def over_time(
@@ -82,35 +91,6 @@ def pad_packed(
     return x.new_zeros(sentences * time, *x.shape[1:]).index_copy(0, places, x).unflatten(0, size)
 
 
-class _Take(torch.autograd.Function):
-    """`x[index]` of an index that names nothing twice: its gradient is copied, where torch's own would be added up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.shape = x.shape
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (index,), (grad,) = ctx.saved_tensors, grads
-        return grad.new_zeros(ctx.shape).index_copy_(0, index, grad), None
-
-
-def take(x: Float[Tensor, "many *rest"], index: Int[Tensor, " m"]) -> Float[Tensor, "m *rest"]:
-    """Rows of x, none of them twice."""
-    return _Take.apply(x, index)  # type: ignore[return-value]
-
-
-class Visibility(NamedTuple):
-    """Who sees whom. segment: a number that rises from segment to segment; each sees itself and those before it.
-    causal: whether its segment sees itself only backwards. hidden: whether other segments do not see it."""
-
-    segment: Int[Tensor, "*places"]
-    causal: Bool[Tensor, "*places"]
-    hidden: Bool[Tensor, "*places"]
-
-
 class Places(NamedTuple):
     """Padded sentences, before the padding goes. real: where a token stands that any sees. visibility None: all see
     all."""
@@ -120,11 +100,13 @@ class Places(NamedTuple):
 
 
 class Row(NamedTuple):
-    """source: which of all places, flattened and laid end to end, each token of the row is. where: for each table of
-    `Places` the number of its token in the row, 0 where there is none. lengths: tokens of each sentence, rising."""
+    """source: which of all places, flattened and laid end to end, each token of the row is; known: the same on the CPU.
+    where: for each table of `Places` the number of its token in the row, 0 where there is none; on the CPU. lengths:
+    tokens of each sentence, rising."""
 
     packed: Packed
     source: Int[Tensor, " m"]
+    known: Int[Tensor, " m"]
     where: list[Int[Tensor, "n time"]]
     lengths: list[int]
 
@@ -138,55 +120,89 @@ def worth_packing(keep: Bool[Tensor, "n time"]) -> bool:
     return keep.shape[0] > 1 and not torch.compiler.is_compiling()
 
 
-def pack(tables: Sequence[Places]) -> Row:
-    """The row of all real tokens, sentence by sentence, the shortest first."""
+def real_places(keep: Bool[Tensor, "n time"], lengths: Int[Tensor, " n"] | None) -> Bool[Tensor, "n time"]:
+    """`keep` as the CPU knows it by the lengths of its rows, or asks for it where it does not know them."""
+    return keep.cpu() if lengths is None else torch.arange(keep.shape[1]) < lengths[:, None]
+
+
+def pack(tables: Sequence[Places], device: torch.device | None = None, kernel: bool = False) -> Row:
+    """The row of all real tokens, sentence by sentence, the shortest first.
+
+    The tables lie on the CPU, where all is counted; where the tokens are goes to `device` at once. kernel: whether
+    attention is that of `mmfm.models.varlen`, which needs no masks.
+    """
+    device = device or tables[0].real.device
     real = torch.cat([table.real.flatten() for table in tables])
     lengths = torch.cat([table.real.sum(1) for table in tables])
     order = lengths.argsort(stable=True)
-    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
     sizes = [table.real.shape for table in tables]
     ranks = rank.split([n for n, _ in sizes])
     of = torch.cat([part[:, None].expand(size).flatten() for part, size in zip(ranks, sizes, strict=True)])
     kept = real.nonzero().squeeze(1)
     sentence, by_sentence = of[kept].sort(stable=True)
     index = kept[by_sentence]
-    where = torch.zeros_like(of).index_copy_(0, index, torch.arange(len(index), device=index.device))
+    where = torch.zeros_like(of).index_copy_(0, index, torch.arange(len(index)))
     parts = where.split([n * time for n, time in sizes])
     known = [table.visibility for table in tables if table.visibility is not None]
     assert len(known) in (0, len(tables))
     each = [torch.cat([x.flatten() for x in fact])[index] for fact in zip(*known, strict=True)]
-    rising = lengths[order].tolist()
-    groups = tuple(_groups(rising, sentence, Visibility(*each) if each else None))
-    return Row(Packed(groups), index, [part.view(size) for part, size in zip(parts, sizes, strict=True)], rising)
+    seen, rising = Visibility(*each) if each else None, lengths[order].tolist()
+    spans = list(_spans(rising))
+    sent = to_device(torch.stack([index, _in_groups(sentence, rising, spans), *(x.long() for x in seen or ())]), device)
+    there = Visibility(sent[2], sent[3].bool(), sent[4].bool()) if seen else None
+    calls = tuple(varlen_calls(sentence, seen, device)) if kernel else ()
+    groups = tuple(_group(span, sent[1], None if kernel else there, masked=not kernel) for span in spans)
+    views = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+    return Row(Packed(groups, calls), sent[0], index, views, rising)
 
 
-def _groups(lengths: list[int], sentence: Int[Tensor, " m"], visibility: Visibility | None) -> Iterator[Group]:
+class _Span(NamedTuple):
+    """Sentences of one group, their tokens, and the shortest and the longest of them."""
+
+    sentences: range
+    tokens: range
+    shortest: int
+    longest: int
+
+
+def _spans(lengths: list[int]) -> Iterator[_Span]:
     """Sentences of rising lengths, cut where one is much longer than the first of its group."""
     first, stop = lengths.count(0), 0
     while first < len(lengths):
         most = max(SLACK * lengths[first], lengths[first] + SPARE)
         last = bisect.bisect_right(lengths, most)
         start, stop = stop, stop + sum(lengths[first:last])
-        here = Visibility(*(fact[start:stop] for fact in visibility)) if visibility else None
-        yield _group(start, stop, lengths[first:last], sentence[start:stop] - first, here)
+        yield _Span(range(first, last), range(start, stop), lengths[first], lengths[last - 1])
         first = last
 
 
-def _group(start: int, stop: int, lengths: list[int], sentence: Int[Tensor, " t"], seen: Visibility | None) -> Group:
-    """One group. A sentence's tokens lie side by side."""
-    size, token = (len(lengths), lengths[-1]), torch.arange(stop - start, device=sentence.device)
-    begins = torch.searchsorted(sentence, token[: size[0]])
-    places = sentence * size[1] + token - begins[sentence]
+def _in_groups(sentence: Int[Tensor, " m"], lengths: list[int], spans: list[_Span]) -> Int[Tensor, " m"]:
+    """Of each token its place in the padded table of its group. A sentence's tokens lie side by side."""
+    each = torch.tensor(lengths, dtype=torch.int64)
+    within = torch.arange(len(sentence)) - (each.cumsum(0) - each)[sentence]
+    row = torch.zeros_like(each)
+    for span in spans:
+        row[span.sentences.start : span.sentences.stop] = torch.arange(len(span.sentences)) * span.longest
+    return row[sentence] + within
+
+
+def _group(span: _Span, places: Int[Tensor, " m"], seen: Visibility | None, masked: bool) -> Group:
+    """One group; masked: with its mask, made where the places lie."""
+    start, stop, size = span.tokens.start, span.tokens.stop, (len(span.sentences), span.longest)
+    places = places[start:stop]
 
     def table(x: Tensor, elsewhere: int) -> Tensor:
         return x.new_full((size[0] * size[1],), elsewhere).index_copy_(0, places, x).view(size)
 
-    real = table(torch.ones_like(sentence, dtype=torch.bool), 0)
+    if not masked or (seen is None and span.shortest == span.longest):
+        return Group(start, stop, size, places, None)
+    real = table(torch.ones_like(places, dtype=torch.bool), 0)
     if seen is None:
-        return Group(start, stop, size, places, None if lengths[0] == lengths[-1] else real[:, None, None])
-    segment = table(seen.segment, PADDING)  # which so sees all that is real, lest its softmax be no number
-    causal, hidden = table(seen.causal, 0), table(seen.hidden, 0)
+        return Group(start, stop, size, places, real[:, None, None])
+    segment = table(seen.segment[start:stop], PADDING)  # which so sees all that is real, lest its softmax be no number
+    causal, hidden = table(seen.causal[start:stop], 0), table(seen.hidden[start:stop], 0)
     earlier = (segment[:, None, :] < segment[:, :, None]) & ~hidden[:, None, :]
-    back = torch.ones(size[1], size[1], dtype=torch.bool, device=token.device).tril()
+    back = torch.ones(size[1], size[1], dtype=torch.bool, device=places.device).tril()
     own = (segment[:, None, :] == segment[:, :, None]) & (back | ~causal[:, :, None])
     return Group(start, stop, size, places, ((earlier | own) & real[:, None, :])[:, None])

@@ -13,7 +13,8 @@ from mmfm.config import UserError
 from mmfm.data.batch import Tokens
 from mmfm.models.dropout import DropoutKey
 from mmfm.models.layers import KeyMask, encoder_block, key_mask, positions_of, rotary_cos_sin
-from mmfm.models.packing import Packed, Places, Visibility, pack, pad_packed, worth_packing
+from mmfm.models.packing import Packed, Places, pack, pad_packed, real_places, worth_packing
+from mmfm.models.varlen import Visibility, takes_kernel
 
 
 class TextTransformer(nn.Module):
@@ -41,15 +42,17 @@ class TextTransformer(nn.Module):
         ids: Int[Tensor, "batch time"],
         keep: Bool[Tensor, "batch time"],
         seeds: Int[Tensor, " batch"] | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
     ) -> Tokens:
         """`seeds`: of dropout, one for each row. Texts of several lengths pass the blocks as one row of real tokens;
-        where none is, the output is zero."""
+        where none is, the output is zero. lengths: of the texts, on the CPU; None: the device is asked."""
         if self.position is not None and ids.shape[1] > self.context:
             raise UserError(f"a text of {ids.shape[1]} tokens exceeds TextTower.context={self.context}; cut it")
         places, rows = positions_of(keep), None if seeds is None else seeds[:, None]
         if not worth_packing(keep):
             return Tokens(self._read(ids, self._mask(keep), places, rows) * keep.unsqueeze(-1), keep)
-        row = pack([Places(keep, self._visibility(keep))])
+        real = real_places(keep, lengths)
+        row = pack([Places(real, self._visibility(real))], ids.device, takes_kernel(self.norm.weight, self.head_dim))
         rows = None if rows is None else row.of(rows.expand_as(keep))
         x = self._read(row.of(ids), row.packed, row.of(places), rows)
         return Tokens(pad_packed(x[0], row.source, (keep.shape[0], keep.shape[1])), keep)

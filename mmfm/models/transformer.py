@@ -17,8 +17,10 @@ from mmfm.data.batch import Tokens
 from mmfm.models.dropout import DropoutKey
 from mmfm.models.kv_cache import KVCache, LayerCache
 from mmfm.models.layers import KeyMask, decoder_block, rotary_cos_sin
-from mmfm.models.packing import Packed, Places, Visibility, pack, take
+from mmfm.models.packing import Packed, Places, pack
 from mmfm.models.read_counts import ReadCounts
+from mmfm.models.varlen import Visibility, take, takes_kernel
+from mmfm.runtime.transfer import to_device
 
 
 class Segment(NamedTuple):
@@ -32,6 +34,12 @@ class Segment(NamedTuple):
     causal: bool = False
     hidden: Bool[Tensor, " batch"] | None = None
     shown: Bool[Tensor, "batch time"] | None = None
+    known: Bool[Tensor, "batch time"] | None = None
+
+    def planned(self) -> "Segment":
+        """The same with `keep` on the CPU, for `packed` to count."""
+        keep = self.tokens.keep.cpu() if self.known is None else self.known
+        return self._replace(tokens=self.tokens._replace(keep=keep))
 
 
 def sees(segments: Sequence[Segment]) -> Bool[Tensor, "query key"]:
@@ -116,28 +124,30 @@ class UnifiedTransformer(nn.Module):
 
     def packed(self, passes: Sequence[Sentences]) -> tuple[Float[Tensor, "m width"], list[Int[Tensor, "batch time"]]]:
         """`forward` of several passes as one row of real tokens: the normed states, and for each pass which of them
-        stands where. Tokens that none sees or wants have no state: their place is of another.
+        stands where, on the CPU. Tokens that none sees or wants have no state: their place is of another.
 
         The last block makes keys and values of all tokens, and all else only for those that are wanted.
         """
-        segments = [item.segments for item in passes]
+        segments = [[part.planned() for part in item.segments] for item in passes]
+        x = torch.cat([torch.cat([part.tokens.x for part in parts], dim=1).flatten(0, 1) for parts in segments])
         keeps = [torch.cat([part.tokens.keep for part in parts], dim=1) for parts in segments]
         counts = [keep.long().cumsum(1) for keep in keeps]
-        row = pack([Places(_visible(parts), _visibility(parts)) for parts in segments])
+        tables = [Places(_visible(parts), _visibility(parts)) for parts in segments]
+        row = pack(tables, x.device, takes_kernel(x, self.head_dim))
         if self.window:
             self.check_window(max(int(count[:, -1].max()) for count in counts))
-        x = torch.cat([torch.cat([part.tokens.x for part in parts], dim=1).flatten(0, 1) for parts in segments])
-        positions = torch.cat([(count - 1).clamp(min=0).flatten() for count in counts])[row.source][None]
-        noise = None
+        each = [torch.cat([(count - 1).clamp(min=0).flatten() for count in counts])]
         seeds = [item.seeds for item in passes if item.seeds is not None]
         if len(seeds) == len(passes):
-            each = [seed[:, None].expand_as(keep).flatten() for seed, keep in zip(seeds, keeps, strict=True)]
-            noise = DropoutKey(torch.cat(each)[row.source][None], positions)
+            numbers = (seed.cpu()[:, None].expand_as(keep) for seed, keep in zip(seeds, keeps, strict=True))
+            each.append(torch.cat([one.flatten() for one in numbers]))
+        positions, *rows = (one[None] for one in to_device(torch.stack(each)[:, row.known], x.device))
+        noise = DropoutKey(rows[0], positions) if rows else None
         wants = [item.wanted for item in passes]
         flags = [torch.ones_like(keep) if want is None else want for want, keep in zip(wants, keeps, strict=True)]
-        wanted = torch.cat([flag.flatten() for flag in flags])[row.source]
+        wanted = torch.cat([flag.flatten() for flag in flags])[row.known]
         kept = (wanted.cumsum(0) - 1).clamp(min=0)
-        only = wanted.nonzero().squeeze(1)
+        only = to_device(wanted.nonzero().squeeze(1), x.device)
         pairs, places = sum(n * n for n in row.lengths), row.packed.places
         self.read_counts.add(
             "trunk", items=len(row.lengths), places=places, tokens=len(row.source), pairs=pairs, wanted=len(only)

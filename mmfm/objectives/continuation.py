@@ -15,6 +15,7 @@ from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.models.model import UnifiedModel
 from mmfm.runtime.randomness import hash_uniform
+from mmfm.runtime.transfer import to_device
 
 EARLIEST, LATEST = 0.25, 0.75  # of an item's length; half where nothing is drawn
 CUT = 4  # what a row's draws decide
@@ -26,9 +27,10 @@ def with_halves(model: UnifiedModel, task: Task, batch: Batch) -> Batch:
     if name is None or task.fill or name not in task.sources or name not in batch.items:
         return batch
     items, wanted = batch.items[name], task.mentions(name)
-    held = torch.bincount(items.rows, minlength=batch.size)
-    last = torch.searchsorted(items.rows, items.rows, right=True) - 1
-    asked = (held[items.rows] == wanted - 1) & (last == torch.arange(len(last), device=last.device))
+    rows = items.facts.rows
+    held = torch.bincount(rows, minlength=batch.size)
+    last = torch.searchsorted(rows, rows, right=True) - 1
+    asked = (held[rows] == wanted - 1) & (last == torch.arange(len(last)))
     if not bool(asked.any()):
         return batch
     unit, books = _units(model, name, items)
@@ -56,24 +58,29 @@ def halves(items: Items, asked: Bool[Tensor, " n"], unit: int, books: int = 1) -
 
     One of less than two units stays whole, and so its sample takes no part.
     """
-    units = (items.keep.sum(1) + unit - 1) // unit
+    facts, device = items.facts, items.rows.device
+    units = (facts.lengths + unit - 1) // unit
     asked = asked & (units >= 2)
-    seeds = items.seeds()
+    seeds = facts.seeds()
     part = EARLIEST + (LATEST - EARLIEST) * (0.5 if seeds is None else hash_uniform(seeds, CUT))
     cut = (units * part).round().long().clamp(min=1).minimum(units - 1)
-    index = torch.repeat_interleave(torch.arange(len(asked), device=asked.device), 1 + asked.long())
+    index = torch.repeat_interleave(torch.arange(len(asked)), 1 + asked.long())
     second = _again(index) & asked[index]
     first = asked[index] & ~second
     start = torch.where(second, cut[index], 0)
     stop = torch.where(first, cut[index], units[index])
-    doubled = items.take(index)
-    x, keep = _window(items.x[index], items.keep[index], start * unit, stop * unit)
-    written = None
+    doubled, there = items.take(index), to_device(index, device)
+    lengths = (stop * unit).minimum(facts.lengths[index]) - start * unit
+    x, keep = _window(items.x[there], start * unit, lengths)
+    written, of_written = None, None
     if items.written is not None:
-        written = Ids(*_window(items.written.ids[index], items.written.keep[index], start * books, stop * books))
+        assert facts.written is not None
+        of_written = (stop * books).minimum(facts.written[index]) - start * books
+        written = Ids(*_window(items.written.ids[there], start * books, of_written))
     if items.raw is not None:
         raise UserError("a sound that tower and codec take at two rates cannot be cut; give them one rate")
-    return replace(doubled, x=x, keep=keep, written=written, tokens=None)
+    known = doubled.known and doubled.known._replace(lengths=lengths, written=of_written)
+    return replace(doubled, x=x, keep=keep, written=written, tokens=None, known=known)
 
 
 def _again(index: Int[Tensor, " m"]) -> Bool[Tensor, " m"]:
@@ -84,12 +91,10 @@ def _again(index: Int[Tensor, " m"]) -> Bool[Tensor, " m"]:
 
 
 def _window(
-    x: Tensor, keep: Bool[Tensor, "m time"], start: Int[Tensor, " m"], stop: Int[Tensor, " m"]
+    x: Tensor, start: Int[Tensor, " m"], lengths: Int[Tensor, " m"]
 ) -> tuple[Tensor, Bool[Tensor, "m shorter"]]:
-    """Each row from its start to its stop, moved to the left, with zeros behind."""
-    place = torch.arange(x.shape[1], device=x.device) + start[:, None]
-    inside = (place < stop[:, None]) & (place < x.shape[1])
-    place = place.clamp(max=x.shape[1] - 1)
-    keep = keep.gather(1, place) & inside
-    longest = int(keep.sum(1).max())
-    return (x.gather(1, place) * keep)[:, :longest], keep[:, :longest]
+    """So many values of each row from its start on, moved to the left, with zeros behind."""
+    begin, count = to_device(torch.stack([start, lengths]), x.device)
+    steps = torch.arange(int(lengths.max()), device=x.device)
+    keep = steps < count[:, None]
+    return x.gather(1, (steps + begin[:, None]).clamp(max=x.shape[1] - 1)) * keep, keep

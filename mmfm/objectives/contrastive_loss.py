@@ -11,21 +11,24 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.runtime.distributed import Collective, SingleProcess
+from mmfm.runtime.transfer import to_device
 
 ALONE = SingleProcess()
 TILE_MB = 32.0  # of one tile of scores; three of them live at a time
 
 
 class Others(NamedTuple):
-    """What a rank compares its rows with: b of all ranks, their groups, and which of them are its own."""
+    """What a rank compares its rows with: b of all ranks, their groups, and which of them are its own. share: of each
+    of a row's positives in its target."""
 
     b: Float[Tensor, "N d"]
     same: Int[Tensor, " N"]
-    mine: Bool[Tensor, " N"]
+    mine: slice
+    share: Float[Tensor, " N"]
 
 
 def softmax_contrast(
@@ -66,8 +69,7 @@ class _Softmax(torch.autograd.Function):
         ctx: Any, a: Tensor, b: Tensor, scale: Tensor, same: Tensor, ranks: Collective, tile_mb: float
     ) -> Tensor:
         others = _gathered(b, same, ranks)
-        _, group, sizes = torch.unique(others.same, return_inverse=True, return_counts=True)
-        share = 1 / sizes[group][others.mine].to(a.dtype)  # of each of a row's positives in its target
+        same, share = others.same[others.mine], others.share[others.mine]
         row, at = a.new_empty(len(a)), a.new_empty(len(a))
         column = a.new_full((len(others.b),), -torch.inf)
         for rows in _tiles(a, others, tile_mb):
@@ -99,6 +101,7 @@ class _Sigmoid(torch.autograd.Function):
         ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, same: Tensor, ranks: Collective, tile_mb: float
     ) -> Tensor:
         others = _gathered(b, same, ranks)
+        same = others.same[others.mine]
         loss, dbias = a.new_zeros(()), a.new_zeros(())
         da, db = torch.zeros_like(a), torch.zeros_like(others.b)
         for rows in _tiles(a, others, tile_mb):
@@ -121,8 +124,12 @@ class _Sigmoid(torch.autograd.Function):
 
 
 def _gathered(b: Tensor, same: Tensor, ranks: Collective) -> Others:
-    facts = ranks.all_gather(torch.stack([same, torch.full_like(same, ranks.rank)], 1))
-    return Others(ranks.all_gather(b), facts[:, 0], facts[:, 1] == ranks.rank)
+    """Groups are counted on the CPU, where the caller knows them: a device that is asked makes the CPU wait."""
+    facts = ranks.all_gather(torch.stack([same, torch.full_like(same, ranks.rank)], 1).cpu())
+    _, group, sizes = torch.unique(facts[:, 0], return_inverse=True, return_counts=True)
+    start = int((facts[:, 1] < ranks.rank).sum())
+    groups, share = to_device(facts[:, 0].contiguous(), b.device), to_device(1 / sizes[group].to(b.dtype), b.device)
+    return Others(ranks.all_gather(b), groups, slice(start, start + len(b)), share)
 
 
 def _own(db: Tensor, others: Others, ranks: Collective) -> Tensor:

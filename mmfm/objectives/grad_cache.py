@@ -23,7 +23,7 @@ def grad_cache_backward(objectives: Objectives, batch: Batch, size: int) -> dict
     size: samples of a micro-batch. Ranks may have different numbers of them.
     """
     assert not objectives.own
-    parts, device = batch.micro_batches(size), batch.positive_ids.device
+    parts, device = batch.micro_batches(size), objectives.model.device
     with torch.no_grad():
         first = [objectives.run_passes(part) for part in parts]
     counts = [objectives.loss_counts(part, found) for part, found in zip(parts, first, strict=True)]

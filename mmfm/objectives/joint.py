@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.config import Contrastive, Generative, Objective, Reconstruction, Run, require
@@ -13,14 +13,16 @@ from mmfm.config.task import Task, parse, parse_writing
 from mmfm.data.batch import Batch, Raw
 from mmfm.models.codecs import Trainable
 from mmfm.models.model import UnifiedModel
+from mmfm.models.varlen import take
 from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.cross_entropy import linear_cross_entropy
 from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
 from mmfm.objectives.task_rows import check_codecs, check_towers, embeds
 from mmfm.runtime.distributed import Collective, SingleProcess
+from mmfm.runtime.transfer import to_device
 
 ALONE = SingleProcess()
-Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and the samples that they are of
+Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and on the CPU the samples that they are of
 
 
 class Pairs(NamedTuple):
@@ -46,7 +48,7 @@ class StepOutputs:
         (a, a_rows), (b, b_rows) = self.embedded[one], self.embedded[other]
         both = torch.isin(a_rows, b_rows)
         same = positive_group_ids(self.batch, self.ranks)[a_rows[both]]
-        return Pairs(a[both], b[torch.isin(b_rows, a_rows)], same)
+        return Pairs(_rows(a, both), _rows(b, torch.isin(b_rows, a_rows)), same)
 
 
 class PassOutputs(NamedTuple):
@@ -81,7 +83,7 @@ class Objectives(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         read = self.run_passes(batch)
         counts = self.all_reduce_counts(self.loss_counts(batch, read))
-        with torch.autocast(batch.positive_ids.device.type, enabled=False):  # a softmax over the batch needs fp32
+        with torch.autocast(self.model.device.type, enabled=False):  # a softmax over the batch needs fp32
             losses = self.contrastive_losses(batch, read.embedded) | self.summed_losses(batch, read, counts)
             losses |= {item.name: _own_loss(item, self._step(batch, read)) for item in self.own}
             return {name: losses[name] + self._zero() for name in self.weights}
@@ -160,12 +162,12 @@ class Objectives(nn.Module):
         order = rows.argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = rows[order][1:] != rows[order][:-1]
-        return x[order][first], rows[order][first]
+        return take(x, to_device(order[first], x.device)), rows[order][first]
 
     def _nothing(self) -> Embedded:
         """No embeddings, of no samples."""
         z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
-        return z, torch.zeros(0, dtype=torch.int64, device=self.model.device)
+        return z, torch.zeros(0, dtype=torch.int64)
 
     def _contrast(self, item: Contrastive, step: StepOutputs) -> Float[Tensor, ""]:
         scale, bias = self.model.scale(item.name), self.model.bias(item.name)
@@ -210,5 +212,10 @@ def positive_group_ids(batch: Batch, ranks: Collective = ALONE) -> Int[Tensor, "
 
     Its number is its own on all ranks, whatever each of them holds: -2 and below, as hashes of texts are 0 and above.
     """
-    own = -2 - (ranks.rank + ranks.size * torch.arange(batch.size, device=batch.positive_ids.device))
-    return torch.where(batch.positive_ids >= 0, batch.positive_ids, own)
+    own, given = -2 - (ranks.rank + ranks.size * torch.arange(batch.size)), batch.positive_ids.cpu()
+    return torch.where(given >= 0, given, own)
+
+
+def _rows(x: Float[Tensor, "n dim"], chosen: Bool[Tensor, " n"]) -> Float[Tensor, "m dim"]:
+    """The chosen rows, where the choice is known on the CPU."""
+    return x if bool(chosen.all()) else take(x, to_device(chosen.nonzero().squeeze(1), x.device))

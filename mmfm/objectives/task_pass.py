@@ -20,9 +20,10 @@ from mmfm.config.task import Task
 from mmfm.data.augment import hide_tokens
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.models.model import UnifiedModel
-from mmfm.models.packing import take
+from mmfm.models.packing import real_places
 from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, Sentences
+from mmfm.models.varlen import take
 from mmfm.objectives.continuation import with_halves
 from mmfm.objectives.task_rows import (
     BLIND,
@@ -35,13 +36,15 @@ from mmfm.objectives.task_rows import (
     task_seeds,
 )
 from mmfm.runtime.randomness import hash_uniform, splitmix64
+from mmfm.runtime.transfer import to_device
 
 TARGET = 1  # other tokens of a text are hidden where it is written than where it is read
 Result = TypeVar("Result")
 
 
 class PassOutput(NamedTuple):
-    """What one pass gives. `tokens` counts the target tokens of all rows; `sample_ids` is the sample of each."""
+    """What one pass gives. `tokens` counts the target tokens of all rows; `sample_ids` is the sample of each. It and
+    `rows` lie on the CPU."""
 
     rows: Int[Tensor, " n"]
     embedding: Float[Tensor, "n dim"]
@@ -51,7 +54,8 @@ class PassOutput(NamedTuple):
 
 
 class PlannedPass(NamedTuple):
-    """A task over the samples of a batch that take part, before anything is computed. seeds: what is random in each."""
+    """A task over the samples of a batch that take part, before anything is computed. seeds: what is random in each.
+    Both lie on the CPU, as all does that is planned: a device that is asked makes the CPU wait for all it has to do."""
 
     task: Task
     objective: Generative
@@ -69,7 +73,8 @@ class Mention(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a pass writes: its segment, the label of each of its places, and the places that are asked for it."""
+    """What a pass writes: its segment, the label of each of its places, and the places that are asked for it (on the
+    CPU)."""
 
     segment: Segment
     labels: Int[Tensor, "n time"]
@@ -121,7 +126,7 @@ def forward_passes(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[P
 def _sentences(one: PlannedPass, sources: Sequence[Segment], target: Target | None) -> Sentences:
     """What the trunk reads of a pass. Wanted are the pool token of its first source, and what its target is asked."""
     read = list(sources) if target is None else [*_dropped(list(sources), one), target.segment]
-    wanted = torch.cat([torch.zeros_like(segment.tokens.keep) for segment in read], dim=1)
+    wanted = torch.cat([torch.zeros(segment.tokens.keep.shape, dtype=torch.bool) for segment in read], dim=1)
     if sources:
         wanted[:, sources[0].tokens.keep.shape[1] - 1] = True
     if target is not None:
@@ -140,13 +145,16 @@ def _output(
     """What a pass gives, of the states of all: at the pool token of its first source, and where its target is asked."""
     embedding = torch.zeros(0, model.embed_dim, dtype=model.dtype, device=model.device)
     if sources:
-        pool = where[:, sources[0].tokens.keep.shape[1] - 1]
+        pool = to_device(where[:, sources[0].tokens.keep.shape[1] - 1], states.device)
         embedding = model.head(one.task.sources[0], take(states, pool)[:, None])
     if target is None:
-        return PassOutput(one.rows, embedding, states[:0], one.rows[:0], one.rows[:0])
+        none = torch.zeros(0, dtype=torch.int64, device=states.device)
+        return PassOutput(one.rows, embedding, states[:0], none, one.rows[:0])
     asked = target.asked
-    written = take(states, where[:, -asked.shape[1] :][asked])
-    return PassOutput(one.rows, embedding, written, target.labels[asked], one.rows[:, None].expand_as(asked)[asked])
+    places = torch.stack([where[:, -asked.shape[1] :][asked], asked.flatten().nonzero().squeeze(1)])
+    of_states, of_labels = to_device(places, states.device)
+    owners = one.rows[:, None].expand_as(asked)[asked]
+    return PassOutput(one.rows, embedding, take(states, of_states), target.labels.flatten()[of_labels], owners)
 
 
 def sources_of(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Int[Tensor, " n"], list[Segment]] | None:
@@ -155,7 +163,8 @@ def sources_of(model: UnifiedModel, task: Task, batch: Batch) -> tuple[Int[Tenso
     rows = rows_with(batch, only)
     if rows is None:
         return None
-    return rows, [model.source(name, items.take(index)) for name, items, index in _mentions(only, batch, rows)]
+    segments = [model.source(name, items.take(index)) for name, items, index in _mentions(only, batch, rows)]
+    return to_device(rows, model.device), segments
 
 
 def _mentions(task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Mention]:
@@ -196,7 +205,7 @@ def _once(mentions: Sequence[Mention], compute: Callable[[str, Items], Result]) 
     for key, same in every.items():
         index = same[0].places if len(same) == 1 else torch.cat([one.places for one in same]).unique()
         items = same[0].items
-        made[key] = index, compute(key[0], items if len(index) == len(items.rows) else items.take(index))
+        made[key] = index, compute(key[0], items if len(index) == len(items.facts.rows) else items.take(index))
     return [_of_rows(one.places, *made[one.modality, id(one.items)]) for one in mentions]
 
 
@@ -208,7 +217,7 @@ def _of_rows(index: Int[Tensor, " m"], have: Int[Tensor, " n"], result: Result) 
 
     def each(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.index_select(0, at)
+            return value.index_select(0, to_device(at, value.device))
         return type(value)(*map(each, value)) if isinstance(value, tuple) else value
 
     return each(result)
@@ -229,20 +238,24 @@ def _dropped(segments: list[Segment], one: PlannedPass) -> list[Segment]:
 
 def _target(model: UnifiedModel, one: PlannedPass, mention: Mention, written: Ids) -> Target:
     modality, items = mention.modality, mention.items.take(mention.places)
+    counts = model.written_counts(modality, items, written)
     if one.task.fill:
-        hidden = masked_places(written.keep, one.seeds, one.objective)
+        known = real_places(written.keep, counts)
+        hidden = masked_places(known, one.seeds, one.objective)
         labels = F.pad(model.vocabulary.shared(modality, written.ids), (1, 0), value=model.vocabulary.pad)
-        segment = model.filled(modality, written.ids, hidden, written.keep)
+        segment = model.filled(modality, written.ids, to_device(hidden, written.ids.device), written.keep)
+        segment = segment._replace(known=F.pad(known, (1, 0), value=True))
         return Target(segment, labels, F.pad(hidden, (1, 0), value=False))
-    target = _continued(model, modality, written, items, one.objective.target_dropout)
-    if items.cut is None:
-        return target
-    # where a text was cut it does not end
-    ends = torch.arange(target.labels.shape[1], device=model.device) == written.keep.sum(1, keepdim=True)
-    return target._replace(asked=target.asked & ~(ends & items.cut[:, None]))
+    segment, labels = _continued(model, modality, written, items, one.objective.target_dropout)
+    steps, ends = torch.arange(labels.shape[1]), counts[:, None]
+    known, cut = steps <= ends, items.facts.cut
+    asked = known if cut is None else known & ~((steps == ends) & cut[:, None])  # a text that was cut does not end
+    return Target(segment._replace(known=known), labels, asked)
 
 
-def _continued(model: UnifiedModel, modality: str, written: Ids, items: Items, blind: float) -> Target:
+def _continued(
+    model: UnifiedModel, modality: str, written: Ids, items: Items, blind: float
+) -> tuple[Segment, Int[Tensor, "n time"]]:
     """Input ids (begin, t1, .., tn) and labels (t1, .., tn, end).
 
     In training some inputs may be masked, never labels: what follows must then be read from the sources.
@@ -258,4 +271,4 @@ def _continued(model: UnifiedModel, modality: str, written: Ids, items: Items, b
     begun = F.pad(seen, (1, 0), value=vocabulary.begin(modality))
     labels = torch.where(steps == lengths[:, None], vocabulary.end, F.pad(ids, (0, 1), value=vocabulary.pad))
     keep = steps <= lengths[:, None]
-    return Target(model.target(begun, keep), labels, keep)
+    return model.target(begun, keep), labels

@@ -1,4 +1,5 @@
-"""Which samples take part in a task, where their items lie, and what is drawn for each of them."""
+"""Which samples take part in a task, where their items lie, and what is drawn for each of them: all on the CPU, by the
+facts of the items, so that no device is asked."""
 
 import zlib
 from collections.abc import Sequence
@@ -38,20 +39,20 @@ def rows_with(batch: Batch, task: Task) -> Int[Tensor, " n"] | None:
     names = {name: task.mentions(name) for name in (*task.sources, task.target) if name is not None}
     if any(name not in batch.items for name in names):
         return None
-    held = {name: torch.bincount(batch.items[name].rows, minlength=batch.size) for name in names}
+    held = {name: torch.bincount(batch.items[name].facts.rows, minlength=batch.size) for name in names}
     rows = torch.stack([held[name] >= count for name, count in names.items()]).all(0).nonzero().squeeze(1)
     return rows if len(rows) else None
 
 
 def item_places(items: Items, rows: Int[Tensor, " n"], back: int) -> Int[Tensor, " n"]:
     """Where the item lies that is so many places before the first item of the next sample."""
-    return (torch.searchsorted(items.rows, rows, right=True) - back).clamp(min=0)
+    return (torch.searchsorted(items.facts.rows, rows, right=True) - back).clamp(min=0)
 
 
 def task_seeds(batch: Batch, task: Task, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"] | None:
     """What is random in a row: its own in each task. None where the batch carries no draws."""
     items = batch.items[task.sources[0] if task.sources else str(task.target)]
-    seeds = items.take(item_places(items, rows, 1)).seeds()
+    seeds = items.facts.take(item_places(items, rows, 1)).seeds()
     return None if seeds is None else splitmix64(seeds + zlib.crc32(str(task).encode()))
 
 

@@ -70,6 +70,10 @@ class AudioAutoencoder(Exact):
         steps = F.pad(real, (0, more)).unflatten(1, (-1, self.stack)).any(2)
         return mel.unflatten(1, (-1, self.stack)).flatten(2), steps
 
+    def code_counts(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """How many codes sounds of so many samples have."""
+        return (self.vocoder.mel.frame_counts(lengths) + self.stack - 1) // self.stack * self.books
+
     def quantised(
         self, frames: Float[Tensor, "n steps frames"], keep: Bool[Tensor, "n steps"]
     ) -> tuple[Float[Tensor, "n steps width"], Int[Tensor, "n steps books"]]:
