@@ -113,7 +113,7 @@ def test_the_last_block_computes_only_what_is_asked(checkpointed: bool) -> None:
     """All blocks but the last give all tokens; the last one gives a pool token of each first source, and the places
     whose labels count."""
     model, batch = toy_model(dropout=0.3).train(), random_batch(24, 1)
-    model.set_grad_checkpointing(checkpointed)
+    model.set_grad_checkpointing("full" if checkpointed else "none")
     tokens: list[int] = []
     for block in model.trunk.blocks:
         block.get_submodule("mlp").register_forward_hook(lambda _, __, out: tokens.append(out.shape[1]))

@@ -15,7 +15,7 @@ class Parallel(Checked):
     data_parallel_replicate_degree: int = 1  # of fsdp: copies of the model, each sharded over the rest (HSDP)
     reshard_after_forward: bool = True  # of fsdp: False keeps the weights whole until the backward is done (ZeRO-2)
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # what blocks compute again in backward
-    compile: bool = False  # our own blocks
+    compile: bool = False  # our own blocks, but for attention
     micro_batch: int = 0  # samples of a rank that the model reads at once, contrasts still see the batch; 0: all
     save_async: bool = False  # checkpoints are written while training goes on
     loss_tile_mb: float = 32.0  # of one tile of a contrast's scores, or of a vocabulary's logits
@@ -29,7 +29,4 @@ class Parallel(Checked):
         degree = self.data_parallel_replicate_degree
         require(degree == 1, f"Parallel.data_parallel_replicate_degree={degree} is not built yet; leave it at 1")
         require(self.reshard_after_forward, "Parallel.reshard_after_forward=False is not built yet; leave it at True")
-        selective = self.activation_checkpointing == "selective"
-        require(not selective, 'Parallel.activation_checkpointing="selective" is not built yet; use "none" or "full"')
-        require(not self.compile, "Parallel.compile=True is not built yet; leave it at False")
         require(not self.save_async, "Parallel.save_async=True is not built yet; leave it at False")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.data.batch import Tokens
 from mmfm.models.dropout import Dropout, DropoutKey
+from mmfm.models.execution import TrainedBlock
 from mmfm.models.layers import (
     Attention,
-    CheckpointedBlock,
     KeyMask,
     Mlp,
     RelativeKeys,
@@ -106,19 +106,31 @@ class ConvModule(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"] | Packed
     ) -> Float[Tensor, "batch time width"]:
-        x = F.glu(self.inner(x))
+        return self.finish(self.over_time(self.gate(x), keep))
+
+    def gate(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        return F.glu(self.inner(x))
+
+    def over_time(
+        self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"] | Packed
+    ) -> Float[Tensor, "batch time width"]:
+        """The convolution, which is all that sees neighbours."""
         if isinstance(keep, Packed):
-            return self.out(F.silu(self.norm(keep.over_time(x, self._convolved))))
-        if self.masked:  # after the gate: the bias of `inner` would revive zeros that were masked earlier
-            x = x * keep.unsqueeze(-1)
-        return self.out(F.silu(self.norm(self._convolved(x))))
+            return keep.over_time(x, self._convolved)
+        # After the gate: the bias of `inner` would revive zeros that were masked earlier.
+        return self._convolved(x * keep.unsqueeze(-1) if self.masked else x)
+
+    def finish(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        return self.out(F.silu(self.norm(x)))
 
     def _convolved(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         return self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
 
 
-class ConformerBlock(CheckpointedBlock):
+class ConformerBlock(TrainedBlock):
     """Half a feed-forward, attention, convolution, half a feed-forward."""
+
+    PIECES = ("_start", "_gate", "_finish")
 
     def __init__(self, cfg: config.Conformer, dropout: float) -> None:
         super().__init__()
@@ -134,9 +146,20 @@ class ConformerBlock(CheckpointedBlock):
         return self.through(self._forward, x, keep, mask, turn, noise, draws=noise is None)
 
     def _forward(self, x, keep, mask, turn, noise):
+        x, *heads = self.piece("_start")(x, turn, noise)
+        x, gated = self.piece("_gate")(x, self.attn.attend(*heads, mask), noise)
+        return self.piece("_finish")(x, self.conv.over_time(gated, keep), noise)
+
+    def _start(self, x, turn, noise):
         x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
-        x = x + self.dropouts[1](self.attn(self.norms[1](x), mask, turn), noise)
-        x = x + self.dropouts[2](self.conv(self.norms[2](x), keep), noise)
+        return x, *self.attn.project(self.norms[1](x), turn)
+
+    def _gate(self, x, read, noise):
+        x = x + self.dropouts[1](self.attn.proj(read), noise)
+        return x, self.conv.gate(self.norms[2](x))
+
+    def _finish(self, x, convolved, noise):
+        x = x + self.dropouts[2](self.conv.finish(convolved), noise)
         x = x + self.dropouts[3](self.after(self.norms[3](x)), noise) / 2
         return self.norms[4](x)
 

@@ -32,7 +32,10 @@ class Dropout(nn.Module):
 
     def __init__(self, chance: float) -> None:
         super().__init__()
-        self.chance, self.layer = chance, 0  # `number_dropouts` tells layers apart
+        self.chance = chance
+        # `number_dropouts` tells layers apart. A tensor, as compilers make code of its own for each number; a real one
+        # even in a model that is built on the meta device, as no checkpoint gives it.
+        self.layer = nn.Buffer(torch.tensor(0, device="cpu"), persistent=False)
 
     def forward(
         self, x: Float[Tensor, "batch time width"], noise: DropoutKey | None
@@ -54,6 +57,7 @@ def keep_channels(
 
 
 def number_dropouts(model: nn.Module) -> None:
-    """Each of the model's dropouts gets a number of its own, by its place in the model."""
+    """Each of the model's dropouts gets a number of its own, by its place: when the model is built, and again
+    after `to_empty`, which forgets them."""
     for number, module in enumerate(part for part in model.modules() if isinstance(part, Dropout)):
-        module.layer = number
+        module.layer = nn.Buffer(torch.full_like(module.layer, number), persistent=False)

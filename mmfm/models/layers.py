@@ -6,15 +6,14 @@ Masks say where a key may be seen: True = seen. `keep` is True where a token is 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmfm.models.dropout import Dropout, DropoutKey
+from mmfm.models.execution import TrainedBlock
 from mmfm.models.kv_cache import LayerCache
 from mmfm.models.packing import Packed
 from mmfm.models.varlen import take
@@ -128,12 +127,26 @@ class Attention(nn.Module):
         mask: which keys are seen; or where the sentences of one row stand, each of which sees itself alone. only: the
         tokens of the one row for which an output is wanted; None: all.
         """
-        batch, time, _ = x.shape
+        return self.proj(rows_of(self.attend(*self.project(x, turn), mask, cache), only))
+
+    def project(
+        self, x: Float[Tensor, "batch time width"], turn: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [batch, heads, time, dim], normed and turned."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = self.qkv(x).view(batch, time, sum(sizes), self.dim).transpose(1, 2).split(sizes, dim=1)
+        q, k, v = self.qkv(x).unflatten(2, (sum(sizes), self.dim)).transpose(1, 2).split(sizes, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q, k = apply_rotary(q, turn), apply_rotary(k, turn)
+        return (q, k, v) if turn is None else (apply_rotary(q, turn), apply_rotary(k, turn), v)
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch heads time dim"],
+        k: Float[Tensor, "batch kv_heads time dim"],
+        v: Float[Tensor, "batch kv_heads time dim"],
+        mask: KeyMask | Packed | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch time inner"]:
+        """What the heads read, side by side."""
         if cache is not None:
             k, v = cache.extend(k, v)
         if isinstance(mask, Packed):
@@ -142,7 +155,7 @@ class Attention(nn.Module):
         else:
             bias = mask if self.relative is None else self.relative(q, mask)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.heads != self.kv_heads)
-        return self.proj(rows_of(out.transpose(1, 2).reshape(batch, time, self.heads * self.dim), only))
+        return out.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -181,23 +194,10 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
-class CheckpointedBlock(nn.Module):
-    """A block that may forget what lies within it and compute it again in backward (arXiv 1604.06174): less memory for
-    a second forward. Gradients are equal to the bit, as dropout is a hash and draws from no generator."""
-
-    grad_checkpointing = False
-
-    def through(self, forward: Callable[..., Tensor], *args: Any, draws: bool) -> Tensor:
-        """draws: whether dropout would draw from the generator, whose state must then be kept."""
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return forward(*args)
-        out = checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)
-        assert isinstance(out, Tensor)
-        return out
-
-
-class Block(CheckpointedBlock):
+class Block(TrainedBlock):
     """Pre-norm transformer block. Its parts are passed in; `dropout` and `scales` act on both branches."""
+
+    PIECES = ("_project", "_finish")
 
     def __init__(
         self,
@@ -228,9 +228,16 @@ class Block(CheckpointedBlock):
         return self.through(self._forward, x, mask, turn, None, noise, only, draws=noise is None)
 
     def _forward(self, x, mask, turn, cache, noise, only=None):
-        attended = self.attn(self.norm1(x), mask, turn, cache, only)
-        x, noise = rows_of(x, only), None if noise is None else noise.of(only)
-        x = x + self.dropouts[0](self.scale1(attended), noise)
+        q, k, v = self.piece("_project")(x, turn)
+        read = self.attn.attend(q, k, v, mask, cache)
+        noise = None if noise is None else noise.of(only)
+        return self.piece("_finish")(rows_of(x, only), rows_of(read, only), noise)
+
+    def _project(self, x, turn):
+        return self.attn.project(self.norm1(x), turn)
+
+    def _finish(self, x, read, noise):
+        x = x + self.dropouts[0](self.scale1(self.attn.proj(read)), noise)
         return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
 
 

@@ -6,7 +6,7 @@ text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits    
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,8 +21,9 @@ from mmfm.data.vocabulary import CodeFormat, Vocabulary
 from mmfm.models.codecs import AudioAutoencoder, Codec, make_codec
 from mmfm.models.conformer import AudioConformer, KaldiMel, LogMel
 from mmfm.models.dropout import Dropout, DropoutKey, number_dropouts
+from mmfm.models.execution import Recompute, TrainedBlock
 from mmfm.models.imported import ImportedTower
-from mmfm.models.layers import CheckpointedBlock, init_weights, positions_of
+from mmfm.models.layers import init_weights, positions_of
 from mmfm.models.packing import real_places
 from mmfm.models.read_counts import ReadCounts
 from mmfm.models.text_transformer import TextTransformer
@@ -104,11 +105,19 @@ class UnifiedModel(nn.Module):
                 module.eval()
         return self
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether our own blocks compute their activations again in backward; those of other libraries keep theirs."""
-        for module in self.modules():
-            if isinstance(module, CheckpointedBlock):
-                module.grad_checkpointing = enable
+    def trained_blocks(self) -> list[TrainedBlock]:
+        """Our own blocks; those of other libraries run as they do there."""
+        return [module for module in self.modules() if isinstance(module, TrainedBlock)]
+
+    def set_grad_checkpointing(self, recompute: Recompute = "full") -> None:
+        """What our own blocks compute again in backward."""
+        for block in self.trained_blocks():
+            block.recompute = recompute
+
+    def set_compile(self, backend: str | Callable[..., Any] | None = "inductor") -> None:
+        """Our own blocks are compiled but for attention; None: not any more."""
+        for block in self.trained_blocks():
+            block.set_compile(backend)
 
     @property
     def device(self) -> torch.device:

@@ -45,7 +45,8 @@ class JointModule(L.LightningModule):
         super().__init__()
         self.run, self.objectives = run, Objectives(model, run)
         self.learning = set_learning(model, run)
-        model.set_grad_checkpointing(run.parallel.activation_checkpointing == "full")
+        model.set_grad_checkpointing(run.parallel.activation_checkpointing)
+        model.set_compile("inductor" if run.parallel.compile else None)
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
