@@ -227,7 +227,7 @@ MISTYPED = {
     'Data(mix_by="epoch")': "Data.mix_by='epoch' is none of 'sample', 'batch'",
     'Run(name="a", passes="three")': "Run.passes='three' is none of 'one', 'two'",
     'Run(name="a", accelerator="tpu")': "Run.accelerator='tpu' is none of",
-    'Optim(precision="fp16")': "Optim.precision='fp16' is none of",
+    'Optim(precision="fp8")': "Optim.precision='fp8' is none of",
     'Contrastive(pair=("image", "text"), loss="margin")': "Contrastive.loss='margin' is none of",
     "Optim(steps=1e2)": "Optim.steps=100.0 should be a whole number, such as 100",
     "Optim(steps=True)": "Optim.steps=True should be a whole number, not a bool",

@@ -20,7 +20,19 @@ from toys import toy_config
 
 import mmfm
 from mmfm.__main__ import main
-from mmfm.config import Augment, Contrastive, Data, Eval, Generative, Optim, ParamGroup, Run, Source, UserError
+from mmfm.config import (
+    Augment,
+    Contrastive,
+    Data,
+    Eval,
+    Generative,
+    Optim,
+    Parallel,
+    ParamGroup,
+    Run,
+    Source,
+    UserError,
+)
 from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json
 from mmfm.inference.load import load_model
@@ -338,13 +350,28 @@ def test_the_seed_decides_everything(run):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_bf16_follows_fp32(run):
-    """The bf16 option trains: losses stay within a tenth of those in fp32 after twenty steps."""
+def test_half_precision_follows_fp32(run):
+    """bf16 and fp16 train: losses stay within a tenth of those in fp32 after twenty steps."""
     run = replace(run, optim=MANY, save_every_steps=20)
-    other = replace(run, name="bf16", optim=replace(MANY, precision="bf16"))
-    for one in (run, other):
+    others = [replace(run, name=name, optim=replace(MANY, precision=name)) for name in ("bf16", "fp16")]
+    for one in (run, *others):
         fit.train(one)
-    assert lines(other)[-1]["loss"] == pytest.approx(lines(run)[-1]["loss"], rel=0.1)
+    for other in others:
+        assert lines(other)[-1]["loss"] == pytest.approx(lines(run)[-1]["loss"], rel=0.1)
+
+
+def test_fp16_resumes_to_the_bit_with_its_scale(run):
+    """The scale of the loss, which overflows have lowered, is in the checkpoint, and goes on from there."""
+    run = replace(run, optim=replace(run.optim, precision="fp16"), parallel=Parallel(micro_batch=8))
+    whole = fit.train(run)
+    scale = checkpoint.load_train(checkpoint.read_verified(checkpoint.folder_of(whole, HALF)), "")["ScaledPrecision"]
+    assert scale["scale"] <= 2.0**16
+    other = replace(run, name="resumed")
+    shutil.copytree(whole, other.folder)
+    shutil.rmtree(checkpoint.folder_of(other.folder, LAST))
+    fit.train(other, resume=True)
+    for name, x in weights(run, LAST).items():
+        assert torch.equal(weights(other, LAST)[name], x), name
 
 
 def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(run, tmp_path):

@@ -118,7 +118,8 @@ class Optim(Checked):
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations; weights and losses stay in fp32
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of fp32 products on a GPU; "high": TF32
     param_groups: tuple[ParamGroup, ...] = ()  # of several that match a parameter the last one counts
 
     def __post_init__(self) -> None:

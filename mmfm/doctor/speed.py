@@ -21,6 +21,7 @@ from mmfm.data.stream import PREFETCH, Loaded, Plan, TrainStream
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.devices import autocast
 from mmfm.runtime.machine import available_bytes, cores
 from mmfm.training.optimizer import Learning, optimizer_of, set_learning
 
@@ -180,7 +181,7 @@ def step_seconds(objectives: Objectives, run: Run, batches: Sequence[Batch], lea
 
 
 def _backward(objectives: Objectives, run: Run, batch: Batch) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=run.optim.precision == "bf16"):
+    with autocast(run.optim.precision, torch.device("cpu")):
         loss = objectives.total(objectives(batch))
     loss.backward()
 

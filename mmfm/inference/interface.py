@@ -310,7 +310,7 @@ class Interface(nn.Module):
         output = forward_task(self.core, Task((modality,), None), batch)
         if output is None:
             return torch.zeros(0, self.embed_dim, dtype=self.core.dtype, device=self.core.device)
-        return output.embedding
+        return output.embedding.to(self.core.dtype)
 
 
 def _parts(given: Any, batch: int, axes: int) -> list[Any]:

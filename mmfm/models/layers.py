@@ -65,10 +65,11 @@ def apply_rotary(
     x: Float[Tensor, "batch heads time dim"],
     turn: tuple[Float[Tensor, "batch 1 time half"], Float[Tensor, "batch 1 time half"]],
 ) -> Float[Tensor, "batch heads time dim"]:
-    """Turn each pair (x_i, x_{i + dim/2}) by the angle of its position (the half-split layout of Llama)."""
-    cos, sin = (part.to(x.dtype) for part in turn)
+    """Turn each pair (x_i, x_{i + dim/2}) by the angle of its position (the half-split layout of Llama), in single
+    precision or better."""
+    cos, sin = (part.to(torch.promote_types(x.dtype, torch.float32)) for part in turn)
     left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
 class RelativeKeys(nn.Module):

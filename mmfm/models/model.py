@@ -127,17 +127,22 @@ class UnifiedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
 
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """Of what losses read: single precision or better, whatever the weights are at the moment."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     def scale(self, pair: str) -> Float[Tensor, ""]:
         """The learned inverse temperature of a pair, at most 100 (CLIP, arXiv 2103.00020, section 2.5).
 
         Its gradient is as if there were no bounds, so that a parameter beyond them comes back.
         """
-        free = full_tensor(self.log_scales[pair]).reshape(())
+        free = full_tensor(self.log_scales[pair]).reshape(()).to(self.exact_dtype)
         return (free + (free.clamp(*LOG_SCALES) - free).detach()).exp()
 
     def bias(self, pair: str) -> Float[Tensor, ""]:
         """What is added to each score of a pair whose loss is a sigmoid."""
-        return full_tensor(self.biases[pair]).reshape(())
+        return full_tensor(self.biases[pair]).reshape(()).to(self.exact_dtype)
 
     @torch.no_grad()
     def clamp_scales(self) -> None:
@@ -165,10 +170,10 @@ class UnifiedModel(nn.Module):
             case OwnTower():
                 return tower(x.to(self.dtype) if x.is_floating_point() else x, items.keep)
             case AudioConformer():
-                frames = tower.mel(x.to(self.dtype), items.keep, lengths)
+                frames = tower.mel(x.to(self.exact_dtype), items.keep, lengths)
                 counts = None if lengths is None else self._frame_counts(tower, items)
                 frames = frames if draws is None else augment_frames(frames, draws, self.augment, counts)
-                return tower(frames, items.seeds(), counts)
+                return tower(frames._replace(x=frames.x.to(self.dtype)), items.seeds(), counts)
             case TextTransformer():
                 return tower(x, items.keep, items.seeds(), lengths)
         return tower(x, items.seeds())
@@ -259,7 +264,7 @@ class UnifiedModel(nn.Module):
 
     def head(self, modality: str, states: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch dim"]:
         """The unit embedding at a source's pool token, its last place."""
-        return F.normalize(self.heads[modality](states[:, -1]).float(), dim=-1).to(self.dtype)
+        return F.normalize(self.heads[modality](states[:, -1]).to(self.exact_dtype), dim=-1)
 
     @property
     def output_weight(self) -> Float[Tensor, "vocabulary width"]:

@@ -6,7 +6,7 @@ their parts are plain gradient accumulation, divided by the count of the whole s
 positions: the second reading is the first one again, and no state of a generator need be kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,17 @@ from mmfm.objectives.joint import Embedded, Objectives
 from mmfm.runtime.distributed import Collective
 
 
-def grad_cache_backward(objectives: Objectives, batch: Batch, size: int) -> dict[str, Float[Tensor, ""]]:
+def as_it_is(loss: Tensor) -> Tensor:
+    return loss
+
+
+def grad_cache_backward(
+    objectives: Objectives, batch: Batch, size: int, scaled: Callable[[Tensor], Tensor] = as_it_is
+) -> dict[str, Float[Tensor, ""]]:
     """This rank's shares of the losses, without graph; gradients are added to the parameters, as those of one pass.
 
-    size: samples of a micro-batch. Ranks may have different numbers of them.
+    size: samples of a micro-batch. Ranks may have different numbers of them. scaled: what backward begins with, for
+    a loss whose small gradients would be lost in fp16; gradients are scaled as it is.
     """
     assert not objectives.own
     parts, device = batch.micro_batches(size), objectives.model.device
@@ -31,7 +38,7 @@ def grad_cache_backward(objectives: Objectives, batch: Batch, size: int) -> dict
     embedded = {name: _leaf([found.embedded[name] for found in first], size) for name in objectives.embedded}
     with torch.autocast(device.type, enabled=False):
         losses = objectives.contrastive_losses(batch, embedded)
-    _backward(objectives.total(losses))
+    _backward(scaled(objectives.total(losses)))
     gradients = {
         name: iter((torch.zeros_like(x) if x.grad is None else x.grad).split([len(f.embedded[name][0]) for f in first]))
         for name, (x, _) in embedded.items()
@@ -41,7 +48,7 @@ def grad_cache_backward(objectives: Objectives, batch: Batch, size: int) -> dict
         with torch.autocast(device.type, enabled=False):
             sums = objectives.summed_losses(part, again, total)
             back = [(x * next(gradients[name])).sum() for name, (x, _) in again.embedded.items()]
-            _backward(sum(back, objectives.total(sums)))
+            _backward(sum(back, scaled(objectives.total(sums))))
         losses |= {name: losses.get(name, 0) + loss.detach() for name, loss in sums.items()}
     return {name: losses[name].detach() for name in objectives.weights}
 

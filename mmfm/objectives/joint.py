@@ -166,7 +166,8 @@ class Objectives(nn.Module):
 
     def _nothing(self) -> Embedded:
         """No embeddings, of no samples."""
-        z = torch.zeros(0, self.model.embed_dim, device=self.model.device, dtype=self.model.dtype, requires_grad=True)
+        exact, device = self.model.exact_dtype, self.model.device
+        z = torch.zeros(0, self.model.embed_dim, dtype=exact, device=device, requires_grad=True)
         return z, torch.zeros(0, dtype=torch.int64)
 
     def _contrast(self, item: Contrastive, step: StepOutputs) -> Float[Tensor, ""]:

@@ -143,7 +143,7 @@ def _output(
     target: Target | None,
 ) -> PassOutput:
     """What a pass gives, of the states of all: at the pool token of its first source, and where its target is asked."""
-    embedding = torch.zeros(0, model.embed_dim, dtype=model.dtype, device=model.device)
+    embedding = torch.zeros(0, model.embed_dim, dtype=model.exact_dtype, device=model.device)
     if sources:
         pool = to_device(where[:, sources[0].tokens.keep.shape[1] - 1], states.device)
         embedding = model.head(one.task.sources[0], take(states, pool)[:, None])

@@ -5,6 +5,7 @@ import torch
 from mmfm.config import UserError, require
 from mmfm.runtime.rendezvous import device_of_rank
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by a run's precision
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -39,3 +40,9 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype:
     if found is None:
         raise UserError(f"dtype {str(name)!r} is not known; give {', '.join(DTYPES)}")
     return found
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Activations in a run's precision, weights as they are. In fp32 what surrounds it stays."""
+    kind = AUTOCAST.get(precision)
+    return torch.autocast(device.type, kind, enabled=kind is not None or torch.is_autocast_enabled(device.type))

@@ -51,12 +51,12 @@ from mmfm.training.callbacks import (
 )
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.metrics_file import console
-from mmfm.training.module import FolderCheckpoints, JointModule, Met, StreamData, UnwrappedDDP
+from mmfm.training.module import FolderCheckpoints, JointModule, Met, ScaledPrecision, StreamData, UnwrappedDDP
 from mmfm.training.preflight import check_place
 from mmfm.training.profiler import StepProfiler, check_window
 from mmfm.training.resume import clear_for_start, resume_step
 
-PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PRECISION: dict[str, Literal["32-true", "bf16-mixed"] | None] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": None}
 ALONE, CPU = SingleProcess(), torch.device("cpu")
 
 
@@ -213,6 +213,7 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # the first steps of fp16 overflow
     warnings.filterwarnings(
         "ignore", message=".*This DataLoader will create .* worker processes.*"
     )  # the doctor says it
@@ -254,6 +255,6 @@ def _trainer(
         ],
         default_root_dir=run.folder,
         callbacks=list(callbacks),
-        plugins=[files, Met(ranks)],
+        plugins=[files, Met(ranks), *([ScaledPrecision(device.type)] if run.optim.precision == "fp16" else [])],
         use_distributed_sampler=False,
     )

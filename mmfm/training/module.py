@@ -2,7 +2,7 @@
 and a checkpoint plug-in that keeps Lightning's own state as safetensors and JSON.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -22,7 +23,7 @@ from mmfm.data.stream import TrainStream
 from mmfm.models import checkpoint as checkpoints
 from mmfm.models.best import read_best
 from mmfm.models.model import UnifiedModel
-from mmfm.objectives.grad_cache import grad_cache_backward, reduce_gradients
+from mmfm.objectives.grad_cache import as_it_is, grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, joined_if_many
@@ -33,6 +34,7 @@ from mmfm.training.optimizer import optimizer_of, set_learning
 
 PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
+LEAST_SCALE = 1.0  # of the loss in fp16
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -49,10 +51,14 @@ class JointModule(L.LightningModule):
         model.set_compile("inductor" if run.parallel.compile else None)
         self.bad_steps = 0
         self.grad_norm = 0.0
+        self.scaler: torch.amp.GradScaler | None = None  # of fp16
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
 
     def setup(self, stage: str) -> None:
         torch.set_num_threads(min(self.run.threads, cores()))  # Lightning has just given each rank all cores
+        torch.set_float32_matmul_precision(self.run.optim.matmul_precision)
+        plugin = self.trainer.precision_plugin
+        self.scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
         self.objectives.ranks = joined_if_many()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -68,7 +74,8 @@ class JointModule(L.LightningModule):
     def _step_in_parts(self, batch: Batch) -> dict[str, Any]:
         """All of the backward too: Lightning, which would run one of its own, finds the gradients made."""
         self.zero_grad()
-        losses = grad_cache_backward(self.objectives, batch, self.run.parallel.micro_batch)
+        scaled = as_it_is if self.scaler is None else self.scaler.scale
+        losses = grad_cache_backward(self.objectives, batch, self.run.parallel.micro_batch, scaled)
         reduce_gradients(self.objectives, self.objectives.ranks)
         return {"loss": self.objectives.total(losses), "losses": losses}
 
@@ -111,16 +118,19 @@ class JointModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run.
 
-        Gradients are summed over ranks already, so that all of them decide alike.
+        Gradients are summed over ranks already, so that all of them decide alike. In fp16 one that overflows lowers the
+        scale of the loss, and is no bad step unless there is nothing left to lower.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.max_grad_norm)
         self.grad_norm = float(norm)
         if np.isfinite(self.grad_norm):
             self.bad_steps = 0
             return
-        self.bad_steps += 1
         for parameter in self.parameters():
             parameter.grad = None
+        if self.scaler is not None and self.scaler.get_scale() > LEAST_SCALE:
+            return
+        self.bad_steps += 1
         if self.bad_steps >= MOST_BAD_STEPS:
             self.failure = UserError(
                 f"the gradient was not finite {self.bad_steps} steps in a row, by step {self.global_step}; "
@@ -174,6 +184,23 @@ class StreamData(L.LightningDataModule):
             )
         stream.consumed = self.start = state_dict["consumed"]
         stream.health.load(state_dict["health"])
+
+
+class ScaledPrecision(MixedPrecision):
+    """fp16 with a scaled loss. Gradients are as they are before they are clipped, which Lightning leaves to optimizers
+    that could do it themselves, as fused ones."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("16-mixed", device, torch.amp.GradScaler(device))
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        assert self.scaler is not None
+        result = closure()
+        self.scaler.unscale_(optimizer)
+        self._after_closure(model, optimizer)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return result
 
 
 class UnwrappedDDP(DDPStrategy):

@@ -87,7 +87,7 @@ class BundledEncoder(nn.Module):
         batch = Batch(size=len(items.rows), items={self.modality: items}, positive_ids=items.rows)
         reading = forward_task(self.core, Task((self.modality,), None), batch)
         assert reading is not None
-        return reading.embedding
+        return reading.embedding.to(self.core.dtype)
 
 
 def only(model: config.Model, modalities: Sequence[str]) -> config.Model:
