@@ -28,6 +28,7 @@ One model that reads and writes text, images and audio.
 train and watch
   mmfm train CONFIG       train a run; --check says what it would do, --resume goes on, --optim.lr 3e-4 changes a value
   mmfm doctor CONFIG      look at all that a run would read, and say whether to train it
+  mmfm plan CONFIG        say what it would take on GPUs that need not be here: --gpus 64 --device h100
   mmfm show CONFIG        write the first batch as a page: pictures, sounds, tokens, masks, and who takes what
   mmfm runs [FOLDER]      list runs: steps, best score, data, size
 

@@ -16,6 +16,7 @@ from mmfm.config.load import read_run
 from mmfm.datasets.commands import DATA
 from mmfm.evals.judges.command import Judges
 from mmfm.inference.generate_args import GenerateArgs
+from mmfm.plan.arguments import PlanArgs
 from mmfm.runtime.launch import first_process, launched
 from mmfm.training.check_summary import opener_for, show_check
 from mmfm.training.preflight import SourceSummary, check, check_suites, finished
@@ -322,6 +323,7 @@ class Compare:
 COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "train": Train,
     "show": Show,
+    "plan": PlanArgs,
     "runs": Runs,
     "eval": Evaluate,
     "generate": Generate,

@@ -19,7 +19,7 @@ ORDER = [
     "models",
     "objectives", "generation", "inference",
     "datasets", "evals", "export",
-    "training",
+    "training", "plan",
     "report", "doctor", "cli", "__main__",
 ]  # fmt: skip
 LIGHT = (

@@ -1,0 +1,95 @@
+"""`mmfm plan`: a run on machines that need not be here, as a table for people or as JSON."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from mmfm.config import Run, require
+from mmfm.plan.batches import Assumed
+from mmfm.plan.estimate import MOVING, PRODUCTS, Machines, Plan, plan
+from mmfm.plan.measure import Measured, measure, require_samples
+from mmfm.runtime.accelerators import GIGA, Accelerator, accelerator, called
+from mmfm.runtime.machine import available_bytes
+
+OF_A_NODE = 8  # GPUs, unless it is said
+
+
+def machines_of(device: str, gpus: int, nodes: int, bandwidth_gb: float) -> Machines:
+    """device: a name of `accelerators.KNOWN`, "cpu", or "auto": the GPU that is here, else h100."""
+    nodes = nodes or -(-gpus // OF_A_NODE)
+    return Machines(device=_device(device), gpus=gpus, nodes=nodes, bandwidth=bandwidth_gb * GIGA)
+
+
+def _device(name: str) -> Accelerator:
+    if name == "cpu":
+        return this_processor()
+    if name == "auto":
+        here = called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        return here or accelerator("h100")
+    return accelerator(name)
+
+
+def this_processor(side: int = 768, repeats: int = 5) -> Accelerator:
+    """What products and copies of this machine reach, measured once, so that shares of it are whole."""
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    big = torch.zeros(1 << 24)
+    product = min(_seconds(lambda: a @ b) for _ in range(repeats))
+    copy = min(_seconds(big.clone) for _ in range(repeats))
+    peak, bandwidth = 2 * side**3 / product / PRODUCTS, 2 * big.numel() * 4 / copy / MOVING
+    memory = float(available_bytes())
+    return Accelerator(
+        name="cpu", bf16=peak, tf32=peak, fp32=peak, memory=memory, bandwidth=bandwidth, link=bandwidth / 2
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def planned(run: Run, machines: Machines, assumed: Assumed) -> Plan:
+    """The plan of the run's own batch. UserError where it cannot be planned."""
+    return planned_on(run, [machines], assumed)[0]
+
+
+def planned_on(run: Run, choices: list[Machines], assumed: Assumed) -> list[Plan]:
+    """The same run on several machines, counted once."""
+    require(bool(run.terms), "the run has no objective, and so no step; give contrastive, generative or reconstruction")
+    own = max(require_samples(run, machines.gpus) for machines in choices)
+    found: Measured = measure(run, assumed, min(run.parallel.micro_batch or own, own))
+    return [plan(found, machines, run.data.batch_size) for machines in choices]
+
+
+def as_json(made: Plan) -> str:
+    return json.dumps(dataclasses.asdict(made), indent=2) + "\n"
+
+
+def lines(made: Plan) -> Iterator[str]:
+    """For people."""
+    gpus = f"{made.gpus:,} x {made.device}" + (f" on {made.nodes:,} nodes" if made.nodes > 1 else "")
+    yield f"{made.name}: {made.parameters / 1e6:,.1f} M parameters, {made.strategy}, on {gpus}"
+    for told in made.assumptions:
+        yield f"  assumed: {told}"
+    yield f"memory of each GPU, {bytes_of(made.device_memory)} in all"
+    for name, size in made.memory.items():
+        if size:
+            yield f"  {name:<22}{bytes_of(size):>12}"
+    verdict = "fits" if made.fits else "DOES NOT FIT"
+    yield f"  {'together':<22}{bytes_of(made.memory_total):>12}  {verdict}"
+    yield f"largest batch that fits: {made.largest_batch:,} (this run: {made.batch:,})"
+    yield f"a step: {made.step_s:.3g} s ({made.compute_s:.3g} computing, beside {made.communication_s:.3g} sending)"
+    speed = f"{made.samples_per_s:,.0f} samples/s, {made.tokens_per_s:,.0f} real tokens/s in the trunk"
+    yield f"  {speed}, MFU {made.mfu:.1%}"
+    yield f"  data: {made.samples_per_s:,.0f} samples/s, {made.data_mb_per_s:,.0f} MB/s decoded"
+    sent = ", ".join(f"{name} {size:,.0f}" for name, size in made.sent_mb.items() if size)
+    if sent:
+        yield f"  each GPU sends, in MB: {sent}"
+    yield f"the run: {made.steps:,} steps, {made.hours:,.1f} hours, {made.gpu_hours:,.0f} GPU hours"
+
+
+def bytes_of(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
