@@ -1,7 +1,7 @@
 """Several ranks as threads of one process, so that what they do together is tested in milliseconds."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +48,7 @@ class Threads(SingleProcess):
     def __init__(self, rank: int, size: int, desk: Desk) -> None:
         self.rank, self.size, self.desk = rank, size, desk
 
-    def all_gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         return Gathered.apply(x, self)
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:

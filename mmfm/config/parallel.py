@@ -24,9 +24,5 @@ class Parallel(Checked):
         positive(self, "nodes", "data_parallel_replicate_degree", "loss_tile_mb")
         told = f"Parallel.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
         require(self.micro_batch >= 0, told)
-        require(self.strategy != "fsdp", 'Parallel.strategy="fsdp" is not built yet; leave it at "auto"')
         require(self.nodes == 1, f"Parallel.nodes={self.nodes} is not built yet; leave it at 1")
-        degree = self.data_parallel_replicate_degree
-        require(degree == 1, f"Parallel.data_parallel_replicate_degree={degree} is not built yet; leave it at 1")
-        require(self.reshard_after_forward, "Parallel.reshard_after_forward=False is not built yet; leave it at True")
         require(not self.save_async, "Parallel.save_async=True is not built yet; leave it at False")

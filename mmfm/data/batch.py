@@ -152,9 +152,10 @@ class Batch:
 
     def micro_batches(self, size: int) -> "list[Batch]":
         """Its samples in order, so many to each; of no samples one that is empty."""
-        return [self._micro_batch(start, min(start + size, self.size)) for start in range(0, max(self.size, 1), size)]
+        return [self.part(start, min(start + size, self.size)) for start in range(0, max(self.size, 1), size)]
 
-    def _micro_batch(self, start: int, stop: int) -> "Batch":
+    def part(self, start: int, stop: int) -> "Batch":
+        """These samples alone, counted from the first of them on."""
         items = {}
         for name, item in self.items.items():
             rows = item.facts.rows

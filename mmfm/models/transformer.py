@@ -148,6 +148,9 @@ class UnifiedTransformer(nn.Module):
         wanted = torch.cat([flag.flatten() for flag in flags])[row.known]
         kept = (wanted.cumsum(0) - 1).clamp(min=0)
         only = to_device(wanted.nonzero().squeeze(1), x.device)
+        if not len(row.source):  # none is real: one token of zeros goes through all weights, and no state comes out
+            one, seen = x.new_zeros(1, 1, self.width) + x.sum(), x.new_ones(1, 1, 1, 1, dtype=torch.bool)
+            return self.run(one, seen, positions.new_zeros(1, 1))[0, :0], row.where
         pairs, places = sum(n * n for n in row.lengths), row.packed.places
         self.read_counts.add(
             "trunk", items=len(row.lengths), places=places, tokens=len(row.source), pairs=pairs, wanted=len(only)

@@ -7,6 +7,7 @@ positions: the second reading is the first one again, and no state of a generato
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -31,25 +32,39 @@ def grad_cache_backward(
     """
     assert not objectives.own
     parts, device = batch.micro_batches(size), objectives.model.device
+    if objectives.sharded:  # all ranks enter the model equally often
+        number = torch.tensor([len(parts)], dtype=torch.int64)
+        most = int(objectives.ranks.all_gather(number, [1] * objectives.ranks.size).max())
+        parts += [batch.part(0, 0) for _ in range(most - len(parts))]
     with torch.no_grad():
-        first = [objectives.run_passes(part) for part in parts]
+        first = [objectives.inside(partial(objectives.run_passes, part)) for part in parts]
     counts = [objectives.loss_counts(part, found) for part, found in zip(parts, first, strict=True)]
     total = objectives.all_reduce_counts({name: sum(count[name] for count in counts) for name in counts[0]})
     embedded = {name: _leaf([found.embedded[name] for found in first], size) for name in objectives.embedded}
-    with torch.autocast(device.type, enabled=False):
-        losses = objectives.contrastive_losses(batch, embedded)
-    _backward(scaled(objectives.total(losses)))
+
+    def contrast() -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(device.type, enabled=False):
+            losses = objectives.contrastive_losses(batch, embedded)
+        return scaled(objectives.total(losses)), losses
+
+    loss, losses = objectives.inside(contrast)
+    _backward(loss)
     gradients = {
         name: iter((torch.zeros_like(x) if x.grad is None else x.grad).split([len(f.embedded[name][0]) for f in first]))
         for name, (x, _) in embedded.items()
     }
-    for part in parts:
-        again = objectives.run_passes(part)
+
+    def again(part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        read = objectives.run_passes(part)
         with torch.autocast(device.type, enabled=False):
-            sums = objectives.summed_losses(part, again, total)
-            back = [(x * next(gradients[name])).sum() for name, (x, _) in again.embedded.items()]
-            _backward(sum(back, scaled(objectives.total(sums))))
-        losses |= {name: losses.get(name, 0) + loss.detach() for name, loss in sums.items()}
+            sums = objectives.summed_losses(part, read, total)
+            back = [(x * next(gradients[name])).sum() for name, (x, _) in read.embedded.items()]
+            return sum(back, scaled(objectives.total(sums)) + objectives.zero(read)), sums
+
+    for part in parts:
+        loss, sums = objectives.inside(partial(again, part))
+        _backward(loss)
+        losses |= {name: losses.get(name, 0) + one.detach() for name, one in sums.items()}
     return {name: losses[name].detach() for name in objectives.weights}
 
 

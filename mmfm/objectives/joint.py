@@ -1,8 +1,8 @@
 """The losses of one step, by name: one pass per task, and what each gives goes to contrast and to writing alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,12 +16,14 @@ from mmfm.models.model import UnifiedModel
 from mmfm.models.varlen import take
 from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.cross_entropy import linear_cross_entropy
+from mmfm.objectives.roll_call import roll_call
 from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
 from mmfm.objectives.task_rows import check_codecs, check_towers, embeds
 from mmfm.runtime.distributed import Collective, SingleProcess
 from mmfm.runtime.transfer import to_device
 
 ALONE = SingleProcess()
+Result = TypeVar("Result")
 Embedded = tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]  # embeddings, and on the CPU the samples that they are of
 
 
@@ -52,10 +54,12 @@ class StepOutputs:
 
 
 class PassOutputs(NamedTuple):
-    """What the passes over a batch gave, by task and by modality."""
+    """What the passes over a batch gave, by task and by modality. reached: no rows of what else was computed, so that
+    a backward reaches on this rank all that it reaches on another."""
 
     outputs: Mapping[Task, PassOutput | None]
     embedded: Mapping[str, Embedded]
+    reached: Sequence[Tensor] = ()
 
 
 class Objectives(nn.Module):
@@ -67,6 +71,7 @@ class Objectives(nn.Module):
     def __init__(self, model: UnifiedModel, run: Run, ranks: Collective = ALONE) -> None:
         super().__init__()
         self.model, self.ranks = model, ranks
+        self.sharded = False  # whether weights come by collectives, so that all ranks must enter all towers alike
         self.contrast, self.reconstruct, self.own = run.contrastive, run.reconstruction, run.objectives
         self.write = {parse_writing(item.task): item for item in run.generative}
         others = (task for item in run.objectives for task in map(parse, item.tasks) if task not in self.write)
@@ -86,20 +91,40 @@ class Objectives(nn.Module):
         with torch.autocast(self.model.device.type, enabled=False):  # a softmax over the batch needs fp32
             losses = self.contrastive_losses(batch, read.embedded) | self.summed_losses(batch, read, counts)
             losses |= {item.name: _own_loss(item, self._step(batch, read)) for item in self.own}
-            return {name: losses[name] + self._zero() for name in self.weights}
+            return {name: losses[name] + self.zero(read) for name in self.weights}
+
+    def inside(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives; weights that are sharded are whole meanwhile, as in `forward`."""
+        return work()
 
     def run_passes(self, batch: Batch) -> PassOutputs:
         """What all passes of a step give."""
         planned = {task: plan_task(self.model, task, batch, item) for task, item in self.passes.items()}
         rest = {task: plan_task(self.model, task, batch, exclude=self._covered(task, planned)) for task in self.alone}
         passes = [one for one in (*planned.values(), *rest.values()) if one is not None]
+        absent, reached = self._roll_call(passes, batch) if self.sharded else ([], [])
+        passes += absent
         made = {id(one): output for one, output in zip(passes, forward_passes(self.model, passes), strict=True)}
         outputs = {task: made.get(id(one)) for task, one in planned.items()}
         embedded = {
-            task.sources[0]: self._embedded([outputs[one] for one in self._embedding(task)] + [made.get(id(one))])
+            task.sources[0]: self._embedded(
+                [outputs[other] for other in self._embedding(task)]
+                + [made.get(id(one)), *(made[id(other)] for other in absent if other.task == task)]
+            )
             for task, one in rest.items()
         }
-        return PassOutputs(outputs, embedded)
+        return PassOutputs(outputs, embedded, [*reached, *(one.states[:0] for one in made.values() if self.sharded)])
+
+    def _roll_call(self, passes: Sequence[PlannedPass], batch: Batch) -> tuple[list[PlannedPass], list[Tensor]]:
+        """What this rank lacks of the passes of others; and no rows of the weights outside of towers and trunk that
+        only others use, as their gradient must be a zero here."""
+        codecs = {f"codec {item.modality}": int(item.modality in batch.items) for item in self.reconstruct}
+        facts = {"writes": int(any(one.task.target is not None for one in passes)), **codecs}
+        called = roll_call(self.model, passes, facts, self.ranks)
+        used = [self.model.embedding.weight] if called.facts["writes"] else []
+        for item in self.reconstruct:
+            used += [*self.model.codecs[item.modality].parameters()] if called.facts[f"codec {item.modality}"] else []
+        return called.absent, [x.flatten()[:0] for x in used if x.requires_grad]
 
     def loss_counts(self, batch: Batch, read: PassOutputs) -> dict[str, int]:
         """What losses that are means divide by: target tokens, and items for a codec."""
@@ -137,12 +162,12 @@ class Objectives(nn.Module):
         nothing = torch.zeros((), device=self.model.device)
         return sum((self.weights[name] * loss for name, loss in losses.items()), nothing) * self.ranks.size
 
-    def _zero(self) -> Float[Tensor, ""]:
+    def zero(self, read: PassOutputs) -> Float[Tensor, ""]:
         """A rank whose share of the batch is empty still has a gradient to reduce: that of a parameter that all ranks
         train. Here and not in `total`: DDP must see in its forward all that its backward will reach."""
         mine = self.model.trunk.norm.weight
-        learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad)
-        return 0 * next(learned, mine).sum()
+        learned = (p for p in (mine, *self.model.parameters()) if p.requires_grad and not hasattr(p, "full_tensor"))
+        return sum((x.sum() for x in read.reached), next(learned, mine).flatten()[:0].sum())
 
     def _embedding(self, alone: Task) -> list[Task]:
         """The tasks whose pass embeds the source of `alone`, as it reads nothing else of it."""

@@ -180,7 +180,7 @@ def _mentions(task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Mention
 
 def _source_segments(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[list[Segment]]:
     mentions = [_mentions(one.task, one.batch, one.rows) for one in passes]
-    segments = iter(_once([each for some in mentions for each in some], model.source))
+    segments = iter(_once([each for some in mentions for each in some], model.source, [*model.towers]))
     return [[next(segments) for _ in some] for some in mentions]
 
 
@@ -196,15 +196,19 @@ def _targets(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[Target 
     return [None if one.task.target is None else next(targets) for one in passes]
 
 
-def _once(mentions: Sequence[Mention], compute: Callable[[str, Items], Result]) -> list[Result]:
-    """What `compute` makes of each mention's items, called once for all that are mentioned of the same items."""
+def _once(
+    mentions: Sequence[Mention], compute: Callable[[str, Items], Result], order: Sequence[str] = ()
+) -> list[Result]:
+    """What `compute` makes of each mention's items, called once for all that are mentioned of the same items. Where
+    none is mentioned one goes in and none comes out."""
     every: dict[tuple[str, int], list[Mention]] = {}
     for one in mentions:
         every.setdefault((one.modality, id(one.items)), []).append(one)
     made = {}
-    for key, same in every.items():
+    place = {name: at for at, name in enumerate(order)}
+    for key, same in sorted(every.items(), key=lambda each: place.get(each[0][0], 0)):
         index = same[0].places if len(same) == 1 else torch.cat([one.places for one in same]).unique()
-        items = same[0].items
+        items, index = same[0].items, index if len(index) else torch.zeros_like(same[0].items.facts.rows[:1])
         made[key] = index, compute(key[0], items if len(index) == len(items.facts.rows) else items.take(index))
     return [_of_rows(one.places, *made[one.modality, id(one.items)]) for one in mentions]
 

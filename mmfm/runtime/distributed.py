@@ -34,8 +34,11 @@ class Collective(Protocol):
     rank: int
     size: int
 
-    def all_gather(self, x: Tensor) -> Tensor:
-        """The rows of all ranks, in the order of ranks; gradients flow back to their owners. Counts may differ."""
+    def all_gather(self, x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """The rows of all ranks, in the order of ranks; gradients flow back to their owners.
+
+        counts: how many rows each rank has; None: the ranks tell each other, which is one more collective.
+        """
         ...
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class Said(Exception):
 class SingleProcess:
     rank, size = 0, 1
 
-    def all_gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         return x
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
@@ -108,8 +111,8 @@ class ProcessGroup:
         self.group, self.children, self.heard, self.remedy = group, children, heard, remedy
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
-    def all_gather(self, x: Tensor) -> Tensor:
-        counts = self._counts(len(x), x.device)
+    def all_gather(self, x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        counts = self._counts(len(x), x.device) if counts is None else counts
         longest = max(max(counts), 1)  # a collective of zero rows would have no gradient to run
         padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
         parts = Gathered.apply(padded, self.group)

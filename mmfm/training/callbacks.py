@@ -1,7 +1,6 @@
 """What happens between two steps, in this order: journal, what all ranks agree on, scores, checkpoint, bar."""
 
 import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,20 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
-from mmfm.config import Run, UserError, require
+from mmfm.config import Run, UserError
 from mmfm.data.waiting import StoppedWaiting
-from mmfm.evals.metrics_table import better
 from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
-from mmfm.models.best import Best, read_best, write_best
+from mmfm.models.best import Best, write_best
 from mmfm.models.checkpoint import folder_of
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_many, together
 from mmfm.runtime.process import Signals
 from mmfm.training.metrics_file import METRICS, console, finite, seconds_so_far
 from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
+from mmfm.training.sharding import whole
 from mmfm.training.throughput import Throughput
-from mmfm.training.validation import validation_losses
+from mmfm.training.validation import better_than_before, validation_losses
 
 LOG_EVERY_STEPS, PRINT_EVERY_STEPS, PRINT_EVERY_S = 10, 100, 30.0
 TOLD_WAIT = 0.05  # share of the time that a run waits for data, above which the bar says so
@@ -210,11 +209,12 @@ class PeriodicEval(AfterStep):
             return b"yes" if self.agree.best else b"no"
 
         try:
-            interface = Interface(module.objectives.model, self.run, self.tokenizer)
-            scores, left_out = scores_during_training(interface, self.run, ranks=self.ranks)
-            line |= {f"score/{name}": value for name, value in scores.items()}
-            if self.run.data.val:
-                line |= validation_losses(module.objectives, self.run, self.tokenizer, self.ranks)
+            with whole(module.objectives, self.run.parallel.reshard_after_forward):
+                interface = Interface(module.objectives.model, self.run, self.tokenizer)
+                scores, left_out = scores_during_training(interface, self.run, ranks=self.ranks)
+                line |= {f"score/{name}": value for name, value in scores.items()}
+                if self.run.data.val:
+                    line |= validation_losses(module.objectives, self.run, self.tokenizer, self.ranks)
             is_best = together(self.ranks, best)[0] == b"yes"
         except (UserError, Said) as why:
             if self.ranks.size == 1:
@@ -228,22 +228,6 @@ class PeriodicEval(AfterStep):
             told = f"step {step}: nothing is scored: {'; '.join(left_out)}"
             console.print(told, style="bold red", soft_wrap=True, highlight=False, markup=False)
         record(trainer, self.run, {"step": step} | line)
-
-
-def better_than_before(run: Run, step: int, line: Mapping[str, float]) -> Best | None:
-    """What `run.best` names, where it is better than at each step before. UserError where it is not measured."""
-    if not run.best:
-        return None
-    told = f"best={run.best} is none of what is measured: {', '.join(line) or 'nothing'}"
-    require(run.best in line, f"{told}; name one of these")
-    value, before = line[run.best], read_best(run.folder)
-    if not math.isfinite(value):
-        return None
-    if before is not None and before.metric == run.best:
-        gain = value - before.value
-        if (-gain if run.best.startswith("val_loss") else better(run.best.rpartition("/")[2], gain)) <= 0:
-            return None
-    return Best(step, run.best, value)
 
 
 class CheckpointSaver(AfterStep):
@@ -315,6 +299,8 @@ class ProgressBar(AfterStep):
         size = f"{all_of_them:,} parameters" + (f" of which {learn:,} learn" if learn < all_of_them else "")
         how = f"{size}, in {self.run.optim.precision} on {module.device}{each}"
         yield f"training {self.run.name}: {where}, into {self.run.folder}, {how}"
+        if module.strategy_told:
+            yield f"training {self.run.name}: ranks share the model by {module.strategy_told}"
         if self.run.optim.param_groups:
             yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from mmfm.config import Run, require
 from mmfm.config.serialization import from_json, to_json
@@ -51,10 +51,12 @@ from mmfm.training.callbacks import (
 )
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.metrics_file import console
-from mmfm.training.module import FolderCheckpoints, JointModule, Met, ScaledPrecision, StreamData, UnwrappedDDP
+from mmfm.training.module import FolderCheckpoints, JointModule, ScaledPrecision, StreamData
 from mmfm.training.preflight import check_place
 from mmfm.training.profiler import StepProfiler, check_window
 from mmfm.training.resume import clear_for_start, resume_step
+from mmfm.training.sharding import chosen_strategy, memory_of_rank
+from mmfm.training.strategy import Met, Sharded, UnwrappedDDP
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"] | None] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": None}
 ALONE, CPU = SingleProcess(), torch.device("cpu")
@@ -136,7 +138,8 @@ def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> Ba
         CheckpointSaver(run, files, agreed),
         ProgressBar(run, journal),
     ]
-    trainer = _trainer(run, start, callbacks, files, ranks, device)
+    strategy = each(ranks, lambda: _strategy(run, module, ranks, device))
+    trainer = _trainer(run, start, callbacks, files, ranks, device, strategy)
     path = None if start is None else str(folder_of(run.folder, start))
     data.open().asked = lambda: bool(signals.asked)
     try:
@@ -218,10 +221,27 @@ def _quiet() -> None:
         "ignore", message=".*This DataLoader will create .* worker processes.*"
     )  # the doctor says it
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # those that are locked
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")  # of FSDP; nothing is changed in place
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch
     warnings.filterwarnings(
         "ignore", message=".*your dataloader is not resumable.*"
     )  # it is: StreamData keeps its place
+
+
+def _strategy(run: Run, module: JointModule, ranks: Collective, device: torch.device) -> Strategy | str:
+    """How ranks share the model, which is said in the opening line."""
+    memory = memory_of_rank(device, run.devices)
+    kind, told = chosen_strategy(run.parallel, module.objectives.model, ranks.size, memory)
+    if ranks.size == 1:
+        return "auto"
+    module.strategy_told = told
+    if kind == "fsdp":
+        told = 'optim.precision="fp16" scales each loss by what one rank finds, which sharded weights do not bear'
+        require(run.optim.precision != "fp16", f'{told}; take "bf16", or parallel.strategy="ddp"')
+        return Sharded(ranks.size, run.parallel)
+    # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
+    # its buckets anew after the first step: then three or more ranks resume to other bits.
+    return UnwrappedDDP() if run.parallel.micro_batch else DDPStrategy(find_unused_parameters=True)
 
 
 def _trainer(
@@ -231,14 +251,12 @@ def _trainer(
     files: FolderCheckpoints,
     ranks: Collective = ALONE,
     device: torch.device = CPU,
+    strategy: Strategy | str = "auto",
 ) -> L.Trainer:
-    # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
-    # its buckets anew after the first step: then three or more ranks resume to other bits.
-    ddp = UnwrappedDDP() if run.parallel.micro_batch else DDPStrategy(find_unused_parameters=True)
     return L.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.type == "cpu" else [device.index],
-        strategy=ddp if ranks.size > 1 else "auto",
+        strategy=strategy,
         precision=PRECISION[run.optim.precision],
         max_steps=run.optim.steps,
         max_epochs=1,

@@ -10,10 +10,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -26,11 +24,12 @@ from mmfm.models.model import UnifiedModel
 from mmfm.objectives.grad_cache import as_it_is, grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
-from mmfm.runtime.distributed import Collective, joined_if_many
-from mmfm.runtime.launch import HERE
+from mmfm.runtime.distributed import joined_if_many
 from mmfm.runtime.machine import cores
 from mmfm.training.lr_schedule import rate_factor
 from mmfm.training.optimizer import optimizer_of, set_learning
+from mmfm.training.sharding import hold_rows
+from mmfm.training.strategy import Sharded
 
 PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
@@ -52,6 +51,7 @@ class JointModule(L.LightningModule):
         self.bad_steps = 0
         self.grad_norm = 0.0
         self.scaler: torch.amp.GradScaler | None = None  # of fp16
+        self.strategy_told = ""  # how ranks share the model, and why
         self.failure: UserError | None = None  # what all ranks found at the same step, and will not train on with
 
     def setup(self, stage: str) -> None:
@@ -60,6 +60,11 @@ class JointModule(L.LightningModule):
         plugin = self.trainer.precision_plugin
         self.scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
         self.objectives.ranks = joined_if_many()
+
+    def configure_model(self) -> None:
+        """All ranks have made the same weights; where they share them each keeps its part."""
+        if isinstance(strategy := self.trainer.strategy, Sharded) and not self.objectives.sharded:
+            strategy.shard(self.objectives)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.objectives(batch)
@@ -76,7 +81,8 @@ class JointModule(L.LightningModule):
         self.zero_grad()
         scaled = as_it_is if self.scaler is None else self.scaler.scale
         losses = grad_cache_backward(self.objectives, batch, self.run.parallel.micro_batch, scaled)
-        reduce_gradients(self.objectives, self.objectives.ranks)
+        if not self.objectives.sharded:
+            reduce_gradients(self.objectives, self.objectives.ranks)
         return {"loss": self.objectives.total(losses), "losses": losses}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -121,6 +127,9 @@ class JointModule(L.LightningModule):
         Gradients are summed over ranks already, so that all of them decide alike. In fp16 one that overflows lowers the
         scale of the loss, and is no bad step unless there is nothing left to lower.
         """
+        model = self.objectives.model
+        for name in self.learning.held if self.objectives.sharded else ():
+            hold_rows(model.get_parameter(name), model.vocabulary.span("text"))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.run.optim.max_grad_norm)
         self.grad_norm = float(norm)
         if np.isfinite(self.grad_norm):
@@ -201,50 +210,6 @@ class ScaledPrecision(MixedPrecision):
         self.scaler.step(optimizer)
         self.scaler.update()
         return result
-
-
-class UnwrappedDDP(DDPStrategy):
-    """Ranks whose module stays as it is: a step in parts reduces its gradients once, when all parts are done."""
-
-    def configure_ddp(self) -> None: ...
-
-
-class Met(ClusterEnvironment):
-    """The ranks as they have met already: Lightning starts none and joins none. To each of them its own device is the
-    only one of its machine."""
-
-    def __init__(self, ranks: Collective) -> None:
-        self.ranks = ranks
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        return HERE
-
-    @property
-    def main_port(self) -> int:
-        return 0
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self.ranks.size
-
-    def global_rank(self) -> int:
-        return self.ranks.rank
-
-    def set_world_size(self, size: int) -> None: ...
-    def set_global_rank(self, rank: int) -> None: ...
-    def local_rank(self) -> int:
-        return 0
-
-    def node_rank(self) -> int:
-        return 0
 
 
 class FolderCheckpoints(CheckpointIO):

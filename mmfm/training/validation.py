@@ -1,11 +1,12 @@
 """The loss of each objective on validation samples, in the order of the shards, without augmentation or dropout."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 
-from mmfm.config import Run, Source
+from mmfm.config import Run, Source, require
 from mmfm.data.batch import Batch
 from mmfm.data.decode import collate, decode_of, read_example
 from mmfm.data.documents import Example
@@ -13,6 +14,8 @@ from mmfm.data.index import EXTENSIONS
 from mmfm.data.sample import text_of
 from mmfm.data.sources import open_source
 from mmfm.data.splits import asked_and_more, shards_of
+from mmfm.evals.metrics_table import better
+from mmfm.models.best import Best, read_best
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -77,3 +80,19 @@ def _holding(batch: Batch, needs: frozenset[str]) -> int:
     """How many samples hold all of this."""
     held: Mapping[str, set[int]] = {name: set(items.rows.tolist()) for name, items in batch.items.items()}
     return len(set.intersection(*(held.get(name, set()) for name in needs))) if needs else batch.size
+
+
+def better_than_before(run: Run, step: int, line: Mapping[str, float]) -> Best | None:
+    """What `run.best` names, where it is better than at each step before. UserError where it is not measured."""
+    if not run.best:
+        return None
+    told = f"best={run.best} is none of what is measured: {', '.join(line) or 'nothing'}"
+    require(run.best in line, f"{told}; name one of these")
+    value, before = line[run.best], read_best(run.folder)
+    if not math.isfinite(value):
+        return None
+    if before is not None and before.metric == run.best:
+        gain = value - before.value
+        if (-gain if run.best.startswith("val_loss") else better(run.best.rpartition("/")[2], gain)) <= 0:
+            return None
+    return Best(step, run.best, value)

@@ -1,0 +1,126 @@
+"""Training with weights, gradients and moments sharded over ranks: FSDP2 (arXiv 2304.11277) of towers and trunk, block
+by block, HSDP where `data_parallel_replicate_degree` is above 1, ZeRO-2 where weights stay whole after the forward.
+
+All ranks enter all towers alike (`mmfm.objectives.roll_call`), and nothing touches a weight outside of the root's
+forward but within `whole`. Tensor parallelism is not here: contrasts want many ranks with samples of their own, and a
+rank holds one block at a time.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mmfm.config import Parallel, require
+from mmfm.models.imported import ImportedTower
+from mmfm.objectives.joint import Objectives
+from mmfm.runtime.distributed import nothing
+
+LEARNED_BYTES, LOCKED_BYTES = 16, 4  # of a parameter: its weight, gradient and two moments in fp32; its weight
+
+
+def chosen_strategy(parallel: Parallel, model: nn.Module, ranks: int, memory: float) -> tuple[str, str]:
+    """Which strategy, and why. memory: bytes of each rank's device. UserError for ranks that make no such copies."""
+    degree = parallel.data_parallel_replicate_degree
+    told = f"Parallel.data_parallel_replicate_degree={degree} is no divisor of the {ranks} ranks"
+    require(ranks % degree == 0, f"{told}; choose one, or start other ranks")
+    if parallel.strategy != "auto":
+        return parallel.strategy, f"{parallel.strategy}, as chosen"
+    needed = sum(p.numel() * (LEARNED_BYTES if p.requires_grad else LOCKED_BYTES) for p in model.parameters())
+    kind, than = ("ddp", "at most") if needed <= memory / 2 else ("fsdp", "more than")
+    sizes = f"{needed / 1e9:.3g} GB are {than} half of the {memory / 1e9:.3g} GB"
+    return kind, f"{kind}, as weights, gradients and moments of {sizes} that a rank has"
+
+
+def memory_of_rank(device: torch.device, ranks_here: int) -> float:
+    """Bytes of a GPU; of the processor's memory this rank's share."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks_here
+
+
+def mesh_of(kind: str, ranks: int, degree: int) -> DeviceMesh:
+    """All ranks, in `degree` groups of neighbours that hold a copy each, where it is above 1."""
+    if degree == 1:
+        return init_device_mesh(kind, (ranks,), mesh_dim_names=("shard",))
+    return init_device_mesh(kind, (degree, ranks // degree), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(objectives: Objectives, mesh: DeviceMesh, reshard_after_forward: bool = True) -> None:
+    """Before the optimizer is built. Groups of weights that come and go together: each block of a tower or the trunk,
+    what else a tower has, and at the root all else (tables, heads, connectors, scales)."""
+    model, how = objectives.model, {"mesh": mesh, "reshard_after_forward": reshard_after_forward}
+    kept = _kept_whole(objectives)
+    for tower in (tower for tower in model.towers.values() if not kept.issuperset(tower.parameters())):
+        for block in blocks_of(tower):
+            fully_shard(block, **how)
+        fully_shard(tower, **how)
+    for block in model.trunk.blocks:
+        fully_shard(block, **how)
+    fully_shard(objectives, mesh=mesh, ignored_params=kept)
+    register_fsdp_forward_method(objectives, "inside")
+    objectives.sharded = True
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a tower, of any library: of its outermost list of modules that are all of one class and of several
+    parts."""
+    for child in module.children():
+        layers = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        alike = len(layers) > 1 and len({type(layer) for layer in layers}) == 1
+        if alike and all(sum(_has_weights(part) for part in layer.children()) > 1 for layer in layers):
+            yield from layers
+        else:
+            yield from blocks_of(child)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _kept_whole(objectives: Objectives) -> set[nn.Parameter]:
+    """Weights of what does not learn and is not entered by all ranks alike: codecs that are only used, and towers whose
+    features are kept on the disk."""
+    model = objectives.model
+    alone = [*model.codecs.values(), *(t for t in model.towers.values() if isinstance(t, ImportedTower) and t.kept)]
+    return {p for part in alone for p in part.parameters() if not any(q.requires_grad for q in part.parameters())}
+
+
+@contextlib.contextmanager
+def whole(objectives: Objectives, reshard_after_forward: bool = True) -> Iterator[None]:
+    """All weights on every rank meanwhile, so that ranks may call the model unequally often. All must come here.
+
+    reshard_after_forward: what is restored.
+    """
+    parts = [part for part in objectives.modules() if isinstance(part, FSDPModule)]
+    objectives.inside(nothing)  # else what is entered first in there would be taken for the root
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(reshard_after_forward and part is not objectives, recurse=False)
+            part.reshard()
+
+
+def hold_rows(table: nn.Parameter, rows: range) -> None:
+    """No gradient for these rows of a sharded table, on which a hook of autograd would see none."""
+    if table.grad is not None:
+        held = torch.zeros(table.shape, dtype=torch.bool, device=table.device)
+        held[rows.start : rows.stop] = True
+        table.grad.to_local()[part_of(held, table).to_local()] = 0  # type: ignore[attr-defined]
+
+
+def part_of(x: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor the part that this rank holds of `like`."""
+    x = x.reshape(like.shape).to(like.device)
+    if not isinstance(like, DTensor):
+        return x
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
