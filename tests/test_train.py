@@ -361,8 +361,9 @@ def test_half_precision_follows_fp32(run):
 
 
 def test_fp16_resumes_to_the_bit_with_its_scale(run):
-    """The scale of the loss, which overflows have lowered, is in the checkpoint, and goes on from there."""
-    run = replace(run, optim=replace(run.optim, precision="fp16"), parallel=Parallel(micro_batch=8))
+    """The scale of the loss, which overflows have lowered, is in the checkpoint, and goes on from there; Muon too."""
+    optim = replace(run.optim, precision="fp16", optimizer="muon")
+    run = replace(run, optim=optim, parallel=Parallel(micro_batch=8))
     whole = fit.train(run)
     scale = checkpoint.load_train(checkpoint.read_verified(checkpoint.folder_of(whole, HALF)), "")["ScaledPrecision"]
     assert scale["scale"] <= 2.0**16

@@ -12,7 +12,7 @@ from mmfm.config.extend import Callback, Extension, Logger, Metric, Objective
 from mmfm.config.modalities import Modality, media_names, modality_names
 from mmfm.config.model import Model
 from mmfm.config.parallel import Parallel
-from mmfm.config.run import Contrastive, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
+from mmfm.config.run import Contrastive, Ema, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Conformer",
     "Contrastive",
     "Data",
+    "Ema",
     "EncoderSpec",
     "Eval",
     "Extension",

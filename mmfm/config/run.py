@@ -106,6 +106,20 @@ class ParamGroup(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ema(Checked):
+    """An exponential moving average of the weights, kept beside them and read by --ema."""
+
+    decay: float = 0.999  # a step; after 1 / (1 - decay) steps two thirds of it are new
+    start_step: int = 0  # it begins as the weights after this step
+    every: int = 1  # steps from one update to the next, each by as many steps' worth
+
+    def __post_init__(self) -> None:
+        positive(self, "every")
+        require(0 <= self.decay < 1, f"Ema.decay={self.decay} must be at least 0 and below 1")
+        require(self.start_step >= 0, f"Ema.start_step={self.start_step} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim(Checked):
     steps: int = 1_000
     extends: tuple[int, ...] = ()  # where earlier schedules ended: steps=3000, extends=(1000,) lengthens 1000
@@ -114,6 +128,7 @@ class Optim(Checked):
     schedule: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = "cosine"  # after the warm-up
     decay_fraction: float = 0.2  # of "wsd": the last steps, in which the rate falls
     min_lr_ratio: float = 0.01  # of the peak, below which no schedule falls
+    optimizer: Literal["adamw", "muon"] = "adamw"  # "muon": of the matrices of blocks; the rest is AdamW's all the same
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
@@ -121,6 +136,7 @@ class Optim(Checked):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations; weights and losses stay in fp32
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of fp32 products on a GPU; "high": TF32
     param_groups: tuple[ParamGroup, ...] = ()  # of several that match a parameter the last one counts
+    ema: Ema | None = None
 
     def __post_init__(self) -> None:
         positive(self, "steps", "lr", "max_grad_norm")
@@ -137,6 +153,8 @@ class Optim(Checked):
         require(0 < self.decay_fraction <= 1, told)
         require(self.eps > 0, f"Optim.eps={self.eps} must be above 0")
         require(0 <= self.min_lr_ratio <= 1, f"Optim.min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
+        told = f"Optim.ema.start_step={self.ema and self.ema.start_step} must be below steps={self.steps}"
+        require(self.ema is None or self.ema.start_step < self.steps, told)
         require(self.weight_decay >= 0, f"Optim.weight_decay={self.weight_decay} must not be negative")
         told = f"Optim.betas={self.betas} must be at least 0 and below 1 each"
         require(all(0 <= beta < 1 for beta in self.betas), told)

@@ -26,6 +26,7 @@ from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import joined_if_many
 from mmfm.runtime.machine import cores
+from mmfm.training.ema import update_ema
 from mmfm.training.lr_schedule import rate_factor
 from mmfm.training.optimizer import optimizer_of, set_learning
 from mmfm.training.sharding import hold_rows
@@ -120,6 +121,10 @@ class JointModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.objectives.model.clamp_scales()
+        if (ema := self.run.optim.ema) is not None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            update_ema(optimizer, ema, self.trainer.global_step + 1)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip by norm; a gradient that is not finite changes nothing, and ten in a row stop the run.

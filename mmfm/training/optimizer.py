@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmfm.config import Optim, ParamGroup, Run, require
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.models.model import UnifiedModel
+from mmfm.training.muon import Muon
 
 LANGUAGE_TABLES = ("embedding.weight", "output.weight")  # that a language model brings with its trunk
 ALSO = {name: f"trunk.{name}" for name in LANGUAGE_TABLES}
@@ -116,26 +117,30 @@ def parameter_groups(
     """Matrices decay; vectors, scalars, embedding tables and positions do not. Checked to be a partition.
 
     `factor`: of `factors`; what learns at another rate is in a group of its own. `plain`: further ones without decay.
+    With Muon groups say whether they are its own, which the matrices of blocks are.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     live = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, p in live:
         decays = p.ndim >= 2 and id(p) not in tables and name not in plain and "weight" in name.rpartition(".")[2]
-        groups.setdefault(((factor or {}).get(name, 1.0), decays), []).append(p)
+        muon = optim.optimizer == "muon" and decays and p.ndim == 2 and ".blocks." in name
+        groups.setdefault(((factor or {}).get(name, 1.0), decays, muon), []).append(p)
     assert sum(map(len, groups.values())) == len(live)
     return [
-        {"params": groups[of, decays], "weight_decay": optim.weight_decay * decays, "lr": optim.lr * of}
-        for of, decays in sorted(groups, reverse=True)
+        {"params": groups[of, decays, muon], "weight_decay": optim.weight_decay * decays, "lr": optim.lr * of}
+        | ({"muon": muon} if optim.optimizer == "muon" else {})
+        for of, decays, muon in sorted(groups, reverse=True)
     ]
 
 
 def adamw(
     model: nn.Module, optim: Optim, factor: Mapping[str, float] | None = None, plain: Collection[str] = ()
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) as one fused kernel per group, each at its own rate."""
+    """AdamW (arXiv 1711.05101) as one fused kernel per group, each at its own rate; or Muon and it."""
     groups = parameter_groups(model, optim, factor, plain)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    kind = Muon if optim.optimizer == "muon" else torch.optim.AdamW
+    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def set_learning(model: UnifiedModel, run: Run) -> Learning:
