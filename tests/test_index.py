@@ -62,7 +62,8 @@ def test_seconds_and_pixels_are_known(folder):
     made = index.write(folder / "audio.tar")
     assert made.seconds == array("f", [0.5, 1.5, 2.5]) and list(made.pixels) == [-1, -1, -1]
     assert list(index.write(folder / "image.tar").pixels) == [128] * 5
-    assert [Shards([folder / "audio.tar"]).length(i) for i in range(3)] == [0.5, 1.5, 2.5]
+    found, place = Shards([folder / "audio.tar"]).indexed(1)
+    assert found.seconds.tolist() == [0.5, 1.5, 2.5] and place == 1
 
 
 def test_few_indexes_are_kept(tmp_path, write_shard, monkeypatch):

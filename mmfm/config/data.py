@@ -98,9 +98,11 @@ class Data(Checked):
     train: tuple[Source, ...] = ()
     val: str = ""  # shards scored during training; empty: none
     batch_size: int = 128  # samples per step, over all ranks
+    tokens_per_batch: int = 0  # of a step's samples together, over all ranks, as the index counts them: a step then has
+    # as many samples as fit, `batch_size` at the most; one that alone has more is a step of its own. 0: no budget
     mix_by: Literal["sample", "batch"] = "sample"  # "batch": all samples of a step come from one source
     shuffle_buffer: int = 65_536  # samples shuffled together, out of as many shards as hold them
-    balance_by_length: bool = False  # deal the samples of a step to ranks by length, so that none waits for the longest
+    balance_by_length: bool = False  # deal the samples of a step to ranks by tokens, so that none waits for another
     num_workers: int = 1  # loader processes per rank
     cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
@@ -119,6 +121,7 @@ class Data(Checked):
     def __post_init__(self) -> None:
         positive(self, "batch_size", "shuffle_buffer", "max_seconds")
         require(self.num_workers >= 0, f"Data.num_workers={self.num_workers} must not be negative")
+        require(self.tokens_per_batch >= 0, f"Data.tokens_per_batch={self.tokens_per_batch} must not be negative")
         require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
         require(self.max_text_tokens >= 0, f"Data.max_text_tokens={self.max_text_tokens} must not be negative")
         require(self.crop_seconds >= 0, f"Data.crop_seconds={self.crop_seconds} must not be negative")

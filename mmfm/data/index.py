@@ -49,6 +49,8 @@ class Index:
     scattered: int = 0  # samples whose parts were not side by side
     ignored: Counter[str] = field(default_factory=Counter)  # extensions that are none of ours, and how often
     how: How = field(default_factory=How)
+    tokenizer: str = ""  # fingerprint of the one that counted `tokens`
+    tokens: array = field(default_factory=partial(array, "q"))  # of each sample's texts; -1: it has none
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -225,11 +227,12 @@ def write(shard: Path, how: How | None = None) -> Index:
         "pixels": index.pixels.tolist() if max(index.pixels, default=-1) >= 0 else None,
         **index.how.tree(),
     }
-    _put(shard, json.dumps(tree, separators=(",", ":")))
+    put(shard, json.dumps(tree, separators=(",", ":")))
     return index
 
 
-def _put(shard: Path, text: str) -> None:
+def put(shard: Path, text: str) -> None:
+    """The text of an index where it will be looked for."""
     path = aside(shard)
     try:
         replace_file(index_path(shard), text)
@@ -291,6 +294,9 @@ def _index(tree: Any) -> Index:
         scattered=int(tree["scattered"]),
         ignored=Counter({str(name): int(n) for name, n in tree["ignored"].items()}),
     )
+    if counted := tree.get("tokens"):
+        index.tokenizer, index.tokens = str(counted["tokenizer"]), _column("q", counted["counts"], count)
+        must(len(index.tokens) == count and min(index.tokens, default=0) >= -1, "counts of tokens that are none")
     must(tree["format"] == FORMAT, f"format {tree['format']!r}, not {FORMAT}")
     must({numbered(name)[1] for name in parts} <= set(EXTENSIONS), "an extension that is not read")
     must(index.crc32 is not None and 0 <= index.crc32 < MAX_CRC32, "a CRC-32 that is none")

@@ -6,7 +6,7 @@ No rank, worker or restart can change what a position means. Letters: n samples 
 import hashlib
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -177,12 +177,12 @@ def _before(turns: Sequence[int]) -> list[int]:
     return [next(counters[source]) for source in turns]
 
 
-def deal(lengths: Sequence[float], world: int) -> list[list[int]]:
-    """Equally many of the places 0 ... n-1 for each of `world` ranks, of near-equal total length; n % world == 0.
+def deal(lengths: Sequence[float | int], world: int, alike: bool = True) -> list[list[int]]:
+    """The places 0 ... n-1 for each of `world` ranks, of near-equal total length. alike: equally many; n % world == 0.
 
     The longest first, each to the rank with the least so far that has room: within one longest item of even.
     """
-    most = len(lengths) // world
+    most = len(lengths) // world if alike else len(lengths)
     hands: list[list[int]] = [[] for _ in range(world)]
     totals = [0.0] * world
     for at in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
@@ -190,6 +190,15 @@ def deal(lengths: Sequence[float], world: int) -> list[list[int]]:
         hands[rank].append(at)
         totals[rank] += lengths[at]
     return [sorted(hand) for hand in hands]
+
+
+def within(first: int, budget: int, most: int, cost: Callable[[int], int]) -> range:
+    """The positions of a batch that begins at `first`: as many as cost no more than the budget together, and `most` at
+    the most. One that costs more than the budget is a batch of its own."""
+    stop, left = first + 1, budget - cost(first)
+    while stop < first + most and (left := left - cost(stop)) >= 0:
+        stop += 1
+    return range(first, stop)
 
 
 def once(n: int, batch: int, *, rank: int = 0, world: int = 1) -> list[list[int | None]]:

@@ -127,10 +127,10 @@ class Shards:
             found.add("text")
         return found
 
-    def length(self, sample: int) -> float:
-        """What a sample costs to encode, roughly: the seconds of its sound; 0 where there is none, or it is unknown."""
+    def indexed(self, sample: int) -> tuple[Index, int]:
+        """The index of its tar, and the sample's place in it."""
         shard, place = self.find(sample)
-        return max(0.0, self._index(shard).seconds[place])
+        return self._index(shard), place
 
     def key(self, sample: int) -> str:
         shard, place = self.find(sample)

@@ -28,11 +28,13 @@ from mmfm.data.batch import Batch
 from mmfm.data.codes import require_own
 from mmfm.data.decode import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example, require_short
 from mmfm.data.documents import joined
+from mmfm.data.example_cache import Cache
 from mmfm.data.index import CODES, MODALITY
 from mmfm.data.remote_cache import ShardCache
 from mmfm.data.sample import modalities, text_of, why_no_text
 from mmfm.data.shards import Shards
 from mmfm.data.sources import open_source
+from mmfm.data.token_counts import TokenCounts, require_counted, spans
 from mmfm.data.waiting import LOOK_S, next_batch
 from mmfm.data.worker_transfer import Piped, handed_over
 from mmfm.preprocessing import BadSample
@@ -40,44 +42,17 @@ from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.process import loader_worker
 
 PREFETCH = 4  # batches ready per worker
-OF_AN_EXAMPLE = 1_000  # bytes of its objects, and of each tensor's and part's
-
-
-class Cache:
-    """Decoded samples by place, until `limit_mb` is reached; then what is there stays and nothing more is kept."""
-
-    def __init__(self, limit_mb: int) -> None:
-        self.left_bytes = limit_mb * 2**20
-        self.found: dict[tuple[int, int], Example] = {}
-
-    def keep(self, place: tuple[int, int], example: Example) -> Example:
-        size = bytes_of(example)
-        if size <= self.left_bytes:
-            self.left_bytes -= size
-            self.found[place] = example
-        return example
-
-
-def bytes_of(example: Example) -> int:
-    """What keeping an example takes: its tensors, by all that lies behind them, its texts, and its words as bytes."""
-    size = 0
-    for one in (*example.before, example):
-        tensors = [one.image, one.audio, *one.own.values(), *one.raw.values(), *one.codes.values()]
-        size += sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
-        words = {} if one.words is None else one.words.parts
-        size += sys.getsizeof(one.text) + sum(map(sys.getsizeof, words.values()))
-        size += OF_AN_EXAMPLE * (1 + len(words) + len(one.raw) + len(one.codes))
-    return size
 
 
 class Loaded(NamedTuple):
-    """A batch, how many samples of each source were read for it, which of these could not be used, and of how many
-    the text was cut."""
+    """A batch, how many samples of each source were read for it, which of these could not be used, of how many the text
+    was cut, and the position behind its last one, of all ranks."""
 
     batch: Batch
     reads: tuple[int, ...]
     bad: tuple[Bad, ...]
     truncated: tuple[int, ...] = ()
+    stop: int = 0
 
 
 class Asks(NamedTuple):
@@ -102,7 +77,8 @@ def asks_of(source: config.Source, codes: Sequence[str] = ()) -> Asks:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Dataset):
-    """Batch number -> Loaded, or the error of reading it: one raised in a worker would arrive as a traceback."""
+    """The positions of a batch, or its number where all are of one size -> Loaded, or the error of reading it: one
+    raised in a worker would arrive as a traceback."""
 
     run: config.Run
     tokenizer: Tokenizer
@@ -113,24 +89,36 @@ class Plan(Dataset):
     cache: Cache
     codes: tuple[str, ...] = ()  # modalities whose codes are stored in the shards
 
-    def __getitem__(self, number: int) -> Loaded | Piped | UserError | OSError | MemoryError:
+    def __getitem__(self, batch: int | range) -> Loaded | Piped | UserError | OSError | MemoryError:
         try:
-            positions = self.positions(number)
+            size = self.run.data.batch_size
+            step = batch if isinstance(batch, range) else range(batch * size, (batch + 1) * size)
+            positions = self.positions(step)
             self._look_ahead(positions)
-            loaded = self._load(positions)
+            loaded = self._load(positions)._replace(stop=step.stop)
         except (UserError, OSError, MemoryError) as why:
             return why
         return loaded if get_worker_info() is None else handed_over(loaded)
 
-    def positions(self, number: int) -> list[int]:
-        """This rank's positions of a step: a contiguous part, or the one that it is dealt by length."""
-        batch = self.run.data.batch_size
-        mine, first = batch // self.world, number * batch
-        if not self.run.data.balance_by_length or self.world == 1:
-            return list(range(first + self.rank * mine, first + (self.rank + 1) * mine))
-        places = [self.order(position) for position in range(first, first + batch)]
-        lengths = [self.sources[source].length(sample) for source, sample in places]
-        return [first + at for at in order.deal(lengths, self.world)[self.rank]]
+    def positions(self, step: range) -> list[int]:
+        """This rank's positions of a step: a contiguous part, or the one that it is dealt by tokens. Of a token budget
+        ranks may get unequal numbers, so that the budget alone decides of a step."""
+        data = self.run.data
+        if self.world == 1:
+            return list(step)
+        if not (data.balance_by_length or data.tokens_per_batch):
+            mine = len(step) // self.world
+            return list(step[self.rank * mine : (self.rank + 1) * mine])
+        lengths = [self.tokens(*self.order(position)) for position in step]
+        return [step[at] for at in order.deal(lengths, self.world, not data.tokens_per_batch)[self.rank]]
+
+    def cut(self, first: int) -> range:
+        """The positions of the step that begins at `first`; those of one source where steps are of one."""
+        data, most = self.run.data, self.run.data.batch_size
+        if not data.tokens_per_batch:
+            return range(first, first + most)
+        most = most - first % most if data.mix_by == "batch" else most
+        return order.within(first, data.tokens_per_batch, most, lambda position: self.tokens(*self.order(position)))
 
     def _look_ahead(self, positions: Sequence[int]) -> None:
         """Where shards are fetched: those of this block of the order, and of the next one."""
@@ -140,6 +128,9 @@ class Plan(Dataset):
                 shards.prefetch(self.order.shards_soon(first))
 
     def _load(self, positions: Sequence[int]) -> Loaded:
+        if not positions:
+            nothing = Batch(size=0, items={}, positive_ids=torch.zeros(0, dtype=torch.int64))
+            return Loaded(nothing, (0,) * len(self.sources), (), (0,) * len(self.sources))
         numbers = order.draws(self.run.seed, positions, OF_ITEMS + 2)
         bad: list[Bad] = []
         examples = [self._example(position, own, bad) for position, own in zip(positions, numbers, strict=True)]
@@ -219,6 +210,10 @@ class Plan(Dataset):
         return read_example(parts, self.run.model, self._decode, asks.plain, draws if self._decode.random else None)
 
     @cached_property
+    def tokens(self) -> TokenCounts:
+        return TokenCounts(self.run, self.sources, self.tokenizer.fingerprint, self.tokenizer.limits.read)
+
+    @cached_property
     def _decode(self) -> Decode:
         return replace(decode_of(self.run.data), codes=self.codes)
 
@@ -249,7 +244,8 @@ def require_room(data: config.Data, sources: Sequence[Shards], turns: order.Orde
 class TrainStream:
     """The run's batches of this rank, from `consumed` (at first `start`) to the last step, in order.
 
-    `consumed` is the whole state: it is read when iteration begins, and counts the batches that were handed out.
+    `consumed` is the whole state: it is read when iteration begins, and counts the batches that were handed out. With a
+    budget of tokens `position` is too, behind the last sample of these; else it follows.
     `health` counts what could not be used. Raises UserError for missing or damaged shards, and where more samples lack
     what their source declares than may be bad.
     """
@@ -268,7 +264,7 @@ class TrainStream:
         data = run.data
         require(bool(data.train), "Data.train is empty; list at least one Source")
         require(
-            data.batch_size % world == 0,
+            data.batch_size % world == 0 or data.tokens_per_batch > 0,
             f"Data.batch_size={data.batch_size} is no multiple of the {world} ranks; change either",
         )
         require(
@@ -287,11 +283,14 @@ class TrainStream:
             unit=data.batch_size if data.mix_by == "batch" else 1,
         )
         require_room(data, sources, turns)
+        if data.tokens_per_batch:
+            texts = [pair for pair in zip(data.train, sources, strict=True) if "text" in pair[0].modalities]
+            require_counted([(source.label, shards) for source, shards in texts], tokenizer.fingerprint)
         parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": turns, "rank": rank, "world": world}
         codes = tuple(name for name, found in (codecs or {}).items() if stored(name, found, data, sources))
         self.plan = Plan(**parts, cache=Cache(data.cache_mb), codes=codes)
         self.health = BadSampleCounter([source.label for source in data.train], data.max_bad_fraction)
-        self.consumed = start
+        self.consumed, self.position = start, start * data.batch_size
         self.waited_s = 0.0  # for batches, by who iterates
         self.asked: Callable[[], bool] = lambda: False  # to end, whoever asks; heard while a batch is waited for
 
@@ -299,12 +298,14 @@ class TrainStream:
         return self.plan.run.optim.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._loader(range(self.consumed, len(self))))
+        budget, left = self.plan.run.data.tokens_per_batch, len(self) - self.consumed
+        numbers = spans(self.position, left, self.plan.cut) if budget else range(self.consumed, len(self))
+        batches = iter(self._loader(numbers))
         while (loaded := self._next(batches)) is not None:
             if isinstance(loaded, Exception):
                 raise loaded
             self.health.record(loaded.reads, loaded.bad, loaded.truncated)
-            self.consumed += 1
+            self.consumed, self.position = self.consumed + 1, loaded.stop
             yield loaded.batch
 
     def _next(self, batches: Iterator[Any]) -> Any:
@@ -314,7 +315,7 @@ class TrainStream:
         finally:
             self.waited_s += time.perf_counter() - began
 
-    def _loader(self, numbers: range) -> DataLoader:
+    def _loader(self, numbers: Iterable[int | range]) -> DataLoader:
         workers = self.plan.run.data.num_workers
         more: dict[str, Any] = {}
         if workers:
@@ -340,7 +341,8 @@ class TrainStream:
             ]
             for shards, source in zip(self.plan.sources, data.train, strict=True)
         ]
-        tree = json.dumps([self.plan.run.seed, data.batch_size, data.mix_by, data.shuffle_buffer, sources])
+        budget = [data.tokens_per_batch, self.plan.tokens.tokenizer] if data.tokens_per_batch else []
+        tree = json.dumps([self.plan.run.seed, data.batch_size, data.mix_by, data.shuffle_buffer, sources, *budget])
         return hashlib.blake2b(tree.encode(), digest_size=16).hexdigest()
 
 

@@ -71,6 +71,9 @@ class Index:
     last_dot: bool = False
     """A key ends at the last dot of a name, and not at the first: 22.1.png is a sample, and no part of the document 22.
     Kept for later indexes."""
+    tokenizer: str = ""
+    """Count the tokens of each sample's texts too: `bytes`, or the path of a tokenizer.json. For Data.tokens_per_batch
+    and Data.balance_by_length."""
     workers: int = 0
     """Processes; 0: one per core."""
 
@@ -84,7 +87,8 @@ class Index:
         told = f"--parts {wrong} is of no kind that is read ({', '.join(EXTENSIONS)})"
         require(not wrong, f"{told}; name one that ends with one of these")
         how = How(parts=asked, last_dot=self.last_dot) if asked or self.last_dot else None
-        index_folder(Path(self.folder), again=self.again, how=how, workers=self.workers)
+        folder, tokenizer = Path(self.folder), self.tokenizer
+        index_folder(folder, again=self.again, how=how, tokenizer=tokenizer, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

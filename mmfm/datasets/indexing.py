@@ -12,15 +12,18 @@ from mmfm.data import index, shard_list
 from mmfm.data.member_names import How
 from mmfm.data.process_pool import in_order
 from mmfm.data.progress import ticker
+from mmfm.data.token_counts import add_tokens
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
 NAMED = 5  # damaged tars that the message names; it counts the others
 
 
 class Job(NamedTuple):
-    """A tar, and how its names are read; None: as before."""
+    """A tar, how its names are read (None: as before), and whose tokens of its texts are counted ("": none)."""
 
     path: Path
     how: How | None
+    tokenizer: str = ""
 
 
 class Done(NamedTuple):
@@ -34,18 +37,26 @@ class Done(NamedTuple):
 
 
 def index_folder(
-    root: Path, *, again: bool = False, how: How | None = None, workers: int = 0, progress: bool = True
+    root: Path,
+    *,
+    again: bool = False,
+    how: How | None = None,
+    tokenizer: str = "",
+    workers: int = 0,
+    progress: bool = True,
 ) -> None:
     """Indexes for the tars below `root` that lack a valid one (`again`: for all), then shards.json in each folder.
 
     Where a folder cannot be written they lie in this user's cache, where every run looks too, and there is no list.
-    `how`: their names are read so; None: as before. Raises UserError that names the tars which are damaged, after the
+    `how`: their names are read so; None: as before. tokenizer: "bytes" or a tokenizer.json, whose tokens of each
+    sample's texts are counted too. Raises UserError that names the tars which are damaged, after the
     others are done; their folders get no list.
     """
     tars = sorted(_tars(root))
     require(bool(tars), f"there is no .tar below {str(root)!r}; give a folder of shards")
-    waiting = tars if again else list(_invalid(tars, how, progress))
-    done = list(_indexed([Job(path, how) for path in waiting], workers, progress))
+    counted = load_tokenizer(tokenizer).fingerprint if tokenizer else ""
+    waiting = tars if again else list(_invalid(tars, how, counted, progress))
+    done = list(_indexed([Job(path, how, tokenizer) for path in waiting], workers, progress))
     damaged = [one for one in done if one.error]
     folders = sorted({path.parent for path in tars} - {one.path.parent for one in damaged})
     bare = [folder for folder in folders if shard_list.write_list(folder) is None]
@@ -88,10 +99,10 @@ def _tars(root: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]
                 yield root / entry.name
 
 
-def _invalid(tars: list[Path], how: How | None, progress: bool) -> Iterator[Path]:
+def _invalid(tars: list[Path], how: How | None, counted: str, progress: bool) -> Iterator[Path]:
     with ticker("look", len(tars), progress, "tars") as tick:
         for path in tars:
-            if not _valid(path, how):
+            if not _valid(path, how, counted):
                 yield path
             tick(path.name)
 
@@ -106,6 +117,8 @@ def _indexed(jobs: list[Job], workers: int, progress: bool) -> Iterator[Done]:
 def _index(job: Job) -> Done:
     try:
         found = index.write(job.path, job.how)
+        if job.tokenizer:
+            add_tokens(job.path, load_tokenizer(job.tokenizer))
         return Done(job.path, len(found), "", *found.documents())
     except UserError as why:
         for path in (index.index_path(job.path), index.aside(job.path)):
@@ -114,11 +127,11 @@ def _index(job: Job) -> Done:
         return Done(job.path, 0, str(why))
 
 
-def _valid(path: Path, how: How | None) -> bool:
+def _valid(path: Path, how: How | None, counted: str) -> bool:
     try:
         found = index.load(path, path.stat().st_size)
     except (UserError, FileNotFoundError):
         return False
     where = index.found_path(path)
     new = where is not None and where.stat().st_mtime_ns >= path.stat().st_mtime_ns
-    return new and (how is None or found.how == how)
+    return new and (how is None or found.how == how) and counted in ("", found.tokenizer)

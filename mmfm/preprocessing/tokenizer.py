@@ -138,6 +138,11 @@ class Tokenizer:
         size = self.size
         return self.inner.decode([index for index in ids if 0 <= index < size], skip_special_tokens=True)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids, whatever their limits."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
     def to_json(self) -> str:
         """What `load_tokenizer` reads: a tokenizer.json of Hugging Face `tokenizers`."""
         return self.inner.to_str(pretty=True)

@@ -187,7 +187,9 @@ class StreamData(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         stream = self.open()
-        return {"consumed": stream.consumed, "fingerprint": stream.fingerprint(), "health": stream.health.state()}
+        place = {"position": stream.position} if self.run.data.tokens_per_batch else {}
+        known = {"consumed": stream.consumed, "fingerprint": stream.fingerprint(), "health": stream.health.state()}
+        return known | place
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         stream = self.open()
@@ -197,6 +199,7 @@ class StreamData(L.LightningDataModule):
                 "restore them, or start anew with --force"
             )
         stream.consumed = self.start = state_dict["consumed"]
+        stream.position = state_dict.get("position", self.start * self.run.data.batch_size)
         stream.health.load(state_dict["health"])
 
 
