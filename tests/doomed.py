@@ -314,11 +314,12 @@ def one_life(folder: Path, number: int, life: Life) -> int:
 
     write_file = checkpoint.write_file
 
-    def write(path: Path, data: bytes) -> None:
-        write_file(path, data)
+    def write(path: Path, data: Any) -> Any:
+        written = write_file(path, data)
         last["files"] += path.parent.name.startswith(".step-")
         if last["files"] % 3 == 2:
             fate("saving")
+        return written
 
     PATCHES[life.patch](life)
     fit.MetricsLogger, fit.CheckpointSaver, checkpoint.write_file = Diary, Saves, write

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from mmfm.config import UserError, serialization
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
+from mmfm.models.weights import adopt
 from mmfm.preprocessing.tokenizer import load_tokenizer
+from mmfm.runtime.files import Sum, manifest
+from mmfm.runtime.foreign import UNSAFE, refuse_foreign
 
 TOKENIZER = load_tokenizer("bytes")
 
@@ -47,7 +51,7 @@ def test_any_training_state_comes_back():
         "bf16": torch.ones(2, dtype=torch.bfloat16),
     }
     json_tree, tensors = checkpoint.split(tree)
-    back = checkpoint.join(json.loads(json.dumps(json_tree)), tensors)
+    back = checkpoint.join(json.loads(json.dumps(json_tree)), tensors.__getitem__)
     torch.testing.assert_close(back, tree, rtol=0, atol=0)
     assert list(back["optimizer_states"][0]["state"]) == [0]
 
@@ -96,11 +100,11 @@ def test_the_newest_whole_one_is_chosen(tmp_path):
 def test_weights_of_another_configuration_are_refused_with_the_difference(tmp_path):
     """The first tensor that differs is named with both shapes."""
     folder = saved(tmp_path)
-    files = checkpoint.read_verified(folder)
+    _, found = checkpoint.read_model(folder)
     with pytest.raises(
         UserError, match=r"another configuration: heads.image.weight has shape \(8, 16\) there and \(4, 16\)"
     ):
-        checkpoint.load_weights(files, small_model(embed_dim=4), str(folder))
+        adopt(small_model(embed_dim=4), found, str(folder))
 
 
 @pytest.mark.parametrize("where", ["nowhere", "empty"])
@@ -117,11 +121,11 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, fail
     calls = iter(range(100))
     whole = checkpoint.write_file
 
-    def filling(path: Path, data: bytes) -> None:
+    def filling(path: Path, data: Any) -> Sum:
         if next(calls) == failing:
-            path.write_bytes(data[: len(data) // 2])
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(path, data)
+        return whole(path, data)
 
     monkeypatch.setattr(checkpoint, "write_file", filling)
     with pytest.raises(UserError, match=r"No space left.*last good checkpoint is .*step-00000005; free some space"):
@@ -168,15 +172,15 @@ def test_a_manifest_names_the_known_files_only(tmp_path, name):
     manifest["files"][name] = {"bytes": 1, "crc32": 0}
     (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"should not lack or list"):
-        checkpoint.read_verified(folder)
+        checkpoint.verified(folder)
 
 
 @pytest.mark.parametrize("text", ["[", "{}", '{"map": [["a", {"tensor": "none"}]]}', '{"list": 5}', "[" * 100_000])
 def test_a_hostile_state_is_refused(tmp_path, text):
-    files = dict(checkpoint.read_verified(saved(tmp_path)))
-    files[checkpoint.STATE] = text.encode()
-    with pytest.raises(UserError, match=r"here/train.json holds no state of training"):
-        checkpoint.load_train(files, "here")
+    found = checkpoint.verified(saved(tmp_path))
+    found.files[checkpoint.STATE] = text.encode()
+    with pytest.raises(UserError, match=r"step-00000005/train.json holds no state of training"):
+        found.tree()
 
 
 def test_what_could_execute_is_refused_unopened(tmp_path):
@@ -195,14 +199,14 @@ def test_what_could_execute_is_refused_unopened(tmp_path):
         with pytest.raises(UserError, match=r"is an address; give a local folder"):
             load_model(address)
         with pytest.raises(UserError, match=r"is an address; give a local folder"):
-            checkpoint.refuse_foreign(Path(address))
-    checkpoint.refuse_foreign(tmp_path)
+            refuse_foreign(Path(address))
+    refuse_foreign(tmp_path)
 
 
 def test_an_environment_that_unpickles_is_refused(tmp_path, monkeypatch):
     """TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD makes torch.load execute whatever its caller asked for."""
     saved(tmp_path)
-    monkeypatch.setenv(checkpoint.UNSAFE, "1")
+    monkeypatch.setenv(UNSAFE, "1")
     with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: .*; unset it"):
         load_model(tmp_path)
 
@@ -217,11 +221,11 @@ def test_nothing_is_unpickled(tmp_path):
         def __reduce__(self):
             return (marker.touch, ())
 
-    files = dict(checkpoint.read_verified(folder))
-    torch.save({"x": Evil()}, tmp_path / "evil.pt")
-    files[checkpoint.MODEL] = (tmp_path / "evil.pt").read_bytes()
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load_weights(files, small_model(), "here")
+    torch.save({"x": Evil()}, folder / checkpoint.MODEL)
+    names = [path.name for path in folder.iterdir() if path.name != checkpoint.MANIFEST]
+    (folder / checkpoint.MANIFEST).write_bytes(manifest({name: folder / name for name in names}))
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        load_model(folder)
     assert not marker.exists()
 
 

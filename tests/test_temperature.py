@@ -1,6 +1,7 @@
 """The learned temperature: its bounds hold after every step, and what lies at or beyond one comes back."""
 
 import math
+from pathlib import Path
 
 import open_clip.loss
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from toys import PAIRS, toy_model, toy_run
 
-from mmfm.models.checkpoint import adopt
+from mmfm.models.checkpoint import save, verified
+from mmfm.models.weights import adopt
 from mmfm.objectives.contrastive_loss import softmax_contrast
 from mmfm.objectives.joint import Objectives
+from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.training.module import JointModule
 
 
@@ -98,7 +101,8 @@ def test_scalars_of_older_checkpoints_are_vectors_now() -> None:
     assert newer.scale(name).shape == newer.bias(name).shape == ()
 
 
-def test_moments_of_older_checkpoints_are_vectors_too() -> None:
+def test_moments_of_older_checkpoints_are_vectors_too(tmp_path: Path) -> None:
+    """Those that count parameters by number, as they once did, not by name."""
     module = JointModule(toy_run(), toy_model().float())
     optimizer = module.configure_optimizers()["optimizer"]
     for parameter in module.parameters():
@@ -108,6 +112,10 @@ def test_moments_of_older_checkpoints_are_vectors_too() -> None:
     for moments in state["state"].values():
         moments |= {key: x.reshape(()) for key, x in moments.items() if key != "step" and x.shape == (1,)}
     assert any(moments["exp_avg"].ndim == 0 for moments in state["state"].values())
-    module.on_load_checkpoint({"optimizer_states": [state]})
-    optimizer.load_state_dict(state)
+    older = {"optimizer_states": [state]}
+    saved = verified(save(tmp_path, 1, toy_run(), load_tokenizer("bytes"), {}, older)).tree(
+        handles="/optimizer_states/"
+    )
+    module.on_load_checkpoint(saved)
+    optimizer.load_state_dict(saved["optimizer_states"][0])
     assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in module.parameters())

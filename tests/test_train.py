@@ -38,6 +38,7 @@ from mmfm.config.serialization import from_json
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
+from mmfm.runtime.foreign import UNSAFE
 from mmfm.training import callbacks, fit, initialize
 
 NAMES = ("zero", "one", "two", "three")
@@ -442,7 +443,7 @@ def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, wri
     fit.train(run, resume=True)
     assert (run.folder / "skipped.jsonl").read_text() == whole
     folder = checkpoint.folder_of(run.folder, LAST)
-    state = checkpoint.load_train(checkpoint.read_verified(folder), str(folder))["StreamData"]["health"]
+    state = checkpoint.verified(folder).tree()["StreamData"]["health"]
     assert sum(state["totals"][2:]) == len(listed)
 
 
@@ -467,7 +468,7 @@ def test_an_address_and_an_unsafe_environment_are_refused(run, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"is an address; give a local folder"):
         fit.train(replace(run, out="s3://bucket/runs"))
-    monkeypatch.setenv(checkpoint.UNSAFE, "1")
+    monkeypatch.setenv(UNSAFE, "1")
     with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
         fit.train(run)
     assert not (tmp_path / "s3:").exists() and not run.folder.exists()

@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import doomed
 import lightning as L
@@ -26,6 +27,7 @@ from mmfm.config.serialization import from_json
 from mmfm.models import checkpoint
 from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.runtime import process
+from mmfm.runtime.files import Sum
 from mmfm.training import callbacks, fit, module
 
 STEPS, SAVE = 16, 5
@@ -121,7 +123,7 @@ def test_the_state_is_one_integer_of_the_data_and_nothing_of_the_loader(lived):
     """Trap: one rank's loader state is saved for all. The checkpoint has the count of batches, what it counts, and the
     health, all of which are the same on every rank; Lightning's place for loaders is empty."""
     folder = checkpoint.folder_of(lived[0] / "runs" / "whole", 3 * SAVE)
-    state = checkpoint.load_train(checkpoint.read_verified(folder), str(folder))
+    state = checkpoint.verified(folder).tree()
     assert state["StreamData"].keys() == {"consumed", "fingerprint", "health"}
     assert state["StreamData"]["consumed"] == state["global_step"] == 3 * SAVE
     assert not any(state["loops"]["fit_loop"]["state_dict"].get("combined_loader", ()))
@@ -231,7 +233,7 @@ def test_nan_on_one_rank_stops_both_with_one_line(lived):
     found = doomed.diary(lived[0], "nan")
     assert [sorted(e.step for e in found if e.rank == rank) for rank in (0, 1)] == [list(range(1, 11))] * 2
     before = checkpoint.folder_of(lived[0] / "runs" / "nan", SAVE)
-    weights = checkpoint.load_tensors(checkpoint.read_verified(before)[checkpoint.MODEL])
+    _, weights = checkpoint.read_model(before)
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
@@ -282,7 +284,7 @@ def test_a_checkpoint_is_written_where_it_will_be(run, tmp_path, monkeypatch):
     model = {"x": torch.zeros(2)}
     checkpoint.save(tmp_path, 3, toy_run(), load_tokenizer("bytes"), model, {"global_step": 3})
     names = [Path(name).name for name in synced]
-    assert names[-1] == "checkpoints" and names[-2] == checkpoint.MANIFEST and len(names) == 7
+    assert names[-3:] == [checkpoint.MANIFEST, ".step-00000003.tmp", "checkpoints"] and len(names) == 8
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -291,10 +293,10 @@ def test_a_full_disk_does_not_end_training(run, monkeypatch, capfd):
     the last step nothing more is to come, and the error is raised."""
     whole, failing = checkpoint.write_file, {4}
 
-    def filling(path: Path, data: bytes) -> None:
+    def filling(path: Path, data: Any) -> Sum:
         if any(f"step-{step:08d}" in str(path) for step in failing):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(path, data)
+        return whole(path, data)
 
     monkeypatch.setattr(checkpoint, "write_file", filling)
     fit.train(run)
@@ -308,27 +310,36 @@ def test_a_full_disk_does_not_end_training(run, monkeypatch, capfd):
 
 def test_older_checkpoints_stay_until_a_new_one_is_verified(run, monkeypatch, capfd):
     """Trap: the good one is gone before the new one is known to be good. Of `keep_checkpoints=1` the older stays where
-    the bytes of the newer do not come back from the disk as they were written; and a resume says so and uses it."""
+    the bytes of the newer do not come back from the disk as they were written, which is no checkpoint then."""
     run = replace(run, keep_checkpoints=1)
-    save = checkpoint.save
+    write = checkpoint.write_file
 
-    def rotting(folder: Path, step: int, *rest) -> Path:
-        path = save(folder, step, *rest)
-        if step == 8:
-            flip(path / checkpoint.MODEL)
-        return path
+    def rotting(path: Path, data: Any) -> Sum:
+        written = write(path, data)
+        if path.name == checkpoint.MODEL and "step-00000008" in str(path):
+            flip(path)
+        return written
 
-    monkeypatch.setattr(checkpoint, "save", rotting)
-    with pytest.raises(UserError, match=r"step-00000008/model.safetensors is damaged"):
+    monkeypatch.setattr(checkpoint, "write_file", rotting)
+    with pytest.raises(UserError, match=r"could not save \S+8 \(\S+step-00000008/model.safetensors is damaged"):
         fit.train(run)
-    assert checkpoint.steps_of(run.folder) == [4, 8]
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000004"]
     monkeypatch.undo()
+    fit.train(run, resume=True)
+    assert checkpoint.newest_whole(run.folder)[0] == 8
+
+
+def test_a_checkpoint_that_rots_is_told_and_set_aside(run, capfd):
+    """One bit of the newest changes later: a resume says so and uses the one before."""
+    fit.train(run)
+    flip(checkpoint.folder_of(run.folder, 8) / checkpoint.MODEL)
     capfd.readouterr()
     fit.train(run, resume=True)
     assert "step-00000008/model.safetensors is damaged" in (said := capfd.readouterr().err)
     assert "step 4 is used instead" in said
     assert checkpoint.newest_whole(run.folder)[0] == 8
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+        "step-00000004",
         "step-00000008",
         "step-00000008.aside",
     ]
@@ -411,7 +422,7 @@ def agreeing(run: Run, ranks: Two) -> tuple[callbacks.StopConsensus, module.Join
 
 def silence(agree: callbacks.StopConsensus, first: int = 0) -> list[int]:
     """What a rank says that was asked nothing and read nothing, with one number changed."""
-    return [0] * first + [1] + [0] * (2 + len(agree.data.open().health.drain()) - first)
+    return [0] * first + [1] + [0] * (3 + len(agree.data.open().health.drain()) - first)
 
 
 def test_ranks_meet_after_every_step(run):

@@ -25,4 +25,3 @@ class Parallel(Checked):
         told = f"Parallel.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
         require(self.micro_batch >= 0, told)
         require(self.nodes == 1, f"Parallel.nodes={self.nodes} is not built yet; leave it at 1")
-        require(not self.save_async, "Parallel.save_async=True is not built yet; leave it at False")

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
-from mmfm.models.checkpoint import join, split
 from mmfm.runtime.distributed import Collective, together
+from mmfm.runtime.tensor_files import pieces
+from mmfm.runtime.tensor_tree import join, split
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -89,11 +89,10 @@ def packed(tree: Tree) -> bytes:
     """As bytes: the length of the JSON, the JSON, and its tensors as safetensors."""
     plain, tensors = split(tree)
     head = json.dumps(plain).encode()
-    own = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors refuses shared memory
-    return len(head).to_bytes(HEAD_BYTES, "little") + head + save_tensors(own)
+    return len(head).to_bytes(HEAD_BYTES, "little") + head + b"".join(pieces(tensors))
 
 
 def unpacked(data: bytes) -> Tree:
     """The inverse of `packed`."""
     start = HEAD_BYTES + int.from_bytes(data[:HEAD_BYTES], "little")
-    return join(json.loads(data[HEAD_BYTES:start]), load_tensors(data[start:]))
+    return join(json.loads(data[HEAD_BYTES:start]), load_tensors(data[start:]).__getitem__)

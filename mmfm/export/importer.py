@@ -25,14 +25,15 @@ from mmfm.inference.bundle.contents import GOLDEN, READER, Bundle, Part, around
 from mmfm.inference.bundle.encoder import BundledEncoder, lone
 from mmfm.inference.bundle.load import load_encoder, load_trunk
 from mmfm.inference.bundle.without_paths import TOKENIZER, unpinned
-from mmfm.models.checkpoint import adopt, refuse_unsafe
 from mmfm.models.mappings import Foreign, convert, find, foreign, language
 from mmfm.models.transformer import Segment, UnifiedTransformer
+from mmfm.models.weights import adopt
 from mmfm.preprocessing.tokenizer import load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.pretrained import Encoder, Resolved, architecture_schema, build, from_hf, resolve
 from mmfm.pretrained.source import Source, fetching, parse, require_complete, require_safetensors
 from mmfm.pretrained.tokenizer_spec import words_of_hf
 from mmfm.pretrained.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
+from mmfm.runtime.foreign import refuse_unsafe
 
 LIBRARIES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "torchaudio": "torchaudio"}
 SINGLE = {"timm": "image", "torchaudio": "audio"}  # libraries all of whose encoders have one modality

@@ -14,19 +14,16 @@ from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
     MANIFEST,
     RUN,
-    adopt,
-    check_size,
-    extent,
     folder_of,
     newest_model,
     read_model,
     read_text,
     read_tokenizer,
-    refuse_foreign,
-    refuse_unsafe,
     steps_of,
 )
 from mmfm.models.model import UnifiedModel, build
+from mmfm.models.weights import adopt, check_size, extent
+from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
 
 MATRICES = 64  # of a layer, those of all towers together, at the most
 SMALL = 1 << 26  # numbers that a model may have to be built in memory

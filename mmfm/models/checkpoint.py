@@ -3,49 +3,39 @@
     checkpoints/step-00000500/model.safetensors  train.safetensors  train.json  run.json  tokenizer.json  manifest.json
 
 `manifest.json` holds size and CRC-32 of the others and is written last, in a temporary folder beside the final one,
-which is then renamed. Nothing is ever unpickled.
+which is then renamed. Nothing is ever unpickled. Where several ranks hold parts of the tensors, each writes its own
+into files of its own, model-00001-of-00004.safetensors and train-00001-of-00004.safetensors; any number of ranks, one
+alone included, reads them again.
 """
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmfm.config import Conformer, Model, Run, TextTower, TokenizerSpec, Tower, UserError, Vit, require
+from mmfm.config import Model, Run, TokenizerSpec, UserError, require
 from mmfm.config.serialization import to_json
 from mmfm.preprocessing.tokenizer import Tokenizer, parse_reader, parse_tokenizer
-from mmfm.runtime.files import Manifest, manifest, whole_folder, write_file
+from mmfm.runtime.distributed import Collective, SingleProcess, alike
+from mmfm.runtime.files import Manifest, Sum, checksum, manifest, sync_folder, write_file
 from mmfm.runtime.launch import first_process
+from mmfm.runtime.tensor_files import Part, SavedTensors, pieces, read_summed
+from mmfm.runtime.tensor_tree import Tree, join, split
 
 AGAIN = "choose another step or train again"
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # of safetensors
-Tree = Any
+ALONE = SingleProcess()
 Found = TypeVar("Found")
 MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
-    "model.safetensors",
+    "model.safetensors",  # or in parts, as TRAIN: model-00001-of-00004.safetensors and so on
     "train.safetensors",
     "train.json",
     "run.json",
@@ -53,38 +43,8 @@ MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
     "reader.json",  # the text tower's, where it has one of its own
     "manifest.json",
 )
-
-
-def split(tree: Tree, path: str = "") -> tuple[Tree, dict[str, Tensor]]:
-    """A tree of dicts, lists, numbers, strings and tensors as JSON and named tensors; the inverse of `join`."""
-    if isinstance(tree, Tensor):
-        return {"tensor": path}, {path: tree.detach().cpu().contiguous()}
-    if isinstance(tree, Mapping):
-        parts = [(key, *split(value, f"{path}/{key}")) for key, value in tree.items()]
-        return {"map": [[key, value] for key, value, _ in parts]}, _merge([found for *_, found in parts])
-    if isinstance(tree, list | tuple):
-        pairs = [split(value, f"{path}/{i}") for i, value in enumerate(tree)]
-        return {"list": [value for value, _ in pairs]}, _merge([found for _, found in pairs])
-    if tree is None or isinstance(tree, bool | int | float | str):
-        return {"value": tree}, {}
-    raise TypeError(f"{path}: a {type(tree).__name__} cannot be kept in a checkpoint")
-
-
-def join(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
-    ((kind, value),) = tree.items()
-    match kind:
-        case "tensor":
-            return tensors[value]
-        case "map":
-            return {key: join(part, tensors) for key, part in value}
-        case "list":
-            return [join(part, tensors) for part in value]
-        case _:
-            return value
-
-
-def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: tensor for part in parts for name, tensor in part.items()}
+SMALL = (STATE, RUN, TOKENIZER, READER)
+PART = re.compile(r"(model|train)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -97,35 +57,120 @@ def steps_of(run_folder: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d{8,})", name)))
 
 
+def small_files(run: Run, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """What a checkpoint says of the model beside its weights."""
+    files = {RUN: to_json(run).encode(), TOKENIZER: tokenizer.to_json().encode()}
+    return files | ({} if tokenizer.reader is None else {READER: tokenizer.reader.to_json().encode()})
+
+
 def save(run_folder: Path, step: int, run: Run, tokenizer: Tokenizer, model: Mapping[str, Tensor], train: Tree) -> Path:
-    """Write one checkpoint. On failure what was written is removed, and the UserError names the last good one."""
-    final = folder_of(run_folder, step)
+    """Write one checkpoint of one process. On failure what was written is removed, and the UserError names the last
+    good one."""
     tree, tensors = split(train)
-    files = {
-        MODEL: save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}),
-        TRAIN: save_tensors(tensors),
-        STATE: json.dumps(tree, allow_nan=False).encode(),
-        RUN: to_json(run).encode(),
-        TOKENIZER: tokenizer.to_json().encode(),
-    }
-    if tokenizer.reader is not None:
-        files[READER] = tokenizer.reader.to_json().encode()
-    try:
-        with whole_folder(final) as temporary:
-            for name, data in files.items():
-                write_file(temporary / name, data)
-            write_file(temporary / MANIFEST, manifest(files, step=step))
-            set_aside(final)
-    except OSError as why:
-        raise _not_saved(why, final, run_folder) from why
-    return final
+    files = {STATE: json.dumps(tree, allow_nan=False).encode(), **small_files(run, tokenizer)}
+    return Save(run_folder, step, files, model, tensors).whole()
 
 
-def _not_saved(why: OSError, final: Path, run_folder: Path) -> UserError:
+class Save:
+    """One checkpoint on its way to the disk: `begin` and `finish` are for all ranks at once, and `write` for each on
+    its own, in any thread. `files`, of the first rank, are small; `model` and `train` are what this rank holds.
+
+    On failure of one rank all raise the same UserError, which names the last good checkpoint; what was written goes.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        step: int,
+        files: Mapping[str, bytes],
+        model: Mapping[str, Tensor | Part],
+        train: Mapping[str, Tensor | Part],
+        ranks: Collective = ALONE,
+    ) -> None:
+        self.run_folder, self.step, self.files, self.ranks = run_folder, step, files, ranks
+        self.held = {MODEL: model, TRAIN: train}
+        self.final = folder_of(run_folder, step)
+        self.temporary = self.final.with_name(f".{self.final.name}.tmp")
+        self.tensors: dict[str, Mapping[str, Tensor | Part]] = {}
+        self.sums: dict[str, Sum] = {}
+        self.failure: Exception | None = None
+
+    def whole(self) -> Path:
+        """All of it, one after the other."""
+        self.begin()
+        self.write()
+        return self.finish()
+
+    def begin(self) -> None:
+        with self._or_nothing():
+            holds = alike(self.ranks, self._begin)
+        for name, tensors in self.held.items():
+            writers = [rank for rank, held in enumerate(holds) if held[name]] or [0]
+            if self.ranks.rank in writers:
+                self.tensors[_numbered(name, writers.index(self.ranks.rank), len(writers))] = tensors
+
+    def _begin(self) -> dict[str, bool]:
+        if self.ranks.rank == 0:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            self.temporary.mkdir(parents=True)
+        return {name: bool(tensors) for name, tensors in self.held.items()}
+
+    def write(self) -> None:
+        """This rank's files are on the disk, and come back from it as they were written; else `failure` says why."""
+        try:
+            for name, tensors in self.tensors.items():
+                self.sums[name] = write_file(self.temporary / name, pieces(tensors))
+            for name, data in self.files.items() if self.ranks.rank == 0 else ():
+                self.sums[name] = write_file(self.temporary / name, data)
+            for name, written in self.sums.items():
+                there = self.temporary / name
+                read = Sum(there.stat().st_size, checksum(there))
+                require(read == written, f"{self.final / name} is damaged: it does not read as it was written")
+        except Exception as why:
+            self.failure = why
+
+    def finish(self) -> Path:
+        with self._or_nothing():
+            sums = alike(self.ranks, self._written)
+            alike(self.ranks, lambda: self._publish(sums) if self.ranks.rank == 0 else None)
+        return self.final
+
+    def _written(self) -> dict[str, Sum]:
+        if self.failure is not None:
+            raise self.failure
+        return self.sums
+
+    def _publish(self, sums: Sequence[Mapping[str, Sequence[int]]]) -> None:
+        files = {name: Sum(*found) for one in sums for name, found in one.items()}
+        write_file(self.temporary / MANIFEST, manifest(files, step=self.step))
+        sync_folder(self.temporary)
+        set_aside(self.final)
+        os.replace(self.temporary, self.final)
+        sync_folder(self.final.parent)
+
+    @contextlib.contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as why:
+            if self.ranks.rank == 0:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+            if isinstance(why, OSError | UserError):
+                raise _not_saved(why, self.final, self.run_folder) from why
+            raise
+
+
+def _numbered(name: str, place: int, count: int) -> str:
+    stem, _, suffix = name.partition(".")
+    return name if count == 1 else f"{stem}-{place + 1:05d}-of-{count:05d}.{suffix}"
+
+
+def _not_saved(why: OSError | UserError, final: Path, run_folder: Path) -> UserError:
     kept = steps_of(run_folder)
     last = f"the last good checkpoint is {folder_of(run_folder, kept[-1])}" if kept else "there is no earlier one"
-    remedy = "free some space" if why.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "mend that"
-    return UserError(f"could not save {final} ({why.strerror or why}); {last}; {remedy} and run again with --resume")
+    number, told = (why.errno, why.strerror) if isinstance(why, OSError) else (None, None)
+    remedy = "free some space" if number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "mend that"
+    return UserError(f"could not save {final} ({told or why}); {last}; {remedy} and run again with --resume")
 
 
 def set_aside(folder: Path) -> None:
@@ -155,56 +200,98 @@ def prune(run_folder: Path, keep: int, every: int = 0, best: int | None = None) 
             shutil.rmtree(folder_of(run_folder, step))
 
 
-def read_verified(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint. A cut, changed or missing one is a UserError that names it."""
-    listed = manifest_of(folder)
-    return {name: listed.read(name) for name in listed.files}
+class Checkpoint:
+    """A checkpoint that is there: `files` are its small ones, `weights` and `state` its tensors, of which none is read
+    before it is asked for, but what `verified` gives has been read once and so is held. `training`: whether that
+    state is looked at, too."""
+
+    def __init__(self, folder: Path, training: bool = True) -> None:
+        self.folder, self.listed = folder, manifest_of(folder)
+        kinds, small = ((MODEL, TRAIN), SMALL) if training else ((MODEL,), SMALL[1:])
+        paths = {name: _paths(self.listed, name) for name in kinds}
+        self.listed.verify_sizes([path.name for found in paths.values() for path in found])
+        self.files = {name: self.listed.read(name) for name in small if name in self.listed.files}
+        self.tensors = {name: SavedTensors(found, AGAIN) for name, found in paths.items()}
+
+    @property
+    def weights(self) -> SavedTensors:
+        return self.tensors[MODEL]
+
+    def tree(self, handles: str = "\0") -> Tree:
+        """The state of training; of tensors whose path begins with `handles`, what they can be read by."""
+        try:
+            plain, state = json.loads(self.files[STATE]), self.tensors[TRAIN]
+            return join(plain, lambda path: state[path] if path.startswith(handles) else state.read(path))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
+            told = f"{self.folder / STATE} holds no state of training ({why}); choose another step"
+            raise UserError(told) from None
+
+
+def verified(folder: Path, ranks: Collective = ALONE, training: bool = True) -> Checkpoint:
+    """A checkpoint whose files were all read, each by one rank, which holds what it read until that is asked for. What
+    is missing, cut or changed is a UserError, the same on all ranks, that names it."""
+
+    def read() -> Checkpoint:
+        found = Checkpoint(folder, training)
+        for tensors in found.tensors.values():
+            for place, path in enumerate(tensors.paths):
+                if place * ranks.size // len(tensors.paths) == ranks.rank:
+                    tensors.hold(path, found.listed.checked(path.name, read_summed))
+        return found
+
+    made: list[Checkpoint] = []
+    alike(ranks, lambda: made.append(read()))
+    return made[0]
 
 
 def read_model(folder: Path) -> tuple[dict[str, bytes], dict[str, Tensor]]:
     """What a checkpoint keeps of the model alone: its small files and its weights, without the state of training."""
-    listed = manifest_of(folder)
-    small = {name: listed.read(name) for name in listed.files if name not in (MODEL, TRAIN, STATE)}
-    listed.verify([MODEL])
-    return small, read_tensors(folder / MODEL, AGAIN)
+    found = verified(folder, training=False)
+    return found.files, found.weights.read_all()
 
 
-def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, one after the other, into memory of their own: where a tensor begins in memory
-    decides which kernels run, and so its last bits. UserError where the file is none."""
-    try:
-        with safe_open(path, "pt") as checked:  # refuses what its header says wrongly
-            names = checked.keys()
-            dtypes = {name: checked.get_slice(name).get_dtype() for name in names}
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(start - 8))
-            found = {}
-            for name, dtype in dtypes.items():
-                tensor = torch.empty(header[name]["shape"], dtype=DTYPES[dtype])
-                file.seek(start + header[name]["data_offsets"][0])
-                if tensor.numel():
-                    file.readinto(tensor.flatten().view(torch.uint8).numpy().data)
-                found[name] = tensor
-            return found
-    except (SafetensorError, OSError, KeyError) as why:
-        raise UserError(f"{path} cannot be read ({why}); {remedy}") from None
-
-
-def adopt(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
-    """The tensors themselves become the model's weights, in place of those that it was built with."""
-    check_shapes(model, found, where)
-    model.load_state_dict(found, strict=True, assign=True)
+def read_small(folder: Path) -> dict[str, bytes]:
+    """The small files of a checkpoint of whose others at least the sizes are right."""
+    return Checkpoint(folder).files
 
 
 def manifest_of(folder: Path) -> Manifest:
-    required = (MODEL, TRAIN, STATE, RUN, TOKENIZER)
-    return Manifest(folder / MANIFEST, "checkpoint", AGAIN, (*required, READER), required)
+    listed = Manifest(folder / MANIFEST, "checkpoint", AGAIN, _Known(), (STATE, RUN, TOKENIZER))
+    for name in (MODEL, TRAIN):
+        there = {path.name for path in _paths(listed, name)}
+        count = max((int(match[3]) for one in there if (match := PART.fullmatch(one))), default=1)
+        lacking = {_numbered(name, place, count) for place in range(count)} ^ there
+        require(not lacking, f"{listed.path} should not lack or list {min(lacking, default='')!r}; {AGAIN}")
+    return listed
+
+
+class _Known:
+    """The names of the files of checkpoints."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in (*SMALL, MODEL, TRAIN) or PART.fullmatch(str(name)) is not None
+
+
+def _paths(listed: Manifest, name: str) -> list[Path]:
+    """The files of the model's tensors, or of those of training."""
+    mine = [one for one in listed.files if one == name or (PART.fullmatch(one) and one[:5] == name[:5])]
+    return [listed.folder / one for one in sorted(mine)]
+
+
+def newest_listed(run_folder: Path, damaged: Mapping[int, str]) -> tuple[int, dict[str, bytes]]:
+    """`read_small` of the newest checkpoint that looks whole, and is none of these of which it is known that they are
+    not, and why."""
+    return _newest(run_folder, read_small, damaged)
 
 
 def newest_whole(run_folder: Path) -> tuple[int, dict[str, bytes]]:
-    """The newest checkpoint that verifies. Newer ones that do not are named on the screen."""
-    return _newest(run_folder, read_verified)
+    """`read_small` of the newest checkpoint that verifies. Newer ones that do not are named on the screen."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        manifest_of(folder).verify()
+        return read_small(folder)
+
+    return _newest(run_folder, read)
 
 
 def newest_model(run_folder: Path) -> tuple[int, tuple[dict[str, bytes], dict[str, Tensor]]]:
@@ -217,10 +304,13 @@ def newest_step(run_folder: Path) -> int:
     return _newest(run_folder, lambda folder: manifest_of(folder).verify())[0]
 
 
-def _newest(run_folder: Path, read: Callable[[Path], Found]) -> tuple[int, Found]:
+def _newest(
+    run_folder: Path, read: Callable[[Path], Found], damaged: Mapping[int, str] | None = None
+) -> tuple[int, Found]:
     problems = []
     for step in reversed(steps_of(run_folder)):
         try:
+            require(step not in (damaged or {}), (damaged or {}).get(step, ""))
             found = step, read(folder_of(run_folder, step))
         except UserError as why:
             problems.append(str(why))
@@ -231,63 +321,6 @@ def _newest(run_folder: Path, read: Callable[[Path], Found]) -> tuple[int, Found
     if problems:
         raise UserError(problems[0])
     raise UserError(f"{run_folder} has no checkpoint; train it first, for example: mmfm train configs/quickstart.py")
-
-
-def load_train(files: Mapping[str, bytes], where: str) -> Tree:
-    """What `save` was given as `train`."""
-    try:
-        return join(json.loads(files[STATE]), load_tensors(files[TRAIN]))
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
-        raise UserError(f"{where}/{STATE} holds no state of training ({why}); choose another step") from None
-
-
-def load_weights(files: Mapping[str, bytes], model: torch.nn.Module, where: str) -> None:
-    """Weights into the module; another configuration's weights are a UserError that names the first difference."""
-    found = read_weights(files, where)
-    check_shapes(model, found, where)
-    model.load_state_dict(found, strict=True)
-
-
-def read_weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
-    try:
-        return load_tensors(files[MODEL])
-    except SafetensorError as why:
-        raise UserError(f"{where}/{MODEL} cannot be read ({why}); choose another step or train again") from None
-
-
-def check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
-    wanted = model.state_dict()
-    for name in (*wanted, *found):
-        here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
-        if (here or (1,)) != (there or (1,)):  # a scalar of an older checkpoint is a vector of one
-            raise UserError(
-                f"{where} is of another configuration: {name} has shape {there} there and {here} in this model; "
-                "use the run.json beside the weights"
-            )
-
-
-def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
-    """Before a model takes memory: no single matrix that the configuration asks for is larger than all the weights."""
-    (matrix, deepest), held = extent(cfg), sum(tensor.numel() for tensor in found.values())
-    told, remedy = f"{where} is of another configuration", "use the run.json beside the weights"
-    require(matrix <= held, f"{told}: a matrix of {matrix:g} numbers, of {held} in all; {remedy}")
-    require(deepest <= len(found), f"{told}: {deepest} layers of {len(found)} tensors; {remedy}")
-
-
-def extent(cfg: Model) -> tuple[int | float, int]:
-    """Numbers of the largest matrix that a configuration asks for, and layers of its deepest part."""
-    whole = (cfg.image, cfg.audio, cfg.text, cfg.trunk)
-    parts = [part for part in whole if part is not None and not isinstance(part, Tower)]
-    asked: list[float] = [part.width**2 for part in parts]
-    asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.codes("image"), cfg.codes("audio"))]
-    asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)
-    asked += [part.hidden * part.width for part in parts] + [cfg.trunk.head_dim * cfg.trunk.heads * cfg.trunk.width]
-    asked += [max(cfg.text.context, cfg.text.vocabulary) * cfg.text.width] if isinstance(cfg.text, TextTower) else []
-    asked += [cfg.image.prefix * cfg.image.width] if isinstance(cfg.image, Vit) else []
-    asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
-    asked += [cfg.audio.left, cfg.audio.right] if isinstance(cfg.audio, Conformer) else []
-    asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
-    return max(asked), max(part.depth for part in parts)
 
 
 def read_tokenizer(files: Mapping[str, bytes], cfg: Model, where: Path) -> Tokenizer:
@@ -309,22 +342,3 @@ def read_text(files: Mapping[str, bytes], name: str, where: Path) -> str:
         return files[name].decode("utf-8")
     except UnicodeDecodeError as why:
         raise UserError(f"{where / name} is not UTF-8 at byte {why.start}; choose another step") from None
-
-
-UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-
-
-def refuse_unsafe() -> None:
-    """A UserError where the environment makes torch execute what is in the files that it loads."""
-    require(not os.environ.get(UNSAFE), f"{UNSAFE} is set: loaded files could execute code; unset it")
-
-
-def refuse_foreign(where: str | Path) -> None:
-    """A UserError for addresses, and for checkpoints of the kinds that are pickles: those are not even opened."""
-    name, path = str(where), Path(where)
-    # A Path has one slash where the address had two.
-    require(not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name), f"{name} is an address; give a local folder")
-    for folder in (path, path / "checkpoints"):
-        kind = "torch.distributed.checkpoint" * (folder / ".metadata").exists()
-        require(not kind, f"{folder} was written by {kind}, which is a pickle that can execute; give a folder of mmfm")
-    require(not path.is_file(), f"{path} is a file, and files such as .ckpt can execute; give the folder of a run")

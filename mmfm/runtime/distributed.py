@@ -234,6 +234,30 @@ def from_first(ranks: Collective, make: Callable[[], Any]) -> Any:
     return json.loads(together(ranks, lambda: b"" if ranks.rank else json.dumps(make()).encode())[0])
 
 
+def alike(ranks: Collective, work: Callable[[], Any]) -> list[Any]:
+    """What `work` gives on each rank, as JSON keeps it. Where it fails on one, all raise the same: an OSError or a
+    UserError, after which they may go on together."""
+    if ranks.size == 1:
+        return [work()]
+    fault: Exception | None = None
+    mine: dict[str, Any] = {}
+    try:
+        mine = {"made": work()}
+    except Exception as why:
+        fault = why
+        number, told = (why.errno, why.strerror or str(why)) if isinstance(why, OSError) else (None, str(why))
+        mine = {"failed": told if isinstance(why, OSError | UserError) else f"{type(why).__name__}: {why}"}
+        mine |= {"errno": number}
+    parts = [json.loads(part) for part in ranks.all_gather_bytes(json.dumps(mine).encode())]
+    failed = next((rank for rank, part in enumerate(parts) if "failed" in part), None)
+    if failed is None:
+        return [part["made"] for part in parts]
+    if fault is not None and not isinstance(fault, OSError | UserError):
+        raise fault
+    told, number = f"rank {failed}: {parts[failed]['failed']}", parts[failed]["errno"]
+    raise (UserError(told) if number is None else OSError(number, told)) from fault
+
+
 def agree(ranks: Collective, facts: Mapping[str, Any], remedy: str) -> None:
     """Raises UserError, on the first rank, that names the first of `facts` which another rank knows otherwise, and
     Said on the others."""

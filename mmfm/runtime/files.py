@@ -10,23 +10,35 @@ import os
 import shutil
 import socket
 import zlib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, TypeVar
 
 from mmfm.config import UserError, require
 
 CHUNK = 1 << 22
+Result = TypeVar("Result")
 MANIFEST_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """All bytes on the disk, or an error."""
+class Sum(NamedTuple):
+    """What a manifest says of a file."""
+
+    bytes: int
+    crc32: int
+
+
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> Sum:
+    """All bytes, or all pieces one after the other, on the disk, or an error; their sum is made on the way."""
+    size, value = 0, 0
     with path.open("wb") as file:
-        file.write(data)
+        for piece in (data,) if isinstance(data, bytes) else data:
+            file.write(piece)
+            size, value = size + len(piece), zlib.crc32(piece, value)
         file.flush()
         os.fsync(file.fileno())
+    return Sum(size, value)
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
@@ -133,14 +145,16 @@ def checksum(path: Path) -> int:
     return value
 
 
-def manifest(files: Mapping[str, bytes | Path], **more: Any) -> bytes:
+def manifest(files: Mapping[str, bytes | Path | Sum], **more: Any) -> bytes:
     """JSON that lists size and CRC-32 of these files by name, after what `more` says. A path stands for its content."""
-    listed = {name: dict(zip(("bytes", "crc32"), _sums(data), strict=True)) for name, data in files.items()}
+    listed = {name: _sum(data)._asdict() for name, data in files.items()}
     return (json.dumps({**more, "files": listed}, indent=2) + "\n").encode()
 
 
-def _sums(data: bytes | Path) -> tuple[int, int]:
-    return (data.stat().st_size, checksum(data)) if isinstance(data, Path) else (len(data), zlib.crc32(data))
+def _sum(data: bytes | Path | Sum) -> Sum:
+    if isinstance(data, Sum):
+        return data
+    return Sum(data.stat().st_size, checksum(data)) if isinstance(data, Path) else Sum(len(data), zlib.crc32(data))
 
 
 class Manifest:
@@ -156,7 +170,7 @@ class Manifest:
         self.path, self.folder, self.kind, self.remedy = path, path.parent, kind, remedy
         try:
             files = json.loads(path.read_bytes())["files"]
-            self.files = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
+            self.files = {name: Sum(int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
         except MANIFEST_ERRORS as why:
             raise self._broken(why) from None
         wrong = [n for n in self.files if (n != Path(n).name if known is None else n not in known)]
@@ -165,33 +179,39 @@ class Manifest:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, which are those that were written."""
-        self._require_listed(name)
-        try:
-            data = (self.folder / name).read_bytes()
-        except OSError as why:
-            raise self._broken(why) from None
-        self._compare(name, len(data), zlib.crc32(data))
-        return data
+
+        def whole(path: Path) -> tuple[bytes, Sum]:
+            data = path.read_bytes()
+            return data, Sum(len(data), zlib.crc32(data))
+
+        return self.checked(name, whole)
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """As `read` of these files, else of all, without keeping what is read."""
         for name in self.files if names is None else names:
-            self._require_listed(name)
-            try:
-                found = (self.folder / name).stat().st_size, checksum(self.folder / name)
-            except OSError as why:
-                raise self._broken(why) from None
-            self._compare(name, *found)
+            self.checked(name, lambda path: (None, Sum(path.stat().st_size, checksum(path))))
 
-    def _require_listed(self, name: str) -> None:
+    def checked(self, name: str, read: Callable[[Path], tuple[Result, Sum]]) -> Result:
+        """What `read` makes of one file, whose sum it gives too."""
         require(name in self.files, f"{self.folder} has no {name}; its {self.path.name} lists {', '.join(self.files)}")
+        try:
+            made, found = read(self.folder / name)
+        except OSError as why:
+            raise self._broken(why) from None
+        self._compare(name, found)
+        return made
+
+    def verify_sizes(self, names: Iterable[str]) -> None:
+        """As `verify` without reading: what is missing or cut is found, and what is changed is not."""
+        for name in names:
+            self.checked(name, lambda path: (None, Sum(path.stat().st_size, self.files[path.name].crc32)))
 
     def _broken(self, why: Exception) -> UserError:
         return UserError(f"{self.folder} is no whole {self.kind} ({why}); {self.remedy}")
 
-    def _compare(self, name: str, size: int, crc32: int) -> None:
-        if (size, crc32) != self.files[name]:
-            message = f"{size} bytes where {self.files[name][0]} were written, or not the same ones"
+    def _compare(self, name: str, found: Sum) -> None:
+        if found != self.files[name]:
+            message = f"{found.bytes} bytes where {self.files[name].bytes} were written, or not the same ones"
             raise UserError(f"{self.folder / name} is damaged: {message}; {self.remedy}")
 
 

@@ -17,7 +17,7 @@ from mmfm.config import Run, UserError
 from mmfm.data.waiting import StoppedWaiting
 from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
-from mmfm.models.best import Best, write_best
+from mmfm.models.best import Best
 from mmfm.models.checkpoint import folder_of
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_many, together
@@ -115,7 +115,8 @@ class StopConsensus(AfterStep):
     """What ranks must decide alike, by one small sum over them: to stop, to save, and what could not be read.
 
     They meet after every step: who asks for an end may wait for one step, and not for ten.
-    `save` holds for the step just done. `stop` is the signal that ends the run, and stays.
+    `save` holds for the step just done, and `written` where all ranks have written a checkpoint that was under way, as
+    `written_here` says of this one. `stop` is the signal that ends the run, and stays.
     """
 
     def __init__(
@@ -123,6 +124,8 @@ class StopConsensus(AfterStep):
     ) -> None:
         self.run, self.data, self.signals, self.clock = run, data, signals, clock
         self.save = False
+        self.written_here: Callable[[], bool] = lambda: False
+        self.written = False
         self.best: Best | None = None  # that the step just scored is, until it is saved; known to the first rank
         self.stop: signal.Signals | None = None
         self.saved_at = clock()
@@ -148,8 +151,9 @@ class StopConsensus(AfterStep):
         ranks, health = module.objectives.ranks, self.data.open().health
         late = ranks.rank == 0 and 0 < self.run.save_every_minutes <= (self.clock() - self.saved_at) / 60
         mine = [signal.SIGINT in self.signals.asked, bool(self.signals.asked), late, *health.drain()]
+        mine.append(self.written_here())
         numbers = torch.tensor([int(number) for number in mine], dtype=torch.int64, device=module.device)
-        interrupted, asked, late, *counts = ranks.all_reduce_sum(numbers).tolist()
+        interrupted, asked, late, *counts, written = ranks.all_reduce_sum(numbers).tolist()
         if lines := health.skipped():
             name = f"skipped-{ranks.rank}.jsonl" if ranks.rank else "skipped.jsonl"
             with (self.run.folder / name).open("a", encoding="utf-8") as file:
@@ -160,7 +164,7 @@ class StopConsensus(AfterStep):
             module.failure = why
         if asked:
             self.stop = signal.SIGINT if interrupted else signal.SIGTERM
-        self.save = due or bool(asked or late)
+        self.save, self.written = due or bool(asked or late), written == ranks.size
 
 
 class PeriodicEval(AfterStep):
@@ -231,32 +235,43 @@ class PeriodicEval(AfterStep):
 
 
 class CheckpointSaver(AfterStep):
-    """A checkpoint when all ranks agreed on one. Where it cannot be written training goes on to the next, aloud."""
+    """A checkpoint when all ranks agreed on one, and on that all have written what was under way. Where it cannot be
+    written training goes on to the next, aloud."""
 
     def __init__(self, run: Run, files: FolderCheckpoints, agree: StopConsensus) -> None:
         self.run, self.files, self.agree = run, files, agree
+        self.agree.written_here = files.written
+        self.told: UserError | None = None
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
-        if not self.agree.save:
+        ends = trainer.should_stop or trainer.global_step == self.run.optim.steps
+        if self.agree.save:
+            self.files.best, self.agree.best = self.agree.best, None
+            trainer.save_checkpoint(folder_of(self.run.folder, trainer.global_step))
+            self.agree.saved_at = self.agree.clock()
+        if ends or (self.agree.written and not self.agree.save):
+            self.files.finish()
+        self._tell(ends)
+
+    def _tell(self, ends: bool) -> None:
+        failure, before, self.told = self.files.failure, self.told, self.files.failure
+        if failure is None or failure is before:
             return
-        trainer.save_checkpoint(folder_of(self.run.folder, trainer.global_step))
-        self.agree.saved_at = self.agree.clock()
-        if self.files.failure is None:
-            if trainer.is_global_zero and self.agree.best is not None:
-                write_best(self.run.folder, self.agree.best)
-            self.agree.best = None
-            return
-        if trainer.should_stop or trainer.global_step == self.run.optim.steps:
-            raise self.files.failure
-        console.print(f"[bold red]{self.files.failure}; until then training goes on[/]", soft_wrap=True)
+        if ends:
+            raise failure
+        if self.files.ranks.rank == 0:
+            console.print(f"[bold red]{failure}; until then training goes on[/]", soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A rank alone that was stopped while it waited for a batch stands between two steps, and can save."""
+        """A rank alone ends what it writes; stopped while it waited for a batch it stands between two steps, and can
+        save."""
         step = trainer.global_step
-        if not isinstance(exception, StoppedWaiting) or trainer.world_size > 1:
+        if trainer.world_size > 1:
             return
-        if step and step == self.agree.data.open().consumed:
+        self.files.finish()
+        if isinstance(exception, StoppedWaiting) and step and step == self.agree.data.open().consumed:
             trainer.save_checkpoint(folder_of(self.run.folder, step))
+            self.files.finish()
             exception.saved = step if self.files.failure is None else None
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from mmfm.config import Run, require
 from mmfm.config.serialization import from_json, to_json
@@ -26,17 +26,16 @@ from mmfm.config.task import parse_writing
 from mmfm.data.waiting import StoppedWaiting
 from mmfm.models.checkpoint import (
     MANIFEST,
+    Checkpoint,
     folder_of,
     read_tokenizer,
-    read_verified,
-    refuse_foreign,
-    refuse_unsafe,
 )
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, SingleProcess, agree, each, from_first, nothing
 from mmfm.runtime.files import locked
+from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
 from mmfm.runtime.launch import STARTED, Launch, again, first_process, launched
 from mmfm.runtime.machine import RESUME, cores
 from mmfm.runtime.process import TRY_AGAIN, Signals, Stopped
@@ -54,9 +53,9 @@ from mmfm.training.metrics_file import console
 from mmfm.training.module import FolderCheckpoints, JointModule, ScaledPrecision, StreamData
 from mmfm.training.preflight import check_place
 from mmfm.training.profiler import StepProfiler, check_window
-from mmfm.training.resume import clear_for_start, resume_step
+from mmfm.training.resume import clear_for_start, open_checkpoint, resume_step
 from mmfm.training.sharding import chosen_strategy, memory_of_rank
-from mmfm.training.strategy import Met, Sharded, UnwrappedDDP
+from mmfm.training.strategy import DDP, Met, Sharded, UnwrappedDDP
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"] | None] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": None}
 ALONE, CPU = SingleProcess(), torch.device("cpu")
@@ -82,13 +81,18 @@ def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable
             held.enter_context(locked(run.folder))  # one lock for all ranks: that of the first
             return resume_step(run, resume, force)
 
+        def earlier(damaged: dict[int, str]) -> int | None:
+            return resume_step(run, resume, force, damaged)
+
         own = [begun()] if launch is None else []  # before others are started
         if own and _finished(run, own[0]):
             return run.folder
         with assembled(run.devices, again(), heard=signals.obey, **how) as ranks:
             each(ranks, nothing if launch is None or STARTED in os.environ else look)
             start = from_first(ranks, lambda: own.pop() if own else begun())
-            ending = None if _finished(run, start) else _fit(run, start, signals, ranks)
+            finished = _finished(run, start)
+            start, opened = (start, None) if finished else open_checkpoint(run, start, ranks, earlier)
+            ending = None if finished else _fit(run, start, signals, ranks, opened)
     if ending is not None and ranks.rank == 0:  # what all ranks know is said by the first, when all have left
         raise ending
     if ending is not None:
@@ -121,11 +125,13 @@ def status_of(ending: BaseException) -> int:
     return 130 if isinstance(ending, KeyboardInterrupt) else TRY_AGAIN if isinstance(ending, Stopped) else 2
 
 
-def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> BaseException | None:
+def _fit(
+    run: Run, start: int | None, signals: Signals, ranks: Collective, opened: Checkpoint | None
+) -> BaseException | None:
     """Trains from this step on. Gives what ended it on all ranks, where that was not the last step."""
     _quiet()
     torch.set_num_threads(min(run.threads, cores()))
-    run, module, data, files, device = each(ranks, lambda: _parts(run, start))
+    run, module, data, files, device = each(ranks, lambda: _parts(run, start, opened, ranks))
     agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
     each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start))
     journal, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
@@ -151,15 +157,17 @@ def _fit(run: Run, start: int | None, signals: Signals, ranks: Collective) -> Ba
     return _ending(run, trainer, module, agreed)
 
 
-def _parts(run: Run, start: int | None) -> tuple[Run, JointModule, StreamData, FolderCheckpoints, torch.device]:
+def _parts(
+    run: Run, start: int | None, opened: Checkpoint | None, ranks: Collective
+) -> tuple[Run, JointModule, StreamData, FolderCheckpoints, torch.device]:
     """All that a rank trains with, before anything is written: what is wrong with it is said first."""
     device = device_of_rank(run.accelerator)
     check_window(run, start or 0)
     torch.manual_seed(run.seed)
-    run, tokenizer, model = _model(run, start)
+    run, tokenizer, model = _model(run, opened)
     data = StreamData(run, tokenizer, fingerprints(run, model))
     data.open()
-    return run, JointModule(run, model), data, FolderCheckpoints(run, tokenizer), device
+    return run, JointModule(run, model), data, FolderCheckpoints(run, tokenizer, ranks, opened), device
 
 
 def _facts(run: Run, start: int | None, data: StreamData, device: torch.device) -> dict[str, Any]:
@@ -184,17 +192,16 @@ def fingerprints(run: Run, model: UnifiedModel) -> dict[str, str]:
     return {name: fingerprint(model.codecs[name], cfg) for name, cfg in run.model.codecs.items() if name in wanted}
 
 
-def _model(run: Run, start: int | None) -> tuple[Run, Tokenizer, UnifiedModel]:
+def _model(run: Run, opened: Checkpoint | None) -> tuple[Run, Tokenizer, UnifiedModel]:
     """The run with its towers' blueprints, its tokenizer, and its model before the first step; a run that goes on
     asks no source: its weights are those of its checkpoint."""
-    if start is None:
+    if opened is None:
         prepared = prepare(run)
         model = build(prepared.run.model, prepared.tokenizer.size, run.contrastive, run.data.augment)
         for line in begin(model, prepared):
             console.print(f"training {run.name}: {line}", soft_wrap=True, highlight=False, markup=False)
         return prepared.run, prepared.tokenizer, model
-    where = folder_of(run.folder, start)
-    files = read_verified(where)
+    where, files = opened.folder, opened.files
     run = adopt(run, from_json(files["run.json"].decode(), f"{where}/run.json"))
     check_augment(run)
     tokenizer = read_tokenizer(files, run.model, where).limited(run)
@@ -241,7 +248,7 @@ def _strategy(run: Run, module: JointModule, ranks: Collective, device: torch.de
         return Sharded(ranks.size, run.parallel)
     # A rank may hold no sample of a modality, so some parameters have no gradient there. And without this DDP forms
     # its buckets anew after the first step: then three or more ranks resume to other bits.
-    return UnwrappedDDP() if run.parallel.micro_batch else DDPStrategy(find_unused_parameters=True)
+    return UnwrappedDDP() if run.parallel.micro_batch else DDP(find_unused_parameters=True)
 
 
 def _trainer(

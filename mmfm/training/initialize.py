@@ -14,7 +14,7 @@ from torch import Tensor
 from mmfm.config import MODALITIES, AudioCodec, ImageCodec, KnownCodec, Model, Run, Tower, UserError, require
 from mmfm.config.serialization import from_json
 from mmfm.inference import bundle
-from mmfm.models.checkpoint import MODEL, folder_of, load_tensors, newest_whole, steps_of, words_of
+from mmfm.models.checkpoint import folder_of, newest_model, steps_of, words_of
 from mmfm.models.imported import ImportedTower
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader
@@ -62,14 +62,13 @@ def trained_codec(part: ImageCodec | AudioCodec, name: str) -> dict[str, Tensor]
     """Of the newest checkpoint of the run that trained it, which must have trained just this codec."""
     folder = Path(part.weights)
     require(bool(steps_of(folder)), f"{name}_codec.weights: {folder} holds no trained run; train that codec first")
-    step, files = newest_whole(folder)
+    step, (files, tensors) = newest_model(folder)
     there = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json").model.codecs.get(name)
     if there is None or isinstance(there, KnownCodec):
         raise UserError(f"{name}_codec.weights: {folder} trained no codec of {name}; name the run that did")
     told = f"{name}_codec is not the one that {folder} trained; set all but its weights to {replace(there, weights='')}"
     require(replace(there, weights=part.weights) == part, told)
     prefix = f"codecs.{name}."
-    tensors = load_tensors(files[MODEL])
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 

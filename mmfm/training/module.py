@@ -14,25 +14,25 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mmfm.config import Run, UserError
 from mmfm.data.batch import Batch
 from mmfm.data.stream import TrainStream
-from mmfm.models import checkpoint as checkpoints
-from mmfm.models.best import read_best
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.grad_cache import as_it_is, grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import joined_if_many
 from mmfm.runtime.machine import cores
+from mmfm.runtime.tensor_files import Saved
 from mmfm.training.ema import update_ema
 from mmfm.training.lr_schedule import rate_factor
 from mmfm.training.optimizer import optimizer_of, set_learning
+from mmfm.training.saving import OPTIMIZERS, FolderSaver, by_name, names_of, restored, restored_optimizer
 from mmfm.training.sharding import hold_rows
 from mmfm.training.strategy import Sharded
 
-PREFIX = "objectives.model."
 MOST_BAD_STEPS = 10
 LEAST_SCALE = 1.0  # of the loss in fp16
 
@@ -104,19 +104,24 @@ class JointModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(scheduler=rate, interval="step")}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        owners = zip(checkpoint[OPTIMIZERS], self._optimizers(), strict=True)
+        checkpoint[OPTIMIZERS] = [by_name(state, names_of(self, owner)) for state, owner in owners]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the state of an optimizer that had other groups: which parameters a pattern of
-        `optim.param_groups` takes in is not the same in all versions of mmfm."""
-        there, here = (
-            [len(group["params"]) for group in state["param_groups"]]
-            for state in (checkpoint["optimizer_states"][0], self.configure_optimizers()["optimizer"].state_dict())
-        )
-        told = f"{self.run.folder}: optim.param_groups once made groups of {there} parameters, and make {here} now"
-        remedy = f"begin a new run with its weights: --start {self.run.folder} --name NEW"
-        if there != here:
-            raise UserError(f"{told}, so that its optimiser's state fits none of them; {remedy}")
-        for state in checkpoint["optimizer_states"][0]["state"].values():  # scales were scalars once
-            state |= {name: x.reshape(1) for name, x in state.items() if name.startswith("exp_avg") and not x.ndim}
+        """Each rank reads what it holds of the weights and of the optimizer's state; an optimizer that had other groups
+        is refused."""
+        owner = self.configure_optimizers()["optimizer"]
+        states = checkpoint[OPTIMIZERS]
+        checkpoint[OPTIMIZERS] = [restored_optimizer(state, self, owner, self.run) for state in states]
+        mine = self.state_dict()
+        for name, saved in checkpoint.get("state_dict", {}).items():
+            if isinstance(saved, Saved):
+                checkpoint["state_dict"][name] = restored(saved, mine[name]) if name in mine else saved.read()
+
+    def _optimizers(self) -> list[Optimizer]:
+        found = self.optimizers(use_pl_optimizer=False)
+        return found if isinstance(found, list) else [found]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -220,39 +225,16 @@ class ScaledPrecision(MixedPrecision):
         return result
 
 
-class FolderCheckpoints(CheckpointIO):
-    """Lightning asks for checkpoints; `mmfm.models.checkpoint` writes and verifies them.
-
-    Saving runs on the first rank while the others wait for it, so that it must not raise: `failure` says why the
-    newest checkpoint was not written, or None.
-    """
-
-    def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
-        self.run, self.tokenizer = run, tokenizer
-        self.failure: UserError | None = None
+class FolderCheckpoints(FolderSaver, CheckpointIO):
+    """Lightning asks for checkpoints, of all ranks at once; `mmfm.training.saving` writes and verifies them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
-        weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        run, self.failure = self.run, None
-        try:
-            new = checkpoints.save(run.folder, checkpoint["global_step"], run, self.tokenizer, weights, rest)
-            checkpoints.manifest_of(new).verify()  # older ones go only after this
-        except UserError as why:
-            self.failure = why
-        else:
-            best = read_best(run.folder)
-            checkpoints.prune(run.folder, run.keep_checkpoints, run.keep_every_steps, best.step if best else None)
+        self.save(checkpoint)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        files = checkpoints.read_verified(Path(path))
-        state = checkpoints.load_train(files, str(path))
-        if state["global_step"] < self.run.optim.steps:  # else a run that is lengthened would end with its old epoch
-            state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        weights = checkpoints.load_tensors(files[checkpoints.MODEL])
-        return state | {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}}
+        return self.load(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         raise NotImplementedError("old checkpoints are pruned when a new one is whole")

@@ -1,15 +1,26 @@
 """Where a run begins or goes on: what of its folder stays, and which configuration may continue which."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mmfm.config import Run, UserError, require
 from mmfm.config.serialization import from_json, to_json
 from mmfm.models.best import forget_best
-from mmfm.models.checkpoint import clear, folder_of, newest_whole, set_aside, steps_of, sweep
+from mmfm.models.checkpoint import (
+    Checkpoint,
+    clear,
+    folder_of,
+    newest_listed,
+    newest_whole,
+    set_aside,
+    steps_of,
+    sweep,
+    verified,
+)
 from mmfm.preprocessing.tokenizer import load_tokenizer
-from mmfm.runtime.distributed import difference
+from mmfm.runtime.distributed import Collective, difference, from_first
 from mmfm.runtime.files import replace_file
 from mmfm.training.initialize import adopt
 from mmfm.training.metrics_file import METRICS, cut
@@ -42,14 +53,20 @@ FREE = {
 }
 
 
-def resume_step(run: Run, resume: bool, force: bool) -> int | None:
-    """The step to continue from, or None. Nothing that was trained is lost without --force."""
+def resume_step(run: Run, resume: bool, force: bool, damaged: Mapping[int, str] | None = None) -> int | None:
+    """The step to continue from, or None. Nothing that was trained is lost without --force.
+
+    Whether all bytes of that step's checkpoint are right `open_checkpoint` finds out, with all ranks, and here only
+    where nothing is to be trained. damaged: steps that it found to be, and what it said of them.
+    """
     folder = run.folder
     if force or not steps_of(folder):
         begun = (folder / "run.json").is_file()  # and killed before its first checkpoint
         require(force or begun or not resume, f"{folder} has no checkpoint to resume; leave --resume out")
         return None
-    step, files = newest_whole(folder)
+    step, files = newest_listed(folder, damaged or {})
+    if step >= run.optim.steps:
+        step, files = newest_whole(folder)
     before = from_json(files["run.json"].decode(), f"{folder_of(folder, step)}/run.json")
     finished = step >= before.optim.steps
     if resume or finished:
@@ -58,6 +75,21 @@ def resume_step(run: Run, resume: bool, force: bool) -> int | None:
     raise UserError(
         f"{folder} holds a run stopped at step {step}; add --resume to continue it or --force to start anew"
     )
+
+
+def open_checkpoint(
+    run: Run, start: int | None, ranks: Collective, earlier: Callable[[dict[int, str]], int | None]
+) -> tuple[int | None, Checkpoint | None]:
+    """The checkpoint of this step, verified by all ranks; where that fails, of the one which `earlier` gives on the
+    first rank for the steps that are damaged, until one is whole."""
+    damaged = dict[int, str]()
+    while start is not None:
+        try:
+            return start, verified(folder_of(run.folder, start), ranks)
+        except (UserError, OSError) as why:
+            damaged[start] = str(why)
+        start = from_first(ranks, lambda: earlier(damaged))
+    return None, None
 
 
 def clear_for_start(run: Run, start: int | None) -> None:

@@ -19,11 +19,12 @@ from mmfm.inference.bundle.hub import NAME
 from mmfm.inference.bundle.load import from_pretrained, load_encoder, load_trunk
 from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.models import checkpoint
-from mmfm.models.checkpoint import MANIFEST, check_shapes, folder_of, newest_step, steps_of
+from mmfm.models.checkpoint import MANIFEST, folder_of, newest_step, steps_of
 from mmfm.models.imported import ImportedTower
 from mmfm.models.mappings.language import place_embeddings
 from mmfm.models.model import UnifiedModel
 from mmfm.models.vit import resize_positions
+from mmfm.models.weights import check_shapes
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
 from mmfm.pretrained import Resolved
 

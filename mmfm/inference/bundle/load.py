@@ -24,10 +24,13 @@ from mmfm.inference.bundle.hub import find
 from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
-from mmfm.models.checkpoint import adopt, check_size, read_tensors, refuse_foreign, refuse_unsafe, words_of
+from mmfm.models.checkpoint import words_of
 from mmfm.models.transformer import UnifiedTransformer
+from mmfm.models.weights import adopt, check_size
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.runtime.files import Manifest
+from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
+from mmfm.runtime.tensor_files import SavedTensors
 
 CORE = "core."  # before each name, which transformers' models have for ours
 
@@ -106,7 +109,7 @@ def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
 
 def verified_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
     files.verify([name])
-    return {name.removeprefix(CORE): tensor for name, tensor in read_tensors(folder / name, AGAIN).items()}
+    return {name.removeprefix(CORE): tensor for name, tensor in SavedTensors([folder / name], AGAIN).read_all().items()}
 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
