@@ -171,13 +171,15 @@ class Outcome:
 CASES = ((1, 0, 20), (2, 2, 20), (4, 0, 3))  # ranks, loader processes of each, kills
 
 
-def kill_and_compare(folder: Path, *, kills: int, seed: int, devices: int = 1, workers: int = 0) -> Outcome:
-    """A run killed again and again against one that never was."""
-    from mmfm.config import Optim
+def kill_and_compare(
+    folder: Path, *, kills: int, seed: int, devices: int = 1, workers: int = 0, aside: bool = False
+) -> Outcome:
+    """A run killed again and again against one that never was. aside: checkpoints are written while it goes on."""
+    from mmfm.config import Optim, Parallel
 
     steps = 3 * kills + 10
     shape = {"devices": devices, "workers": workers}
-    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5))
+    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), parallel=Parallel(save_async=aside))
     statuses = live(folder, [Life(name="whole", **shape), *deaths(kills, steps, seed, shape)])
     assert statuses == [0, *[-signal.SIGKILL] * kills, 0], statuses
     whole, killed = diary(folder, "whole"), diary(folder)

@@ -222,7 +222,7 @@ def starts() -> dict[str, list[Rank]]:
         words[name] = [Rank(told=one, words=what, gone=gone), Rank(told=other, words=(*what, *last), odd=odd)]
 
     words["own"] = [Rank(told={}, words=("--name", "own", *TWO))]
-    words["parts"] = [Rank(told={}, words=("--name", "parts", *TWO, "--optim.micro-batch", "3"))]
+    words["parts"] = [Rank(told={}, words=("--name", "parts", *TWO, "--parallel.micro-batch", "3"))]
     at = port()
     pair("torchrun", torchrun(0, 2, at), torchrun(1, 2, at))
     pair("srun", srun(0, 2, os.getpid()), srun(1, 2, os.getpid()), *TWO)

@@ -252,6 +252,7 @@ TABLES = {
     "speed": lambda: speed_table(read(BENCH)),
     "data": lambda: engine_table([read(path) for path in ENGINE]),
     "packing": lambda: engine_table([read(ROOT / "tools" / f"bench_{name}.json") for name in ("packing", "losses")]),
+    "checkpoints": lambda: engine_table([read(ROOT / "tools" / "bench_checkpoint.json")]),
     "writing": lambda: engine_table([read(GENERATE)]),
     "parity": lambda: parity_summary(read(PARITY)),
     "tuning": lambda: tuning_table(RESULTS.with_name("tuning.json").read_text("utf-8")),
