@@ -145,10 +145,11 @@ def mismatches(expected: Sequence[Entry], found: Sequence[Entry]) -> int:
     return len(wrong) + len(table.keys() - made)
 
 
-def final_weights(folder: Path, name: str = "toy") -> int:
-    """CRC-32 of the newest checkpoint's weights."""
+def final_weights(folder: Path, name: str = "toy") -> dict[str, int]:
+    """CRC-32 of the files of the newest checkpoint's weights."""
     newest = max((folder / "runs" / name / "checkpoints").glob("step-????????"))
-    return json.loads((newest / "manifest.json").read_text())["files"]["model.safetensors"]["crc32"]
+    files = json.loads((newest / "manifest.json").read_text())["files"]
+    return {name: told["crc32"] for name, told in files.items() if name.startswith("model")}
 
 
 def deaths(count: int, steps: int, seed: int, shape: Mapping[str, Any]) -> Iterator[Life]:
@@ -172,14 +173,14 @@ CASES = ((1, 0, 20), (2, 2, 20), (4, 0, 3))  # ranks, loader processes of each, 
 
 
 def kill_and_compare(
-    folder: Path, *, kills: int, seed: int, devices: int = 1, workers: int = 0, aside: bool = False
+    folder: Path, *, kills: int, seed: int, devices: int = 1, workers: int = 0, **changes: Any
 ) -> Outcome:
-    """A run killed again and again against one that never was. aside: checkpoints are written while it goes on."""
-    from mmfm.config import Optim, Parallel
+    """A run killed again and again against one that never was."""
+    from mmfm.config import Optim
 
     steps = 3 * kills + 10
     shape = {"devices": devices, "workers": workers}
-    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), parallel=Parallel(save_async=aside))
+    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), **changes)
     statuses = live(folder, [Life(name="whole", **shape), *deaths(kills, steps, seed, shape)])
     assert statuses == [0, *[-signal.SIGKILL] * kills, 0], statuses
     whole, killed = diary(folder, "whole"), diary(folder)
@@ -203,14 +204,14 @@ class Moved:
     largest_difference: float  # of a loss, summed over ranks
 
 
-def move_and_compare(folder: Path) -> Moved:
+def move_and_compare(folder: Path, **changes: Any) -> Moved:
     """A run that goes on with other numbers of ranks and loader processes, against one of a single rank; its dropout
     belongs to positions, so that it moves along."""
 
     from mmfm.config import Optim
 
     steps = MOVE_STEPS * len(MOVES)
-    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), save_every_steps=10)
+    toy(folder, optim=Optim(steps=steps, lr=3e-3, warmup_steps=5), save_every_steps=10, **changes)
     ends = [MOVE_STEPS * (i + 1) for i in range(len(MOVES) - 1)]
     shapes = [{"devices": ranks, "workers": workers} for ranks, workers in MOVES]
     lives = [Life(step=end, moment="saved", **shape) for end, shape in zip(ends, shapes, strict=False)]

@@ -22,7 +22,7 @@ from doomed import Life
 from lightning.pytorch.callbacks import Checkpoint
 from toys import toy_run
 
-from mmfm.config import Eval, Optim, Run, UserError
+from mmfm.config import Eval, Optim, Parallel, Run, UserError
 from mmfm.config.serialization import from_json
 from mmfm.models import checkpoint
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -208,9 +208,9 @@ def test_two_ranks_killed_are_two_ranks_never_killed(lived):
 
 def test_ddp_keeps_its_buckets(run):
     """Trap: the same, of three ranks and more, where the order of sums shows: the flag that prevents it is set."""
-    files = module.FolderCheckpoints(run, load_tokenizer("bytes"))
-    trainer = fit._trainer(replace(run, devices=2), None, [], files, Two())
-    assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
+    _, owner = agreeing(run := replace(run, devices=2, parallel=Parallel(strategy="ddp")), Two())
+    strategy = fit._strategy(run, owner, Two(), torch.device("cpu"))
+    assert strategy._ddp_kwargs == {"find_unused_parameters": True}
 
 
 def test_each_rank_has_the_threads_that_were_asked_for(run):
@@ -219,6 +219,7 @@ def test_each_rank_has_the_threads_that_were_asked_for(run):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
+        owner.trainer = fit._trainer(run, None, [], module.FolderCheckpoints(run, load_tokenizer("bytes")))
         owner.setup("fit")
         assert torch.get_num_threads() == 1
     finally:

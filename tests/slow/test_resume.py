@@ -5,6 +5,8 @@ from pathlib import Path
 import doomed
 import pytest
 
+from mmfm.config import Parallel
+
 
 @pytest.mark.parametrize(("devices", "workers", "kills"), doomed.CASES)
 def test_a_killed_run_is_a_run_never_killed(tmp_path: Path, devices: int, workers: int, kills: int) -> None:
@@ -13,14 +15,16 @@ def test_a_killed_run_is_a_run_never_killed(tmp_path: Path, devices: int, worker
     assert (outcome.kills, outcome.mismatches, outcome.equal_weights) == (kills, 0, True)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_killed_while_a_thread_writes_its_checkpoint(tmp_path: Path, devices: int) -> None:
-    """The same of one whose checkpoints are written while it goes on."""
-    outcome = doomed.kill_and_compare(tmp_path, kills=12, seed=devices, devices=devices, aside=True)
+@pytest.mark.parametrize(("devices", "strategy"), [(1, "auto"), (2, "ddp"), (2, "fsdp")])
+def test_a_run_killed_while_threads_write_its_checkpoint(tmp_path: Path, devices: int, strategy: str) -> None:
+    """The same of one whose checkpoints are written while it goes on, whole and in parts."""
+    parallel = Parallel(strategy=strategy, save_async=True)
+    outcome = doomed.kill_and_compare(tmp_path, kills=12, seed=devices, devices=devices, parallel=parallel)
     assert (outcome.kills, outcome.mismatches, outcome.equal_weights) == (12, 0, True)
 
 
-def test_ranks_may_come_and_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_may_come_and_go(tmp_path: Path, strategy: str) -> None:
     """1 -> 2 -> 4 -> 1 ranks with 0 to 3 loader processes: the global order of one rank, and its losses within 1e-5."""
-    outcome = doomed.move_and_compare(tmp_path)
+    outcome = doomed.move_and_compare(tmp_path, parallel=Parallel(strategy=strategy))
     assert outcome.other_samples == 0 and outcome.largest_difference < 1e-5

@@ -1,0 +1,66 @@
+"""`mmfm train` with sharded weights, killed after a checkpoint: as many ranks go on to the bit, one up to rounding,
+and whoever uses the model reads the same folder."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import doomed
+import pytest
+import torch
+from doomed import Life
+
+import mmfm
+from mmfm.config import Optim, Parallel
+from mmfm.config.serialization import from_json
+from mmfm.inference import bundle
+from mmfm.models import checkpoint
+from mmfm.models.model import build
+
+STEPS, SAVE = 6, 3
+GO_ON = {"two": 2, "one": 1}
+KILLED = Life(devices=2, step=SAVE, moment="saved")
+LIVES = [Life(name="whole", devices=2)]
+for name, ranks in GO_ON.items():
+    LIVES += [replace(KILLED, name=name), Life(name=name, devices=ranks)]
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lives")
+    parallel = Parallel(strategy="fsdp")
+    doomed.toy(folder, optim=Optim(steps=STEPS, lr=3e-3, warmup_steps=2), save_every_steps=SAVE, parallel=parallel)
+    statuses = doomed.live(folder, LIVES)
+    assert statuses == [0, *[-signal.SIGKILL, 0] * len(GO_ON)], [doomed.said(folder, n) for n in range(len(LIVES))]
+    return folder
+
+
+def newest(folder: Path, name: str) -> Path:
+    return checkpoint.folder_of(folder / "runs" / name, STEPS)
+
+
+@pytest.mark.parametrize("name", GO_ON)
+def test_a_killed_run_goes_on_with_any_number_of_ranks(lived: Path, name: str) -> None:
+    """From files of two ranks: two have the bits of a run that was never killed, one has its weights to four
+    digits, in single precision; each writes as many files as it has ranks."""
+    _, found = checkpoint.read_model(newest(lived, name))
+    _, expected = checkpoint.read_model(newest(lived, "whole"))
+    assert found.keys() == expected.keys()
+    bound = 0 if name == "two" else 1e-4
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+    assert len(list(newest(lived, name).glob("model*.safetensors"))) == GO_ON[name]
+    if name == "two":
+        assert doomed.final_weights(lived, name) == doomed.final_weights(lived, "whole")
+        assert doomed.mismatches(doomed.diary(lived, "whole"), doomed.diary(lived, name)) == 0
+
+
+def test_the_model_is_used_and_started_from_as_any_other(lived: Path) -> None:
+    """`mmfm.load` of the run, and another model that starts with its weights."""
+    folder = lived / "runs" / "two"
+    model = mmfm.load(folder)
+    assert model.checkpoint == newest(lived, "two") and model.encode_text(["one"]).isfinite().all()
+    run = from_json((folder / "run.json").read_text())
+    other = build(run.model, model.tokenizer.size, run.contrastive)
+    (line,) = bundle.start_whole(other, replace(run, name="other", start=str(folder)), model.tokenizer)
+    assert line.startswith(f"starts from {folder}")
+    torch.testing.assert_close(dict(other.state_dict()), dict(model.core.state_dict()), rtol=0, atol=0)
