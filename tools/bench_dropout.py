@@ -1,7 +1,8 @@
-"""Dropout by a hash of the place in 32 bits against the same in 64, and against torch's generator: time and memory.
+"""Dropout by a hash of the place in 32 bits against the same in 64, and against torch's generator: time and memory; and
+what an image tower costs that leaves out half of the patches.
 
-Forward and backward of one mask over rows of tokens, each in turn in one process; what is held for the backward is
-counted by autograd's own hooks.
+Forward and backward of one mask over rows of tokens, and of a tower of the size of ViT-S/16 with four blocks, each in
+turn in one process; what is held for the backward is counted by autograd's own hooks.
 
     python tools/bench_dropout.py [--rounds 9] [--out tools/bench_dropout.json]
 """
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 from measure import in_turns, ratios, row, seconds, write_report
 from torch import Tensor
 
+from mmfm.config import Vit
 from mmfm.models.dropout import Dropout, DropoutKey
+from mmfm.models.token_dropout import patch_subset
+from mmfm.models.vit import VisionTransformer
 from mmfm.runtime.randomness import GOLDEN, splitmix64
 
-TOKENS, WIDTH, CHANCE = 4_096, 384, 0.1
+TOKENS, WIDTH, CHANCE, PICTURES = 4_096, 384, 0.1, 8
 KEY = DropoutKey(torch.arange(TOKENS // 64).repeat_interleave(64)[None], torch.arange(64).repeat(TOKENS // 64)[None])
 
 
@@ -56,6 +60,18 @@ def step(way: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], float]:
     return lambda: seconds(lambda: way(x).backward(gradient))
 
 
+def tower_steps() -> dict[str, Callable[[], float]]:
+    """Of all patches, and of half of them."""
+    torch.manual_seed(0)
+    tower = VisionTransformer(Vit(height_px=224, width_px=224, patch_px=16, width=384, depth=4, heads=6))
+    pixels = torch.randn(PICTURES, 3, 224, 224)
+    half = patch_subset(torch.arange(PICTURES), len(tower.position), 0.5)
+    return {
+        name: (lambda read=read: seconds(lambda: tower(pixels, None, read).x.square().sum().backward()))
+        for name, read in (("all", None), ("half", half))
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
@@ -76,6 +92,13 @@ def main() -> None:
         row(f"dropout of {size}: time over torch's", ratios(found["32 bits"], found["generator"]), unit="x"),
         *(row(f"held for the backward, {name}", [held(way)], unit="bytes") for name, way in ways().items()),
     ]
+    towers = tower_steps()
+    for once in towers.values():
+        once()
+    found = in_turns(towers, args.rounds)
+    rows.append(
+        row("image tower: half of the patches over all", ratios(found["half"], found["all"]), unit="x", goal="<= 0.55")
+    )
     write_report(args.out, rows, {"torch": torch.__version__})
 
 

@@ -27,6 +27,7 @@ class Augment(Checked):
         0.0  # and that the trunk does not see a token of a tower (arXiv 2212.00794), in training
     )
     target_token_dropout: float = 0.0  # and of one that is to be continued, so that the sources must be read
+    patch_dropout: float = 0.0  # part of a picture's patches that the image tower does not read in training (FLIP)
     speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
     vtlp: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
     time_mask: int = 0  # longest masked run of 10 ms frames (SpecAugment)
@@ -38,6 +39,7 @@ class Augment(Checked):
             require(value >= 0, f"Augment.{name}={value} must not be negative")
         for name in ("crop", "cutout", "source_token_dropout", "tower_token_dropout", "target_token_dropout"):
             require(getattr(self, name) <= 1, f"Augment.{name}={getattr(self, name)} is a fraction: at most 1")
+        require(self.patch_dropout < 1, f"Augment.patch_dropout={self.patch_dropout} must be below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

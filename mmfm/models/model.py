@@ -27,10 +27,11 @@ from mmfm.models.layers import init_weights, positions_of
 from mmfm.models.packing import real_places
 from mmfm.models.read_counts import ReadCounts
 from mmfm.models.text_transformer import TextTransformer
-from mmfm.models.token_dropout import keep_mask
+from mmfm.models.token_dropout import keep_mask, patch_subset
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.models.vit import VisionTransformer, normalise
 from mmfm.runtime.distributed import full_tensor
+from mmfm.runtime.transfer import to_device
 
 START = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # (scale, bias), of the two papers
 
@@ -176,7 +177,21 @@ class UnifiedModel(nn.Module):
                 return tower(frames._replace(x=frames.x.to(self.dtype)), items.seeds(), counts)
             case TextTransformer():
                 return tower(x, items.keep, items.seeds(), lengths)
-        return tower(x, items.seeds())
+        read = self.patches_read(items) if modality == "image" else None
+        return tower(x, items.seeds(), None if read is None else to_device(read, x.device))
+
+    def patches_read(self, items: Items) -> Int[Tensor, "n kept"] | None:
+        """On the CPU, the patches that the image tower reads in this step; None: all."""
+        chance = self.augment.patch_dropout
+        if not chance or torch.compiler.is_compiling() or (seeds := items.facts.seeds()) is None:
+            return None
+        return patch_subset(seeds, self._patches(items), chance)
+
+    def _patches(self, items: Items) -> int:
+        """Of each picture."""
+        tower = self.towers["image"]
+        assert isinstance(tower, VisionTransformer)
+        return math.prod(side // tower.patch_px for side in items.x.shape[-2:])
 
     def _frame_counts(self, tower: AudioConformer, items: Items) -> Int[Tensor, " n"]:
         """Of each sound the frames that the tower reads."""
@@ -201,17 +216,23 @@ class UnifiedModel(nn.Module):
     def source(self, modality: str, items: Items) -> Segment:
         """The source segment of these items, some of its tokens hidden where the items carry draws."""
         tokens, seeds, chance = self.tokens(modality, items), items.seeds(), self.augment.tower_token_dropout
+        read = self.patches_read(items) if modality == "image" and items.tokens is None else None
         if items.tokens is None:
-            self.read_counts.add_tower(modality, tokens)
+            some = tokens.keep.shape[1] if read is None else tokens.keep.shape[1] - self._patches(items) + read.shape[1]
+            self.read_counts.add_tower(modality, Tokens(tokens.x, tokens.keep[:, :some]))
         noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(tokens.keep))
         segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
         if torch.compiler.is_compiling():
             return segment
         known, facts = self._real_tokens(modality, items, tokens), items.facts
         segment = segment._replace(known=F.pad(known, (0, 1), value=True))
-        if (drawn := facts.seeds()) is None or not chance:
-            return segment
-        return segment._replace(shown=F.pad(keep_mask(drawn, known, chance), (0, 1), value=True))
+        shown = known
+        if read is not None:  # the places of a tower's first tokens, which are no patches, are always read
+            ahead = known.shape[1] - self._patches(items)
+            shown = (torch.arange(known.shape[1]) < ahead).repeat(len(known), 1).scatter(1, read + ahead, value=True)
+        if (drawn := facts.seeds()) is not None and chance:
+            shown = shown & keep_mask(drawn, known, chance)
+        return segment if shown is known else segment._replace(shown=F.pad(shown, (0, 1), value=True))
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""

@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, cfg: config.Vit, dropout: float = 0.0) -> None:
         super().__init__()
-        self.width, self.grid = cfg.width, cfg.grid
+        self.width, self.grid, self.patch_px = cfg.width, cfg.grid, cfg.patch_px
         plain = set(cfg.mean) == set(cfg.std) == {0.5}
         self.renormalise = nn.Identity() if plain else Renormalise(cfg.mean, cfg.std)
         self.stem = STEMS[cfg.stem](cfg.channels, cfg.width, cfg.patch_px, cfg.patch_bias)
@@ -85,19 +85,35 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(cfg.width, eps=cfg.eps) if cfg.norm_post else nn.Identity()
 
     def forward(
-        self, pixels: Float[Tensor, "batch channels height width"], seeds: Int[Tensor, " batch"] | None = None
+        self,
+        pixels: Float[Tensor, "batch channels height width"],
+        seeds: Int[Tensor, " batch"] | None = None,
+        read: Int[Tensor, "batch kept"] | None = None,
     ) -> Tokens:
-        """`pixels` as `normalise` gives them, of any multiple of the patch; `seeds`: of dropout, one for each row."""
+        """`pixels` as `normalise` gives them, of any multiple of the patch; `seeds`: of dropout, one for each row.
+        `read`: the patches that enter the blocks, each at its own position; others have tokens of zero. None: all."""
         patches = self.stem(self.renormalise(pixels))
         x = patches.flatten(2).transpose(1, 2) + self._positions(patches.shape[2], patches.shape[3])
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.norm_pre(x)
         keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(keep))
+        places = positions_of(keep)
+        if read is not None:
+            places = torch.cat([places[:, : self.prefix_length], read + self.prefix_length], dim=1)
+            x = x.gather(1, places[:, :, None].expand(-1, -1, self.width))
+        x = self.norm_pre(x)
+        noise = None if seeds is None else DropoutKey(seeds[:, None], places)
         for block in self.blocks:
             x = block(x, noise=noise)
-        return Tokens(self.norm(x), keep)
+        x = self.norm(x)
+        if read is not None:
+            at = places[:, :, None].expand(-1, -1, self.width)
+            x = x.new_zeros(*keep.shape, self.width).scatter(1, at, x)
+        return Tokens(x, keep)
+
+    @property
+    def prefix_length(self) -> int:
+        return 0 if self.prefix is None else len(self.prefix)
 
     def _positions(self, rows: int, columns: int) -> Float[Tensor, "patches width"]:
         same = (rows, columns) == self.grid  # then there is nothing to export but a table

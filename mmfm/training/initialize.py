@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmfm.config import MODALITIES, AudioCodec, ImageCodec, KnownCodec, Model, Run, Tower, UserError, require
+from mmfm.config import MODALITIES, AudioCodec, ImageCodec, KnownCodec, Model, Run, Tower, UserError, Vit, require
 from mmfm.config.serialization import from_json
 from mmfm.inference import bundle
 from mmfm.models.checkpoint import folder_of, newest_model, steps_of, words_of
@@ -116,6 +116,8 @@ def check_augment(run: Run) -> None:
     frames = [n for n in ("speed", "vtlp", "time_mask", "freq_mask", "noise") if getattr(augment, n)]
     told = "augment.{} changes our own log-mel frames, which the imported audio tower does not read; set it to 0"
     require(not (isinstance(audio, Tower) and frames), told.format("".join(frames[:1])))
+    told = "augment.patch_dropout is of our own image tower, which this model does not have; set it to 0"
+    require(not augment.patch_dropout or isinstance(image, Vit), told)
     masks = not isinstance(text, Tower) or text.words.mask >= 0 or not augment.source_token_dropout
     require(
         masks, "augment.source_token_dropout needs a mask token, and the text tower's tokenizer has none; set it to 0"
