@@ -251,7 +251,9 @@ TABLES = {
     "any": lambda: any_table(ANY.read_text("utf-8")),
     "speed": lambda: speed_table(read(BENCH)),
     "data": lambda: engine_table([read(path) for path in ENGINE]),
-    "packing": lambda: engine_table([read(ROOT / "tools" / f"bench_{name}.json") for name in ("packing", "losses")]),
+    "packing": lambda: engine_table(
+        [read(ROOT / "tools" / f"bench_{name}.json") for name in ("packing", "losses", "dropout")]
+    ),
     "checkpoints": lambda: engine_table([read(ROOT / "tools" / "bench_checkpoint.json")]),
     "writing": lambda: engine_table([read(GENERATE)]),
     "parity": lambda: parity_summary(read(PARITY)),
