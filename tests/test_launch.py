@@ -16,8 +16,9 @@ from ranks import on_ranks
 from torch.distributed import HashStore
 from toys import toy_run
 
+import mmfm
 from mmfm.__main__ import main
-from mmfm.config import Optim, UserError
+from mmfm.config import Optim, Parallel, UserError
 from mmfm.config.serialization import from_json
 from mmfm.doctor.run import _start as examined
 from mmfm.models import checkpoint
@@ -103,6 +104,29 @@ def test_a_run_takes_the_ranks_that_were_launched(capsys):
     assert of_launch(replace(run, devices=4), launch).devices == 4
     with pytest.raises(UserError, match=r"devices=2, but torchrun started 4 ranks; give --devices 4, or start that"):
         of_launch(replace(run, devices=2), launch)
+
+
+def test_a_run_takes_the_machines_that_were_launched(capsys):
+    """As far as the launcher tells of them; devices are the ranks of each, and both may be given."""
+    run, two, some = toy_run(), Launch("srun", 5, 8, 1, "", 0, 2), Launch("mpirun", 5, 8, 5, "", 0)
+    both = replace(run, devices=4, parallel=Parallel(nodes=2))
+    assert of_launch(run, two) == of_launch(both, two) == of_launch(replace(run, devices=4), two) == both
+    assert of_launch(both, some) == of_launch(replace(run, parallel=Parallel(nodes=2)), some) == both
+    assert both.ranks == 8 and of_launch(run, some).devices == 8
+    with pytest.raises(UserError, match=r"parallel\.nodes=3, but srun started ranks on 2; leave nodes out"):
+        of_launch(replace(run, parallel=Parallel(nodes=3)), two)
+    with pytest.raises(
+        UserError, match=r"nothing started ranks on several machines; start the command on each by srun"
+    ):
+        of_launch(both, None)
+
+
+def test_a_machine_of_several_is_told():
+    """By torchrun and srun; and a rank's number on its machine, where no launcher gives it."""
+    many = torchrun(3, 4, 5, LOCAL_RANK="1", GROUP_RANK="1", GROUP_WORLD_SIZE="2")
+    assert launched(many) == Launch("torchrun", 3, 4, 1, "", 0, 2)
+    found = launched(SLURM | {"SLURM_STEP_NUM_NODES": "2", "MASTER_ADDR": "n1"})
+    assert found is not None and found.nodes == 2
 
 
 def test_ranks_end_with_one_status():
@@ -210,6 +234,7 @@ def test_a_wrong_accelerator_is_refused_before_torch_would_train(tmp_path, monke
 
 STEPS, SAVE = 6, 3
 RESUME, TWO = ("--resume",), ("--devices", "2")
+SHARDED, LAST = ("--parallel.strategy", "fsdp"), f"checkpoints/step-{STEPS:08d}"
 
 
 def starts() -> dict[str, list[Rank]]:
@@ -218,16 +243,18 @@ def starts() -> dict[str, list[Rank]]:
 
     def pair(name: str, one: dict[str, str], other: dict[str, str], *more: str, odd: str = "", last: Any = ()) -> None:
         run, what = name.split(":")[0], ("--name", name.split(":")[0], *more)
-        gone = f"runs/{run}/checkpoints/step-{STEPS:08d}" if RESUME[0] in more else ""
+        gone = f"runs/{run}/{LAST}" if RESUME[0] in more else ""
         words[name] = [Rank(told=one, words=what, gone=gone), Rank(told=other, words=(*what, *last), odd=odd)]
 
     words["own"] = [Rank(told={}, words=("--name", "own", *TWO))]
+    words["fsdp"] = [Rank(told={}, words=("--name", "fsdp", *TWO, *SHARDED))]
     words["parts"] = [Rank(told={}, words=("--name", "parts", *TWO, "--parallel.micro-batch", "3"))]
     at = port()
     pair("torchrun", torchrun(0, 2, at), torchrun(1, 2, at))
     pair("srun", srun(0, 2, os.getpid()), srun(1, 2, os.getpid()), *TWO)
     at = port()
-    pair("nodes", torchrun(0, 2, at, LOCAL_RANK="0"), torchrun(1, 2, at, LOCAL_RANK="0"), *TWO)
+    group = {"LOCAL_RANK": "0", "GROUP_WORLD_SIZE": "2"}
+    pair("nodes", *(torchrun(rank, 2, at, **group, GROUP_RANK=str(rank)) for rank in (0, 1)), *TWO)
     at = port()
     pair("rate", torchrun(0, 2, at), torchrun(1, 2, at), last=("--optim.lr", "0.5"))
     at = port()
@@ -258,9 +285,21 @@ def test_launched_ranks_train_one_run(started, name):
     assert [out for _, out, _ in ranks] == [f"{folder}/runs/{name}\n", ""]
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [STEPS]
-    assert json.loads((folder / "runs" / name / "run.json").read_text())["devices"] == 2
+    kept = from_json((folder / "runs" / name / "run.json").read_text())
+    assert (kept.devices, kept.parallel.nodes) == ((1, 2) if name == "nodes" else (2, 1))
     if name == "srun":
         assert doomed.final_weights(folder, name) == doomed.final_weights(folder, "own")
+
+
+def test_ranks_that_share_the_weights_train_the_same(started):
+    """FSDP for DDP: the same losses but for rounding, which is said; and a process alone reads what they wrote."""
+    folder, found = started
+    assert found["fsdp"][0][0] == 0, found["fsdp"]
+    whole, mine = (json.loads((folder / "runs" / name / "metrics.jsonl").read_text()) for name in ("own", "fsdp"))
+    for name in (name for name in whole if name.startswith(("loss", "scale")) or name == "grad_norm"):
+        assert mine[name] == pytest.approx(whole[name], rel=1e-3), name
+    assert "ranks share the model by fsdp, as chosen" in found["fsdp"][0][2]
+    assert mmfm.load(str(folder / "runs" / "fsdp")).run.parallel.strategy == "fsdp"
 
 
 def test_two_ranks_that_read_in_parts_train_the_same(started):

@@ -24,4 +24,3 @@ class Parallel(Checked):
         positive(self, "nodes", "data_parallel_replicate_degree", "loss_tile_mb")
         told = f"Parallel.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
         require(self.micro_batch >= 0, told)
-        require(self.nodes == 1, f"Parallel.nodes={self.nodes} is not built yet; leave it at 1")

@@ -206,7 +206,7 @@ class Run(Checked):
     profile_steps: tuple[int, ...] = ()  # first and last of the steps of which a trace is written to profile/
     best: str = ""  # and the best by this: val_loss, or another of val_loss/* and score/* in metrics.jsonl
     threads: int = 1  # of torch, per rank
-    devices: int = 1  # ranks that share each batch, started here; under torchrun or srun those that were launched
+    devices: int = 1  # ranks of a machine, started here; under torchrun or srun those that were launched
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"  # "auto": GPUs where there are some
 
     def __post_init__(self) -> None:
@@ -231,6 +231,11 @@ class Run(Checked):
     def terms(self) -> "tuple[Contrastive | Generative | Reconstruction | Objective, ...]":
         """All that the loss adds up, each with a name and a weight."""
         return (*self.contrastive, *self.generative, *self.reconstruction, *self.objectives)
+
+    @property
+    def ranks(self) -> int:
+        """Those that share each batch, on all machines."""
+        return self.devices * self.parallel.nodes
 
     @property
     def folder(self) -> Path:

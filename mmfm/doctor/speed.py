@@ -123,8 +123,8 @@ def bearable(objectives: Objectives, run: Run, plan: Plan, room: int) -> Batch |
 
     It tries twice as many as before, as long as those should be bearable too.
     """
-    whole = run.devices * (1 if run.data.mix_by == "batch" else sum(source.weight for source in run.data.train))
-    count = min(run.data.batch_size, whole * max(1, math.ceil(SMALL * run.devices / whole)))
+    whole = run.ranks * (1 if run.data.mix_by == "batch" else sum(source.weight for source in run.data.train))
+    count = min(run.data.batch_size, whole * max(1, math.ceil(SMALL * run.ranks / whole)))
     activations(objectives, run, first_batch(plan, run, count))  # the first of all steps takes longer
     while count < run.data.batch_size:
         batch, start = first_batch(plan, run, count), time.perf_counter()
@@ -147,7 +147,7 @@ def first_batch(plan: Plan, run: Run, count: int) -> Batch:
 def load(run: Run, tokenizer: Tokenizer) -> tuple[list[Batch], float, Plan]:
     """The first batches of the first rank, the seconds that one takes with nothing cached, and their plan."""
     alone = replace(run, data=replace(run.data, num_workers=0))
-    stream = TrainStream(alone, tokenizer, rank=0, world=run.devices)
+    stream = TrainStream(alone, tokenizer, rank=0, world=run.ranks)
     return *_timed(islice(iter(stream), BATCHES)), stream.plan
 
 

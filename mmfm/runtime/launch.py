@@ -35,7 +35,7 @@ class Names(NamedTuple):
 
 
 LAUNCHERS = {
-    "torchrun": Names("RANK", ("WORLD_SIZE",), "LOCAL_RANK"),
+    "torchrun": Names("RANK", ("WORLD_SIZE",), "LOCAL_RANK", ("GROUP_WORLD_SIZE",)),
     "mpirun": Names(
         "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK", own=("PMIX_NAMESPACE",)
     ),
@@ -64,6 +64,7 @@ class Launch(NamedTuple):
     local: int
     address: str
     port: int
+    nodes: int = 1  # machines, as far as the launcher tells
 
 
 def launched(told: Mapping[str, str] = os.environ) -> Launch | None:
@@ -87,7 +88,9 @@ def launched(told: Mapping[str, str] = os.environ) -> Launch | None:
     require(world in (None, size), f"{by} started {size} ranks, but WORLD_SIZE={world}; unset it, or start that many")
     if size == 1:
         return None
-    return Launch(by, rank, size, rank if local is None else local, *_place(by, told))
+    nodes = _number(told, names.nodes) or 1
+    nodes = nodes if size % nodes == 0 else 1  # a launcher may put more on one than on another
+    return Launch(by, rank, size, rank % (size // nodes) if local is None else local, *_place(by, told), nodes)
 
 
 def first_process() -> bool:

@@ -87,7 +87,7 @@ def train(run: Run, *, resume: bool = False, force: bool = False, look: Callable
         own = [begun()] if launch is None else []  # before others are started
         if own and _finished(run, own[0]):
             return run.folder
-        with assembled(run.devices, again(), heard=signals.obey, **how) as ranks:
+        with assembled(run.ranks, again(), heard=signals.obey, **how) as ranks:
             each(ranks, nothing if launch is None or STARTED in os.environ else look)
             start = from_first(ranks, lambda: own.pop() if own else begun())
             finished = _finished(run, start)
@@ -110,14 +110,23 @@ def _finished(run: Run, start: int | None) -> bool:
 
 
 def of_launch(run: Run, launch: Launch | None) -> Run:
-    """The run on as many ranks as were launched, which devices=1 leaves open."""
-    if launch is None or launch.size == run.devices:
+    """The run on as many ranks as were launched, which devices=1 and nodes=1 leave open."""
+    nodes = run.parallel.nodes
+    if launch is None:
+        told = f"parallel.nodes={nodes}, but nothing started ranks on several machines"
+        require(nodes == 1, f"{told}; start the command on each by srun, or by torchrun --nnodes {nodes}")
+        return run
+    told = f"parallel.nodes={nodes}, but {launch.by} started ranks on {launch.nodes}"
+    require(nodes in (1, launch.nodes) or launch.nodes == 1, f"{told}; leave nodes out, or start on that many")
+    known = max(nodes, launch.nodes)
+    each, rest = divmod(launch.size, known)
+    if not rest and (run.devices, nodes) == (each, known):
         return run
     told = f"devices={run.devices}, but {launch.by} started {launch.size} ranks"
-    require(run.devices == 1, f"{told}; give --devices {launch.size}, or start that many")
+    require(not rest and run.devices in (1, each, launch.size), f"{told}; give --devices {each}, or start that many")
     if launch.rank == 0:
         console.print(f"one run on the {launch.size} ranks that {launch.by} started", soft_wrap=True, highlight=False)
-    return replace(run, devices=launch.size)
+    return replace(run, devices=each, parallel=replace(run.parallel, nodes=known))
 
 
 def status_of(ending: BaseException) -> int:

@@ -174,14 +174,14 @@ class StreamData(L.LightningDataModule):
 
     def open(self) -> TrainStream:
         if self.stream is None:
-            how = {"rank": 0, "world": self.run.devices, "start": self.start, "codecs": self.codecs}
+            how = {"rank": 0, "world": self.run.ranks, "start": self.start, "codecs": self.codecs}
             self.stream = TrainStream(self.run, self.tokenizer, **how)
         return self.stream
 
     def setup(self, stage: str) -> None:
         """What was opened before there was a Trainer becomes this rank's part."""
         stream, trainer = self.open(), self.trainer
-        assert trainer is not None and trainer.world_size == self.run.devices
+        assert trainer is not None and trainer.world_size == self.run.ranks
         stream.plan = replace(stream.plan, rank=trainer.global_rank)
 
     def train_dataloader(self) -> TrainStream:
