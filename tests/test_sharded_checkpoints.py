@@ -31,7 +31,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from toys import toy_run
 
-from mmfm.config import UserError
+from mmfm.config import Ema, UserError
+from mmfm.evals.provenance import weights_of
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
@@ -41,6 +42,7 @@ from mmfm.runtime.files import Sum, checksum, manifest, write_file
 from mmfm.runtime.sharding import local_parts
 from mmfm.runtime.tensor_files import Part, SavedTensors, pieces, read_summed
 from mmfm.runtime.tensor_tree import split
+from mmfm.training.ema import update_ema
 from mmfm.training.saving import by_name, names_of, restored, restored_optimizer
 
 TOKENIZER = load_tokenizer("bytes")
@@ -193,6 +195,11 @@ def test_one_process_reads_what_several_wrote(tmp_path: Path, size: int) -> None
     assert len(list(folder.glob("train*.safetensors"))) == min(size, 3), "three rows"
     assert set(checkpoint.manifest_of(folder).files) == {path.name for path in folder.iterdir()} - {"manifest.json"}
     checkpoint.manifest_of(folder).verify()
+    step, weights_sum = weights_of(folder) or (0, "")
+    (folder / checkpoint.MANIFEST).write_text(
+        (folder / checkpoint.MANIFEST).read_text().replace('"crc32": ', '"crc32": 1')
+    )
+    assert step == 5 and weights_of(folder) not in (None, (5, weights_sum)), "other weights have another sum"
 
 
 @pytest.mark.parametrize("readers", [1, 2, 4, 8])
@@ -307,10 +314,13 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, count:
         optimizer.zero_grad()
         model(torch.linspace(-1, 1 + step, 24, dtype=torch.float64).view(4, 6)).backward()
         optimizer.step()
+        update_ema(optimizer, Ema(decay=0.9), step + 1)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {n: t.full_tensor() if isinstance(t, DTensor) else t.clone() for n, t in model.state_dict().items()}
+def whole_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """And their moving averages, which the optimizer's state holds beside its moments."""
+    found = dict(model.state_dict()) | {f"{n}/ema": optimizer.state[p]["ema"] for n, p in model.named_parameters()}
+    return {n: t.full_tensor() if isinstance(t, DTensor) else t.clone() for n, t in found.items()}
 
 
 def toy_save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Collective) -> None:
@@ -372,7 +382,7 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
         with no_pickle():
             toy_save(folder / name, model, optimizer, ranks)
         steps(model, optimizer, BEFORE, AFTER)
-        if found := whole_weights(model) if rank == 0 else whole_weights(model) and {}:
+        if found := whole_weights(model, optimizer) if rank == 0 else whole_weights(model, optimizer) and {}:
             write_file(folder / f"{name}.safetensors", pieces(found))
     dist.barrier()
     for wrote, reads in READS:
@@ -381,7 +391,7 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
             with no_pickle():
                 toy_load(folder / wrote, model, optimizer, ranks)
             steps(model, optimizer, BEFORE, AFTER)
-            if found := whole_weights(model) if rank == 0 else whole_weights(model) and {}:
+            if found := whole_weights(model, optimizer) if rank == 0 else whole_weights(model, optimizer) and {}:
                 write_file(folder / f"{wrote}-{reads}.safetensors", pieces(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -421,7 +431,7 @@ def test_ranks_go_on_from_what_others_wrote(resumed: Path, wrote: str, reads: st
     torch.testing.assert_close(found, expected, rtol=0, atol=bound)
     model, optimizer = toy(None)
     steps(model, optimizer, 0, BEFORE + AFTER)
-    torch.testing.assert_close(found, whole_weights(model), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found, whole_weights(model, optimizer), rtol=0, atol=1e-10)
 
 
 def test_what_is_held_twice_is_written_once(resumed: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from mmfm.config.serialization import from_file
 from mmfm.evals.records import Origin, Row
 from mmfm.evals.suite import Suite, metrics_of
 
-WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+WEIGHTS, MANIFEST = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"), "manifest.json"
 AGAIN = "score it again: mmfm eval"
 
 
@@ -44,11 +45,14 @@ def digest_of(suite: Suite) -> str:
 
 
 def weights_of(checkpoint: Path) -> tuple[int, str] | None:
-    """Step and checksum of the weights in a checkpoint's folder, as its manifest has them; None where there is none."""
+    """Step and checksum of the weights in a checkpoint's folder, as its manifest has them, or a checksum of checksums
+    where they lie in several files; None where there is none."""
     try:
         tree = json.loads((checkpoint / MANIFEST).read_bytes())
-        return int(tree["step"]), f"{int(tree['files'][WEIGHTS]['crc32']):08x}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        named = sorted((name, int(file["crc32"])) for name, file in tree["files"].items() if WEIGHTS.fullmatch(name))
+        sums = [f"{crc32:08x}" for _, crc32 in named]
+        return int(tree["step"]), sums[0] if len(sums) < 2 else f"{zlib.crc32(' '.join(sums).encode()):08x}"
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
 
 
