@@ -54,6 +54,9 @@ class Threads(SingleProcess):
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         return torch.stack(self.desk.exchange(self.rank, x.detach())).sum(0)
 
+    def reduce_scatter_sum(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        return self.all_reduce_sum(x).split(list(counts))[self.rank]
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return self.desk.exchange(self.rank, data)
 

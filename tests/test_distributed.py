@@ -156,6 +156,18 @@ def test_aligned_embeddings_without_texts_cost_nothing(ranks: int, monkeypatch: 
     assert on_ranks(ranks, loss) == [pytest.approx(0.0, abs=1e-6)] * ranks
 
 
+def scattered(ranks: Collective) -> torch.Tensor:
+    """How far each reduce-scatter is from a part of the all-reduce, with as many rows and with any number of them."""
+    far = []
+    for counts in ([2, 2, 2, 2], [1, 2, 3, 4], [0, 3, 0, 1], [0, 0, 0, 0]):
+        x = torch.randn(sum(counts), 3, generator=torch.Generator().manual_seed(ranks.rank), dtype=torch.float64)
+        expected = ranks.all_reduce_sum(x).split(counts)[ranks.rank]
+        found = ranks.reduce_scatter_sum(x, counts)
+        assert found.shape == expected.shape
+        far.append((found - expected).abs().sum())
+    return torch.stack(far)
+
+
 def one_rank(rank: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
@@ -168,6 +180,7 @@ def one_rank(rank: int, port: int, out: Path) -> None:
         owner = Objectives(model_of(number), learning(number), ProcessGroup(pair) if group else joined_if_many())
         wrapped = DistributedDataParallel(owner, find_unused_parameters=True, process_group=group)
         results[name] = learned(wrapped, owner, pick(random_batch(SIZE, seed=number), shares[rank]))
+    results["scattered"] = {"differences": scattered(joined_if_many())}
     torch.save(results, out / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -181,6 +194,11 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     mp.set_forkserver_preload(["mmfm.objectives.joint", "torch.distributed"])
     mp.start_processes(one_rank, args=(port, out), nprocs=4, start_method="forkserver")
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(4)]
+
+
+def test_a_rank_gets_its_part_of_a_sum(processes: list[dict]) -> None:
+    for rank in processes:
+        assert rank["scattered"]["differences"].max() < 1e-14
 
 
 @pytest.mark.parametrize("name", SHARES)

@@ -397,6 +397,9 @@ class Two:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         raise AssertionError("not here")
 
+    def reduce_scatter_sum(self, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        raise AssertionError("nor here")
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         raise AssertionError("nor here")
 

@@ -29,6 +29,7 @@ class Others(NamedTuple):
     same: Int[Tensor, " N"]
     mine: slice
     share: Float[Tensor, " N"]
+    counts: list[int]  # of rows, by rank
 
 
 def softmax_contrast(
@@ -76,7 +77,8 @@ class _Softmax(torch.autograd.Function):
             scores = (a[rows] * scale) @ others.b.T
             row[rows], column = scores.logsumexp(1), torch.logaddexp(column, scores.logsumexp(0))
             at[rows] = (scores * (same[rows, None] == others.same)).sum(1) * share[rows]
-        column, count = ranks.all_gather(column[None]).logsumexp(0), 2 * max(len(others.b), 1)
+        column = ranks.all_gather(column[None], [1] * ranks.size).logsumexp(0)
+        count = 2 * max(len(others.b), 1)
         loss = (row.sum() + column[others.mine].sum() - 2 * at.sum()) / count
         if not any(ctx.needs_input_grad):
             return loss
@@ -127,14 +129,15 @@ def _gathered(b: Tensor, same: Tensor, ranks: Collective) -> Others:
     """Groups are counted on the CPU, where the caller knows them: a device that is asked makes the CPU wait."""
     facts = ranks.all_gather(torch.stack([same, torch.full_like(same, ranks.rank)], 1).cpu())
     _, group, sizes = torch.unique(facts[:, 0], return_inverse=True, return_counts=True)
-    start = int((facts[:, 1] < ranks.rank).sum())
+    counts = torch.bincount(facts[:, 1], minlength=ranks.size).tolist()
+    start = sum(counts[: ranks.rank])
     groups, share = to_device(facts[:, 0].contiguous(), b.device), to_device(1 / sizes[group].to(b.dtype), b.device)
-    return Others(ranks.all_gather(b), groups, slice(start, start + len(b)), share)
+    return Others(ranks.all_gather(b, counts), groups, slice(start, start + len(b)), share, counts)
 
 
 def _own(db: Tensor, others: Others, ranks: Collective) -> Tensor:
     """Of what all ranks ask of all rows, the sum of what they ask of this rank's."""
-    return ranks.all_reduce_sum(db)[others.mine]
+    return ranks.reduce_scatter_sum(db, others.counts)
 
 
 def _tiles(a: Tensor, others: Others, tile_mb: float) -> Iterator[slice]:

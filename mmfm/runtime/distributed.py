@@ -45,6 +45,10 @@ class Collective(Protocol):
         """The sum over ranks, without gradient."""
         ...
 
+    def reduce_scatter_sum(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Of x, which has `counts` rows for each rank, the sum over ranks of this rank's rows, without gradient."""
+        ...
+
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, in the order of ranks. Its group must take tensors of the CPU, as gloo's do."""
         ...
@@ -61,6 +65,9 @@ class SingleProcess:
         return x
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def reduce_scatter_sum(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         return x.detach()
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
@@ -122,6 +129,15 @@ class ProcessGroup:
         out = x.detach().clone()
         dist.all_reduce(out, group=self.group)
         return out
+
+    def reduce_scatter_sum(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Half of what an all-reduce moves."""
+        longest = max(counts)
+        parts = [torch.cat([p, p.new_zeros(longest - len(p), *p.shape[1:])]) for p in x.detach().split(list(counts))]
+        out = x.new_zeros(longest, *x.shape[1:])
+        if longest:
+            dist.reduce_scatter_tensor(out, torch.cat(parts), group=self.group)
+        return out[: counts[self.rank]]
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         return self.attend(lambda: self._collect(data))
