@@ -16,7 +16,7 @@ from mmfm.models.varlen import Call, Visibility, attend_varlen, take, varlen_cal
 from mmfm.runtime.transfer import to_device
 
 PADDING = 1 << 62  # its segment
-SLACK, SPARE = 1.25, 4  # a sentence joins a group whose longest is at most so many times, or so many tokens, longer
+SLACK, SPARE = 1.1, 2  # a sentence joins a group whose longest is at most so many times, or so many tokens, longer
 
 
 class Group(NamedTuple):
