@@ -11,7 +11,7 @@ os.environ.setdefault("WDS_SECURE", "1")  # webdataset then refuses pickles and 
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, step: int | str | None = None, *, device: str = "auto", dtype=None, extensions=()):
+def load(run: str | Path, step: int | str | None = None, *, device: str = "auto", dtype=None, extensions=(), ema=False):
     """The trained model of a run's folder, ready to encode and write; `step` picks a checkpoint, or "best".
 
     Without it that is the last, and "best" is the one that `Run.best` kept.
@@ -19,16 +19,16 @@ def load(run: str | Path, step: int | str | None = None, *, device: str = "auto"
     A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
     computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said; "int8" has the trunk in 8 bits.
     extensions: the Python files of what it was trained with and is not part of mmfm, such as an objective of one's own;
-    they are executed.
+    they are executed. ema: the moving average of the weights, which a run with `optim.ema` keeps.
     """
     from mmfm.config.extend import give
     from mmfm.inference.bundle import is_bundle
     from mmfm.inference.load import load_model
 
     give(extensions)
-    if step is None and is_bundle(run):
+    if step is None and not ema and is_bundle(run):
         return from_pretrained(run, device=device, dtype=dtype)
-    return _placed(load_model(run, step), device, dtype)
+    return _placed(load_model(run, step, ema=ema), device, dtype)
 
 
 def _placed(model, device: str, dtype):

@@ -24,10 +24,10 @@ from ranks import Threads, on_ranks
 from torch import Tensor, nn
 
 from mmfm.__main__ import main, parse
-from mmfm.cli import Evaluate, words_of
 from mmfm.config import UserError
 from mmfm.config.serialization import to_json
 from mmfm.data.sample import Sample
+from mmfm.evals.command import Evaluate, words_of
 from mmfm.evals.config import EvalConfig
 from mmfm.evals.gather import from_tree, packed, shared, to_tree, unpacked
 from mmfm.evals.heads import Part, read_split

@@ -24,6 +24,7 @@ from mmfm.config import (
     Augment,
     Contrastive,
     Data,
+    Ema,
     Eval,
     Generative,
     Optim,
@@ -35,6 +36,7 @@ from mmfm.config import (
 )
 from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json
+from mmfm.export.command import export
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
@@ -374,6 +376,32 @@ def test_fp16_resumes_to_the_bit_with_its_scale(run):
     fit.train(other, resume=True)
     for name, x in weights(run, LAST).items():
         assert torch.equal(weights(other, LAST)[name], x), name
+
+
+def test_a_moving_average_is_saved_resumed_and_read(run, tmp_path):
+    """At a decay of 0 it is the weights themselves; at another it lags behind them, the same to the bit whether the run
+    was stopped in its midst; what no step moves is as it is. `load` and `export` take it where it is asked for, and
+    what keeps none says so."""
+    with pytest.raises(UserError, match=r"step-00000006 keeps no moving average; train with optim.ema"):
+        mmfm.load(fit.train(replace(run, name="none")), device="cpu", ema=True)
+    loaded = {}
+    for name, decay in (("same", 0.0), ("late", 0.8)):
+        one = replace(run, name=name, optim=replace(run.optim, ema=Ema(decay=decay)))
+        plain, average = (mmfm.load(fit.train(one), device="cpu", ema=ema).core.state_dict() for ema in (False, True))
+        equal = [torch.equal(x, average[key]) for key, x in plain.items()]
+        assert all(equal) == (decay == 0) and (decay == 0 or equal.count(False) > 20)
+        loaded[name] = average
+    again = replace(one, name="again")
+    shutil.copytree(one.folder, again.folder)
+    shutil.rmtree(checkpoint.folder_of(again.folder, LAST))
+    fit.train(again, resume=True)
+    average = mmfm.load(again.folder, device="cpu", ema=True).core.state_dict()
+    assert all(torch.equal(x, average[key]) for key, x in loaded["late"].items())
+    export(again.folder, "hf", tmp_path / "bundle", ema=True)
+    bundle = mmfm.load(tmp_path / "bundle", device="cpu").core.state_dict()
+    assert all(torch.equal(x, bundle[key]) for key, x in average.items() if key in bundle)
+    with pytest.raises(UserError, match="is a bundle, which keeps no moving average"):
+        export(tmp_path / "bundle", "hf", tmp_path / "other", ema=True)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(run, tmp_path):

@@ -65,6 +65,7 @@ def evaluate_run(
     classes: str | Path | None = None,
     templates: Sequence[str] = (),
     step: int | None = None,
+    ema: bool = False,
     num_workers: int | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -93,13 +94,13 @@ def evaluate_run(
             read_lines(config.classes, "class")  # so that a mistake is told before the work
         places = [key[0].shards for task in asked.tasks for key in keys_of(task) if isinstance(key[0], Shards)]
         check_there(places, config.store)
-        name = f"results.{asked.name}.json" if suite else "results.json"
+        name = ".".join(["results", *[asked.name] * bool(suite), *["ema"] * ema, "json"])
         place = check_place(Path(out) if out else folder / name)
         return run, asked, root_of(asked, root) if suite else folder, config, place
 
     run, asked, place, config, results = each(ranks, asked_for)
     torch.set_num_threads(min(run.threads, cores()))
-    model = load_shared(folder, step, device, run.accelerator, ranks)
+    model = load_shared(folder, step, device, run.accelerator, ranks, ema)
     origin, scores = origin_of(model.checkpoint, asked if suite else None), dict[str, Scores]()
 
     def keep(name: str, found: Scores) -> None:
@@ -321,13 +322,15 @@ def lines_of_split(split: Split) -> Iterator[str]:
             yield f"{task}: {told}; --max-tokens allows more"
 
 
-def load_shared(folder: Path, step: int | None, device: str, accelerator: str, ranks: Collective) -> Interface:
+def load_shared(
+    folder: Path, step: int | None, device: str, accelerator: str, ranks: Collective, ema: bool = False
+) -> Interface:
     """The run's model on each rank's device: of the checkpoint that the first rank finds to be the newest whole one,
     where `step` names none. The others must be able to read that one."""
     mine = each(ranks, lambda: device_of_each(device, accelerator))
     if ranks.size > 1 and step is None and not (folder / MANIFEST).is_file():
         step = from_first(ranks, lambda: newest_step(folder) if steps_of(folder) else None)
-    return each(ranks, lambda: load_model(folder, step, mine))
+    return each(ranks, lambda: load_model(folder, step, mine, ema=ema))
 
 
 def progress(name: str, console: Console) -> Watch:

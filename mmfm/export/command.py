@@ -20,9 +20,10 @@ def export(
     step: int | None = None,
     force: bool = False,
     part: Literal["", "trunk"] = "",
+    ema: bool = False,
 ) -> Path:
     """Writes `out` and returns it. `modalities`: empty for all that the model has; `step`: None for the last; `part`:
-    "trunk" for the language model alone, as transformers' own Llama or Qwen.
+    "trunk" for the language model alone, as transformers' own Llama or Qwen; `ema`: the weights' moving average.
 
     UserError: `out` exists and `force` is not given, the run has no such modality, or the target cannot hold it.
     """
@@ -30,9 +31,9 @@ def export(
     require(to in ("hf", *TARGETS), f"--to {to} is not known; there are hf, {', '.join(TARGETS)}")
     require(to == "hf" or not part, f"--part {part} is for --to hf; leave it out")
     if to == "hf" and (part == "trunk" or is_trunk(run)):
-        return _trunk(run, out, step, force)
+        return _trunk(run, out, step, force, ema)
     refuse(out, force)
-    model = open_model(run, step)
+    model = open_model(run, step, ema)
     chosen = chosen_of(model, modalities)
     if to == "hf":
         from mmfm.export.bundle import save_bundle
@@ -45,11 +46,11 @@ def export(
     return out
 
 
-def _trunk(run: str | Path, out: Path, step: int | None, force: bool) -> Path:
+def _trunk(run: str | Path, out: Path, step: int | None, force: bool, ema: bool) -> Path:
     from mmfm.export.language import write
 
     with export_folder(out, force) as folder:
-        write_json(folder / ABOUT, {"to": "hf"} | write(run, folder, step))
+        write_json(folder / ABOUT, {"to": "hf"} | write(run, folder, step, ema))
     return out
 
 

@@ -38,15 +38,16 @@ class Language(NamedTuple):
     suppressed: list[int] | None = None  # ids that no text has
 
 
-def language_of(run: str | Path, step: int | None = None) -> Language:
+def language_of(run: str | Path, step: int | None = None, ema: bool = False) -> Language:
     """Of a run, a checkpoint, a bundle of a model or of a trunk."""
     folder = Path(run)
     if is_trunk(run):
+        require(not ema, f"{run} is a bundle, which keeps no moving average; leave out --ema")
         part = read_bundle(folder).run.model.trunk
         trunk, tables = load_trunk(folder)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(folder / TOKENIZER).inner)
         return Language(part, trunk, tables["embedding.weight"], tables.get("output.weight"), tokenizer)
-    model = open_model(run, step)
+    model = open_model(run, step, ema)
     core, vocabulary = model.core, model.core.vocabulary
     output = None if core.output is None else core.output.weight.detach()
     tokenizer = hf_tokenizer(model.tokenizer, vocabulary)
@@ -60,9 +61,9 @@ def other_ids(vocabulary: Vocabulary) -> list[int]:
     return [place for place in range(vocabulary.size) if place not in text and place != vocabulary.end]
 
 
-def write(run: str | Path, folder: Path, step: int | None = None) -> dict[str, Any]:
+def write(run: str | Path, folder: Path, step: int | None = None, ema: bool = False) -> dict[str, Any]:
     """Fills `folder`; returns what export.json should say. UserError where transformers has no such model."""
-    found = language_of(run, step)
+    found = language_of(run, step, ema)
     marks = {f"{name}_token_id": getattr(found.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     tree = language_config(found.part, len(found.table)) | marks
     config = architecture_schema.hf_config(tree, "this trunk")

@@ -9,14 +9,16 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 
 
-def open_model(run: str | Path, step: int | None = None) -> Interface:
-    """`step`: of a run's folder; None for the last. UserError for what is none of the three.
+def open_model(run: str | Path, step: int | None = None, ema: bool = False) -> Interface:
+    """`step`: of a run's folder; None for the last. `ema`: its weights' moving average. UserError for what is none of
+    the three.
 
     Of a tower alone there is no embedding: its core has no heads.
     """
     if not is_bundle(Path(run)):
-        return load_model(run, step)
+        return load_model(run, step, ema=ema)
     require(step is None, f"{run} is a bundle, which has no steps; leave out --step")
+    require(not ema, f"{run} is a bundle, which keeps no moving average; leave out --ema")
     bundle = read_bundle(Path(run))
     if bundle.whole or not bundle.modalities:
         return from_pretrained(run)

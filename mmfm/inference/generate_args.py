@@ -13,7 +13,7 @@ from mmfm.inference.known_tasks import links_of
 
 SUFFIX = {"image": ".png", "audio": ".wav"}
 NAMES = {"text": "text", "image": "picture", "audio": "sound"}
-PLACES = ("run", "task", "out", "num_samples", "device", "dtype", "force", *MODALITIES)  # the rest says how
+PLACES = ("run", "task", "out", "num_samples", "ema", "device", "dtype", "force", *MODALITIES)  # the rest says how
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class GenerateArgs:
     """How many to make, with seeds one after the other; texts a line each."""
     batch_size: int = 0
     """How many to make at a time; 0: all at once. It changes no result, only the memory."""
+    ema: bool = False
+    """The moving average of a run's weights, which optim.ema keeps."""
     device: str = "auto"
     """Where to compute: cpu, or cuda; auto: on a GPU if there is one."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"

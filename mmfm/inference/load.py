@@ -1,10 +1,12 @@
 """A trained model from its run folder."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmfm.config import Contrastive, KnownCodec, Model, Tower, require
 from mmfm.config.serialization import from_json
@@ -14,6 +16,8 @@ from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
     MANIFEST,
     RUN,
+    TRAIN,
+    Checkpoint,
     folder_of,
     newest_model,
     read_model,
@@ -25,6 +29,7 @@ from mmfm.models.model import UnifiedModel, build
 from mmfm.models.weights import adopt, check_size, extent
 from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
 
+AVERAGE = re.compile(r"/optimizer_states/0/state/(.+)/ema")  # of a parameter, in the state of training
 MATRICES = 64  # of a layer, those of all towers together, at the most
 SMALL = 1 << 26  # numbers that a model may have to be built in memory
 
@@ -51,8 +56,21 @@ def built(cfg: Model, text_size: int, contrastive: Sequence[Contrastive] = ()) -
         return build(cfg, text_size, contrastive)
 
 
-def load_model(run: str | Path, step: int | str | None = None, device: str | torch.device = "cpu") -> Interface:
-    """The model of a run's folder, or of one checkpoint's, in evaluation mode. step: "best" is what `Run.best` kept."""
+def moving_average(checkpoint: Path, weights: Collection[str]) -> dict[str, Tensor]:
+    """Of the weights of these names what `Optim.ema` keeps in the state of training: of all that some step moved."""
+    found = Checkpoint(checkpoint)
+    state = found.tensors[TRAIN]
+    found.listed.verify([path.name for path in state.paths])
+    kept = {match[1]: path for path in state.parts if (match := AVERAGE.fullmatch(path)) and match[1] in weights}
+    require(bool(kept), f"{checkpoint} keeps no moving average; train with optim.ema, or leave out --ema")
+    return {name: state.read(path) for name, path in kept.items()}
+
+
+def load_model(
+    run: str | Path, step: int | str | None = None, device: str | torch.device = "cpu", *, ema: bool = False
+) -> Interface:
+    """The model of a run's folder, or of one checkpoint's, in evaluation mode. step: "best" is what `Run.best` kept.
+    ema: its weights' moving average."""
     folder = Path(run)
     refuse_unsafe()
     refuse_foreign(run)
@@ -66,6 +84,8 @@ def load_model(run: str | Path, step: int | str | None = None, device: str | tor
             step = best_step(folder) if step == "best" else int(step)
             files, weights = read_model(checkpoint_of(folder, step))
         where = folder_of(folder, step)
+    if ema:
+        weights |= moving_average(where, weights)
     cfg = from_json(read_text(files, RUN, where), str(where / RUN))
     tokenizer = read_tokenizer(files, cfg.model, where)
     check_size(cfg.model, weights, str(where))
