@@ -12,7 +12,7 @@ import torch
 from toys import toy_batch, toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import Optim, Parallel, Run, TextTower, Trunk
+from mmfm.config import Ema, Optim, Parallel, Run, TextTower, Trunk
 from mmfm.config.load import read_run
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
@@ -20,9 +20,10 @@ from mmfm.plan import estimate
 from mmfm.plan.batches import Assumed
 from mmfm.plan.command import lines, planned
 from mmfm.plan.counting import Counting, Moment, without_numbers
-from mmfm.plan.estimate import MOVING, OPTIMIZER, PRODUCTS, Machines, largest_batch, memory_of, plan
-from mmfm.plan.measure import Counted, Measured, Sizes, count, measure
+from mmfm.plan.estimate import MOVING, OPTIMIZER, PRODUCTS, Machines, is_sharded, largest_batch, memory_of, plan
+from mmfm.plan.measure import Counted, Measured, Sizes, count, measure, sizes_of
 from mmfm.runtime.accelerators import KNOWN
+from mmfm.training.sharding import chosen_strategy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ASSUMED = Assumed(text_tokens=24, audio_seconds=2.0, vocabulary=500)
@@ -201,6 +202,26 @@ def test_ranks_share_what_they_shard() -> None:
     assert fsdp["weights"] == 1_000 and fsdp["moments"] == 1_000 and fsdp["gradients"] == 500
     assert fsdp["whole blocks"] == 2_000 and not fsdp["buckets of gradients"]
     assert sharded(copies=4)["weights"] == 4_000
+
+
+def test_auto_shards_where_training_does() -> None:
+    """The same choice as a run makes, on both sides of half of a device's memory."""
+    model = build(toy_run().model, 20, ())
+    sizes = sizes_of(model)
+    found = replace(planted(), sizes=sizes)
+    for memory in (2.1, 1.9):
+        room = memory * (sizes.weights + 3 * sizes.learned)
+        kind, _ = chosen_strategy(Parallel(), model, 2, room)
+        assert is_sharded(found, replace(KNOWN["h100"], memory=room)) == (kind == "fsdp")
+    assert {chosen_strategy(Parallel(), model, 2, 2 * x * 16 * 1e4)[0] for x in (1e-3, 1e3)} == {"ddp", "fsdp"}
+
+
+def test_optimizers_and_averages_hold_what_they_keep() -> None:
+    """Muon one moment for a matrix of a block, AdamW two; an average of the weights as much as these."""
+    muon = planted(toy_run(optim=Optim(precision="bf16", optimizer="muon", ema=Ema()), contrastive=()))
+    held, plain = memory_of(muon, one(), 8), memory_of(planted(), one(), 8)
+    assert plain["moments"] - held["moments"] == 1_000
+    assert held["average of weights"] == 4_000 and plain["average of weights"] == 0
 
 
 def test_contrasts_hold_the_embeddings_of_all_ranks_and_their_tiles() -> None:

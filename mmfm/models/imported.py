@@ -59,7 +59,8 @@ class ImportedTower(nn.Module):
         if self.unmarked and x.shape[1] == 0:  # empty texts alone have no tokens, as beside others
             return Tokens(torch.zeros(len(x), 0, self.width // self.stack, device=x.device, dtype=self._dtype), keep)
         if self.modality == "audio":
-            x, keep = self.encoder.features(x.float(), keep)
+            with torch.autocast(x.device.type, enabled=False):  # extractors make numpy arrays, which know no bf16
+                x, keep = self.encoder.features(x.float(), keep)
             x = x.to(self._dtype) if x.is_floating_point() else x
         return self.encoder(x, keep)
 

@@ -29,6 +29,8 @@ class PlanArgs:
     """Longest sound, where the data are not here; the shortest has half of it."""
     vocabulary: int = 32_768
     """Tokens of the tokenizer, where that is not here."""
+    architectures: str = ""
+    """A folder with the config.json of each hf:NAME at NAME, for a machine without a network."""
     json: bool = False
     """All of it for machines."""
 
@@ -40,6 +42,6 @@ class PlanArgs:
         from mmfm.plan.command import as_json, lines, machines_of, planned
 
         machines = machines_of(self.device, self.gpus, self.nodes, self.bandwidth)
-        given = {"text_tokens": self.text_tokens, "audio_seconds": self.audio_seconds, "vocabulary": self.vocabulary}
-        made = planned(run, machines, Assumed(**given))
+        names = ("text_tokens", "audio_seconds", "vocabulary", "architectures")
+        made = planned(run, machines, Assumed(**{name: getattr(self, name) for name in names}))
         print(as_json(made) if self.json else "\n".join(lines(made)), end="" if self.json else "\n")

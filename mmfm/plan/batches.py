@@ -23,6 +23,7 @@ class Assumed:
     text_tokens: int = 64
     audio_seconds: float = 10.0
     vocabulary: int = 32_768  # of a tokenizer that is not here
+    architectures: str = ""  # a folder in which the configurations of hf:NAME lie at NAME; else they are fetched
 
     def __post_init__(self) -> None:
         for name in ("text_tokens", "audio_seconds", "vocabulary"):
@@ -43,7 +44,7 @@ def own_batches(run: Run, tokenizer: Tokenizer) -> Batches:
     """The first batch of the run, if it had so many samples. UserError where its data are not here."""
 
     def batch(size: int) -> Batch:
-        data = replace(run.data, batch_size=size, num_workers=0, cache_mb=0)
+        data = replace(run.data, batch_size=size, tokens_per_batch=0, num_workers=0, cache_mb=0)
         return next(iter(TrainStream(replace(run, data=data, devices=1), tokenizer, rank=0, world=1)))
 
     batch(whole_samples(run, 1))

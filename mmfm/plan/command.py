@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -53,15 +53,16 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def planned(run: Run, machines: Machines, assumed: Assumed) -> Plan:
     """The plan of the run's own batch. UserError where it cannot be planned."""
-    return planned_on(run, [machines], assumed)[0]
+    require_samples(run, machines.gpus)
+    return planned_on(run, [(machines, run.data.batch_size)], assumed)[0]
 
 
-def planned_on(run: Run, choices: list[Machines], assumed: Assumed) -> list[Plan]:
-    """The same run on several machines, counted once."""
+def planned_on(run: Run, choices: Sequence[tuple[Machines, int]], assumed: Assumed) -> list[Plan]:
+    """The same run on several machines, with so many samples of a step on each; counted once."""
     require(bool(run.terms), "the run has no objective, and so no step; give contrastive, generative or reconstruction")
-    own = max(require_samples(run, machines.gpus) for machines in choices)
+    own = max(batch // machines.gpus for machines, batch in choices)
     found: Measured = measure(run, assumed, min(run.parallel.micro_batch or own, own))
-    return [plan(found, machines, run.data.batch_size) for machines in choices]
+    return [plan(found, machines, batch) for machines, batch in choices]
 
 
 def as_json(made: Plan) -> str:

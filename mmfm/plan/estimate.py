@@ -118,9 +118,9 @@ def line(found: Measured, samples: float, of: Callable[[Counted], float]) -> flo
 
 
 def is_sharded(found: Measured, device: Accelerator) -> bool:
-    """As `strategy="auto"` chooses: where weights, gradients and moments leave less than half of the memory."""
-    strategy = found.run.parallel.strategy
-    return strategy == "fsdp" or (strategy == "auto" and 4 * found.sizes.learned > device.memory / 2)
+    """As `training.sharding.chosen_strategy` has it: where weights, gradients and moments leave less than half."""
+    strategy, sizes = found.run.parallel.strategy, found.sizes
+    return strategy == "fsdp" or (strategy == "auto" and sizes.weights + 3 * sizes.learned > device.memory / 2)
 
 
 def at_once(run: Run, own: float) -> tuple[float, int]:
@@ -149,7 +149,7 @@ def memory_of(found: Measured, machines: Machines, batch: int) -> dict[str, floa
         "weights": sizes.weights / shard,
         "gradients": gradients / shard,
         "moments": moments_of(found) / shard,
-        "average of weights": sizes.learned / shard if getattr(run.optim, "ema", None) else 0.0,
+        "average of weights": sizes.learned / shard if run.optim.ema else 0.0,
         "buckets of gradients": float(sizes.learned) if gpus > 1 and not sharded and not kept else 0.0,
         "whole blocks": 2.0 * (sizes.blocks + sizes.root) if sharded else 0.0,
         "activations": max(live, 0.0),
@@ -166,7 +166,7 @@ def _moment(found: Measured, name: str, samples: float) -> tuple[float, float]:
 
 def moments_of(found: Measured) -> float:
     """AdamW keeps two for each weight that learns; Muon one for a matrix of a block."""
-    muon = getattr(found.run.optim, "optimizer", "adamw") == "muon"
+    muon = found.run.optim.optimizer == "muon"
     return float(2 * found.sizes.learned - muon * found.sizes.matrices)
 
 
@@ -199,7 +199,7 @@ def compute_seconds(found: Measured, device: Accelerator, own: float) -> tuple[f
 
 
 def tf32(run: Run) -> bool:
-    return getattr(run.optim, "matmul_precision", "highest") != "highest"
+    return run.optim.matmul_precision != "highest"
 
 
 def peak_of(run: Run, device: Accelerator) -> float:

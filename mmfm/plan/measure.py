@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmfm.config import Run, Tower, UserError, require
+from mmfm.config import KnownCodec, Run, Tower, UserError, require
 from mmfm.models.flops import step_flops
 from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.joint import Objectives
@@ -63,7 +64,7 @@ class Measured:
 
 def measure(run: Run, assumed: Assumed, own: int) -> Measured:
     """own: samples of a rank that go through the model at once. UserError where the run cannot be planned."""
-    run, tokenizer, said = _settled(run, assumed)
+    run, tokenizer, said = settled(run, assumed)
     text_size = assumed.vocabulary if tokenizer is None else tokenizer.size
     with torch.device("meta"):
         model = build(run.model, text_size, run.contrastive, run.data.augment)
@@ -108,18 +109,13 @@ def count(objectives: Objectives, run: Run, batch: Any) -> Counted:
     )
 
 
-def _settled(run: Run, assumed: Assumed) -> tuple[Run, Tokenizer | None, list[str]]:
+def settled(run: Run, assumed: Assumed) -> tuple[Run, Tokenizer | None, list[str]]:
     """The run with architectures and no weights, its tokenizer if it is here, and what is said of that."""
     said: list[str] = []
-    model = run.model
-    codecs = {f"{name}_codec": replace(part, weights="") for name, part in model.codecs.items() if _trained(part)}
-    known = {f"{name}_codec": replace(p, weights="random") for name, p in model.codecs.items() if not _trained(p)}
-    towers = {
-        name: replace(part, weights="random", feature_cache_dir="")
-        for name, part in model.towers.items()
-        if isinstance(part, Tower)
-    }
-    run = replace(run, start="", model=replace(model, **codecs, **known, **towers))
+    model, places = run.model, assumed.architectures
+    codecs = {f"{name}_codec": _alone(part, places) for name, part in model.codecs.items()}
+    towers = {name: _alone(part, places) for name, part in model.towers.items() if isinstance(part, Tower)}
+    run = replace(run, start="", model=replace(model, **codecs, **towers))
     try:
         load_tokenizer(run.model.tokenizer)
     except UserError:
@@ -130,8 +126,14 @@ def _settled(run: Run, assumed: Assumed) -> tuple[Run, Tokenizer | None, list[st
     return prepared.run, prepared.tokenizer, said
 
 
-def _trained(codec: Any) -> bool:
-    return not hasattr(codec, "source")
+def _alone(part: Any, places: str) -> Any:
+    """A part from elsewhere by its architecture alone, which may lie in a folder of these."""
+    if not isinstance(part, Tower | KnownCodec):
+        return replace(part, weights="")
+    folder = Path(places) / part.source.removeprefix("hf:")
+    here = bool(places) and part.source.startswith("hf:") and folder.is_dir()
+    kept = {"feature_cache_dir": ""} if isinstance(part, Tower) else {}
+    return replace(part, source=str(folder) if here else part.source, weights="random", **kept)
 
 
 def _batches(run: Run, tokenizer: Tokenizer | None, model: UnifiedModel, assumed: Assumed, said: list[str]) -> Batches:
