@@ -72,7 +72,7 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
     parts."""
     for child in module.children():
         layers = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        alike = len(layers) > 1 and len({type(layer) for layer in layers}) == 1
+        alike = len({type(layer) for layer in layers}) == 1
         if alike and all(sum(_has_weights(part) for part in layer.children()) > 1 for layer in layers):
             yield from layers
         else:
