@@ -99,6 +99,18 @@ def test_a_step_asks_its_device_nothing(batch: Batch) -> None:
     assert all(x.device == META for x in found.values())
 
 
+def test_facts_of_tensors_that_were_replaced_are_not_believed() -> None:
+    """They are asked for anew, which this device refuses; those of items that were taken or counted anew are known."""
+    items = drawn(toy_batch(12)).items["text"].to(META)
+    assert items.take(torch.tensor([2, 3])).facts.rows.tolist() == [2, 3]
+    assert items.behind(-4).facts.rows[0] == 4
+    for name in ("rows", "keep", "draws"):
+        other = replace(items, **{name: getattr(items, name).clone()})
+        with pytest.raises(NotImplementedError):
+            _ = other.facts
+    assert replace(items, x=items.x.clone()).facts is items.facts
+
+
 @pytest.mark.parametrize(
     "ask",
     [

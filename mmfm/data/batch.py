@@ -66,6 +66,13 @@ class ItemFacts(NamedTuple):
         return ItemFacts(rows[index], lengths[index], *(None if value is None else value[index] for value in rest))
 
 
+class Known(NamedTuple):
+    """Facts, and the very tensors that they are of: where one of these was replaced they say nothing."""
+
+    facts: ItemFacts
+    of: tuple[Any, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Items:
     """The items of one modality, in rising order of `rows`; a sample with several has its row several times.
@@ -88,24 +95,33 @@ class Items:
     raw: Raw | None = None
     cut: Bool[Tensor, " n"] | None = None
     tokens: Tokens | None = None
-    known: ItemFacts | None = None
+    known: Known | None = None
+
+    @property
+    def counted(self) -> tuple[Any, ...]:
+        """What the facts are of."""
+        return self.rows, self.keep, self.draws, self.written, self.cut
 
     @cached_property
     def facts(self) -> ItemFacts:
         """What a plan asks of these items, on the CPU."""
-        if self.known is not None:
-            return self.known
+        if self.known is not None and all(a is b for a, b in zip(self.known.of, self.counted, strict=True)):
+            return self.known.facts
         rest = (self.draws, None if self.written is None else self.written.keep.sum(1), self.cut)
         there = (None if value is None else value.cpu() for value in rest)
         return ItemFacts(self.rows.cpu(), self.keep.sum(1).cpu(), *there)
+
+    def knowing(self, facts: ItemFacts) -> "Items":
+        """The same with its facts, which no device need then be asked for."""
+        return replace(self, known=Known(facts, self.counted))
 
     def seeds(self) -> Int[Tensor, " n"] | None:
         """A whole number for each item, made of all its draws: what is random in the model belongs to it too."""
         return None if self.draws is None else seeds_of(self.draws)
 
     def to(self, device: torch.device) -> "Items":
-        known = None if device.type == "cpu" else self.facts
-        return Items(**self._each(lambda x: to_device(x, device)), known=known)
+        there = Items(**self._each(lambda x: to_device(x, device)))
+        return there if device.type == "cpu" else there.knowing(self.facts)
 
     def take(self, index: Int[Tensor, " m"]) -> "Items":
         """These items alone, padding that none of them needs cut off. An index on the CPU waits for no device."""
@@ -113,12 +129,13 @@ class Items:
         taken, longest = self._each(lambda x: x[index]), int(facts.lengths.max()) if len(index) else 0
         cut = ("x", "keep") if self.x.shape[1:] == self.keep.shape[1:] else ("keep",)
         shorter = {name: taken[name][:, :longest] for name in cut}
-        return Items(**taken | shorter, known=None if self.known is None else facts)
+        found = Items(**taken | shorter)
+        return found if self.known is None else found.knowing(facts)
 
     def behind(self, start: int) -> "Items":
         """The same of samples that are counted from this one on."""
-        known = self.known and self.known._replace(rows=self.known.rows - start)
-        return replace(self, rows=self.rows - start, known=known)
+        found = replace(self, rows=self.rows - start, known=None)
+        return found if self.known is None else found.knowing(self.facts._replace(rows=self.facts.rows - start))
 
     def _each(self, apply: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         return {one.name: _each(getattr(self, one.name), apply) for one in fields(self) if one.name != "known"}

@@ -79,8 +79,10 @@ def halves(items: Items, asked: Bool[Tensor, " n"], unit: int, books: int = 1) -
         written = Ids(*_window(items.written.ids[there], start * books, of_written))
     if items.raw is not None:
         raise UserError("a sound that tower and codec take at two rates cannot be cut; give them one rate")
-    known = doubled.known and doubled.known._replace(lengths=lengths, written=of_written)
-    return replace(doubled, x=x, keep=keep, written=written, tokens=None, known=known)
+    cut_up = replace(doubled, x=x, keep=keep, written=written, tokens=None)
+    return (
+        cut_up if doubled.known is None else cut_up.knowing(doubled.facts._replace(lengths=lengths, written=of_written))
+    )
 
 
 def _again(index: Int[Tensor, " m"]) -> Bool[Tensor, " m"]:
