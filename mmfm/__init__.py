@@ -17,7 +17,8 @@ def load(run: str | Path, step: int | str | None = None, *, device: str = "auto"
     Without it that is the last, and "best" is the one that `Run.best` kept.
 
     A bundle of a whole model is one too. device: "auto" is the GPU if there is one, else the CPU. dtype: of weights and
-    computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said; "int8" has the trunk in 8 bits.
+    computation, such as "bfloat16" or torch.bfloat16; float32 where nothing is said; "auto" is the precision that it
+    was trained in where it is on a GPU, else float32; "int8" has the trunk in 8 bits.
     extensions: the Python files of what it was trained with and is not part of mmfm, such as an objective of one's own;
     they are executed. ema: the moving average of the weights, which a run with `optim.ema` keeps.
     """
@@ -33,8 +34,10 @@ def load(run: str | Path, step: int | str | None = None, *, device: str = "auto"
 
 def _placed(model, device: str, dtype):
     """On its device and in its precision."""
-    from mmfm.runtime.devices import device_of, dtype_of
+    from mmfm.runtime.devices import device_of, dtype_of, inference_dtype
 
+    if str(dtype) == "auto":
+        return model.to(device_of(device), inference_dtype(model.run.optim.precision, device_of(device)))
     if str(dtype) == "int8":
         from mmfm.generation import int8
 

@@ -33,7 +33,7 @@ from mmfm.evals.gather import from_tree, packed, shared, to_tree, unpacked
 from mmfm.evals.heads import Part, read_split
 from mmfm.evals.metrics import Bootstrap
 from mmfm.evals.predict import sample_digest
-from mmfm.evals.run import load_shared, scores_during_training
+from mmfm.evals.run import evaluate_run, load_shared, scores_during_training
 from mmfm.evals.split import TEXTS_AT_ONCE, Coded, Filled, SampleInfo, Vectors, Written, at_rest, encode_texts
 from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import newest_step, steps_of
@@ -68,6 +68,19 @@ def test_any_number_of_ranks_gives_the_figures_of_one(tmp_path: Path) -> None:
     for size in (2, 3, 7):  # of six batches
         first, *others = on_ranks(size, score)
         assert first == alone and not any(other.rows for other in others)
+
+
+def test_an_evaluation_in_half_precision_asks_the_same(tmp_path: Path) -> None:
+    """All of it in bf16: the same scores by name, likelihoods near those of fp32 and not equal to them."""
+    spec = mixture(tmp_path / "val")
+    made = saved_run(tmp_path, spec)
+    plain, half = (
+        {(row.task, row.metric): row.value for row in evaluate_run(made.folder, dtype=one, num_workers=0, limit=12)}
+        for one in ("auto", "bfloat16")
+    )
+    assert plain.keys() == half.keys() and plain != half
+    bits = [name for name in plain if "bits" in name[1]]
+    assert bits and all(half[name] == pytest.approx(plain[name], rel=0.02) for name in bits)
 
 
 def test_every_rank_holds_the_whole_split(tmp_path: Path) -> None:

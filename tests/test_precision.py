@@ -15,7 +15,7 @@ from mmfm.models.layers import apply_rotary, rotary_cos_sin
 from mmfm.objectives import joint
 from mmfm.objectives.grad_cache import grad_cache_backward
 from mmfm.objectives.joint import Objectives
-from mmfm.runtime.devices import autocast
+from mmfm.runtime.devices import autocast, inference_dtype
 from mmfm.training.module import JointModule, ScaledPrecision
 
 RUN = toy_run(generative=(Generative(task="image>text"), Generative(task=">text")))
@@ -132,3 +132,10 @@ def test_products_of_a_run_are_as_exact_as_it_says() -> None:
         module._trainer = SimpleNamespace(precision_plugin=None)  # type: ignore[assignment]
         module.setup("fit")
         assert torch.get_float32_matmul_precision() == asked and module.scaler is None
+
+
+def test_a_model_that_only_reads_is_in_its_runs_precision_on_a_gpu() -> None:
+    gpu = torch.device("cuda")
+    found = {name: inference_dtype(name, gpu) for name in ("fp32", "bf16", "fp16")}
+    assert found == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert inference_dtype("bf16", CPU) == torch.float32

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tyro
 
@@ -52,6 +52,8 @@ class Evaluate:
     """The moving average of the weights, which optim.ema keeps; its scores are in files named .ema.json."""
     device: str = "auto"
     """Where to compute: cpu, or cuda; auto: as the run says, on a GPU if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """In which precision; auto: on a GPU as it was trained, else float32."""
     workers: int = -1
     """Processes of each rank that read and decode; -1: as many as processors but one, at most 4; 0: none besides."""
     ranks: int = 0

@@ -47,7 +47,7 @@ from mmfm.evals.tasks import ANSWERS, check_able, rule_of
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import MANIFEST, newest_step, steps_of
-from mmfm.runtime.devices import device_of_each
+from mmfm.runtime.devices import device_of_each, dtype_of, inference_dtype
 from mmfm.runtime.distributed import Collective, each, from_first
 from mmfm.runtime.machine import cores
 
@@ -68,6 +68,7 @@ def evaluate_run(
     ema: bool = False,
     num_workers: int | None = None,
     device: str = "auto",
+    dtype: str = "auto",
     console: Console | None = None,
     ranks: Collective = ALONE,
     **changes: Any,
@@ -101,6 +102,8 @@ def evaluate_run(
     run, asked, place, config, results = each(ranks, asked_for)
     torch.set_num_threads(min(run.threads, cores()))
     model = load_shared(folder, step, device, run.accelerator, ranks, ema)
+    kind = inference_dtype(run.optim.precision, model.core.device) if dtype == "auto" else dtype_of(dtype)
+    model.to(kind)
     origin, scores = origin_of(model.checkpoint, asked if suite else None), dict[str, Scores]()
 
     def keep(name: str, found: Scores) -> None:

@@ -42,8 +42,8 @@ class GenerateArgs:
     """The moving average of a run's weights, which optim.ema keeps."""
     device: str = "auto"
     """Where to compute: cpu, or cuda; auto: on a GPU if there is one."""
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """In which precision; int8: the trunk in 8 bits, on a CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """In which precision; auto: on a GPU as it was trained, else float32; int8: the trunk in 8 bits, on a CPU."""
     force: bool = False
     """Replace the files of --out that are there."""
     seed: int = 0

@@ -42,6 +42,12 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype:
     return found
 
 
+def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Of weights and activations of a model that only reads: on a GPU that of a run's precision; on a CPU float32, as
+    most are not faster in half precision."""
+    return AUTOCAST.get(precision, torch.float32) if device.type != "cpu" else torch.float32
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Activations in a run's precision, weights as they are. In fp32 what surrounds it stays."""
     kind = AUTOCAST.get(precision)

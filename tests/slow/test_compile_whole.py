@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from toys import random_batch, toy_model, toy_run
 
-from mmfm.config import Generative
+from mmfm.config import Generative, Run
 from mmfm.data.batch import Batch
 from mmfm.models.execution import Recompute
 from mmfm.objectives.joint import Objectives
 
 RUN = toy_run(generative=(Generative(task="image>text"), Generative(task="text~")))
+ALONE = toy_run(contrastive=(), generative=(Generative(task=">text"),))
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -28,19 +29,21 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def gradients(
-    batch: Batch, backend: str | Callable[..., Any] | None, recompute: Recompute = "none"
+    run: Run, batch: Batch, backend: str | Callable[..., Any] | None, recompute: Recompute
 ) -> dict[str, Tensor]:
-    owner = Objectives(toy_model(dropout=0.2).double().train(), RUN)
+    owner = Objectives(toy_model(dropout=0.2).double().train(), run)
     owner.model.set_grad_checkpointing(recompute)
     owner.model.set_compile(backend)
     owner.total(owner(batch)).backward()
     return {name: p.grad for name, p in owner.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("backend", "recompute"), [("aot_eager", "full"), ("inductor", "selective")])
-def test_compiled_gradients_are_those_of_eager(backend: str, recompute: Recompute) -> None:
-    """Forward and backward in float64, dropout and checkpointing included."""
-    found, expected = gradients(random_batch(24, 0), backend, recompute), gradients(random_batch(24, 0), None)
+@pytest.mark.parametrize(
+    ("run", "backend", "recompute"), [(RUN, "aot_eager", "full"), (ALONE, "inductor", "selective")]
+)
+def test_compiled_gradients_are_those_of_eager(run: Run, backend: str, recompute: Recompute) -> None:
+    """Forward and backward in float64, dropout and checkpointing included: of all, or as machine code of the trunk."""
+    found, expected = (gradients(run, random_batch(24, 0), *how) for how in ((backend, recompute), (None, "none")))
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12)
