@@ -78,6 +78,24 @@ def test_the_matrices_of_blocks_are_its_own_and_the_rest_is_adamws() -> None:
         assert not torch.equal(parameter, before[name]), name
 
 
+def test_a_closure_that_clears_gradients_clears_all() -> None:
+    """As Lightning steps: it hands over the gradients as a function, which sets those of before to zero. None of them
+    adds up from step to step."""
+    weights = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))]
+    optimizer = Muon([{"params": weights[:1], "muon": True}, {"params": weights[1:], "muon": False}], lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = sum((p.sum() for p in weights), torch.zeros(()))
+        loss.backward()
+        return loss.detach()
+
+    for _ in range(3):
+        assert float(optimizer.step(closure)) > 0
+        for p in weights:
+            assert p.grad is not None and torch.equal(p.grad, torch.ones_like(p))
+
+
 def test_its_state_goes_on_where_it_was() -> None:
     """Saved and loaded between two steps, it ends at the same weights."""
 

@@ -219,6 +219,19 @@ def test_each_byte_is_read_once_to_verify_and_never_again_by_who_read_it(tmp_pat
     assert total == size if readers in (1, 4) else size < total < 2 * size
 
 
+def test_nothing_is_held_when_all_is_read(tmp_path: Path) -> None:
+    """Of a checkpoint of one process two ranks take slices, of files of which the first had read all: a training would
+    else keep that as long as it lasts. What is read once more comes from the disk."""
+    found = checkpoint.verified(sharded(tmp_path, size=1))
+    name, whole = next((name, t) for name, t in weights().items() if t.ndim == 2)
+    half = len(whole) // 2, whole.shape[1]
+    exactly(found.weights.read(name, ((0, 0), half)), whole[: half[0]])
+    assert any(found.weights.held.values())
+    found.release()
+    assert not any(one.held for one in found.tensors.values())
+    exactly(found.weights.read(name, ((0, 0), half)), whole[: half[0]])
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_changed_byte_of_the_last_rank_is_named_by_all(tmp_path: Path, size: int) -> None:
     """In files whose sums nobody checks again, the same error on every rank; the checkpoint before is used."""

@@ -113,9 +113,10 @@ def test_moments_of_older_checkpoints_are_vectors_too(tmp_path: Path) -> None:
         moments |= {key: x.reshape(()) for key, x in moments.items() if key != "step" and x.shape == (1,)}
     assert any(moments["exp_avg"].ndim == 0 for moments in state["state"].values())
     older = {"optimizer_states": [state]}
-    saved = verified(save(tmp_path, 1, toy_run(), load_tokenizer("bytes"), {}, older)).tree(
-        handles="/optimizer_states/"
-    )
+    folder = save(tmp_path, 1, toy_run(), load_tokenizer("bytes"), {}, older)
+    saved = verified(folder).tree(handles="/optimizer_states/")
+    opened = saved["opened"] = verified(folder)
     module.on_load_checkpoint(saved)
+    assert "opened" not in saved and not any(one.held for one in opened.tensors.values())
     optimizer.load_state_dict(saved["optimizer_states"][0])
     assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in module.parameters())

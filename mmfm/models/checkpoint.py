@@ -217,6 +217,11 @@ class Checkpoint:
     def weights(self) -> SavedTensors:
         return self.tensors[MODEL]
 
+    def release(self) -> None:
+        """Nothing is held any more; what is read again is read from the disk."""
+        for tensors in self.tensors.values():
+            tensors.held.clear()
+
     def tree(self, handles: str = "\0") -> Tree:
         """The state of training; of tensors whose path begins with `handles`, what they can be read by."""
         try:

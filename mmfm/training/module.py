@@ -29,7 +29,7 @@ from mmfm.runtime.tensor_files import Saved
 from mmfm.training.ema import update_ema
 from mmfm.training.lr_schedule import rate_factor
 from mmfm.training.optimizer import optimizer_of, set_learning
-from mmfm.training.saving import OPTIMIZERS, FolderSaver, by_name, names_of, restored, restored_optimizer
+from mmfm.training.saving import OPENED, OPTIMIZERS, FolderSaver, by_name, names_of, restored, restored_optimizer
 from mmfm.training.sharding import hold_rows
 from mmfm.training.strategy import Sharded
 
@@ -118,6 +118,8 @@ class JointModule(L.LightningModule):
         for name, saved in checkpoint.get("state_dict", {}).items():
             if isinstance(saved, Saved):
                 checkpoint["state_dict"][name] = restored(saved, mine[name]) if name in mine else saved.read()
+        if (opened := checkpoint.pop(OPENED, None)) is not None:
+            opened.release()
 
     def _optimizers(self) -> list[Optimizer]:
         found = self.optimizers(use_pl_optimizer=False)

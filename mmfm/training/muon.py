@@ -31,10 +31,13 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        groups = self.param_groups
+        groups, loss = self.param_groups, None
+        if closure is not None:  # before any group is left out: it may set gradients to zero
+            with torch.enable_grad():
+                loss = closure()
         try:
             self.param_groups = [group for group in groups if not group["muon"]]
-            loss = super().step(closure)
+            super().step()
         finally:
             self.param_groups = groups
         for group in groups:

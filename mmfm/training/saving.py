@@ -24,7 +24,7 @@ from mmfm.runtime.tensor_files import Part, Saved
 from mmfm.runtime.tensor_tree import Tree, split
 
 PREFIX = "objectives.model."
-OPTIMIZERS = "optimizer_states"
+OPTIMIZERS, OPENED = "optimizer_states", "opened"
 ALONE = SingleProcess()
 
 
@@ -98,12 +98,14 @@ class FolderSaver:
             prune(self.run.folder, keep, every, best.step if best else None)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """As Lightning gave it, with `Saved` in place of the tensors of the model and of optimizers, for `restore`."""
+        """As Lightning gave it, with `Saved` in place of the tensors of the model and of optimizers, for
+        `restored`, and the checkpoint, to be released when all is read."""
         found, self.opened = self.opened or verified(folder), None
         state = found.tree(handles=f"/{OPTIMIZERS}/")
         if state["global_step"] < self.run.optim.steps:  # else a run that is lengthened would end with its old epoch
             state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        return state | {"state_dict": {PREFIX + name: found.weights[name] for name in found.weights.parts}}
+        weights = {PREFIX + name: found.weights[name] for name in found.weights.parts}
+        return state | {"state_dict": weights, OPENED: found}
 
 
 class Staging:
