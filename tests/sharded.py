@@ -1,6 +1,7 @@
 """Ranks as processes that train a toy with sharded weights; what each case gives is kept by its name."""
 
 import socket
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_distributed import CODEC, learning
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.tensor.debug import CommDebugMode
 from toys import pick, random_batch, toy_model
 
@@ -27,6 +29,7 @@ from mmfm.training.sharding import hold_rows, mesh_of, shard, whole
 SIZE, STEPS = 12, 5
 RUN = learning(0)
 RESTING = tuple(ParamGroup(pattern=f"towers.{name}.*", lr_scale=0.0) for name in ("image", "text"))
+MUON = replace(RUN, optim=replace(RUN.optim, optimizer="muon"))
 LOCKED = replace(RUN, optim=replace(RUN.optim, param_groups=RESTING))
 Found = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -95,6 +98,18 @@ def checkpointed(how: str) -> Found:
     owner = sharded(RUN)
     owner.model.set_grad_checkpointing(how)  # type: ignore[arg-type]
     return train(owner, RUN, dist.get_rank(), dist.get_world_size())
+
+
+def compiled() -> Found:
+    """The trunk's blocks, as a compiler traces them between the gathering of their weights and their release."""
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    owner = sharded(RUN)
+    counter = CompileCounterWithBackend("eager")
+    for block in owner.model.trunk.blocks:
+        block.set_compile(counter)
+    found = train(owner, RUN, dist.get_rank(), dist.get_world_size())
+    assert counter.frame_count >= 2
+    return found
 
 
 def collectives(reshard: bool = True) -> dict[str, int]:

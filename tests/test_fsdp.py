@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import sharded
 import torch
-from sharded import LOCKED, RUN, STEPS, alone, batch_of, check, of_ranks, start
+from sharded import LOCKED, MUON, RUN, STEPS, alone, batch_of, check, of_ranks, start
 from torch import nn
 from toys import toy_model
 
@@ -19,6 +19,9 @@ TRAINED = {
     "evaluated": (of_ranks, {"after": sharded.unequal_calls}),
     "locked towers": (of_ranks, {"run": LOCKED}),
     "checkpointed": (sharded.checkpointed, {"how": "full"}),
+    "selective": (sharded.checkpointed, {"how": "selective"}),
+    "compiled": (sharded.compiled, {}),
+    "muon": (of_ranks, {"run": MUON}),
 }
 OTHERS = {
     "collectives": (sharded.collectives, {}),
@@ -35,12 +38,12 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Any]:
-    return {"locked towers": alone(LOCKED), "": alone()}
+    return {"locked towers": alone(LOCKED), "muon": alone(MUON), "": alone()}
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_five_steps_are_those_of_one_process(processes: list[dict], one_process: dict, name: str) -> None:
-    """AdamW and clipping, dropout on: losses, scales, the norm of gradients, and at the end each weight."""
+    """AdamW, or Muon, and clipping, dropout on: losses, scales, the norm of gradients, and at the end each weight."""
     for rank in processes:
         check(rank[name], one_process.get(name) or one_process[""])
 
