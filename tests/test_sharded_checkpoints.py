@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -37,12 +38,13 @@ from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import load_tokenizer
-from mmfm.runtime.distributed import Collective, ProcessGroup
+from mmfm.runtime.distributed import Collective, ProcessGroup, Said
 from mmfm.runtime.files import Sum, checksum, manifest, write_file
 from mmfm.runtime.sharding import local_parts
 from mmfm.runtime.tensor_files import Part, SavedTensors, pieces, read_summed
 from mmfm.runtime.tensor_tree import split
 from mmfm.training.ema import update_ema
+from mmfm.training.resume import open_checkpoint
 from mmfm.training.saving import by_name, names_of, restored, restored_optimizer
 
 TOKENIZER = load_tokenizer("bytes")
@@ -245,6 +247,34 @@ def test_a_changed_byte_of_the_last_rank_is_named_by_all(tmp_path: Path, size: i
     with pytest.raises(UserError, match=r"model-00004-of-00004.safetensors is damaged"):
         load_model(folder)
     assert load_model(tmp_path).checkpoint == before
+
+
+def test_all_ranks_go_back_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of three ranks finds the newest damaged and the next one has no good file either: all of them open the same
+    one, and the first says so; where none is left all stop, the first with the word of the newest."""
+    run, ranks = replace(toy_run(), out=str(tmp_path)), 3
+    folders = {step: sharded(run.folder, step) for step in (3, 5, 9)}
+
+    def rot(step: int, name: str) -> None:
+        data = (folders[step] / name).read_bytes()
+        (folders[step] / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    def opened() -> list[Any]:
+        def earlier(damaged: dict[int, str]) -> int:
+            return checkpoint.newest_listed(run.folder, damaged)[0]
+
+        return on_ranks(ranks, lambda joined: open_checkpoint(run, 9, joined, earlier))
+
+    rot(9, "model-00004-of-00004.safetensors")
+    rot(5, "train-00001-of-00003.safetensors")
+    for start, found in opened():
+        assert start == 3 and found.folder == folders[3]
+    said = capsys.readouterr().err.splitlines()
+    assert "rank 2: " in said[-2] and "step-00000009/model-00004" in said[-2] and "step 3 is used" in said[-2]
+    rot(3, "model-00001-of-00004.safetensors")
+    first, *others = opened()
+    assert isinstance(first, UserError) and "step-00000009/model-00004" in str(first)
+    assert all(isinstance(other, Said) for other in others)
 
 
 @pytest.mark.parametrize("listed", [False, True])

@@ -43,8 +43,7 @@ def newest(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", GO_ON)
 def test_a_killed_run_goes_on_with_any_number_of_ranks(lived: Path, name: str) -> None:
     """From files of two ranks: two have the bits of a run that was never killed, one has its weights up to
-    rounding, in single precision: another rate of the first step would move them five times as far. Each writes as many
-    files as it has ranks."""
+    rounding, in single precision. Each writes as many files as it has ranks."""
     _, found = checkpoint.read_model(newest(lived, name))
     _, expected = checkpoint.read_model(newest(lived, "whole"))
     assert found.keys() == expected.keys()
@@ -56,10 +55,13 @@ def test_a_killed_run_goes_on_with_any_number_of_ranks(lived: Path, name: str) -
 
 
 def test_the_model_is_used_and_started_from_as_any_other(lived: Path) -> None:
-    """`mmfm.load` of the run, and another model that starts with its weights."""
+    """`mmfm.load` of the run, its moving average, and another model that starts with its weights."""
     folder = lived / "runs" / "two"
     model = mmfm.load(folder)
     assert model.checkpoint == newest(lived, "two") and model.encode_text(["one"]).isfinite().all()
+    average = mmfm.load(folder, ema=True).core.state_dict()
+    moved = [name for name, tensor in model.core.state_dict().items() if not torch.equal(tensor, average[name])]
+    assert len(moved) > len(average) / 2 and all(tensor.isfinite().all() for tensor in average.values())
     run = from_json((folder / "run.json").read_text())
     other = build(run.model, model.tokenizer.size, run.contrastive)
     (line,) = bundle.start_whole(other, replace(run, name="other", start=str(folder)), model.tokenizer)
