@@ -16,11 +16,21 @@ from mmfm.config import Ema, Optim, Parallel, Run, TextTower, Trunk
 from mmfm.config.load import read_run
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
-from mmfm.plan import estimate
+from mmfm.plan import estimate, timing
 from mmfm.plan.batches import Assumed
 from mmfm.plan.command import lines, planned
 from mmfm.plan.counting import Counting, Moment, without_numbers
-from mmfm.plan.estimate import MOVING, OPTIMIZER, PRODUCTS, Machines, is_sharded, largest_batch, memory_of, plan
+from mmfm.plan.estimate import (
+    MOVING,
+    OPTIMIZER,
+    PRODUCTS,
+    Machines,
+    compute_seconds,
+    is_sharded,
+    largest_batch,
+    memory_of,
+    plan,
+)
 from mmfm.plan.measure import Counted, Measured, Sizes, count, measure, sizes_of
 from mmfm.runtime.accelerators import KNOWN
 from mmfm.training.sharding import chosen_strategy
@@ -95,6 +105,36 @@ def test_a_storage_counts_once_and_until_it_is_gone() -> None:
         del a, view
         c = b + 1
     assert (mode.live, mode.peak) == (8_000, 8_000) and c is not None
+
+
+def test_each_distinct_call_is_timed_once_and_counted_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: a call takes a second. Small ones take what calling takes, as do those that refuse made-up numbers."""
+    ran: list[torch.Size] = []
+
+    def once(func: object, args: tuple[torch.Tensor, torch.Tensor], kwargs: object) -> float:
+        ran.append(args[0].shape)
+        if args[0].shape[0] == 4_001:
+            raise RuntimeError
+        return 1.0
+
+    monkeypatch.setattr(timing, "_seconds", once)
+    calls = timing.Calls()
+    tables = {rows: torch.ones(rows, 16) for rows in (4_000, 4_001, 2)}
+    with Counting(calls):
+        for rows, times in ((4_000, 3), (4_001, 1), (2, 5)):
+            for _ in range(times):
+                torch.mul(tables[rows], tables[rows])
+    assert calls.seconds() == pytest.approx(3 + (3 + 1 + 5) * timing.CALL_S)
+    assert ran.count(torch.Size([4_000, 16])) == timing.REPEATS and torch.Size([2, 16]) not in ran
+
+
+def test_a_plan_of_this_machine_takes_what_was_timed() -> None:
+    """A line through both, and the optimizer's passes; of other devices it is the roofline."""
+    found = planted()
+    timed = replace(found, small=replace(found.small, seconds=1.0), large=replace(found.large, seconds=1.5))
+    here = replace(KNOWN["h100"], name="cpu")
+    assert sum(compute_seconds(timed, here, 16.0)) == pytest.approx(2.5)
+    assert compute_seconds(timed, KNOWN["h100"], 16.0) == compute_seconds(found, KNOWN["h100"], 16.0)
 
 
 MEASURED = """

@@ -61,7 +61,8 @@ def planned_on(run: Run, choices: Sequence[tuple[Machines, int]], assumed: Assum
     """The same run on several machines, with so many samples of a step on each; counted once."""
     require(bool(run.terms), "the run has no objective, and so no step; give contrastive, generative or reconstruction")
     own = max(batch // machines.gpus for machines, batch in choices)
-    found: Measured = measure(run, assumed, min(run.parallel.micro_batch or own, own))
+    timed = any(machines.device.name == "cpu" for machines, _ in choices)
+    found: Measured = measure(run, assumed, min(run.parallel.micro_batch or own, own), timed)
     return [plan(found, machines, batch) for machines, batch in choices]
 
 

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from mmfm.plan.timing import Calls
+
 aten = torch.ops.aten
 INDEXING = {
     aten.index.Tensor,
@@ -42,8 +44,10 @@ class Counting(TorchDispatchMode):
     by the kind of their numbers. moved: bytes that all other operations read and write. products: each heavy one's
     shapes, and how often."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls | None = None) -> None:
+        """calls: gets each call of an operation, to be timed afterwards."""
         super().__init__()
+        self.calls = calls
         self.live = self.peak = self.since = self.gradients = self.moved = self.operations = 0
         self.flops: Counter[torch.dtype] = Counter()
         self.moments: dict[str, Moment] = {}
@@ -80,6 +84,10 @@ class Counting(TorchDispatchMode):
 
     def _cost(self, func: Any, args: Any, kwargs: Any, out: Any, outs: list[Tensor]) -> None:
         self.operations += 1
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        size = sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in (*inputs, *outs))
+        if self.calls is not None:
+            self.calls.add(func, args, kwargs, size)
         packet = func.overloadpacket
         if func in ATTENTION:
             q, k = args[1:3] if ATTENTION[func] == 2 else args[:2]
@@ -87,8 +95,7 @@ class Counting(TorchDispatchMode):
         elif packet in flop_registry:
             self.flops[outs[0].dtype] += int(flop_registry[packet](*args, **kwargs, out_val=out))
         else:
-            inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            self.moved += sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in (*inputs, *outs))
+            self.moved += size
 
     def watch(self, model: nn.Module) -> list[Any]:
         """Hooks by which complete gradients are told from what else lives; to be removed afterwards."""

@@ -184,10 +184,13 @@ def largest_batch(found: Measured, machines: Machines) -> int:
 
 def compute_seconds(found: Measured, device: Accelerator, own: float) -> tuple[float, float]:
     """Of products, and of all else with the optimizer. Blocks that compute their activations again have a second
-    forward among what was counted; a step in parts has one by formula."""
+    forward among what was counted; a step in parts has one by formula. Of this machine both were timed."""
     run, sizes = found.run, found.sizes
     _, parts = at_once(run, own)
     again = 4 / 3 if parts > 1 else 1.0
+    updated = OPTIMIZER * sizes.learned / (MOVING * device.bandwidth)
+    if device.name == "cpu" and found.large.seconds:
+        return again * line(found, own, lambda c: c.seconds), updated
     seconds = 0.0
     for kind in found.large.flops:
         peak = device.peak("fp32" if kind in (torch.float32, torch.float64) else "bf16", tf32(run))

@@ -13,6 +13,7 @@ from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.joint import Objectives
 from mmfm.plan.batches import Assumed, Batches, made_up_batches, own_batches, whole_samples
 from mmfm.plan.counting import Counting, Moment, without_numbers
+from mmfm.plan.timing import Calls
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
 from mmfm.training.initialize import prepare
 from mmfm.training.optimizer import set_learning
@@ -26,7 +27,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}
 class Counted:
     """A step of `samples`: bytes that live at the end of its forward, and up to each parameter's gradient; FLOPs of
     its products by precision; bytes that other operations move, and how many there are; the model's own FLOPs, real
-    tokens of its trunk, and bytes of its batch."""
+    tokens of its trunk, bytes of its batch, and seconds on this machine, where it was timed."""
 
     samples: int
     forward: int
@@ -37,6 +38,7 @@ class Counted:
     model_flops: float
     tokens: int
     batch: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,9 @@ class Measured:
     assumptions: tuple[str, ...]
 
 
-def measure(run: Run, assumed: Assumed, own: int) -> Measured:
-    """own: samples of a rank that go through the model at once. UserError where the run cannot be planned."""
+def measure(run: Run, assumed: Assumed, own: int, timed: bool = False) -> Measured:
+    """own: samples of a rank that go through the model at once. timed: whether operations are timed on this machine.
+    UserError where the run cannot be planned."""
     run, tokenizer, said = settled(run, assumed)
     text_size = assumed.vocabulary if tokenizer is None else tokenizer.size
     with torch.device("meta"):
@@ -76,13 +79,14 @@ def measure(run: Run, assumed: Assumed, own: int) -> Measured:
     first, second = whole_samples(run, max(1, large // 2)), whole_samples(run, large)
     second = second if second > first else whole_samples(run, first + 1)
     objectives = Objectives(model.train(), run)
-    counted = [count(objectives, run, batches(size)) for size in (first, second)]
+    counted = [count(objectives, run, batches(size), timed) for size in (first, second)]
     return Measured(run=run, small=counted[0], large=counted[1], sizes=sizes_of(model), assumptions=tuple(said))
 
 
-def count(objectives: Objectives, run: Run, batch: Any) -> Counted:
+def count(objectives: Objectives, run: Run, batch: Any, timed: bool = False) -> Counted:
     """One forward and backward."""
-    model, mode = objectives.model, Counting()
+    calls = Calls() if timed else None
+    model, mode = objectives.model, Counting(calls)
     model.read_counts.drain(torch.device("cpu"))
     precision = run.optim.precision
     with mode:
@@ -106,6 +110,7 @@ def count(objectives: Objectives, run: Run, batch: Any) -> Counted:
         model_flops=step_flops(model, counts, embeddings),
         tokens=counts["trunk"]["tokens"],
         batch=sum(x.numel() * x.element_size() for item in batch.items.values() for x in (item.x, item.keep)),
+        seconds=0.0 if calls is None else calls.seconds(),
     )
 
 
