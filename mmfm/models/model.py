@@ -90,7 +90,10 @@ class UnifiedModel(nn.Module):
             "text": CodeFormat((vocabulary.text,), empty=True),
             **{name: self.codec(name).form for name in self.codecs},
         }
-        self.register_load_state_dict_pre_hook(_scales_as_vectors)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        _scales_as_vectors(state_dict, prefix)  # no hook, which a copy of the model would not bear
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def lock(self, names: Collection[str]) -> None:
         """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
@@ -297,7 +300,7 @@ class UnifiedModel(nn.Module):
         return F.linear(states, self.embedding.weight) if self.output is None else self.output(states)
 
 
-def _scales_as_vectors(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _scales_as_vectors(state: dict[str, Any], prefix: str) -> None:
     """Scales and biases of pairs are vectors of one, which can be sharded; older checkpoints hold them as scalars."""
     for name in state:
         if name.removeprefix(prefix).startswith(("log_scales.", "biases.")) and not state[name].ndim:
