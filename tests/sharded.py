@@ -54,8 +54,11 @@ def batch_of(step: int, rank: int, ranks: int) -> Batch:
 
 
 def train(owner: Objectives, run: Run, rank: int, ranks: int, parts: int = 0, after: Any = None) -> Found:
-    """Losses over all ranks of each step, with clipping; the weights at the end. after: called after each step."""
+    """Losses over all ranks of each step, with clipping; the weights at the end. after: called before the first step
+    and after each."""
     optimizer, losses_of = adamw(owner, run.optim), []
+    if after is not None:  # before any forward too, as a run that goes on is scored at once
+        after(owner, batch_of(0, rank, ranks), rank)
     for step in range(STEPS):
         batch = batch_of(step, rank, ranks)
         optimizer.zero_grad()

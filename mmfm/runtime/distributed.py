@@ -136,7 +136,8 @@ class ProcessGroup:
         parts = [torch.cat([p, p.new_zeros(longest - len(p), *p.shape[1:])]) for p in x.detach().split(list(counts))]
         out = x.new_zeros(longest, *x.shape[1:])
         if longest:
-            dist.reduce_scatter_tensor(out, torch.cat(parts), group=self.group)
+            scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # since torch 2.14; before
+            scatter(out, torch.cat(parts), group=self.group)
         return out[: counts[self.rank]]
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
