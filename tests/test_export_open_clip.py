@@ -50,20 +50,19 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_open_clip_loads_the_folder(run, theirs):
-    """Texts and pictures of the model's size: the embeddings of `mmfm.load`, of texts that are padded otherwise to six
-    digits, else bit for bit; its temperature too."""
+    """Texts and pictures of the model's size: the embeddings of `mmfm.load`, to six digits; its temperature too."""
     model, (loaded, transform, tokenizer) = load_model(run), theirs
     with torch.no_grad():
         same(loaded.encode_text(tokenizer(TEXTS)), model.encode_text(TEXTS))
         found = loaded.encode_image(torch.stack([transform(picture) for picture in pictures(3)]), normalize=True)
-        assert torch.equal(found, model.encode_image(pictures(3)))
+        same(found, model.encode_image(pictures(3)))
         spaced = loaded.encode_text(tokenizer(["something  blue "]))  # open_clip tidies white space first
         same(spaced, model.encode_text(TEXTS[1:2]))
         image, text, scale = loaded(torch.stack([transform(one) for one in pictures(2)]), tokenizer(TEXTS[:2]))
-    assert torch.equal(image, model.encode_image(pictures(2)))
+    same(image, model.encode_image(pictures(2)))
     same(text, model.encode_text(TEXTS[:2]))
-    assert torch.equal(loaded.logit_scale, model.logit_scale)
-    assert torch.equal(scale, model.core.scale("image-text"))
+    same(loaded.logit_scale, model.logit_scale)
+    same(scale, model.core.scale("image-text"))
 
 
 def test_a_picture_that_is_resized_is_all_but_the_same(run, theirs):
