@@ -1,6 +1,7 @@
 """A run is checked when it is built, and survives JSON exactly or not at all."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from mmfm import config
 from mmfm.config import (
     Augment,
     Checked,
@@ -255,6 +257,7 @@ def test_types_are_checked_as_strictly_in_python() -> None:
     """Each is refused when it is built, by a line that names the field; it would train and never open again."""
     code = f"""
 import json
+import re
 from mmfm.evals.suite import *
 from mmfm.generation.generation_config import GenerationConfig
 from mmfm.config import *
@@ -306,3 +309,14 @@ def test_pictures_are_brought_to_size_as_ever() -> None:
     seen = Vit().pixels
     assert (seen.interpolation, seen.crop_pct, seen.mean, seen.std) == ("bicubic", 1.0, (0.5,), (0.5,))
     assert seen == ImagePreprocess()
+
+
+@pytest.mark.parametrize("path", sorted(Path(config.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_help_has_all_of_a_comment(path):
+    """`mmfm train --help` shows the comment beside a field, or all of those above it: none goes on below a field, is
+    within parentheses, or stands above several fields, each of which would have it."""
+    field = r"    \w+: [^\n#]+ = [^\n#]*"  # and no comment
+    text = path.read_text()
+    lost, several = rf"\n    # [^\n]*\n(?!    # |{field}\n)", rf"\n    # [^\n]*\n{field}\n{field}\n"
+    for odd in (lost, rf"\n{field}\(\n[^\n]*#", several):
+        assert not re.search(odd, text), re.search(odd, text)

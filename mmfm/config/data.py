@@ -17,16 +17,14 @@ class Augment(Checked):
     translate: float = 0.0  # as a fraction of the shorter side
     elastic: float = 0.0  # smooth random displacement, as a fraction of the shorter side
     brightness: float = 0.0
-    crop: float = (
-        0.0  # 0.1: a random part of 0.9 to 1 of the picture's area, 3:4 to 4:3 as wide as high (torchvision's)
-    )
+    # 0.1: a random part of 0.9 to 1 of the picture's area, 3:4 to 4:3 as wide as high (torchvision's)
+    crop: float = 0.0
     horizontal_flip: bool = False  # left and right are exchanged, half of the time
     cutout: float = 0.0  # longest side of a blanked rectangle, as a fraction of the picture's width and height
     source_token_dropout: float = 0.0  # probability that a token of a text that is read is masked
-    tower_token_dropout: float = (
-        0.0  # and that the trunk does not see a token of a tower (arXiv 2212.00794), in training
-    )
-    target_token_dropout: float = 0.0  # and of one that is to be continued, so that the sources must be read
+    # probability that in training the trunk does not see a token of a tower (arXiv 2212.00794)
+    tower_token_dropout: float = 0.0
+    target_token_dropout: float = 0.0  # the same of a text that is to be continued, so that sources must be read
     patch_dropout: float = 0.0  # part of a picture's patches that the image tower does not read in training (FLIP)
     speed: float = 0.0  # 0.1: the spectrogram is stretched in time by 1/1.1 to 1.1
     vtlp: float = 0.0  # 0.1: its frequency axis is stretched by 1/1.1 to 1.1 (vocal tract length perturbation)
@@ -63,8 +61,9 @@ class Source(Checked):
     weight: int = 1
     name: str = ""  # in logs and reports; empty: `shards`
     texts: tuple[Text, ...] = ()  # empty: the .txt, else "caption" or "text" of the .json
-    targets: tuple[Text, ...] = ()  # a second text, behind the first one ("text>text"); of two lists as long as each
-    # other, such as texts=(Text(field="questions"),) and targets=(Text(field="answers"),), the same place is drawn
+    # a second text, behind the first one ("text>text"); of two lists as long as each other, such as
+    # texts=(Text(field="questions"),) and targets=(Text(field="answers"),), the same place is drawn
+    targets: tuple[Text, ...] = ()
     num_shots: int = 0  # so many other samples of this source come before each ("image,text,image>text")
 
     def __post_init__(self) -> None:
@@ -85,9 +84,8 @@ class RemoteCache(Checked):
     """Where shards with a URL are kept on this machine while they are in use."""
 
     folder: str = "~/.cache/mmfm/shards"
-    limit_gb: float = (
-        50.0  # the least recently used shards are removed beyond it; those of data.shuffle_buffer must fit
-    )
+    # the least recently used shards are removed beyond it; those of data.shuffle_buffer must fit
+    limit_gb: float = 50.0
     tries: int = 5  # at one request, before an error of the network stops the run
     timeout_s: float = 30.0  # without a byte
 
@@ -100,8 +98,9 @@ class Data(Checked):
     train: tuple[Source, ...] = ()
     val: str = ""  # shards scored during training; empty: none
     batch_size: int = 128  # samples per step, over all ranks
-    tokens_per_batch: int = 0  # of a step's samples together, over all ranks, as the index counts them: a step then has
-    # as many samples as fit, `batch_size` at the most; one that alone has more is a step of its own. 0: no budget
+    # of a step's samples together, over all ranks, as the index counts them; a step then takes as many as fit, and
+    # at the most `batch_size`; one that alone has more is a step of its own. 0: no budget
+    tokens_per_batch: int = 0
     mix_by: Literal["sample", "batch"] = "sample"  # "batch": all samples of a step come from one source
     shuffle_buffer: int = 65_536  # samples shuffled together, out of as many shards as hold them
     balance_by_length: bool = False  # deal the samples of a step to ranks by tokens, so that none waits for another
@@ -109,21 +108,24 @@ class Data(Checked):
     cache_mb: int = 0  # decoded samples that each worker may keep; worth it where all of a set fits
     max_seconds: float = 30.0  # a longer clip is an error, not a silent cut
     crop_seconds: float = 0.0  # of a longer clip only this much is read, a random part in training; 0: all of it
-    max_text_tokens: int = 2_048  # of a longer text `long_text` says what becomes; text tower and trunk may take less
-    # than that, and then that counts; 0: as many as they take
-    long_text: Literal["truncate", "skip"] = "truncate"  # only its first tokens are read and learned; "skip": it is a
-    # sample that cannot be used. Both are counted
+    # of a longer text `long_text` says what becomes; text tower and trunk may take less than that, and then that
+    # counts; 0: as many as they take
+    max_text_tokens: int = 2_048
+    # "truncate": only its first tokens are read and learned; "skip": it is a sample that cannot be used. Both are
+    # counted
+    long_text: Literal["truncate", "skip"] = "truncate"
     exact_decode: bool = False  # JPEG in full, then reduced; else decoded at a half, quarter or eighth: faster
-    max_bad_fraction: float = (
-        0.01  # of a source's last 10,000 samples, or four steps, may be bad; above it the run stops
-    )
+    max_bad_fraction: float = 0.01  # of a source's last 10,000 samples, or four steps; if more are bad the run stops
     remote_cache: RemoteCache = field(default_factory=RemoteCache)
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         positive(self, "batch_size", "shuffle_buffer", "max_seconds")
         require(self.num_workers >= 0, f"Data.num_workers={self.num_workers} must not be negative")
-        require(self.tokens_per_batch >= 0, f"Data.tokens_per_batch={self.tokens_per_batch} must not be negative")
+        require(
+            self.tokens_per_batch >= 0,
+            f"Data.tokens_per_batch={self.tokens_per_batch} must not be negative; 0: no budget",
+        )
         require(self.cache_mb >= 0, f"Data.cache_mb={self.cache_mb} must not be negative")
         require(self.max_text_tokens >= 0, f"Data.max_text_tokens={self.max_text_tokens} must not be negative")
         require(self.crop_seconds >= 0, f"Data.crop_seconds={self.crop_seconds} must not be negative")

@@ -24,16 +24,13 @@ class ImagePreprocess(Checked):
     height_px: int = 224
     width_px: int = 224
     channels: int = 3
-    resize_mode: Literal["stretch", "crop", "shortest"] = (
-        "stretch"  # "crop": the middle, as much as has the right shape, cut
-    )
-    # before it is resized; "shortest": the shorter side resized, the middle taken then, as other libraries do it
+    # "crop": the middle, as much as has the right shape, cut before it is resized; "shortest": the shorter side
+    # resized, the middle taken then, as other libraries do it
+    resize_mode: Literal["stretch", "crop", "shortest"] = "stretch"
     crop_pct: float = 1.0  # only this fraction of the sides is kept, their middle (timm's crop_pct)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # with antialiasing
     resizer: Literal["torch", "pillow"] = "torch"  # whose arithmetic, as the source's library has it; torch's is faster
-    odd: Literal["even", "down"] = (
-        "even"  # with "shortest": how half a pixel is rounded where the middle is between two
-    )
+    odd: Literal["even", "down"] = "even"  # with "shortest": to where the middle between two pixels is rounded
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
 
@@ -111,9 +108,8 @@ class Tower(Checked):
     window_seconds: float = 0.0  # of an encoder with a fixed window (Whisper): a shorter one, positions cut; 0: its own
     pool: Literal["none", "mean"] = "none"  # "mean": one token, the average of the real ones
     frame_stack: int = 1  # so many tokens in a row become one, side by side: fewer for the trunk to read
-    feature_cache_dir: str = (
-        ""  # a folder where a locked tower's tokens are kept, by content, so that each is made once
-    )
+    # a folder where a locked tower's tokens are kept, by content, so that each is made once
+    feature_cache_dir: str = ""
     blueprint: EncoderSpec | None = None  # written by training; leave it out
 
     def __post_init__(self) -> None:

@@ -39,15 +39,12 @@ class Generative(Checked):
 
     task: str
     weight: float = 1.0
-    sample_fraction: float = (
-        1.0  # of the samples that can take part, so many do; which, their position in the stream decides
-    )
-    condition_dropout: float = (
-        0.0  # how often the target does not see its sources, as guidance needs (arXiv 2207.12598)
-    )
-    target_dropout: float = (
-        0.0  # how often a token that was written is not seen by those after it, so that sources must be read
-    )
+    # of the samples that can take part, so many do; which, their position in the stream decides
+    sample_fraction: float = 1.0
+    # how often the target does not see its sources, as guidance needs (arXiv 2207.12598)
+    condition_dropout: float = 0.0
+    # how often a token that was written is not seen by those after it, so that sources must be read
+    target_dropout: float = 0.0
     mask_ratio: tuple[float, float] = (0.1, 1.0)  # with "~": of a target's tokens a part between these is masked
     mask_span: int = 1  # with "~": in runs of so many tokens (arXiv 1907.10529); 1: each on its own
 

@@ -16,11 +16,10 @@ class Vit(Checked):
 
     height_px: int = 224
     width_px: int = 224
-    resize_mode: Literal["stretch", "crop", "shortest"] = (
-        "stretch"  # "crop": the middle, as much as has the right shape;
-    )
-    # "shortest": the same as other libraries do it, resized before it is cut
-    patch_px: int = 16
+    # "crop": the middle, as much as has the right shape; "shortest": the same as other libraries do it, resized before
+    # it is cut
+    resize_mode: Literal["stretch", "crop", "shortest"] = "stretch"
+    patch_px: int = 16  # the sides of a square that becomes one token
     channels: int = 3
     stem: Literal["patch", "conv"] = "patch"  # "conv": two or more strided convolutions (arXiv 2106.14881)
     width: int = 384
@@ -37,9 +36,7 @@ class Vit(Checked):
     crop_pct: float = 1.0  # only this fraction of the sides is kept, their middle
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     resizer: Literal["torch", "pillow"] = "torch"  # of a picture that is decoded exactly; torch's is faster
-    odd: Literal["even", "down"] = (
-        "even"  # with "shortest": how half a pixel is rounded where the middle is between two
-    )
+    odd: Literal["even", "down"] = "even"  # with "shortest": to where the middle between two pixels is rounded
     mean: tuple[float, ...] = (0.5,)  # of RGB in 0..1, one or one per channel; the tower sees (RGB - mean) / std
     std: tuple[float, ...] = (0.5,)
     weights: str = ""  # a folder of `mmfm import` to start from; empty: fresh ones
