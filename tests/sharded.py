@@ -30,12 +30,15 @@ SIZE, STEPS = 12, 5
 RUN = learning(0)
 RESTING = tuple(ParamGroup(pattern=f"towers.{name}.*", lr_scale=0.0) for name in ("image", "text"))
 MUON = replace(RUN, optim=replace(RUN.optim, optimizer="muon"))
+NO_TOWERS: dict[str, Any] = {"image": None, "audio": None, "text": None}
+ONLY_CODEC = replace(RUN, contrastive=(), generative=())
 LOCKED = replace(RUN, optim=replace(RUN.optim, param_groups=RESTING))
 Found = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 def model_of(run: Run, dropout: float = 0.2) -> UnifiedModel:
-    model = toy_model(contrast=run.contrastive, image_codec=CODEC, dropout=dropout)
+    towers = {} if run.contrastive else NO_TOWERS
+    model = toy_model(contrast=run.contrastive, image_codec=CODEC, dropout=dropout, **towers)
     model.lock([name for name, factor in learns(model, run).factor.items() if not factor])
     return model.train()
 

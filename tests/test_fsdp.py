@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import sharded
 import torch
-from sharded import LOCKED, MUON, RUN, STEPS, alone, batch_of, check, of_ranks, start
+from sharded import LOCKED, MUON, ONLY_CODEC, RUN, STEPS, alone, batch_of, check, of_ranks, start
 from torch import nn
 from toys import toy_model
 
@@ -22,6 +22,7 @@ TRAINED = {
     "selective": (sharded.checkpointed, {"how": "selective"}),
     "compiled": (sharded.compiled, {}),
     "muon": (of_ranks, {"run": MUON}),
+    "a codec alone": (of_ranks, {"run": ONLY_CODEC}),
 }
 OTHERS = {
     "collectives": (sharded.collectives, {}),
@@ -38,7 +39,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Any]:
-    return {"locked towers": alone(LOCKED), "muon": alone(MUON), "": alone()}
+    return {"locked towers": alone(LOCKED), "muon": alone(MUON), "a codec alone": alone(ONLY_CODEC), "": alone()}
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -20,6 +20,7 @@ from mmfm.runtime.distributed import Collective
 
 DTYPES = (torch.uint8, torch.bool, torch.int64, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_DIMS = 6  # of an item
+ENTRY = 4 + MOST_DIMS  # numbers that tell of a tower
 
 
 class RollCall(NamedTuple):
@@ -37,7 +38,7 @@ def roll_call(
     entered = tower_items(passes)
     mine = [number for name in model.towers for number in _entries(entered.get(name, []))] + [*facts.values()]
     told = ranks.all_gather(torch.tensor([mine], dtype=torch.int64), [1] * ranks.size)
-    towers, rest = told[:, : len(told[0]) - len(facts)].unflatten(1, (len(model.towers), -1)), told[:, -len(facts) :]
+    towers, rest = told[:, : len(told[0]) - len(facts)].unflatten(1, (len(model.towers), ENTRY)), told[:, -len(facts) :]
     absent = []
     for at, name in enumerate(model.towers):
         first = int(towers[:, at, 0].argmax())  # of the ranks that enter it most often
@@ -58,7 +59,7 @@ def tower_items(passes: Sequence[PlannedPass]) -> dict[str, list[Items]]:
 def _entries(items: Sequence[Items]) -> list[int]:
     """How often a tower is entered, and the type and shape of an item, so that others can make one like it."""
     if not items:
-        return [0] * (4 + MOST_DIMS)
+        return [0] * ENTRY
     x, time = items[0].x, items[0].keep.shape[1]
     shape = [*x.shape[1:], *[0] * (MOST_DIMS + 1 - x.ndim)]
     return [len(items), DTYPES.index(x.dtype), time, x.ndim - 1, *shape]
