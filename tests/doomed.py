@@ -69,12 +69,14 @@ def toy_shards(folder: Path, samples: int = 24) -> None:
                     tar.addfile(info, io.BytesIO(data))
 
 
-def toy(folder: Path, **changes: Any) -> Path:
-    """Writes FOLDER/toy.json, the configuration of a run over toy shards, into FOLDER/runs."""
+def toy(folder: Path, tokens: int = 0, **changes: Any) -> Path:
+    """Writes FOLDER/toy.json, the configuration of a run over toy shards, into FOLDER/runs. tokens: of a step, at the
+    most."""
     from toys import toy_config
 
     from mmfm.config import Augment, Contrastive, Data, Generative, Optim, Run, Source
     from mmfm.config.serialization import to_json
+    from mmfm.datasets.indexing import index_folder
 
     toy_shards(folder)
     sources = tuple(
@@ -92,6 +94,9 @@ def toy(folder: Path, **changes: Any) -> Path:
         save_every_steps=5,
         accelerator="cpu",
     )
+    if tokens:
+        index_folder(folder, tokenizer="bytes", workers=1, progress=False)
+        run = replace(run, data=replace(run.data, tokens_per_batch=tokens))
     path = folder / "toy.json"
     path.write_text(to_json(replace(run, **changes)), encoding="utf-8")
     return path

@@ -146,6 +146,27 @@ def test_the_index_says_whose_tokens_they_are(folder, tmp_path, write_shard) -> 
         TrainStream(run, BYTES, rank=0, world=1)
 
 
+def test_every_tar_must_be_counted(tmp_path, write_shard) -> None:
+    """Not the first of a source alone; and where the list says so, but the index is another, when that is read."""
+    for name in ("one", "two"):
+        write_shard(tmp_path / f"{name}.tar", {f"{name}{n}": {"txt": b"some words"} for n in range(6)})
+    index_folder(tmp_path, tokenizer="bytes", workers=1, progress=False)
+    (run := run_on(tmp_path, train=(Source(shards=str(tmp_path), modalities=("text",)),)), batches(run))
+    listed = (tmp_path / "shards.json").read_text()
+    index.write(tmp_path / "two.tar")
+    with pytest.raises(UserError, match=r"the index of 'two.tar' holds no tokens.*count them with"):
+        batches(run)
+    (tmp_path / "shards.json").unlink()
+    with pytest.raises(UserError, match=r"the index of '.*: two.tar' holds no tokens.*count them with"):
+        TrainStream(run, BYTES, rank=0, world=1)
+    (tmp_path / "shards.json").write_text(listed.replace(BYTES.fingerprint, "another"))
+    with pytest.raises(UserError, match="holds the tokens of tokenizer another"):
+        TrainStream(run, BYTES, rank=0, world=1)
+    (tmp_path / "shards.json").write_text(listed.replace(f'"tokenizer": "{BYTES.fingerprint}"', '"scattered": 0'))
+    with pytest.raises(UserError, match=r"the index of '.*: two.tar' holds no tokens"):  # of a list from before
+        TrainStream(run, BYTES, rank=0, world=1)
+
+
 @pytest.mark.parametrize("counts", [[1, 2], [1, 2, -2], ["a", 2, 3], [1, 2, 3, 4]])
 def test_counts_that_are_none_are_refused(tmp_path, write_shard, counts) -> None:
     shard = tmp_path / "one.tar"

@@ -36,6 +36,7 @@ from mmfm.config import (
 )
 from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json
+from mmfm.datasets.indexing import index_folder
 from mmfm.export.command import export
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
@@ -454,15 +455,21 @@ def test_resume_needs_something_to_resume(run):
     assert not run.folder.exists()
 
 
-def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, write_shard, encode_image):
-    """Two of 16 pictures cannot be read: skipped.jsonl lists each time one was asked for, a resume repeats no line, and
-    the checkpoint's counts are those of the lines."""
+@pytest.mark.parametrize("tokens", [0, 60])
+def test_bad_samples_are_counted_listed_once_and_kept(run, shards, tmp_path, write_shard, encode_image, tokens):
+    """Two of 16 pictures cannot be read: skipped.jsonl lists each time one was asked for, a resume repeats no line and
+    drops none, also where a budget of tokens decides how many samples a step has, and the checkpoint's counts are those
+    of the lines."""
     pixels = np.random.default_rng(0).integers(0, 255, (8, 16), dtype=np.uint8)
     samples = {f"{i:03d}": {"png": encode_image(pixels), "txt": NAMES[i % 4].encode()} for i in range(16)}
     samples["007"]["png"] = samples["013"]["png"] = b"\x89PNG no picture"
     path = write_shard(tmp_path / "image.tar", samples)
-    sources = (replace(run.data.train[0], shards=str(path)), run.data.train[1])
-    run = replace(run, data=replace(run.data, train=sources, max_bad_fraction=0.5), eval=Eval(every_steps=0))
+    sound = shutil.copy(shards / "audio.tar", tmp_path)
+    sources = (replace(run.data.train[0], shards=str(path)), replace(run.data.train[1], shards=str(sound)))
+    data = replace(run.data, train=sources, max_bad_fraction=0.5, tokens_per_batch=tokens)
+    if tokens:
+        index_folder(tmp_path, tokenizer="bytes", workers=1, progress=False)
+    run = replace(run, data=data, eval=Eval(every_steps=0))
     fit.train(run)
     whole = (run.folder / "skipped.jsonl").read_text()
     listed = [json.loads(line) for line in whole.splitlines()]

@@ -24,6 +24,7 @@ class Entry:
     crc32: int | None = None
     scattered: int = 0
     ignored: Mapping[str, int] = field(default_factory=dict)
+    tokenizer: str = ""  # fingerprint of the one whose tokens the index counts
 
 
 def entry(place: str, index: Index) -> Entry:
@@ -35,6 +36,7 @@ def entry(place: str, index: Index) -> Entry:
         crc32=index.crc32,
         scattered=index.scattered,
         ignored=dict(index.ignored),
+        tokenizer=index.tokenizer,
     )
 
 
@@ -95,4 +97,5 @@ def _entry(item: Any, before: str) -> Entry:
         crc32=crc32,
         scattered=int(item.get("scattered", 0)),
         ignored=ignored,
+        tokenizer=str(item.get("tokenizer", "")),
     )

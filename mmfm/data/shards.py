@@ -61,6 +61,7 @@ class Shards:
         self.ignored: Counter[str] = Counter()  # extensions that are none of ours, and how often
         self.held: Counter[str] = Counter()  # modality -> samples that have it
         self.scattered = 0
+        self._tokenizers: list[str] = []
         counts = array("Q")
         for item in self._entries(shards):
             self.places.append(item.place)
@@ -70,6 +71,7 @@ class Shards:
             self.ignored.update(item.ignored)
             self.held.update(item.holds)
             self.scattered += item.scattered
+            self._tokenizers.append(item.tokenizer)
         self._ends = array("Q", accumulate(counts))
 
     def _entries(self, shards: Iterable[Path | Entry]) -> Iterator[Entry]:
@@ -131,6 +133,10 @@ class Shards:
         """The index of its tar, and the sample's place in it."""
         shard, place = self.find(sample)
         return self._index(shard), place
+
+    def tokenizer(self, shard: int) -> str:
+        """Fingerprint of the one whose tokens its index counts; "": it counts none. By the list where that says it."""
+        return self._tokenizers[shard] or self._index(shard).tokenizer
 
     def key(self, sample: int) -> str:
         shard, place = self.find(sample)

@@ -73,7 +73,10 @@ class TokenCounts:
         return max(count, 1)
 
     def _of_text(self, lies: index.Index, place: int) -> int:
-        known = lies.tokens[place] if self.tokenizer and lies.tokenizer == self.tokenizer else -1
+        counted = bool(self.tokenizer) and lies.tokenizer == self.tokenizer
+        if self.tokenizer and not counted and self.run.data.tokens_per_batch:
+            raise _uncounted(lies.shard, lies.tokenizer, self.tokenizer)
+        known = lies.tokens[place] if counted else -1
         if known >= 0:
             return known
         sizes = {name: size for name, (_, size) in lies.parts(place).items()}
@@ -93,14 +96,18 @@ class TokenCounts:
 
 
 def require_counted(sources: Sequence[tuple[str, Shards]], tokenizer: str) -> None:
-    """UserError where a source with texts was not counted by this tokenizer: batches of a token budget are cut by its
-    counts, and would be others once it were."""
+    """UserError where a tar of a source with texts was not counted by this tokenizer: batches of a token budget are cut
+    by its counts, and would be others once it were."""
     for label, shards in sources:
-        found = shards.indexed(0)[0].tokenizer if len(shards) else tokenizer
-        if found != tokenizer:
-            told = f"the index of {label!r} holds {'no tokens' if not found else f'the tokens of tokenizer {found}'}"
-            remedy = "mmfm data index FOLDER --tokenizer PATH, or leave Data.tokens_per_batch out"
-            raise UserError(f"{told}, and the run's tokenizer is {tokenizer}; count them with: {remedy}")
+        for number in range(len(shards.places)):
+            if (found := shards.tokenizer(number)) != tokenizer:
+                raise _uncounted(f"{label}: {shards.name(number)}", found, tokenizer)
+
+
+def _uncounted(what: str, found: str, tokenizer: str) -> UserError:
+    told = f"the index of {what!r} holds {'no tokens' if not found else f'the tokens of tokenizer {found}'}"
+    remedy = "mmfm data index FOLDER --tokenizer PATH, or leave Data.tokens_per_batch out"
+    return UserError(f"{told}, and the run's tokenizer is {tokenizer}; count them with: {remedy}")
 
 
 def spans(first: int, count: int, cut: Callable[[int], range]) -> Iterator[range]:

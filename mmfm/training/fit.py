@@ -50,7 +50,7 @@ from mmfm.training.callbacks import (
 )
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.metrics_file import console
-from mmfm.training.module import FolderCheckpoints, JointModule, ScaledPrecision, StreamData
+from mmfm.training.module import FolderCheckpoints, JointModule, ScaledPrecision, StreamData, position_in
 from mmfm.training.preflight import check_place
 from mmfm.training.profiler import StepProfiler, check_window
 from mmfm.training.resume import clear_for_start, open_checkpoint, resume_step
@@ -142,7 +142,7 @@ def _fit(
     torch.set_num_threads(min(run.threads, cores()))
     run, module, data, files, device = each(ranks, lambda: _parts(run, start, opened, ranks))
     agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
-    each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start))
+    each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start, position_in(opened, run)))
     journal, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
     callbacks = [
         StepProfiler(run),

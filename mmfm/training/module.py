@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from mmfm.config import Run, UserError
 from mmfm.data.batch import Batch
 from mmfm.data.stream import TrainStream
+from mmfm.models.checkpoint import Checkpoint
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.grad_cache import as_it_is, grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
@@ -206,8 +207,18 @@ class StreamData(L.LightningDataModule):
                 "restore them, or start anew with --force"
             )
         stream.consumed = self.start = state_dict["consumed"]
-        stream.position = state_dict.get("position", self.start * self.run.data.batch_size)
+        stream.position = position_of(state_dict, self.run)
         stream.health.load(state_dict["health"])
+
+
+def position_of(state: Mapping[str, Any], run: Run) -> int:
+    """How many samples the steps of a `StreamData.state_dict` took, over all ranks."""
+    return state.get("position", state["consumed"] * run.data.batch_size)
+
+
+def position_in(opened: Checkpoint | None, run: Run) -> int:
+    """The same of a checkpoint; without one 0."""
+    return 0 if opened is None else position_of(opened.tree(handles="/")[StreamData.__name__], run)
 
 
 class ScaledPrecision(MixedPrecision):

@@ -92,8 +92,9 @@ def open_checkpoint(
     return None, None
 
 
-def clear_for_start(run: Run, start: int | None) -> None:
-    """The folder as it was at step `start`: nothing in it is of a later step, and nothing half written."""
+def clear_for_start(run: Run, start: int | None, position: int = 0) -> None:
+    """The folder as it was at step `start`, behind so many samples: nothing in it is of a later step, and nothing half
+    written."""
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
@@ -108,7 +109,7 @@ def clear_for_start(run: Run, start: int | None) -> None:
                 set_aside(folder_of(folder, step))
         cut(folder / METRICS, "step", start + 1)
         for path in folder.glob("skipped*.jsonl"):
-            cut(path, "position", start * run.data.batch_size)
+            cut(path, "position", position)
     forget_best(folder, start or 0)
     replace_file(folder / "run.json", to_json(run).encode())
 

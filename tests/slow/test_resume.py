@@ -23,6 +23,13 @@ def test_a_run_killed_while_threads_write_its_checkpoint(tmp_path: Path, devices
     assert (outcome.kills, outcome.mismatches, outcome.equal_weights) == (12, 0, True)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_steps_of_a_token_budget_are_killed_too(tmp_path: Path, devices: int) -> None:
+    """How many samples a step takes differs, and each start finds its place again."""
+    outcome = doomed.kill_and_compare(tmp_path, kills=6, seed=devices, devices=devices, workers=1, tokens=60)
+    assert (outcome.kills, outcome.mismatches, outcome.equal_weights) == (6, 0, True)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_may_come_and_go(tmp_path: Path, strategy: str) -> None:
     """1 -> 2 -> 4 -> 1 ranks with 0 to 3 loader processes: the global order of one rank, and its losses within 1e-5."""
