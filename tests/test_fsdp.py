@@ -103,6 +103,8 @@ def test_auto_shards_what_does_not_fit(strategy: Any, memory: float, expected: s
 def test_copies_that_the_ranks_do_not_make_are_refused() -> None:
     with pytest.raises(UserError, match=r"data_parallel_replicate_degree=3 is no divisor of the 4 ranks; choose one"):
         chosen_strategy(Parallel(data_parallel_replicate_degree=3), nn.Linear(1, 1), 4, 1e9)
+    with pytest.raises(UserError, match=r'data_parallel_replicate_degree=2 is of strategy="fsdp".*; leave it out'):
+        Parallel(strategy="ddp", data_parallel_replicate_degree=2)
 
 
 def test_layers_of_any_library_are_found() -> None:

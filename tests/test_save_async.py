@@ -105,11 +105,13 @@ def test_a_failure_is_said_and_training_goes_on(
     assert checkpoint.steps_of(run.folder) == [4, 6]
     said = " ".join(capfd.readouterr().err.split())
     assert said.count("could not save") == said.count("until then training goes on") == 1
-    patched.fail = {6}
+    patched.fail, ending, ends = {6}, fit._ending, []
+    monkeypatch.setattr(fit, "_ending", lambda *how: ends.append(ending(*how)) or ends[-1])
     with pytest.raises(
         UserError, match=r"could not save \S+6 \(No space left.*last good checkpoint is \S+step-00000004"
     ):
         fit.train(run, force=True)
+    assert isinstance(ends[0], UserError)  # as of what all ranks know, so that the first alone says it
     assert not list(run.folder.rglob("*.tmp"))
 
 

@@ -22,5 +22,11 @@ class Parallel(Checked):
 
     def __post_init__(self) -> None:
         positive(self, "nodes", "data_parallel_replicate_degree", "loss_tile_mb")
+        copies, rule = (
+            self.data_parallel_replicate_degree,
+            'is of strategy="fsdp", and "ddp" keeps a copy on every rank',
+        )
+        told = f"Parallel.data_parallel_replicate_degree={copies} {rule}; leave it out"
+        require(copies == 1 or self.strategy != "ddp", told)
         told = f"Parallel.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
         require(self.micro_batch >= 0, told)

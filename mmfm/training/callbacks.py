@@ -251,15 +251,15 @@ class CheckpointSaver(AfterStep):
             self.agree.saved_at = self.agree.clock()
         if ends or (self.agree.written and not self.agree.save):
             self.files.finish()
-        self._tell(ends)
+        self._tell(module, ends)
 
-    def _tell(self, ends: bool) -> None:
+    def _tell(self, module: JointModule, ends: bool) -> None:
         failure, before, self.told = self.files.failure, self.told, self.files.failure
         if failure is None or failure is before:
             return
         if ends:
-            raise failure
-        if self.files.ranks.rank == 0:
+            module.failure = module.failure or failure  # on all ranks: the first says it
+        elif self.files.ranks.rank == 0:
             console.print(f"[bold red]{failure}; until then training goes on[/]", soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
