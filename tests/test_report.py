@@ -429,6 +429,16 @@ def test_curves_are_named_by_objective_in_the_order_of_the_run(tmp_path: Path) -
     assert (dot.attributes["cx"], dot.attributes["cy"]) == ("100.00%", "50.00%")
 
 
+def test_what_steps_cost_is_shown(tmp_path: Path) -> None:
+    """Each figure as a curve where the run has it, and no empty one where it has none, such as the MFU of a CPU."""
+    told = {"tokens_per_s": 100.0, "data_wait": 0.25, "padding/attention": 0.5, "memory_gb": 2.0}
+    page = page_of(make(tmp_path, lines=[line(step, **told) for step in (10, 20)]))
+    shown = page.one("div", "small-charts").text
+    for title in ("Real tokens per second", "waits for data", "is padding", "Peak memory in GB"):
+        assert title in shown
+    assert "MFU" not in shown
+
+
 def test_smoothing_keeps_a_straight_line_and_does_not_lag() -> None:
     """Away from the ends a centred mean of a line is the line; a running mean of the past would trail behind."""
     straight = [(step, 3.0 * step) for step in range(200)]

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmfm.config import Conformer, Data, Mel, Model, Optim, Run, Source, UserError, Vit
+from mmfm.config import Conformer, Data, Generative, Mel, Model, Optim, Run, Source, TextTower, UserError, Vit
 from mmfm.data import index, order
 from mmfm.data.batch import Batch
 from mmfm.data.stream import TrainStream
 from mmfm.datasets.indexing import index_folder
 from mmfm.preprocessing.tokenizer import load_tokenizer, train_tokenizer
+from mmfm.training import fit
 from mmfm.training.module import StreamData
 
 BYTES = load_tokenizer("bytes")
@@ -111,6 +112,17 @@ def test_a_run_goes_on_where_it_was(folder, workers: int, stop: int) -> None:
     other = StreamData(replace(run, data=replace(run.data, tokens_per_batch=BUDGET + 1)), BYTES)
     with pytest.raises(UserError, match="not those it was trained on"):
         other.load_state_dict(before.state_dict())
+
+
+def test_metrics_count_the_samples_that_were_read(folder, tmp_path) -> None:
+    """And not batch_size a step, of which a budget takes less."""
+    model = replace(MODEL, text=TextTower(width=32, depth=1, heads=2), tokenizer="bytes")
+    run = replace(run_on(folder), model=model, generative=(Generative(task=">text"),), accelerator="cpu")
+    fit.train(replace(run, out=str(tmp_path)))
+    (last,) = map(json.loads, (tmp_path / "t" / "metrics.jsonl").read_text().splitlines())
+    read = sum(batch.size for batch in batches(run))
+    assert last["step"] == STEPS and read < STEPS * MOST
+    assert last["samples_per_s"] / last["steps_per_s"] == pytest.approx(read / STEPS)
 
 
 def test_one_token(write_shard, tmp_path) -> None:

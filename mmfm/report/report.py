@@ -30,9 +30,14 @@ SMALL_CHARTS = (
     ("lr", "Learning rate", charts.zero_axis),
     ("grad_norm", "Gradient norm", charts.loss_axis),
     ("samples_per_s", "Samples per second", charts.zero_axis),
+    ("tokens_per_s", "Real tokens per second in the trunk", charts.zero_axis),
+    ("mfu", "MFU", charts.zero_axis),
+    ("data_wait", "Share of the time that waits for data", charts.zero_axis),
+    ("padding/attention", "Share of attention that is padding", charts.zero_axis),
+    ("memory_gb", "Peak memory in GB", charts.zero_axis),
 )
 SHOWN_TEMPLATES = 6
-SMOOTHED = frozenset({"loss", "grad_norm", "samples_per_s"})
+SMOOTHED = frozenset({"loss", "grad_norm", "samples_per_s", "tokens_per_s", "mfu", "data_wait"})
 
 
 def write_report(run_folder: Path) -> Path:

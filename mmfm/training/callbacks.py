@@ -1,19 +1,18 @@
-"""What happens between two steps, in this order: journal, what all ranks agree on, scores, checkpoint, bar."""
+"""What happens between two steps, in this order: metrics, what all ranks agree on, scores, checkpoint, bar."""
 
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mmfm.config import Run, UserError
+from mmfm.data.stream import TrainStream
 from mmfm.data.waiting import StoppedWaiting
 from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
@@ -24,12 +23,12 @@ from mmfm.runtime.distributed import Collective, Said, SingleProcess, joined_if_
 from mmfm.runtime.process import Signals
 from mmfm.training.metrics_file import METRICS, console, finite, seconds_so_far
 from mmfm.training.module import FolderCheckpoints, JointModule, StreamData
+from mmfm.training.progress import Lines, describe
 from mmfm.training.sharding import whole
 from mmfm.training.throughput import Throughput
 from mmfm.training.validation import better_than_before, validation_losses
 
 LOG_EVERY_STEPS, PRINT_EVERY_STEPS, PRINT_EVERY_S = 10, 100, 30.0
-TOLD_WAIT = 0.05  # share of the time that a run waits for data, above which the bar says so
 
 
 class AfterStep(L.Callback):
@@ -52,20 +51,20 @@ class MetricsLogger(AfterStep):
         self.run, self.throughput = run, Throughput(run)
         self.line: dict[str, float] = {}
         self.began = self.since = time.monotonic()
-        self.since_step = 0
+        self.since_step = self.since_sample = 0  # steps that were done, samples that were read
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The seconds of a run that goes on are those since its first start that it was trained."""
         self.since = time.monotonic()
         self.began = self.since - seconds_so_far(self.run)
-        self.since_step = trainer.global_step
+        self.since_step, self.since_sample = trainer.global_step, stream_of(trainer).position
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self.since_step:  # saving and scoring are not part of the pace
             self.since = time.monotonic()
-            self.throughput.waited_s = waited_s(trainer)
+            self.throughput.waited_s = stream_of(trainer).waited_s
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
         step = trainer.global_step
@@ -74,25 +73,25 @@ class MetricsLogger(AfterStep):
         objectives, now = module.objectives, time.monotonic()
         totals = {name: float(objectives.ranks.all_reduce_sum(loss)) for name, loss in losses.items()}
         steps, seconds = step - self.since_step, max(now - self.since, 1e-9)
-        pace = steps / seconds
+        samples = stream_of(trainer).position
         self.line = {
             "loss": sum(objectives.weights[name] * loss for name, loss in totals.items()),
             **{f"loss/{name}": loss for name, loss in totals.items()},
             **{f"scale/{name}": float(objectives.model.scale(name).detach()) for name in objectives.model.log_scales},
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "grad_norm": module.grad_norm,
-            "steps_per_s": pace,
-            "samples_per_s": pace * self.run.data.batch_size,
-            **self.throughput.figures(objectives, steps, seconds, waited_s(trainer)),
+            "steps_per_s": steps / seconds,
+            "samples_per_s": (samples - self.since_sample) / seconds,
+            **self.throughput.figures(objectives, steps, seconds, stream_of(trainer).waited_s),
         }
-        self.since, self.since_step = now, step
+        self.since, self.since_step, self.since_sample = now, step, samples
         record(trainer, self.run, {"step": step, "seconds": round(now - self.began, 3), **self.line})
 
 
-def waited_s(trainer: L.Trainer) -> float:
+def stream_of(trainer: L.Trainer) -> TrainStream:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, StreamData)
-    return data.open().waited_s
+    return data.open()
 
 
 def record(trainer: L.Trainer, run: Run, line: dict[str, Any]) -> None:
@@ -275,22 +274,14 @@ class CheckpointSaver(AfterStep):
             exception.saved = step if self.files.failure is None else None
 
 
-class _Lines(Progress):
-    """The bar, and below it, as wide as the terminal, what would not fit beside it."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield from (Text(task.fields["losses"]) for task in self.tasks if task.fields["losses"])
-
-
 class ProgressBar(AfterStep):
     """Steps, time left, speed and losses by name. Where there is no terminal: plain lines, the first after one step,
     then every PRINT_EVERY_STEPS steps and at least every PRINT_EVERY_S seconds."""
 
-    def __init__(self, run: Run, journal: MetricsLogger, clock: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.journal, self.clock = run, journal, clock
+    def __init__(self, run: Run, metrics: MetricsLogger, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.metrics, self.clock = run, metrics, clock
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        self.progress = _Lines(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self.progress = Lines(*columns, TimeRemainingColumn(), console=console, transient=True)
         self.task = self.progress.add_task(run.name, total=run.optim.steps, losses="")
         self.began = self.said_at = clock()
         self.first = 0
@@ -321,7 +312,7 @@ class ProgressBar(AfterStep):
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:
         step, now = trainer.global_step, self.clock()
-        self.progress.update(self.task, completed=step, losses=describe(self.journal.line))
+        self.progress.update(self.task, completed=step, losses=describe(self.metrics.line))
         due = step % PRINT_EVERY_STEPS == 0 or now - self.said_at >= PRINT_EVERY_S
         ends = step in (self.first + 1, self.run.optim.steps)
         if (due or ends) and not console.is_terminal and trainer.is_global_zero:
@@ -333,21 +324,9 @@ class ProgressBar(AfterStep):
         if step == self.first + 1 < self.run.optim.steps:
             return f"step {step}/{self.run.optim.steps}  the first took {now - self.began:.1f} s"
         left = (now - self.began) / (step - self.first) * (self.run.optim.steps - step)
-        said = f"step {step}/{self.run.optim.steps}  {describe(self.journal.line)}".rstrip()
+        said = f"step {step}/{self.run.optim.steps}  {describe(self.metrics.line)}".rstrip()
         return f"{said}  {left:.0f} s left" if left else said
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.progress.live.is_started:  # else rich would print an empty line
             self.progress.stop()
-
-
-def describe(line: Mapping[str, float]) -> str:
-    """The journal's newest line in words."""
-    if not line:
-        return ""
-    losses = [f"{key.removeprefix('loss/')} {value:.3f}" for key, value in line.items() if key.startswith("loss/")]
-    speed = [f"{line['steps_per_s']:.2f} steps/s", f"{line['samples_per_s']:.0f} samples/s"]
-    speed += [f"{line['tokens_per_s']:.3g} tokens/s"]
-    speed += [f"MFU {line['mfu']:.0%}"] if "mfu" in line else []
-    speed += [f"waits for data {line['data_wait']:.0%}"] if line["data_wait"] > TOLD_WAIT else []
-    return "  ".join((*speed, *losses))

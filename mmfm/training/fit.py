@@ -143,15 +143,15 @@ def _fit(
     run, module, data, files, device = each(ranks, lambda: _parts(run, start, opened, ranks))
     agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
     each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start, position_in(opened, run)))
-    journal, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
+    metrics, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
     callbacks = [
         StepProfiler(run),
-        journal,
+        metrics,
         agreed,
         *(item.build(run) for item in run.callbacks),
         PeriodicEval(run, data.tokenizer, agreed),
         CheckpointSaver(run, files, agreed),
-        ProgressBar(run, journal),
+        ProgressBar(run, metrics),
     ]
     strategy = each(ranks, lambda: _strategy(run, module, ranks, device))
     trainer = _trainer(run, start, callbacks, files, ranks, device, strategy)

@@ -16,7 +16,7 @@ console = Console(stderr=True)
 
 
 def seconds_so_far(run: Run) -> float:
-    """Of training, by the journal; 0 where there is none yet."""
+    """Of training, by metrics.jsonl; 0 where there is none yet."""
     path = run.folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
