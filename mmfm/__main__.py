@@ -106,24 +106,25 @@ def run(words: list[str]) -> None:
 
 def command(words: list[str]) -> Any:
     """The command that the words ask for, ready to be called."""
-    from mmfm.cli import COMMANDS, Train
+    from mmfm.cli import COMMANDS, PlanArgs, Train
 
     name, *rest = words
     require(name in COMMANDS, f"there is no command {name!r}; there are {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     kind = COMMANDS[name]
     if isinstance(kind, dict):
         return nested(kind, rest, f"mmfm {name}")
-    if kind is not Train:
+    if kind not in (Train, PlanArgs):
         return parse(kind, rest, f"mmfm {name}")
     from mmfm.config.load import read_run
 
     if rest and rest[0] in ("-h", "--help"):
-        return parse(Train, rest, "mmfm train CONFIG", Train(run=Run(name="NAME")))
-    require(bool(rest) and not rest[0].startswith("-"), "mmfm train needs a configuration first: mmfm train CONFIG ...")
+        return parse(kind, rest, f"mmfm {name} CONFIG", kind(run=Run(name="NAME")))
+    told = f"mmfm {name} needs a configuration first: mmfm {name} CONFIG ..."
+    require(bool(rest) and not rest[0].startswith("-"), told)
     run = read_run(rest[0])
-    if set(rest[1:]) <= FLAGS:  # tyro takes a second to learn all options of a run
+    if kind is Train and set(rest[1:]) <= FLAGS:  # tyro takes a second to learn all options of a run
         return Train(run=run, **{word.removeprefix("--"): True for word in rest[1:]})
-    return parse(Train, rest[1:], f"mmfm train {rest[0]}", Train(run=run))
+    return parse(kind, rest[1:], f"mmfm {name} {rest[0]}", kind(run=run))
 
 
 def nested(kinds: dict[str, type], words: list[str], program: str) -> Any:

@@ -58,12 +58,19 @@ def wider() -> Run:
     return replace(run, name="wider", model=model, data=replace(run.data, batch_size=24))
 
 
+def any_to_any() -> Run:
+    run = read_run(CONFIGS / "any.py")
+    return replace(run, data=replace(run.data, batch_size=24))
+
+
 RUNS = {
     "quickstart": lambda: read_run(CONFIGS / "quickstart.py"),
     "stamps": lambda: replace(
         read_run(CONFIGS / "stamps.py"), data=replace(read_run(CONFIGS / "stamps.py").data, batch_size=64)
     ),
     "wider": wider,
+    "checkpointed": lambda: replace(wider(), parallel=Parallel(activation_checkpointing="full")),
+    "any": any_to_any,
 }
 
 
@@ -154,6 +161,7 @@ torch.set_num_threads(1)
 for name in RUNS:
     run = nowhere(RUNS[name]())
     model = build(run.model, ASSUMED.vocabulary, run.contrastive, run.data.augment).train()
+    model.set_grad_checkpointing(run.parallel.activation_checkpointing)
     objectives, batches = Objectives(model, run), made_up_batches(run, model, ASSUMED)
     def step(size):
         batch = batches(size)
@@ -339,6 +347,12 @@ def config():
         (1, ("--device", "h1000"), "device 'h1000' is not known; give one of b200, h200"),
         (1, ("--gpus", "3"), "Data.batch_size=8 is no multiple of 3 GPUs"),
         (1, ("--gpus", "4", "--nodes", "3"), "--gpus 4 --nodes 3: each node must have as many GPUs"),
+        (1, ("--gpus", "100"), "--gpus 100 makes no whole nodes of 8; give --nodes, or a multiple of 8"),
+        (
+            1,
+            ("--gpus", "8", "--parallel.data-parallel-replicate-degree", "3"),
+            "Parallel.data_parallel_replicate_degree=3 is no divisor of the 8 ranks",
+        ),
         (1, ("--bandwidth", "0"), "--bandwidth 0 must be greater than 0"),
         (1, ("--text-tokens", "0"), "--text-tokens 0 must be greater than 0"),
         (0, (), "the run has no objective, and so no step"),
@@ -354,7 +368,7 @@ def test_a_mistake_is_one_line(
 
 def test_the_command_says_the_same_to_people_and_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "small.py").write_text(CONFIG.format(tasks=1))
-    words = ["plan", str(tmp_path / "small.py"), "--gpus", "8", "--device", "a100", "--batch-size", "512"]
+    words = ["plan", str(tmp_path / "small.py"), "--gpus", "8", "--device", "a100", "--data.batch-size", "512"]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert main([*words, "--json"]) == 0
@@ -362,3 +376,47 @@ def test_the_command_says_the_same_to_people_and_machines(tmp_path: Path, capsys
     assert made["batch"] == 512 and made["gpus"] == 8 and made["device"] == "a100" and made["fits"]
     assert f"{made['largest_batch']:,}" in shown and "8 x a100" in shown
     assert made["memory_total"] == pytest.approx(sum(made["memory"].values()), abs=9)
+
+
+def test_the_runs_own_options_and_ranks_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in training: options change the run; without --gpus its own ranks count; what a plan leaves out it says."""
+    (tmp_path / "small.py").write_text(CONFIG.format(tasks=1))
+    changed = ("--devices", "2", "--parallel.nodes", "2", "--parallel.strategy", "fsdp", "--parallel.micro-batch", "1")
+    more = ("--parallel.data-parallel-replicate-degree", "2", "--parallel.compile")
+    left_out = ("--optim.optimizer", "muon", "--data.tokens-per-batch", "9", "--json")
+    assert main(["plan", str(tmp_path / "small.py"), *changed, *more, *left_out]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["gpus"], made["nodes"], made["strategy"]) == (4, 2, "fsdp, 2 copies")
+    assert made["shares_of_peak"] == {"products": PRODUCTS, "bandwidth": MOVING}
+    for told in ("whatever tokens_per_batch", "compiled blocks are counted", "Muon's own products are not counted"):
+        assert any(told in said for said in made["assumptions"])
+    assert main(["plan"]) == 2
+    assert "mmfm plan needs a configuration first" in capsys.readouterr().err
+
+
+def test_zero_2_holds_all_weights_when_its_backward_begins() -> None:
+    """And no more than two blocks' gradients, as FSDP does."""
+    held = {}
+    for reshard in (True, False):
+        found = planted(toy_run(parallel=Parallel(strategy="fsdp", reshard_after_forward=reshard), contrastive=()))
+        held[reshard] = memory_of(found, one(gpus=8), 64)["whole blocks"]
+    assert held == {True: 2 * (600 + 400), False: 8_000 + 600 + 400}
+
+
+def test_what_does_not_fit_is_told_with_a_remedy() -> None:
+    """Planted: five samples of a rank fit, so that four at once do; of a device that the model alone fills, none."""
+    found = planted(toy_run(parallel=Parallel(strategy="ddp"), contrastive=()))
+    fits = memory_of(found, one(gpus=2), 10)
+    small = replace(KNOWN["h100"], memory=sum(fits.values()) / estimate.FITS + 1)
+    shown = "\n".join(lines(plan(found, replace(one(gpus=2), device=small), 64)))
+    assert "DOES NOT FIT; try --parallel.micro-batch 4, or" in shown
+    assert "assumed: products at 70% of the data sheet's FLOP/s, all else at 80% of its bandwidth" in shown
+    tiny = replace(small, memory=10.0)
+    assert "not even the model does" in "\n".join(lines(plan(found, replace(one(gpus=2), device=tiny), 64)))
+
+
+def test_a_codecs_plan_has_no_mfu(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its FLOPs are not counted, and 0 % would say that they were."""
+    assert main(["plan", str(CONFIGS / "codec_image.py"), "--gpus", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "MFU" not in shown and "real tokens" not in shown and "samples/s" in shown

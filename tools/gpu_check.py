@@ -9,7 +9,7 @@ single precision and in bf16, that two steps are equal to the bit, that compiled
 asks the GPU nothing, its peak of memory with and without recomputed activations, and steps a second with the fraction
 of the measured peak of a matrix product (MFU, by the FLOPs of `torch.utils.flop_counter`).
 
-What has run on no GPU so far: all of it. `tools/gpu_check.json` is not there until it has.
+`tools/gpu_check.json` is not there until it has run on one; tools/README.md lists what this does not check.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def block(made: list[Plan]) -> str:
 
 def _row(made: Plan) -> tuple[str, ...]:
     memory = f"{made.memory_total / 1e9:.0f}" + ("" if made.fits else " (no)")
-    speed = (f"{made.step_s:.2g}", f"{float(f'{made.samples_per_s:.2g}'):,.0f}", f"{100 * made.mfu:.0f}")
+    speed = (f"{made.step_s:.2g}", f"{float(f'{made.samples_per_s:.2g}'):,.0f}", f"{100 * (made.mfu or 0):.0f}")
     largest = f"{float(f'{made.largest_batch:.2g}'):,.0f}"
     hours = (f"{float(f'{made.hours:.2g}'):,.0f}", f"{float(f'{made.gpu_hours:.2g}'):,.0f}")
     return (f"{made.gpus:,}", f"{made.batch:,}", memory, *speed, largest, *hours)

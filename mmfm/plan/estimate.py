@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mmfm.config import Run, require
-from mmfm.plan.measure import Counted, Measured
+from mmfm.plan.measure import Counted, Measured, Sizes
 from mmfm.runtime.accelerators import Accelerator
 from mmfm.runtime.communication import Traffic, step_traffic
 
@@ -41,7 +41,9 @@ class Machines:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """memory: bytes of a rank by name. seconds: of a step; mfu: of the model's FLOPs by real tokens."""
+    """memory: bytes of a rank by name, when it holds the most. *_s: seconds of a step. mfu: of the model's FLOPs by
+    real tokens; None of codecs, whose FLOPs are not counted. shares_of_peak: of a data sheet's FLOP/s and bandwidth,
+    what is taken for reached; none where operations were timed. sent_mb: by a rank in a step."""
 
     name: str
     device: str
@@ -58,7 +60,8 @@ class Plan:
     compute_s: float
     communication_s: float
     step_s: float
-    mfu: float
+    mfu: float | None
+    shares_of_peak: Mapping[str, float]
     model_tflops: float
     samples_per_s: float
     tokens_per_s: float
@@ -87,7 +90,7 @@ def plan(found: Measured, machines: Machines, batch: int) -> Plan:
         device=device.name,
         gpus=gpus,
         nodes=machines.nodes,
-        strategy=("fsdp" if sharded else "ddp") if gpus > 1 else "one process",
+        strategy=strategy_of(run, sharded) if gpus > 1 else "one process",
         parameters=found.sizes.weights // FLOAT,
         batch=batch,
         memory={name: round(size) for name, size in memory.items()},
@@ -98,7 +101,8 @@ def plan(found: Measured, machines: Machines, batch: int) -> Plan:
         compute_s=compute,
         communication_s=communication,
         step_s=step_s,
-        mfu=flops / step_s / (gpus * peak_of(run, device)),
+        mfu=None if run.reconstruction else flops / step_s / (gpus * peak_of(run, device)),
+        shares_of_peak={} if device.name == "cpu" else {"products": PRODUCTS, "bandwidth": MOVING},
         model_tflops=flops / 1e12,
         samples_per_s=batch / step_s,
         tokens_per_s=line(found, own, lambda c: c.tokens) * gpus / step_s,
@@ -126,7 +130,7 @@ def is_sharded(found: Measured, device: Accelerator) -> bool:
 def at_once(run: Run, own: float) -> tuple[float, int]:
     """Samples of a rank that go through the model at once, and in how many parts all do."""
     size = run.parallel.micro_batch
-    return (min(size, own), math.ceil(own / size)) if size else (own, 1)
+    return (float(min(size, own)), math.ceil(own / size)) if size else (float(own), 1)
 
 
 def memory_of(found: Measured, machines: Machines, batch: int) -> dict[str, float]:
@@ -151,11 +155,26 @@ def memory_of(found: Measured, machines: Machines, batch: int) -> dict[str, floa
         "moments": moments_of(found) / shard,
         "average of weights": sizes.learned / shard if run.optim.ema else 0.0,
         "buckets of gradients": float(sizes.learned) if gpus > 1 and not sharded and not kept else 0.0,
-        "whole blocks": 2.0 * (sizes.blocks + sizes.root) if sharded else 0.0,
+        "whole blocks": held_whole(sizes, run.parallel.reshard_after_forward) if sharded else 0.0,
         "activations": max(live, 0.0),
         "contrasts": (2.0 * embeddings + TILES * tile) * bool(run.contrastive),
         "data": line(found, own, lambda c: c.batch),
     }
+
+
+def strategy_of(run: Run, sharded: bool) -> str:
+    """As people call it: ddp, fsdp, HSDP of so many copies, ZeRO-2."""
+    copies = run.parallel.data_parallel_replicate_degree
+    more = [f"{copies} copies"] if copies > 1 else []
+    more += ["weights whole until the backward is done"] if not run.parallel.reshard_after_forward else []
+    return ", ".join(("fsdp", *more)) if sharded else "ddp"
+
+
+def held_whole(sizes: Sizes, reshard: bool) -> float:
+    """Bytes beside a rank's share: weights and gradients of two blocks, the next among them, and of what is in none.
+    ZeRO-2 has all weights when the backward begins."""
+    some = float(sizes.blocks + sizes.root)
+    return some + (some if reshard else sizes.weights)
 
 
 def _moment(found: Measured, name: str, samples: float) -> tuple[float, float]:

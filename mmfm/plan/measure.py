@@ -75,6 +75,7 @@ def measure(run: Run, assumed: Assumed, own: int, timed: bool = False) -> Measur
     model.set_grad_checkpointing(run.parallel.activation_checkpointing)
     without_numbers(model)
     batches = _batches(run, tokenizer, model, assumed, said)
+    said += left_out(run)
     large = min(own, MOST if _size(model.parameters()) <= SMALL * 4 else OF_LARGE)
     first, second = whole_samples(run, max(1, large // 2)), whole_samples(run, large)
     second = second if second > first else whole_samples(run, first + 1)
@@ -139,6 +140,16 @@ def _alone(part: Any, places: str) -> Any:
     here = bool(places) and part.source.startswith("hf:") and folder.is_dir()
     kept = {"feature_cache_dir": ""} if isinstance(part, Tower) else {}
     return replace(part, source=str(folder) if here else part.source, weights="random", **kept)
+
+
+def left_out(run: Run) -> list[str]:
+    """What a plan knows nothing of, in words."""
+    found = {
+        f"each step has batch_size={run.data.batch_size} samples, whatever tokens_per_batch": run.data.tokens_per_batch,
+        "compiled blocks are counted as if they were not": run.parallel.compile,
+        "Muon's own products are not counted": run.optim.optimizer == "muon",
+    }
+    return [told for told, here in found.items() if here]
 
 
 def _batches(run: Run, tokenizer: Tokenizer | None, model: UnifiedModel, assumed: Assumed, said: list[str]) -> Batches:

@@ -26,15 +26,19 @@ LEARNED_BYTES, LOCKED_BYTES = 16, 4  # of a parameter: its weight, gradient and 
 
 def chosen_strategy(parallel: Parallel, model: nn.Module, ranks: int, memory: float) -> tuple[str, str]:
     """Which strategy, and why. memory: bytes of each rank's device. UserError for ranks that make no such copies."""
-    degree = parallel.data_parallel_replicate_degree
-    told = f"Parallel.data_parallel_replicate_degree={degree} is no divisor of the {ranks} ranks"
-    require(ranks % degree == 0, f"{told}; choose one, or start other ranks")
+    require_copies(parallel, ranks)
     if parallel.strategy != "auto":
         return parallel.strategy, f"{parallel.strategy}, as chosen"
     needed = sum(p.numel() * (LEARNED_BYTES if p.requires_grad else LOCKED_BYTES) for p in model.parameters())
     kind, than = ("ddp", "at most") if needed <= memory / 2 else ("fsdp", "more than")
     sizes = f"{needed / 1e9:.3g} GB are {than} half of the {memory / 1e9:.3g} GB"
     return kind, f"{kind}, as weights, gradients and moments of {sizes} that a rank has"
+
+
+def require_copies(parallel: Parallel, ranks: int) -> None:
+    degree = parallel.data_parallel_replicate_degree
+    told = f"Parallel.data_parallel_replicate_degree={degree} is no divisor of the {ranks} ranks"
+    require(ranks % degree == 0, f"{told}; choose one, or start other ranks")
 
 
 def memory_of_rank(device: torch.device, ranks_here: int) -> float:
