@@ -369,7 +369,7 @@ def test_fp16_resumes_to_the_bit_with_its_scale(run):
     optim = replace(run.optim, precision="fp16", optimizer="muon")
     run = replace(run, optim=optim, parallel=Parallel(micro_batch=8))
     whole = fit.train(run)
-    scale = checkpoint.load_train(checkpoint.read_verified(checkpoint.folder_of(whole, HALF)), "")["ScaledPrecision"]
+    scale = checkpoint.verified(checkpoint.folder_of(whole, HALF)).tree()["ScaledPrecision"]
     assert scale["scale"] <= 2.0**16
     other = replace(run, name="resumed")
     shutil.copytree(whole, other.folder)
