@@ -10,7 +10,8 @@ from torch import nn
 from toys import toy_model
 
 from mmfm.config import Parallel, UserError
-from mmfm.training.sharding import blocks_of, chosen_strategy
+from mmfm.models.execution import blocks_of
+from mmfm.training.sharding import chosen_strategy
 
 TRAINED = {
     "fsdp": (of_ranks, {}),

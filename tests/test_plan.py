@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import toy_batch, toy_run
+from torch import nn
+from toys import toy_batch, toy_model, toy_run
 
 from mmfm.__main__ import main
 from mmfm.config import Ema, Optim, Parallel, Run, TextTower, Trunk
@@ -392,6 +393,15 @@ def test_the_runs_own_options_and_ranks_are_planned(tmp_path: Path, capsys: pyte
         assert any(told in said for said in made["assumptions"])
     assert main(["plan"]) == 2
     assert "mmfm plan needs a configuration first" in capsys.readouterr().err
+
+
+def test_blocks_of_other_libraries_come_and_go_one_by_one() -> None:
+    """A tower's layers are the groups that training shards them by, whatever their list is called."""
+    model = toy_model()
+    layers = [nn.TransformerEncoderLayer(32, 2, 512) for _ in range(3)]
+    model.towers["image"] = nn.ModuleDict({"deep": nn.ModuleList(layers)})
+    layer = sum(4 * parameter.numel() for parameter in layers[0].parameters())
+    assert sizes_of(model.float()).blocks == 2 * layer
 
 
 def test_zero_2_holds_all_weights_when_its_backward_begins() -> None:

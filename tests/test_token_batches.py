@@ -206,3 +206,8 @@ def test_eight_ranks_are_within_a_twentieth(alike: bool) -> None:
         worst.append(max(totals) / np.mean(totals))
     assert max(worst) <= 1.05
     assert not alike or {len(hand) for hand in hands} == {32}
+
+
+def test_what_a_step_reads_is_told() -> None:
+    assert Data(batch_size=1_024).of_a_step == "1,024 samples"
+    assert Data(batch_size=64, tokens_per_batch=8_192).of_a_step == "8,192 tokens, at most 64 samples"

@@ -141,3 +141,10 @@ class Data(Checked):
             not self.train or self.mix_by == "batch" or self.batch_size % total == 0,
             f"Data.batch_size={self.batch_size} must be a multiple of the sources' shares together ({total})",
         )
+
+    @property
+    def of_a_step(self) -> str:
+        """How much a step reads, for people."""
+        if not self.tokens_per_batch:
+            return f"{self.batch_size:,} samples"
+        return f"{self.tokens_per_batch:,} tokens, at most {self.batch_size:,} samples"

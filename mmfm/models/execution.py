@@ -1,6 +1,6 @@
-"""How a block runs in training: what it keeps for the backward, and which of its parts are compiled."""
+"""How a block runs in training: what it keeps for the backward, which of its parts are compiled; what is a block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -76,3 +76,19 @@ class TrainedBlock(nn.Module):
         out = checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
         assert isinstance(out, Tensor)
         return out
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a tower, of any library: of its outermost list of modules that are all of one class and of several
+    parts."""
+    for child in module.children():
+        layers = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        alike = len({type(layer) for layer in layers}) == 1
+        if alike and all(sum(_has_weights(part) for part in layer.children()) > 1 for layer in layers):
+            yield from layers
+        else:
+            yield from blocks_of(child)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

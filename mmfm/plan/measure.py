@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mmfm.config import KnownCodec, Run, Tower, UserError, require
+from mmfm.models.execution import blocks_of
 from mmfm.models.flops import step_flops
 from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.joint import Objectives
@@ -171,9 +172,10 @@ def _size(tensors: Any) -> int:
 
 
 def sizes_of(model: UnifiedModel) -> Sizes:
-    blocks = [block for name, block in model.named_modules() if name.rpartition(".")[0].endswith("blocks")]
+    blocks = [*model.trunk.blocks, *(block for tower in model.towers.values() for block in blocks_of(tower))]
     inner = {id(parameter) for block in blocks for parameter in block.parameters()}
-    matrices = [p for block in blocks for p in block.parameters() if p.requires_grad and p.ndim == 2]
+    named = [*model.named_parameters()]
+    matrices = [p for name, p in named if p.requires_grad and p.ndim == 2 and ".blocks." in name]  # as Muon takes them
     largest = sorted((_size(block.parameters()) for block in blocks), reverse=True)
     return Sizes(
         weights=_size([*model.parameters(), *model.buffers()]),

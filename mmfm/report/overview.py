@@ -110,7 +110,7 @@ def _size(part: Vit | Conformer | TextTower | Trunk | Tower, kind: str) -> str:
 
 def _training(record: Record) -> Iterator[str]:
     optim, log = record.run.optim, record.log
-    yield f"{optim.steps:,} steps of {record.run.data.batch_size:,} samples, {optim.precision}, seed {record.run.seed}"
+    yield f"{optim.steps:,} steps of {record.run.data.of_a_step}, {optim.precision}, seed {record.run.seed}"
     yield f"peak rate {optim.lr:g} after {optim.warmup_steps:,} steps, weight decay {optim.weight_decay:g}"
     if log:
         speeds = [

@@ -297,8 +297,8 @@ class ProgressBar(AfterStep):
             self.progress.start()
 
     def _opening(self, module: JointModule, ranks: int) -> Iterator[str]:
-        steps, batch = self.run.optim.steps, self.run.data.batch_size
-        where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {batch} samples"
+        steps, data = self.run.optim.steps, self.run.data
+        where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {data.of_a_step}"
         each = f", on each of {ranks} ranks" if ranks > 1 else ""
         sizes = [(p.numel(), p.requires_grad) for p in module.objectives.model.parameters()]
         learn, all_of_them = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)

@@ -28,9 +28,8 @@ def show_check(run: Run, found: list[SourceSummary]) -> None:
     for goal in objectives(run):
         goals.add_row(goal.name, f"{goal.weight:g}", f"{sum(item.holding(goal.needs) for item in found):,}")
     samples = sum(item.samples for item in found)
-    drawn = (
-        f"{run.optim.steps:,} steps of {batch} samples: {run.optim.steps * batch / samples:.1f} times the {samples:,}"
-    )
+    times = f"{'at most ' * bool(run.data.tokens_per_batch)}{run.optim.steps * batch / samples:.1f} times"
+    drawn = f"{run.optim.steps:,} steps of {run.data.of_a_step}: {times} the {samples:,}"
     console = Console(highlight=False)
     for part in (sources, "", goals, "", drawn, *parameters(run), f"writes to {run.folder}"):
         console.print(part)

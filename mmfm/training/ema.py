@@ -3,6 +3,7 @@ saved as they are."""
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mmfm.config import Ema
 
@@ -22,4 +23,4 @@ def update_ema(optimizer: Optimizer, cfg: Ema, step: int) -> None:
         averages.append(state[AVERAGE])
         weights.append(weight.detach())
     if averages:
-        torch._foreach_lerp_(averages, weights, 1 - cfg.decay**cfg.every)
+        get_ema_multi_avg_fn(cfg.decay**cfg.every)(averages, weights, step)

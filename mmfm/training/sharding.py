@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmfm.config import Parallel, require
+from mmfm.models.execution import blocks_of
 from mmfm.models.imported import ImportedTower
 from mmfm.objectives.joint import Objectives
 from mmfm.runtime.distributed import nothing
@@ -69,22 +70,6 @@ def shard(objectives: Objectives, mesh: DeviceMesh, reshard_after_forward: bool 
     fully_shard(objectives, mesh=mesh, ignored_params=kept)
     register_fsdp_forward_method(objectives, "inside")
     objectives.sharded = True
-
-
-def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a tower, of any library: of its outermost list of modules that are all of one class and of several
-    parts."""
-    for child in module.children():
-        layers = [*child.children()] if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        alike = len({type(layer) for layer in layers}) == 1
-        if alike and all(sum(_has_weights(part) for part in layer.children()) > 1 for layer in layers):
-            yield from layers
-        else:
-            yield from blocks_of(child)
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _kept_whole(objectives: Objectives) -> set[nn.Parameter]:
