@@ -9,9 +9,9 @@ at training.
 On H100s, as `mmfm plan` says (written by tools/reference.py):
 
      GPUs  batch  GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
-        8  2,048       61     4.6        440     15          2,600    260      2,000
-       64  2,048       18    0.59      3,500     15         20,000     33      2,100
-    1,000  2,000       15   0.094     21,000      6        310,000      5      5,200
+        8  2,048       61     4.8        430     15          2,600    270      2,100
+       64  2,048       18    0.61      3,400     14         20,000     34      2,200
+    1,000  2,000       15    0.12     17,000      5        310,000      6      6,400
 
 753 M parameters. Assumed: data/datacomp/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples
 are made up, texts of 32 to 64 tokens, sounds of 5 to 10 s.

@@ -8,9 +8,9 @@ Ten seconds of a clip are read, a random part in training; four of Whisper's tok
 On H100s, as `mmfm plan` says (written by tools/reference.py):
 
      GPUs  batch  GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
-        8  2,048       67    0.33      6,200      7          2,200      2         15
-       64  2,048       12   0.044     47,000      6         18,000      0         16
-    1,000  2,000        4    0.03     66,000      1        280,000      0        170
+        8  2,048       67    0.34      6,000      7          2,200      2         15
+       64  2,048       12   0.045     46,000      6         18,000      0         16
+    1,000  2,000        4   0.037     53,000      0        280,000      0        210
 
 161 M parameters. Assumed: data/wavcaps/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples
 are made up, texts of 32 to 64 tokens, sounds of 5 to 10 s.

@@ -9,8 +9,8 @@ The towers are CLIP's; two layers of trunk above them pool what they say. What d
 On H100s, as `mmfm plan` says (written by tools/reference.py):
 
      GPUs   batch   GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
-        8  16,384  197 (no)     0.9     18,000     28          5,900     20        160
-       64  16,384        28    0.11    140,000     28         47,000      2        160
+        8  16,384  196 (no)    0.93     18,000     27          5,900     20        160
+       64  16,384        28    0.12    140,000     27         47,000      3        160
     1,000  16,000         5   0.028    570,000      7        710,000      1        610
 
 165 M parameters. Assumed: data/datacomp/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples

@@ -9,8 +9,8 @@ No rank holds the square of scores: it is computed in tiles, with one side gathe
 On H100s, as `mmfm plan` says (written by tools/reference.py):
 
      GPUs   batch   GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
-        8  32,768  511 (no)     2.4     14,000     30          4,400     67        540
-       64  32,768        68     0.3    110,000     29         35,000      8        540
+        8  32,768  510 (no)     2.5     13,000     29          4,500     69        550
+       64  32,768        68    0.31    100,000     28         36,000      9        560
     1,000  33,000         9   0.041    800,000     14        530,000      1      1,100
 
 221 M parameters. Assumed: data/datacomp/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples
