@@ -252,7 +252,7 @@ TABLES = {
     "speed": lambda: speed_table(read(BENCH)),
     "data": lambda: engine_table([read(path) for path in ENGINE]),
     "packing": lambda: engine_table(
-        [read(ROOT / "tools" / f"bench_{name}.json") for name in ("packing", "before", "losses", "dropout")]
+        [read(ROOT / "tools" / f"bench_{name}.json") for name in ("packing", "before", "joint", "losses", "dropout")]
     ),
     "checkpoints": lambda: engine_table([read(ROOT / "tools" / "bench_checkpoint.json")]),
     "writing": lambda: engine_table([read(GENERATE)]),
