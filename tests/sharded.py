@@ -32,6 +32,7 @@ RESTING = tuple(ParamGroup(pattern=f"towers.{name}.*", lr_scale=0.0) for name in
 MUON = replace(RUN, optim=replace(RUN.optim, optimizer="muon"))
 NO_TOWERS: dict[str, Any] = {"image": None, "audio": None, "text": None}
 ONLY_CODEC = replace(RUN, contrastive=(), generative=())
+UNASKED = replace(RUN, contrastive=RUN.contrastive[:1], generative=())  # much is there that no objective reaches
 LOCKED = replace(RUN, optim=replace(RUN.optim, param_groups=RESTING))
 Found = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import sharded
 import torch
-from sharded import LOCKED, MUON, ONLY_CODEC, RUN, STEPS, alone, batch_of, check, of_ranks, start
+from sharded import LOCKED, MUON, ONLY_CODEC, RUN, STEPS, UNASKED, alone, batch_of, check, of_ranks, start
 from torch import nn
 from toys import toy_model
 
@@ -24,6 +24,7 @@ TRAINED = {
     "compiled": (sharded.compiled, {}),
     "muon": (of_ranks, {"run": MUON}),
     "a codec alone": (of_ranks, {"run": ONLY_CODEC}),
+    "unasked": (of_ranks, {"run": UNASKED}),
 }
 OTHERS = {
     "collectives": (sharded.collectives, {}),
@@ -40,7 +41,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Any]:
-    return {"locked towers": alone(LOCKED), "muon": alone(MUON), "a codec alone": alone(ONLY_CODEC), "": alone()}
+    runs = {"locked towers": LOCKED, "muon": MUON, "a codec alone": ONLY_CODEC, "unasked": UNASKED, "": RUN}
+    return {name: alone(run) for name, run in runs.items()}
 
 
 @pytest.mark.parametrize("name", TRAINED)
