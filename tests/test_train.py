@@ -507,3 +507,12 @@ def test_an_address_and_an_unsafe_environment_are_refused(run, monkeypatch, tmp_
     with pytest.raises(UserError, match=r"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set"):
         fit.train(run)
     assert not (tmp_path / "s3:").exists() and not run.folder.exists()
+
+
+def test_compiling_without_a_compiler_is_said_before_anything_is_written(run, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        UserError, match=r"no-such-compiler is not found; install it, name another one by CXX, or leave"
+    ):
+        fit.train(replace(run, parallel=Parallel(compile=True)))
+    assert not run.folder.exists() or not any(run.folder.glob("checkpoints"))

@@ -51,7 +51,7 @@ from mmfm.training.callbacks import (
 from mmfm.training.initialize import adopt, begin, check_augment, prepare
 from mmfm.training.metrics_file import console
 from mmfm.training.module import FolderCheckpoints, JointModule, ScaledPrecision, StreamData, position_in
-from mmfm.training.preflight import check_place
+from mmfm.training.preflight import check_compiler, check_place
 from mmfm.training.profiler import StepProfiler, check_window
 from mmfm.training.resume import clear_for_start, open_checkpoint, resume_step
 from mmfm.training.sharding import chosen_strategy, memory_of_rank
@@ -172,6 +172,7 @@ def _parts(
     """All that a rank trains with, before anything is written: what is wrong with it is said first."""
     device = device_of_rank(run.accelerator)
     check_window(run, start or 0)
+    check_compiler(run)
     torch.manual_seed(run.seed)
     run, tokenizer, model = _model(run, opened)
     data = StreamData(run, tokenizer, fingerprints(run, model))

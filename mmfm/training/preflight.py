@@ -6,6 +6,8 @@ minute. Standard library only.
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +200,14 @@ def _has_vocab(file: Path) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def check_compiler(run: Run) -> None:
+    """UserError where blocks are to be compiled and what torch's inductor writes cannot be."""
+    name = os.environ.get("CXX", "g++")
+    told = f"parallel.compile=True needs a C++ compiler, and {name} is not found"
+    found = not run.parallel.compile or shutil.which(name) is not None
+    require(found, f"{told}; install it, name another one by CXX, or leave parallel.compile=False")
 
 
 def check_place(folder: Path) -> None:

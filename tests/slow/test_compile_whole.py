@@ -1,5 +1,7 @@
 """The whole model compiled: towers, conformer and trunk, traced and as machine code."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,9 @@ from mmfm.objectives.joint import Objectives
 
 RUN = toy_run(generative=(Generative(task="image>text"), Generative(task="text~")))
 ALONE = toy_run(contrastive=(), generative=(Generative(task=">text"),))
+COMPILER = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
+)
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
@@ -39,7 +44,8 @@ def gradients(
 
 
 @pytest.mark.parametrize(
-    ("run", "backend", "recompute"), [(RUN, "aot_eager", "full"), (ALONE, "inductor", "selective")]
+    ("run", "backend", "recompute"),
+    [(RUN, "aot_eager", "full"), pytest.param(ALONE, "inductor", "selective", marks=COMPILER)],
 )
 def test_compiled_gradients_are_those_of_eager(run: Run, backend: str, recompute: Recompute) -> None:
     """Forward and backward in float64, dropout and checkpointing included: of all, or as machine code of the trunk."""
