@@ -1,15 +1,21 @@
 """Figures of speed: planted counts, seconds and peaks give known figures; traffic by formula is what rings send."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from toys import toy_batch, toy_model, toy_run
 
 from mmfm.config import UserError
 from mmfm.models.flops import step_flops
+from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.joint import Objectives
 from mmfm.runtime import accelerators, communication
 from mmfm.runtime.accelerators import KNOWN, accelerator, called
 from mmfm.runtime.communication import step_traffic
+from mmfm.runtime.distributed import SingleProcess
 from mmfm.training import throughput
 from mmfm.training.throughput import Throughput, padding, traffic
 
@@ -98,7 +104,35 @@ def test_strategies_send_what_their_papers_say() -> None:
     hsdp = step_traffic(n, **each, sharded=True, replicas=n // 8)
     assert hsdp.gradients == pytest.approx(psi * 7 / 8 + 2 * psi / 8, rel=1e-2)
     parts = step_traffic(n, **each, sharded=True, parts=4)
-    assert parts.weights == 6 * fsdp.weights and parts.gradients == fsdp.gradients
+    assert parts.weights == 6 * fsdp.weights and parts.gradients == 4 * fsdp.gradients
+    assert step_traffic(n, **each, parts=4) == ddp
+
+
+class Recorded(SingleProcess):
+    """Two ranks that hold the same, and the bytes that one of them sends of numbers."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def all_gather(self, x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        self.sent += x.numel() * x.element_size() * x.is_floating_point()
+        return torch.cat([x, x])
+
+    def reduce_scatter_sum(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        self.sent += x.numel() * x.element_size() // 2
+        return x[: counts[0]]
+
+
+@pytest.mark.parametrize("name", CONTRAST)
+def test_a_contrast_sends_what_is_said(name: str) -> None:
+    """Beside a number for each row, by which the softmax of columns is made up."""
+    rows, width, ranks = 64, 256, Recorded()
+    a, b = (F.normalize(torch.randn(rows, width), dim=1).requires_grad_() for _ in range(2))
+    CONTRAST[name](a, b, torch.arange(rows), torch.ones(()), torch.zeros(()), ranks).backward()
+    told = step_traffic(2, weights=0, gradients=0, contrast=2 * rows * width * 4).contrast
+    assert told <= ranks.sent <= 1.01 * told
 
 
 def test_locked_weights_send_no_gradients() -> None:

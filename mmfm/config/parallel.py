@@ -22,11 +22,20 @@ class Parallel(Checked):
 
     def __post_init__(self) -> None:
         positive(self, "nodes", "data_parallel_replicate_degree", "loss_tile_mb")
-        copies, rule = (
-            self.data_parallel_replicate_degree,
-            'is of strategy="fsdp", and "ddp" keeps a copy on every rank',
+        copies = self.data_parallel_replicate_degree
+        told = (
+            f'Parallel.data_parallel_replicate_degree={copies} is of strategy="fsdp", and "ddp" keeps one on each rank'
         )
-        told = f"Parallel.data_parallel_replicate_degree={copies} {rule}; leave it out"
-        require(copies == 1 or self.strategy != "ddp", told)
+        require(copies == 1 or self.strategy != "ddp", f"{told}; leave it out")
         told = f"Parallel.micro_batch={self.micro_batch} must not be negative; 0: the whole share of a rank at once"
         require(self.micro_batch >= 0, told)
+
+    def is_sharded(self, weights: int, learned: int, memory: int | float) -> bool:
+        """Whether each rank holds a part of the model alone. "auto": where the whole would be more than half of its
+        memory. All in bytes; learned: of the weights that learn."""
+        return self.strategy == "fsdp" or (self.strategy == "auto" and trained_bytes(weights, learned) > memory / 2)
+
+
+def trained_bytes(weights: int, learned: int) -> int:
+    """Of a model in training: its weights, and a gradient and two moments of each that learns."""
+    return weights + 3 * learned

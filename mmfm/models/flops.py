@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 
 
 def costs_of(model: UnifiedModel) -> dict[str, Cost]:
-    """Of each tower by its modality, its connector and head included, and of the trunk."""
+    """Of each tower by its modality, its connector included, and of the trunk."""
     found = {name: _tower(model, name) for name in model.towers}
     return found | {"trunk": _trunk(model)}
 

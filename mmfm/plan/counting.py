@@ -41,8 +41,7 @@ class Moment(NamedTuple):
 
 class Counting(TorchDispatchMode):
     """live: bytes of storages that operations made and that still live, complete gradients apart. flops: of products,
-    by the kind of their numbers. moved: bytes that all other operations read and write. products: each heavy one's
-    shapes, and how often."""
+    by the kind of their numbers. moved: bytes that all other operations read and write."""
 
     def __init__(self, calls: Calls | None = None) -> None:
         """calls: gets each call of an operation, to be timed afterwards."""

@@ -122,9 +122,7 @@ def line(found: Measured, samples: float, of: Callable[[Counted], float]) -> flo
 
 
 def is_sharded(found: Measured, device: Accelerator) -> bool:
-    """As `training.sharding.chosen_strategy` has it: where weights, gradients and moments leave less than half."""
-    strategy, sizes = found.run.parallel.strategy, found.sizes
-    return strategy == "fsdp" or (strategy == "auto" and sizes.weights + 3 * sizes.learned > device.memory / 2)
+    return found.run.parallel.is_sharded(found.sizes.weights, found.sizes.learned, device.memory)
 
 
 def at_once(run: Run, own: float) -> tuple[float, int]:

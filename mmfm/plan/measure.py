@@ -16,12 +16,12 @@ from mmfm.plan.batches import Assumed, Batches, made_up_batches, own_batches, wh
 from mmfm.plan.counting import Counting, Moment, without_numbers
 from mmfm.plan.timing import Calls
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
+from mmfm.runtime.devices import autocast
 from mmfm.training.initialize import prepare
 from mmfm.training.optimizer import set_learning
 
 SMALL = 50_000_000  # parameters up to which a step is counted at the size that it will have
 MOST, OF_LARGE = 256, 16  # samples of a counted step, and of one of a large model
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def count(objectives: Objectives, run: Run, batch: Any, timed: bool = False) -> 
     precision = run.optim.precision
     with mode:
         hooks = mode.watch(objectives)
-        with torch.autocast("cpu", dtype=AUTOCAST.get(precision, torch.bfloat16), enabled=precision != "fp32"):
+        with autocast("bf16" if precision == "fp16" else precision, torch.device("cpu")):  # of one size
             loss = objectives.total(objectives(batch))
         forward, mode.since = mode.peak, mode.live
         loss.backward()

@@ -44,16 +44,17 @@ def step_traffic(
     reshard: bool = True,
     parts: int = 1,
 ) -> Traffic:
-    """weights, gradients: bytes of the whole model. contrast: of the embeddings that are compared, of all ranks.
+    """weights, gradients: bytes of the whole model. contrast: of one side of the embeddings that are compared, of all
+    ranks, which is gathered, and what all ask of it reduced to its owners.
 
     sharded: FSDP, over n / replicas ranks; reshard: the weights are gathered for the backward anew. parts: of a step,
-    each read twice where there are several (GradCache), whose gradients are reduced once.
+    each read twice where there are several (GradCache); DDP reduces their gradients once, and FSDP those of each.
     """
-    asked = all_gather(contrast, n) + all_reduce(contrast, n)
+    asked = 2 * all_gather(contrast, n)
     if not sharded:
         return Traffic(gradients=all_reduce(gradients, n), weights=0.0, contrast=asked)
     s = n // replicas
     forwards = 1 if parts == 1 else 2
     times = parts * (forwards + reshard)
-    reduced = all_gather(gradients, s) + all_reduce(gradients / s, replicas)
+    reduced = parts * (all_gather(gradients, s) + all_reduce(gradients / s, replicas))
     return Traffic(gradients=reduced, weights=times * all_gather(weights, s), contrast=asked)

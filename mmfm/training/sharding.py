@@ -17,23 +17,26 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmfm.config import Parallel, require
+from mmfm.config.parallel import trained_bytes
 from mmfm.models.execution import blocks_of
 from mmfm.models.imported import ImportedTower
 from mmfm.objectives.joint import Objectives
 from mmfm.runtime.distributed import nothing
 
-LEARNED_BYTES, LOCKED_BYTES = 16, 4  # of a parameter: its weight, gradient and two moments in fp32; its weight
+FLOAT = 4  # bytes of a weight
 
 
 def chosen_strategy(parallel: Parallel, model: nn.Module, ranks: int, memory: float) -> tuple[str, str]:
     """Which strategy, and why. memory: bytes of each rank's device. UserError for ranks that make no such copies."""
     require_copies(parallel, ranks)
+    sizes = [(FLOAT * p.numel(), p.requires_grad) for p in model.parameters()]
+    weights, learned = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    sharded = parallel.is_sharded(weights, learned, memory)
+    kind, than = ("fsdp", "more than") if sharded else ("ddp", "at most")
     if parallel.strategy != "auto":
-        return parallel.strategy, f"{parallel.strategy}, as chosen"
-    needed = sum(p.numel() * (LEARNED_BYTES if p.requires_grad else LOCKED_BYTES) for p in model.parameters())
-    kind, than = ("ddp", "at most") if needed <= memory / 2 else ("fsdp", "more than")
-    sizes = f"{needed / 1e9:.3g} GB are {than} half of the {memory / 1e9:.3g} GB"
-    return kind, f"{kind}, as weights, gradients and moments of {sizes} that a rank has"
+        return kind, f"{kind}, as chosen"
+    told = f"{trained_bytes(weights, learned) / 1e9:.3g} GB are {than} half of the {memory / 1e9:.3g} GB"
+    return kind, f"{kind}, as weights, gradients and moments of {told} that a rank has"
 
 
 def require_copies(parallel: Parallel, ranks: int) -> None:
