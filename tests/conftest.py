@@ -7,13 +7,15 @@ import io
 import random
 import signal
 import tarfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import checked
 
 checked.install("mmfm")
 
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
@@ -45,6 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 Samples = Mapping[str, Mapping[str, bytes]]
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No graph of before, and no checks of annotations, which would be traced too. Torch warns of what the compiler
+    asks of the tensors that it traces."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
 """Blocks that are compiled: the same values, and few graphs whatever the batches look like."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -20,17 +19,7 @@ RUN = toy_run(generative=(Generative(task="image>text"), Generative(task="text~"
 DEEP = Trunk(width=16, depth=12, heads=4, kv_heads=2)
 
 
-# What a compiler asks of the tensors that it traces, torch warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No graph of before, and no checks of annotations, which would be traced too."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def gradients(backend: str | Callable[..., Any] | None, recompute: Recompute) -> dict[str, Tensor]:

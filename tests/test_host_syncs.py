@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_dropout import drawn
+from test_packing import WRITING as TEXTS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toys import random_batch, toy_batch, toy_model, toy_run
@@ -24,16 +25,7 @@ AUGMENT = Augment(
     rotate_deg=5.0, elastic=0.1, cutout=0.2, speed=0.1, vtlp=0.1, time_mask=3, freq_mask=2, noise=0.1,
     source_token_dropout=0.2, tower_token_dropout=0.3, target_token_dropout=0.2,
 )  # fmt: skip
-WRITING = (
-    Generative(task="image>text", condition_dropout=0.5),
-    Generative(task="image,audio>text", condition_dropout=0.5, target_dropout=0.3),
-    Generative(task="audio>text", sample_fraction=0.7),
-    Generative(task=">text"),
-    Generative(task="text~"),
-    Generative(task="text>text"),
-    Generative(task="text>image"),
-    Generative(task="image>audio"),
-)
+WRITING = (*TEXTS, Generative(task="text>image"), Generative(task="image>audio"))
 CODECS = {
     "image_codec": ImageCodec(height_px=8, width_px=16, patch_px=4, channels=1, width=8, levels=(3, 3)),
     "audio_codec": AudioCodec(mel=Mel(bins=16), width=8, levels=(3, 3), num_codebooks=1),

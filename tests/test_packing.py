@@ -60,6 +60,18 @@ def gradients(model: UnifiedModel, outputs: list[PassOutput]) -> dict[str, Tenso
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def check_same(
+    found: list[PassOutput], expected: list[PassOutput], ours: dict[str, Tensor], theirs: dict[str, Tensor]
+) -> None:
+    """Embeddings, states, labels and gradients, to rounding in float64."""
+    for a, b in zip(found, expected, strict=True):
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("tokens_dropped", [0.0, 0.4])
 def test_one_packed_pass_gives_what_padded_passes_give(seed: int, tokens_dropped: float, monkeypatch) -> None:
@@ -72,12 +84,7 @@ def test_one_packed_pass_gives_what_padded_passes_give(seed: int, tokens_dropped
     expected = forward_passes(model, planned(model, batch))
     theirs = gradients(model, expected)
     assert len(found) == len(WRITING) + len(READING) and len(sizes) == len(found)
-    for a, b in zip(found, expected, strict=True):
-        for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-11, msg=name)
+    check_same(found, expected, ours, theirs)
 
 
 def calls_of(module: nn.Module) -> list[int]:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+from bench_plan import ASSUMED, CONFIGS, nowhere, stamps, wide
 from torch import nn
 from toys import toy_batch, toy_model, toy_run
 
 from mmfm.__main__ import main
-from mmfm.config import Ema, Optim, Parallel, Run, TextTower, Trunk
+from mmfm.config import Ema, Optim, Parallel, Run
 from mmfm.config.load import read_run
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
 from mmfm.plan import estimate, timing
-from mmfm.plan.batches import Assumed
 from mmfm.plan.command import lines, planned
 from mmfm.plan.counting import Counting, Moment, without_numbers
 from mmfm.plan.estimate import (
@@ -36,28 +38,6 @@ from mmfm.plan.measure import Counted, Measured, Sizes, count, measure, sizes_of
 from mmfm.runtime.accelerators import KNOWN
 from mmfm.training.sharding import chosen_strategy
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-ASSUMED = Assumed(text_tokens=24, audio_seconds=2.0, vocabulary=500)
-
-
-def nowhere(run: Run) -> Run:
-    """Its data and its tokenizer are not here, whatever lies beside this test."""
-    train = tuple(replace(source, shards=f"nowhere/{number}.tar") for number, source in enumerate(run.data.train))
-    model = replace(run.model, tokenizer="nowhere/tokenizer.json")
-    return replace(run, model=model, data=replace(run.data, train=train, val=""))
-
-
-def wider() -> Run:
-    run = read_run(CONFIGS / "stamps.py")
-    model = replace(
-        run.model,
-        image=replace(run.model.image, width=192, depth=4),
-        audio=replace(run.model.audio, width=192, depth=3),
-        text=TextTower(width=192, depth=3, heads=4),
-        trunk=Trunk(width=256, depth=4, heads=4, kv_heads=2),
-    )
-    return replace(run, name="wider", model=model, data=replace(run.data, batch_size=24))
-
 
 def any_to_any() -> Run:
     run = read_run(CONFIGS / "any.py")
@@ -66,11 +46,9 @@ def any_to_any() -> Run:
 
 RUNS = {
     "quickstart": lambda: read_run(CONFIGS / "quickstart.py"),
-    "stamps": lambda: replace(
-        read_run(CONFIGS / "stamps.py"), data=replace(read_run(CONFIGS / "stamps.py").data, batch_size=64)
-    ),
-    "wider": wider,
-    "checkpointed": lambda: replace(wider(), parallel=Parallel(activation_checkpointing="full")),
+    "stamps": stamps,
+    "wide": wide,
+    "checkpointed": lambda: replace(wide(), parallel=Parallel(activation_checkpointing="full")),
     "any": any_to_any,
 }
 
@@ -305,7 +283,7 @@ def test_sending_is_as_slow_as_the_slowest_link() -> None:
 
 def test_full_checkpointing_and_bf16_are_seen() -> None:
     """Blocks that compute again keep less and compute more; bf16's products are counted as such."""
-    run = nowhere(wider())
+    run = nowhere(wide())
     plain = measure(run, ASSUMED, 12).large
     again = measure(replace(run, parallel=Parallel(activation_checkpointing="full")), ASSUMED, 12).large
     some = measure(replace(run, parallel=Parallel(activation_checkpointing="selective")), ASSUMED, 12).large
@@ -317,7 +295,7 @@ def test_full_checkpointing_and_bf16_are_seen() -> None:
 
 
 def test_what_is_not_here_is_assumed_aloud() -> None:
-    made = planned(nowhere(wider()), one(), ASSUMED)
+    made = planned(nowhere(wide()), one(), ASSUMED)
     assert "nowhere/tokenizer.json is not here: a vocabulary of 500 tokens is assumed" in made.assumptions
     assert "samples are made up, texts of 12 to 24 tokens, sounds of 1 to 2 s" in made.assumptions
     shown = "\n".join(lines(made))

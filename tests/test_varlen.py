@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from test_packing import WRITING, gradients, planned
+from test_packing import WRITING, check_same, gradients, planned
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from toys import random_batch, toy_model
@@ -60,12 +60,7 @@ def test_a_step_by_the_kernel_gives_what_masks_give(seed: int, request) -> None:
     found = forward_passes(model, planned(model, batch))
     ours = gradients(model, found)
     assert len(found) > len(WRITING) and any(call.causal for call in calls) and not all(call.causal for call in calls)
-    for a, b in zip(found, expected, strict=True):
-        for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-11, msg=name)
+    check_same(found, expected, ours, theirs)
 
 
 def seen_by(row_length: int, calls: list[Call]) -> Tensor:

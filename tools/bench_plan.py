@@ -30,27 +30,32 @@ from mmfm.plan.command import this_processor
 from mmfm.plan.estimate import compute_seconds
 from mmfm.plan.measure import measure
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 ASSUMED = Assumed(text_tokens=24, audio_seconds=2.0, vocabulary=500)
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}  # what is free is given back
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def runs() -> dict[str, Run]:
-    quickstart, stamps = (read_run(Path(f"configs/{name}.py")) for name in ("quickstart", "stamps"))
+    found = {"quickstart": read_run(CONFIGS / "quickstart.py"), "stamps": stamps(), "wide": wide()}
+    return {name: nowhere(run) for name, run in found.items()}
+
+
+def stamps() -> Run:
+    run = read_run(CONFIGS / "stamps.py")
+    return replace(run, data=replace(run.data, batch_size=64))
+
+
+def wide() -> Run:
+    run = stamps()
     model = replace(
-        stamps.model,
-        image=replace(stamps.model.image, width=192, depth=4),
-        audio=replace(stamps.model.audio, width=192, depth=3),
+        run.model,
+        image=replace(run.model.image, width=192, depth=4),
+        audio=replace(run.model.audio, width=192, depth=3),
         text=TextTower(width=192, depth=3, heads=4),
         trunk=Trunk(width=256, depth=4, heads=4, kv_heads=2),
     )
-    wide = replace(stamps, name="wide", model=model, data=replace(stamps.data, batch_size=24))
-    found = {
-        "quickstart": quickstart,
-        "stamps": replace(stamps, data=replace(stamps.data, batch_size=64)),
-        "wide": wide,
-    }
-    return {name: nowhere(run) for name, run in found.items()}
+    return replace(run, name="wide", model=model, data=replace(run.data, batch_size=24))
 
 
 def nowhere(run: Run) -> Run:
