@@ -216,7 +216,11 @@ def test_the_whole_model_comes_back(model, folder, inputs):
 
 def test_a_choice_of_modalities_leaves_the_rest_out(model, tmp_path, inputs):
     """Only their files, pairs and tasks; the pictures embed as before, and what is not there is named."""
+    model.core.trunk.train()
+    before = [module.training for module in model.modules()]
     part = mmfm.save_bundle(model, tmp_path / "part", ("text", "image"))
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+    model.eval()
     assert not (part / "audio.safetensors").exists()
     back = mmfm.from_pretrained(part)
     assert back.modalities == ("image", "text") and back.tasks == ("image>text", ">text")

@@ -260,10 +260,13 @@ def test_nats_of_answers_are_those_of_the_model(tmp_path: Path) -> None:
     model = interface("image,text>text", train=QUESTIONS, batch_size=1)
     spec = asked_split(tmp_path / "s", {"p": "yes", "q": "no"})
     split = read(model, spec, config_of(model.run, max_tokens=2))
+    model.train().core.trunk.eval()
     with at_rest(model):
+        assert not any(part.training for part in model.modules())
         batch = collate([split.reader.read(split.sample(row)).example for row in range(2)], BYTES)
         nats = model.nats("image,text>text", batch)
     np.testing.assert_allclose(split.nats["image,text>text"], nats.double().numpy(), rtol=1e-5)
+    assert not model.core.trunk.training and model.core.towers.training
 
 
 def test_a_text_alone_is_no_question(tmp_path: Path) -> None:

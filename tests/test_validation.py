@@ -44,6 +44,16 @@ def run(tmp_path, write_shard, encode_image) -> Run:
     )
 
 
+def test_validation_leaves_each_part_in_the_mode_that_it_had(run):
+    """A part that was put to rest by hand among others that train still is."""
+    tokenizer = load_tokenizer("bytes").limited(run)
+    objectives = Objectives(build(run.model, tokenizer.size, run.contrastive), run).train()
+    objectives.model.trunk.blocks[0].eval()
+    before = [part.training for part in objectives.modules()]
+    validation_losses(objectives, run, tokenizer)
+    assert [part.training for part in objectives.modules()] == before and len(set(before)) == 2
+
+
 def test_validation_losses_are_those_of_the_samples(run):
     """In one batch: those of the objectives without dropout; in several, means by samples that hold what is needed."""
     tokenizer = load_tokenizer("bytes").limited(run)

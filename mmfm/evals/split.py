@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmfm.config import Model, media_names, require
 from mmfm.config.task import parse
@@ -20,6 +20,7 @@ from mmfm.data.batch import Batch
 from mmfm.data.sample import Sample
 from mmfm.evals.gather import shared
 from mmfm.evals.reading import Reader
+from mmfm.pretrained.encoder import rested
 from mmfm.runtime.distributed import Collective, SingleProcess
 
 TEXTS_AT_ONCE = 256
@@ -46,14 +47,12 @@ class Evaluable(Protocol):
     tasks: tuple[str, ...]
     tokenizer: Any
     config: Model
-    training: bool
 
     def embed(self, batch: Batch) -> dict[str, Float[Tensor, "n d"]]: ...
     def encode_text(self, texts: list[str], normalize: bool = True) -> Float[Tensor, "n d"]: ...
     def write(self, task: str, batch: Batch, max_tokens: int) -> tuple[list[int], list[str]]: ...
     def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]: ...
     def parameters(self) -> Iterator[Tensor]: ...
-    def train(self, mode: bool = True) -> Any: ...
 
 
 class Vectors(NamedTuple):
@@ -180,14 +179,10 @@ def numbered_names(keys: Iterable[str]) -> list[str]:
 
 @contextmanager
 def at_rest(model: Evaluable) -> Iterator[None]:
-    """Without gradients and dropout; the mode is put back. Not inference_mode: training cannot use what it caches."""
-    training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    """`rested`, and without gradients. Not inference_mode: training cannot use what it caches."""
+    assert isinstance(model, nn.Module)
+    with rested(model), torch.no_grad():
+        yield
 
 
 def writing_tasks(model: Evaluable, among: Collection[str] | None = None) -> list[str]:

@@ -25,6 +25,7 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.pretrained.encoder import rested
 from mmfm.runtime.files import manifest, sync_folder, write_file
 
 Weights = dict[str, dict[str, Tensor]]  # by component, then by name
@@ -46,12 +47,9 @@ def save_bundle(
     dtype = model.core.dtype
     require(dtype.itemsize >= 4, f"a model in {dtype} has lost what a bundle should keep; save the one in float32")
     refuse(Path(folder), force)
-    was = model.training
-    try:
-        weights, files, bundle = _contents(model.eval(), chosen)
+    with rested(model):
+        weights, files, bundle = _contents(model, chosen)
         return write_whole(Path(folder), weights, files, bundle, model.tokenizer, force=force)
-    finally:
-        model.train(was)
 
 
 def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Weights, Files, Bundle]:

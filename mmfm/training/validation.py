@@ -19,6 +19,7 @@ from mmfm.models.best import Best, read_best
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.pretrained.encoder import rested
 from mmfm.runtime.distributed import Collective, SingleProcess
 from mmfm.training.preflight import objectives as terms_of
 
@@ -36,19 +37,17 @@ def validation_losses(
     """
     terms = list(terms_of(run))
     totals = torch.zeros(len(terms), 2, dtype=torch.float64)
-    learning, others = objectives.training, objectives.ranks
-    objectives.eval()
-    objectives.ranks = SingleProcess()
+    others, objectives.ranks = objectives.ranks, SingleProcess()
     try:
-        for number, batch in enumerate(validation_batches(run, tokenizer)):
-            if number % ranks.size == ranks.rank:
-                losses = objectives(batch.to(objectives.model.device))
-                for at, term in enumerate(terms):
-                    count = _holding(batch, term.needs)
-                    totals[at] += torch.tensor([float(losses[term.name]) * count, count], dtype=torch.float64)
+        with rested(objectives):
+            for number, batch in enumerate(validation_batches(run, tokenizer)):
+                if number % ranks.size == ranks.rank:
+                    losses = objectives(batch.to(objectives.model.device))
+                    for at, term in enumerate(terms):
+                        count = _holding(batch, term.needs)
+                        totals[at] += torch.tensor([float(losses[term.name]) * count, count], dtype=torch.float64)
     finally:
         objectives.ranks = others
-        objectives.train(learning)
     sums = ranks.all_reduce_sum(totals).tolist()
     found = {term.name: loss / count for term, (loss, count) in zip(terms, sums, strict=True) if count}
     whole = sum(objectives.weights[name] * loss for name, loss in found.items())
