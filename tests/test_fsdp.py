@@ -29,6 +29,7 @@ TRAINED = {
 OTHERS = {
     "collectives": (sharded.collectives, {}),
     "collectives of zero2": (sharded.collectives, {"reshard": False}),
+    "collectives of parts": (sharded.collectives, {"parts": 3}),
     "dtypes": (sharded.dtypes_under_autocast, {}),
     "held": (sharded.held_rows, {}),
 }
@@ -66,12 +67,20 @@ def test_collectives_of_a_step_are_counted(processes: list[dict]) -> None:
     ours."""
     of_weights = {"collectives": 9 + 8, "collectives of zero2": 9}
     for name, count in of_weights.items():
-        found = {key.removeprefix("c10d.").strip("_"): number for key, number in processes[0][name].items()}
+        found = processes[0][name]
         assert processes[1][name] == processes[0][name]
         assert (found["allgather_base"], found["reduce_scatter_base"]) == (count, 9 + 3)
         # The roll call; of each pair how many rows, whose, one side, and the gradients of that side, scattered too; of
         # a softmax its columns; all counts that losses divide by.
         assert (found["allgather"], found["allreduce"]) == (1 + 3 * 3 + 2, 1)
+
+
+def test_each_part_gathers_weights_and_scatters_gradients(processes: list[dict]) -> None:
+    """Two micro-batches: weights are gathered for a forward without gradients, a forward and a backward of each, and
+    the gradients of each are scattered; besides those of the contrasts' scales, which are the root's."""
+    found = processes[0]["collectives of parts"]
+    assert 2 * (9 + 9 + 8) - 1 <= found["allgather_base"] <= 2 * (9 + 9 + 8)
+    assert found["reduce_scatter_base"] == 2 * 9 + 1 + 3
 
 
 def test_losses_are_made_in_single_precision_under_autocast(processes: list[dict]) -> None:
