@@ -11,7 +11,7 @@ On H100s, as `mmfm plan` says (written by tools/reference.py):
      GPUs   batch   GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
         8  16,384  196 (no)    0.93     18,000     27          5,900     20        160
        64  16,384        28    0.12    140,000     27         47,000      3        160
-    1,000  16,000         5   0.028    570,000      7        710,000      1        610
+    1,000  16,000         5   0.028    580,000      7        710,000      1        600
 
 165 M parameters. Assumed: data/datacomp/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples
 are made up, texts of 32 to 64 tokens.

@@ -11,7 +11,7 @@ On H100s, as `mmfm plan` says (written by tools/reference.py):
      GPUs   batch   GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
         8  32,768  510 (no)     2.5     13,000     29          4,500     69        550
        64  32,768        68    0.31    100,000     28         36,000      9        560
-    1,000  33,000         9   0.041    800,000     14        530,000      1      1,100
+    1,000  33,000         9   0.039    840,000     15        530,000      1      1,100
 
 221 M parameters. Assumed: data/datacomp/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples
 are made up, texts of 32 to 64 tokens.

@@ -11,7 +11,7 @@ On H100s, as `mmfm plan` says (written by tools/reference.py):
      GPUs  batch  GB each  s/step  samples/s  MFU %  largest batch  hours  GPU hours
         8  4,096       68     3.9      1,100     23          4,600    220      1,700
        64  4,096       32    0.51      8,000     22         36,000     28      1,800
-    1,000  4,000       29    0.21     19,000      3        540,000     11     11,000
+    1,000  4,000       29    0.21     20,000      3        540,000     11     11,000
 
 1,277 M parameters. Assumed: data/texts/tokenizer.json is not here: a vocabulary of 32,768 tokens is assumed; samples
 are made up, texts of 32 to 64 tokens, sounds of 5 to 10 s.
