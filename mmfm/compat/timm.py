@@ -11,7 +11,7 @@ from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import load_model_config_from_hf, load_state_dict, register_model
+from timm.models import group_parameters, load_model_config_from_hf, load_state_dict, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -24,6 +24,7 @@ __all__ = [
     "VisionTransformer",
     "VisionTransformerDistilled",
     "create_transform",
+    "group_parameters",
     "load_model_config_from_hf",
     "load_state_dict",
     "register_entry",

@@ -91,15 +91,21 @@ class Reconstruction(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup(Checked):
-    """How fast some parameters learn. `of` is a pattern of their names, such as "towers.image.*"; * is any text."""
+    """How fast some parameters learn. `pattern` is of their names, such as "towers.image.*"; * is any text. "trunk.*"
+    takes the tables of a trunk with `weights` along, of which it locks the rows of text alone; else "embedding.*" does.
+    """
 
     pattern: str
     lr_scale: float  # times Optim.lr; 0 locks them: no gradient, no dropout, no decay
+    # times this for each layer towards the input of their tower or trunk, whose last layer learns at lr_scale
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         require(
             self.lr_scale >= 0, f"ParamGroup.lr_scale={self.lr_scale} of {self.pattern!r} must not be negative; 0 locks"
         )
+        told = f"ParamGroup.layer_decay={self.layer_decay} of {self.pattern!r} must be above 0 and at most 1"
+        require(0 < self.layer_decay <= 1, f"{told}; to lock, set lr_scale=0")
 
 
 @dataclass(frozen=True, kw_only=True)

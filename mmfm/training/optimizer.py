@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmfm.config import Optim, ParamGroup, Run, require
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.models.model import UnifiedModel
+from mmfm.training.layer_decay import distances
 from mmfm.training.muon import Muon
 
 LANGUAGE_TABLES = ("embedding.weight", "output.weight")  # that a language model brings with its trunk
@@ -18,7 +19,8 @@ ALSO = {name: f"trunk.{name}" for name in LANGUAGE_TABLES}
 
 
 def factors(model: nn.Module, rates: Sequence[ParamGroup], also: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Each parameter's factor of the learning rate: that of the last pattern that matches its name, else 1.
+    """Each parameter's factor of the learning rate: that of the last pattern that matches its name, else 1; with a
+    `layer_decay` less, the further it is from the end of its tower or of the trunk.
 
     `also`: further names of parameters, such as `ALSO` where the trunk is a language model: its tables are part of it,
     and a trunk that rests under a table that learns would soon understand nothing. Raises UserError for a pattern that
@@ -35,6 +37,12 @@ def factors(model: nn.Module, rates: Sequence[ParamGroup], also: Mapping[str, st
             f"optim.param_groups: no parameter is called {rate.pattern!r}; the nearest is {''.join(near)}",
         )
         found |= dict.fromkeys(matching, rate.lr_scale)
+        if rate.layer_decay < 1:
+            far = distances(model, matching)
+            require(bool(far), f"optim.param_groups: {rate.pattern!r} has a layer_decay, and names no tower or trunk")
+            found |= {
+                name: rate.lr_scale * rate.layer_decay**layers for name, layers in far.items() if name in matching
+            }
     require(any(found.values()), "optim.param_groups lock every parameter, so that nothing learns; leave some out")
     return found
 
@@ -54,7 +62,22 @@ def learning(model: UnifiedModel, run: Run) -> Learning:
     held = held_tables(run, factor)
     lines = [*told(model, factor, run.optim.param_groups, also)]
     lines += [f"of {name} the rows of text are locked; those of marks and codes are new and learn" for name in held]
+    lines += tied(model, factor, held)
     return Learning(factor | dict.fromkeys(held, 1.0), held, tuple(lines))
+
+
+def tied(model: UnifiedModel, factor: Mapping[str, float], held: Collection[str]) -> Iterator[str]:
+    """What is said of tables that learn above a trunk that is locked, which soon would understand them no more."""
+    trunk = [name for name in factor if name.startswith("trunk.")]
+    learns = [name for name in LANGUAGE_TABLES if factor.get(name) and name not in held]
+    if trunk and not any(factor[name] for name in trunk) and learns:
+        what = (
+            "the table of its input and, as the trunk ties them, of its output" if model.output is None else "a table"
+        )
+        yield (
+            f"the trunk is locked, and {' and '.join(learns)} learns, {what}; to lock it too, add "
+            "ParamGroup(pattern='embedding.*', lr_scale=0)" + ("" if model.output is None else " and 'output.*'")
+        )
 
 
 def unasked(model: UnifiedModel, run: Run) -> list[str]:
@@ -86,6 +109,10 @@ def told(
         decided.setdefault(mine[-1] if mine else "all else", []).append(name)
     for what in (*dict.fromkeys(rate.pattern for rate in rates), "all else"):
         names = decided.get(what, [])
+        decay = {rate.pattern: rate.layer_decay for rate in rates}.get(what, 1.0)
+        if names and decay < 1:
+            yield _line_of_layers(what, {name: sizes[name] for name in names}, [factor[name] for name in names], decay)
+            continue
         for value in sorted({factor[name] for name in names}, reverse=True):
             yield _line(what, {name: sizes[name] for name in names if factor[name] == value}, value)
         if not names and what != "all else":
@@ -96,6 +123,14 @@ def _line(what: str, sizes: Mapping[str, int], factor: float) -> str:
     parts = sorted({name.split(".")[0] for name in sizes})
     how = "locked" if factor == 0 else f"at {factor:g} x the rate"
     return f"{what}: {sum(sizes.values()):,} parameters {how}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _line_of_layers(what: str, sizes: Mapping[str, int], factors: Sequence[float], decay: float) -> str:
+    whole = _line(what, sizes, max(factors))
+    if not max(factors):
+        return whole
+    span = f"at {min(factors):.3g} to {max(factors):g} x the rate, {decay:g} times for each layer towards the input"
+    return whole.replace(f"at {max(factors):g} x the rate", span)
 
 
 def hold_text(table: nn.Parameter, vocabulary: Vocabulary) -> None:
