@@ -79,8 +79,8 @@ def test_who_sees_whom_in_two_calls() -> None:
         hidden=torch.tensor([0, 0, 0, 0, 1, 1, 0]).bool(),
     )
     calls = list(varlen_calls(sentence, seen))
-    assert [call.causal for call in calls] == [False, True]
-    assert [call.most for call in calls] == [(2, 2), (2, 4)]
+    assert [call.causal for call in calls] == [True, False]
+    assert [call.most for call in calls] == [(2, 4), (2, 2)]
     expected = torch.tensor(
         [
             [1, 1, 0, 0, 0, 0, 0],

@@ -8,7 +8,9 @@ from torch import Tensor
 from mmfm.config import Conformer, Contrastive, Generative, Mel, Model, Run, TextTower, Trunk, Vit
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import NO_TEXT, Batch, Items
+from mmfm.data.conversations import conversations_of
 from mmfm.models.model import UnifiedModel, build
+from mmfm.preprocessing.chat import ChatIds
 
 TEXT_IDS = 20
 PAIRS = (
@@ -90,6 +92,31 @@ def random_batch(size: int, seed: int, texts: int = 3) -> Batch:
     drawn = {name: replace(item, draws=numbers[item.rows, i]) for i, (name, item) in enumerate(items.items())}
     same = torch.full((size,), NO_TEXT).index_copy(0, held["text"], of_text)
     return Batch(size=size, items=drawn, positive_ids=same)
+
+
+def toy_chats(batch: Batch, seed: int = 0) -> Batch:
+    """The batch with a conversation for each sample but the last: of two turns, with the pictures and sounds that the
+    sample has between the words of its questions."""
+    draw = torch.Generator().manual_seed(seed)
+    parts = [(name, -1 - at) for at, name in enumerate(("image", "audio")) if name in batch.items]
+    talks = []
+    for row in range(batch.size - 1):
+        chat = ChatIds([], [], [])
+        marks = [mark for name, mark in parts for _ in range(int((batch.items[name].rows == row).sum()))]
+        for turn in range(4):
+            count = 1 + int(torch.randint(0, 4, (1,), generator=draw))
+            words = torch.randint(0, TEXT_IDS, (count,), generator=draw).tolist()
+            if turn in (0, 2):
+                words[1:1] = marks if turn == 0 and row % 2 else []
+                words += marks if turn == 2 and not row % 2 else []
+            else:
+                words.append(-3)
+            chat.ids.extend(words)
+            chat.learn.extend([turn in (1, 3)] * len(words))
+            chat.turns.extend([turn] * len(words))
+        talks.append((row, chat))
+    seeds = torch.randint(0, 2**40, (batch.size,), generator=draw)
+    return replace(batch, chats=conversations_of(talks, seeds))
 
 
 def padded(x: Tensor, lengths: Tensor, rows: Tensor) -> Items:

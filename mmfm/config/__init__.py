@@ -5,6 +5,7 @@ A reference run is a Python file in `configs/` whose `config()` returns a `Run`;
 """
 
 from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, one_line, positive, require
+from mmfm.config.chat import CHATML, MESSAGES, Chat, ChatTemplate, Embedded
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, RemoteCache, Source, Text
 from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, TokenizerSpec, Tower
@@ -16,17 +17,22 @@ from mmfm.config.run import Contrastive, Ema, Eval, Generative, Optim, ParamGrou
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
 
 __all__ = [
+    "CHATML",
     "LONGEST_MESSAGE",
+    "MESSAGES",
     "MODALITIES",
     "AudioCodec",
     "AudioPreprocess",
     "Augment",
     "Callback",
+    "Chat",
+    "ChatTemplate",
     "Checked",
     "Conformer",
     "Contrastive",
     "Data",
     "Ema",
+    "Embedded",
     "EncoderSpec",
     "Eval",
     "Extension",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
+from mmfm.config.chat import MESSAGES
 from mmfm.config.modalities import require_known
 
 
@@ -57,6 +58,7 @@ class Source(Checked):
     """Shards that provide the same modalities. Of every sum-of-shares samples (or batches), `share` come from here."""
 
     shards: str  # a folder, a tar, a pattern such as data/train/image-{000000..000007}.tar, or the same as a URL
+    # what each sample holds; ("messages",): conversations, with the pictures and sounds that each mentions
     modalities: tuple[str, ...]
     weight: int = 1
     name: str = ""  # in logs and reports; empty: `shards`
@@ -69,7 +71,14 @@ class Source(Checked):
     def __post_init__(self) -> None:
         positive(self, "weight")
         for name in self.modalities:
-            require_known(name, "Source.modalities")
+            if name != MESSAGES:
+                require_known(name, "Source.modalities")
+        told = f"Source.modalities={self.modalities}: a conversation mentions what it holds; give ('messages',) alone"
+        require(MESSAGES not in self.modalities or len(self.modalities) == 1, told)
+        told = f"Source.num_shots={self.num_shots} is of no conversations; write the examples into their messages"
+        require(MESSAGES not in self.modalities or self.num_shots == 0, told)
+        told = "Source.texts and targets are of no conversations, which are their messages; leave them out"
+        require(MESSAGES not in self.modalities or not (self.texts or self.targets), told)
         require(self.num_shots >= 0, f"Source.num_shots={self.num_shots} must not be negative")
         told = "Source.targets are texts, which the source does not provide; add 'text' to provides"
         require(not self.targets or "text" in self.modalities, told)

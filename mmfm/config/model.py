@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from mmfm.config.base import Checked, positive, require
+from mmfm.config.chat import ChatTemplate, Embedded
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.encoders import Tower
 from mmfm.config.modalities import Modality
@@ -15,9 +16,10 @@ class Model(Checked):
 
     image: Vit | Tower | None = field(default_factory=Vit)
     audio: Conformer | Tower | None = field(default_factory=Conformer)
-    text: TextTower | Tower | None = field(default_factory=TextTower)
+    text: TextTower | Tower | Embedded | None = field(default_factory=TextTower)
     modalities: tuple[Modality, ...] = ()  # of one's own, which are read alone (mmfm/config/modalities.py)
     trunk: Trunk = field(default_factory=Trunk)
+    chat: ChatTemplate | None = None  # how the messages of a conversation become tokens; None: it reads none
     tokenizer: str = "bytes"  # "bytes" or the path of a tokenizer.json of Hugging Face `tokenizers`
     image_codec: ImageCodec | KnownCodec | None = None  # what writes pictures; None: they are read only
     audio_codec: AudioCodec | KnownCodec | None = None
@@ -40,7 +42,7 @@ class Model(Checked):
             require(room >= needed, f"Model.{name}_codes={room} are too few for the {needed} codes of {name}_codec")
 
     @property
-    def towers(self) -> "dict[str, Vit | Conformer | TextTower | Tower | Modality]":
+    def towers(self) -> "dict[str, Vit | Conformer | TextTower | Tower | Embedded | Modality]":
         """What reads each modality that can be a source, by name, those of one's own last."""
         found = {"image": self.image, "audio": self.audio, "text": self.text}
         return {name: part for name, part in found.items() if part is not None} | self.own

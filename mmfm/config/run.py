@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
+from mmfm.config.chat import Chat
 from mmfm.config.data import Data, Text
 from mmfm.config.extend import Callback, Logger, Objective
 from mmfm.config.modalities import require_known
@@ -193,6 +194,7 @@ class Run(Checked):
     contrastive: tuple[Contrastive, ...] = ()
     generative: tuple[Generative, ...] = ()
     reconstruction: tuple[Reconstruction, ...] = ()
+    chat: Chat | None = None  # conversations, of the sources that provide "messages"
     objectives: tuple[Objective, ...] = ()  # of one's own (mmfm/config/extend.py)
     callbacks: tuple[Callback, ...] = ()
     loggers: tuple[Logger, ...] = ()
@@ -227,13 +229,18 @@ class Run(Checked):
         require(plain, f"Run.name={self.name!r} must be a plain folder name")
         told = "Parallel.micro_batch reads a batch in parts, and objectives of one's own take it whole; set it to 0"
         require(not (self.parallel.micro_batch and self.objectives), told)
+        told = (
+            "Run.chat learns conversations, and model.chat says nothing of how they become tokens; give a ChatTemplate"
+        )
+        require(self.chat is None or self.model.chat is not None, told)
         names = [item.name for item in self.terms]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 
     @property
-    def terms(self) -> "tuple[Contrastive | Generative | Reconstruction | Objective, ...]":
+    def terms(self) -> "tuple[Contrastive | Generative | Reconstruction | Chat | Objective, ...]":
         """All that the loss adds up, each with a name and a weight."""
-        return (*self.contrastive, *self.generative, *self.reconstruction, *self.objectives)
+        chat = () if self.chat is None else (self.chat,)
+        return (*self.contrastive, *self.generative, *self.reconstruction, *chat, *self.objectives)
 
     @property
     def ranks(self) -> int:

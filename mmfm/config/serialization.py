@@ -143,11 +143,13 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 
 def _meant(kinds: list[Any], value: Any) -> Any:
-    """Of several dataclasses the one that shares most keys with the value, the first in doubt: no class is named."""
+    """Of several dataclasses the one that shares most keys with the value, in doubt one that has just these, or the
+    first: no class is named."""
     keys = set(value) if isinstance(value, dict) else set()
     if len(kinds) == 1:
         return kinds[0]
-    return max(kinds, key=lambda kind: len(keys & {field.name for field in dataclasses.fields(kind)}))
+    names = [{field.name for field in dataclasses.fields(kind)} for kind in kinds]
+    return max(zip(kinds, names, strict=True), key=lambda each: (len(keys & each[1]), keys == each[1]))[0]
 
 
 _PLAIN = (int, float, str, bool, type(None))

@@ -149,11 +149,37 @@ def _each(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversations:
+    """n conversations, of the samples `rows`, which rise. ids: local ones of texts, or below zero what
+    `mmfm.preprocessing.chat.PARTS` has. learn: what is predicted. turns: of each id its message. seeds: of dropout, one
+    for each; None: as torch draws.
+    """
+
+    rows: Int[Tensor, " n"]
+    ids: Int[Tensor, "n time"]
+    keep: Bool[Tensor, "n time"]
+    learn: Bool[Tensor, "n time"]
+    turns: Int[Tensor, "n time"]
+    seeds: Int[Tensor, " n"] | None = None
+
+    def part(self, start: int, stop: int) -> "Conversations | None":
+        """Those of these samples, counted from the first of them on; None where there is none."""
+        index = ((self.rows >= start) & (self.rows < stop)).nonzero().squeeze(1)
+        if not len(index):
+            return None
+        longest = int(self.keep[index].sum(1).max())
+        ids, keep, learn, turns = (x[index, :longest] for x in (self.ids, self.keep, self.learn, self.turns))
+        seeds = None if self.seeds is None else self.seeds[index]
+        return Conversations(rows=self.rows[index] - start, ids=ids, keep=keep, learn=learn, turns=turns, seeds=seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """`size` samples. positive_ids: one number per sample, equal where the texts are equal, NO_TEXT where there is
     none; always on the CPU.
 
-    truncated: the samples with a text of which only the beginning is read or written.
+    truncated: the samples with a text of which only the beginning is read or written. chats: their conversations, which
+    mention items; on the CPU.
     """
 
     size: int
@@ -162,6 +188,7 @@ class Batch:
     keys: tuple[str, ...] = field(default=())
     texts: tuple[str | None, ...] = field(default=())
     truncated: tuple[int, ...] = field(default=())
+    chats: Conversations | None = None
 
     def to(self, device: torch.device) -> "Batch":
         items = {name: item.to(device) for name, item in self.items.items()}
@@ -186,4 +213,5 @@ class Batch:
             keys=self.keys[start:stop],
             texts=self.texts[start:stop],
             truncated=tuple(row - start for row in self.truncated if start <= row < stop),
+            chats=None if self.chats is None else self.chats.part(start, stop),
         )

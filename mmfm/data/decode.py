@@ -14,8 +14,9 @@ from torch import Tensor
 from mmfm import config
 from mmfm.config import MODALITIES, modality_names
 from mmfm.data.augment import DRAWS
-from mmfm.data.batch import NO_TEXT, Batch, Ids, Items, Raw
+from mmfm.data.batch import NO_TEXT, Batch, Ids, Items, Raw, seeds_of
 from mmfm.data.codes import stored_codes
+from mmfm.data.conversations import conversations_of
 from mmfm.data.documents import Example, joined, own_draws, steps_of
 from mmfm.data.index import MODALITY, numbered
 from mmfm.data.sample import Sample, text_of
@@ -179,9 +180,12 @@ def collate(
         found = Items(x=x, keep=keep, rows=index, draws=mine, written=written, raw=raw, cut=cut)
         items[name] = replace(found, draws=own_draws(found)) if len(chains) > len(examples) else found
     texts = tuple(example.text for example in examples)
+    truncated |= {row for row, example in enumerate(examples) if example.chat_cut}
     same = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
     known = {"keys": tuple(e.key for e in examples), "texts": texts, "truncated": tuple(sorted(truncated))}
-    return Batch(size=len(examples), items=items, positive_ids=same, **known)
+    talks = [(row, example.chat) for row, example in enumerate(examples) if example.chat is not None]
+    chats = conversations_of(talks, None if draws is None else seeds_of(draws.flatten(1)))
+    return Batch(size=len(examples), items=items, positive_ids=same, chats=chats, **known)
 
 
 def _draws(draws: Float[Tensor, "n modalities k"], at: int) -> Float[Tensor, "n k"]:

@@ -16,6 +16,7 @@ from mmfm.config import MODALITIES, modality_names
 from mmfm.data.batch import Items
 from mmfm.data.index import modality_of, numbered
 from mmfm.data.sample import Sample, text_of
+from mmfm.preprocessing.chat import ChatIds
 from mmfm.runtime.randomness import hash_uniform, splitmix64
 
 EARLIER = 5  # what an item's draws decide: those of the items before it
@@ -28,7 +29,7 @@ class Example:
 
     `words`: the sample as it was, but for pictures and sounds. `raw`: a picture or sound as the codec wants it, where
     it wants another size or rate than the tower. `codes`: what is stored of a codec's. `before`: items of the sample
-    that come before these.
+    that come before these. `chat`: the sample as a conversation, which mentions its pictures and sounds.
     """
 
     key: str
@@ -40,6 +41,8 @@ class Example:
     codes: Mapping[str, Int[Tensor, " t"]] = field(default_factory=dict)
     own: Mapping[str, Tensor] = field(default_factory=dict)
     before: "tuple[Example, ...]" = ()
+    chat: ChatIds | None = None
+    chat_cut: bool = False  # only its first tokens are read
 
     def item(self, name: str) -> Any:
         """Its item of this modality, or None."""

@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mmfm.config import Source, UserError
+from mmfm.config import MESSAGES, Source, UserError
 from mmfm.data import index, shard_list
 from mmfm.data.index import EXTENSIONS, Index, again, numbered
 from mmfm.data.member_names import plain
@@ -300,6 +300,8 @@ def check_holds(source: Source, shards: Shards, max_bad_fraction: float) -> None
     Fewer are read as they come: each is replaced by another, counted and listed.
     """
     for name in source.modalities:
+        if name == MESSAGES:
+            continue  # in the .json, of which an index does not tell
         lack = len(shards) - shards.held[name]
         if lack > max_bad_fraction * len(shards) and not (name == "text" and source.texts):
             first = next(sample for sample in range(len(shards)) if name not in shards.modalities(sample))

@@ -20,12 +20,13 @@ from jaxtyping import Float
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmfm import config
-from mmfm.config import MODALITIES, UserError, require
+from mmfm.config import MESSAGES, MODALITIES, UserError, require
 from mmfm.data import order
 from mmfm.data.augment import DRAWS
 from mmfm.data.bad_samples import Bad, BadSampleCounter
 from mmfm.data.batch import Batch
 from mmfm.data.codes import require_own
+from mmfm.data.conversations import with_chat
 from mmfm.data.decode import OF_ITEMS, TEXT_DRAW, Decode, Example, collate, decode_of, read_example, require_short
 from mmfm.data.documents import joined
 from mmfm.data.example_cache import Cache
@@ -38,6 +39,7 @@ from mmfm.data.token_counts import TokenCounts, require_counted, spans
 from mmfm.data.waiting import LOOK_S, next_batch
 from mmfm.data.worker_transfer import Piped, handed_over
 from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.chat import PARTS
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.process import loader_worker
 
@@ -65,6 +67,9 @@ class Asks(NamedTuple):
 
 def asks_of(source: config.Source, codes: Sequence[str] = ()) -> Asks:
     wanted = source.modalities
+    if MESSAGES in wanted:
+        names = frozenset(name for name, modality in MODALITY.items() if modality in PARTS)
+        return Asks(names=names | {"json"}, must=frozenset(), plain=tuple(PARTS))
     stored = {CODES[name] for name in codes}
     return Asks(
         names=frozenset(name for name, modality in MODALITY.items() if modality in wanted)
@@ -179,6 +184,8 @@ class Plan(Dataset):
         example = self.cache.found.get((source, sample)) or self.cache.keep(
             (source, sample), self._read(source, sample, draws)
         )
+        if MESSAGES in how.modalities:
+            return with_chat(example, self.run.model, self.tokenizer)
         if how.texts and "text" in how.modalities and example.words is not None:
             example = replace(example, text=text_of(example.words, how.texts, float(draws[TEXT_DRAW])))
         if "text" in how.modalities and example.text is None:

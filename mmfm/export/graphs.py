@@ -227,7 +227,7 @@ def words_of(cfg: config.Model) -> config.TokenizerSpec | None:
     """The contract of a text tower with a tokenizer of its own; None: it reads the model's tokenizer."""
     if isinstance(cfg.text, config.TextTower):
         return cfg.text.words
-    return None if cfg.text is None else cfg.text.made.words
+    return cfg.text.made.words if isinstance(cfg.text, config.Tower) else None
 
 
 def longest_text(cfg: config.Model) -> int | None:

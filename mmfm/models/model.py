@@ -52,7 +52,15 @@ class OwnTower(nn.Module):
         return tokens
 
 
-Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower | OwnTower
+class EmbeddedText(nn.Module):
+    """Texts as the trunk's own table has them, read in the trunk alone: `config.Embedded`."""
+
+    def __init__(self, causal: bool, width: int) -> None:
+        super().__init__()
+        self.causal, self.width = causal, width
+
+
+Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower | OwnTower | EmbeddedText
 
 
 class UnifiedModel(nn.Module):
@@ -72,7 +80,12 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
         self.towers, self.trunk = nn.ModuleDict(towers), trunk
-        self.connectors = nn.ModuleDict({name: nn.Linear(t.width, trunk.width) for name, t in towers.items()})
+        self.connectors = nn.ModuleDict(
+            {
+                name: nn.Identity() if isinstance(t, EmbeddedText) else nn.Linear(t.width, trunk.width)
+                for name, t in towers.items()
+            }
+        )
         self.pools = nn.ParameterDict(
             {name: nn.Parameter(trunk.width**-0.5 * torch.randn(trunk.width)) for name in towers}
         )
@@ -165,6 +178,11 @@ class UnifiedModel(nn.Module):
             x = normalise(x, self.dtype)
             x = x if draws is None else augment_images(x, draws, self.augment)
         chance = self.augment.source_token_dropout
+        if isinstance(tower, EmbeddedText):
+            shared = self.vocabulary.shared("text", x)
+            if draws is not None and chance:
+                shared = hide_tokens(shared, draws, chance, self.vocabulary.hidden)
+            return Tokens(self.embedding(shared), items.keep)
         if modality == "text" and draws is not None and chance:
             assert isinstance(tower, TextTransformer | ImportedTower)
             x = hide_tokens(x, draws, chance, tower.hidden)
@@ -210,7 +228,7 @@ class UnifiedModel(nn.Module):
             match tower:
                 case AudioConformer():
                     return real_places(tokens.keep, tower.token_counts(self._frame_counts(tower, items)))
-                case TextTransformer():
+                case TextTransformer() | EmbeddedText():
                     return real_places(tokens.keep, items.facts.lengths)
                 case VisionTransformer() | ImportedTower(modality="image"):
                     return torch.ones(tokens.keep.shape, dtype=torch.bool)
@@ -225,6 +243,7 @@ class UnifiedModel(nn.Module):
             self.read_counts.add_tower(modality, Tokens(tokens.x, tokens.keep[:, :some]))
         noise = None if seeds is None else DropoutKey(seeds[:, None], positions_of(tokens.keep))
         segment = self.enter(modality, Tokens(self.dropouts[modality](tokens.x, noise), tokens.keep))
+        segment = segment._replace(causal=self.reads_causally(modality))
         if torch.compiler.is_compiling():
             return segment
         known, facts = self._real_tokens(modality, items, tokens), items.facts
@@ -236,6 +255,11 @@ class UnifiedModel(nn.Module):
         if (drawn := facts.seeds()) is not None and chance:
             shown = shown & keep_mask(drawn, known, chance)
         return segment if shown is known else segment._replace(shown=F.pad(shown, (0, 1), value=True))
+
+    def reads_causally(self, modality: str) -> bool:
+        """Whether tokens of this source see those before them only, as a language model reads."""
+        tower = self.towers[modality]
+        return isinstance(tower, EmbeddedText) and tower.causal
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token."""
@@ -315,7 +339,7 @@ def build(
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
     vocabulary = Vocabulary(text=text_size, image=cfg.codes("image"), audio=cfg.codes("audio"))
-    towers = {name: _tower(part, text_size, cfg.dropout) for name, part in cfg.towers.items()}
+    towers = {name: _tower(part, text_size, cfg) for name, part in cfg.towers.items()}
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
     codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
     known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
@@ -327,18 +351,20 @@ def build(
 
 
 def _tower(
-    part: config.Vit | config.Conformer | config.TextTower | config.Tower | config.Modality,
+    part: config.Vit | config.Conformer | config.TextTower | config.Tower | config.Embedded | config.Modality,
     text_size: int,
-    dropout: float,
-):
+    cfg: config.Model,
+) -> Tower:
     match part:
         case config.Vit():
-            return VisionTransformer(part, dropout)
+            return VisionTransformer(part, cfg.dropout)
         case config.Conformer():
-            return AudioConformer(part, dropout)
+            return AudioConformer(part, cfg.dropout)
         case config.TextTower():
-            return TextTransformer(part, part.vocabulary or text_size, dropout)
+            return TextTransformer(part, part.vocabulary or text_size, cfg.dropout)
         case config.Tower():
             return ImportedTower(part)
+        case config.Embedded():
+            return EmbeddedText(part.causal, cfg.trunk.width)
         case config.Modality():
             return OwnTower(part)

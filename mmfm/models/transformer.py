@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ class Segment(NamedTuple):
     """Tokens that enter together. A causal one (the target) sees itself only backwards.
 
     hidden: rows in which no other segment sees this one, as if it were not there. shown: the tokens that any token
-    sees; None: all that are real. Positions count the others too, so that what stays keeps its own.
+    sees; None: all that are real. Positions count the others too, so that what stays keeps its own. blocks: of a causal
+    one, the places that are seen as a whole: a number above 0 for each run of them, 0 for what sees only backwards.
     """
 
     tokens: Tokens
@@ -35,6 +37,7 @@ class Segment(NamedTuple):
     hidden: Bool[Tensor, " batch"] | None = None
     shown: Bool[Tensor, "batch time"] | None = None
     known: Bool[Tensor, "batch time"] | None = None
+    blocks: Int[Tensor, "batch time"] | None = None
 
     def planned(self) -> "Segment":
         """The same with `keep` on the CPU, for `packed` to count."""
@@ -244,6 +247,9 @@ class UnifiedTransformer(nn.Module):
         stop, places = 0, torch.arange(keep.shape[1], device=keep.device)
         for segment in segments:
             start, stop = stop, stop + segment.tokens.keep.shape[1]
+            if segment.blocks is not None:
+                own = (segment.blocks[:, :, None] == segment.blocks[:, None]) & (segment.blocks[:, :, None] > 0)
+                mask[:, start:stop, start:stop] |= own & keep[:, None, start:stop]
             if segment.hidden is not None:
                 others = (places < start) | (places >= stop)
                 mask[:, :, start:stop] &= ~(segment.hidden[:, None, None] & others[None, :, None])
@@ -270,7 +276,11 @@ def _hidden(segments: Sequence[Segment]) -> Bool[Tensor, "batch time"]:
 
 def _visibility(segments: Sequence[Segment]) -> Visibility:
     """What `sees` says, place by place."""
-    parts = [part.tokens.keep.long() for part in segments]
-    segment = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)], dim=1)
-    causal = torch.cat([torch.full_like(part.tokens.keep, part.causal) for part in segments], dim=1)
-    return Visibility(segment, causal, _hidden(segments))
+    numbers, causal, first = [], [], 0
+    for part in segments:
+        blocks = torch.zeros_like(part.tokens.keep, dtype=torch.int64) if part.blocks is None else part.blocks
+        changed = F.pad(blocks[:, 1:] != blocks[:, :-1], (1, 0))[:, : blocks.shape[1]]
+        numbers.append(first + changed.long().cumsum(1))
+        causal.append((blocks == 0) & part.causal)
+        first += blocks.shape[1] if part.blocks is not None else 1
+    return Visibility(torch.cat(numbers, dim=1), torch.cat(causal, dim=1), _hidden(segments))

@@ -1,8 +1,9 @@
 """Attention of packed sentences by a kernel that takes sentences of any lengths: no place is padded, no mask is made.
 
 Letters: m tokens of the row. A segment's queries see the keys of its own segment and of those before it, so that one
-call for each number of a segment is all: the sources over what they see, and all targets at once, each over its whole
-sentence, causal and aligned to the end. Segments that are hidden from the others are keys that a call leaves out.
+call for each number of a segment is all: first all that is causal at once, each over its whole sentence, aligned to the
+end, and then what is seen whole over what it sees. Segments that are hidden from the others are keys that a call leaves
+out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,16 +78,34 @@ def varlen_calls(
     plain = torch.zeros_like(sentence)
     segment, causal, hidden = seen or Visibility(plain, plain.bool(), plain.bool())
     number = int(sentence[-1]) + 1
-    of_causal = plain.new_full((number,), -1).index_put_((sentence[causal],), segment[causal])
-    told = "a sentence has one causal segment at most"
-    assert bool((segment[causal] == of_causal[sentence[causal]]).all()), told
-    for one in [*segment[~causal].unique().tolist(), None]:
-        own = torch.full((number,), one) if one is not None else of_causal  # the segment that asks, in each sentence
-        asks = causal if one is None else (segment == one) & ~causal
-        involved = plain.new_zeros(number).index_fill_(0, sentence[asks], 1).bool()[sentence]
-        keys = involved & (asks | ((segment < own[sentence]) & ~hidden))
-        if bool(asks.any()):
-            yield _call(sentence, asks, keys, one is None, device)
+    first = plain.new_full((number,), len(sentence)).scatter_reduce(
+        0, sentence[causal], causal.nonzero().squeeze(1), "amin"
+    )
+    behind = torch.arange(len(sentence)) >= first[sentence]  # the first causal token of its sentence, or stands there
+    if bool(causal.any()):
+        if bool((hidden & behind).any()):  # then one call for each causal segment, as one would see what is hidden
+            for one in segment[causal].unique().tolist():
+                asks = causal & (segment == one)
+                yield _of_segment(sentence, segment, hidden, asks, one, True, device)
+        else:  # one for all: what it says of the others behind is overwritten
+            keys = (first < len(sentence))[sentence] & (behind | ~hidden)
+            yield _call(sentence, behind, keys, True, device)
+    for one in segment[~causal].unique().tolist():
+        yield _of_segment(sentence, segment, hidden, (segment == one) & ~causal, one, False, device)
+
+
+def _of_segment(
+    sentence: Int[Tensor, " m"],
+    segment: Int[Tensor, " m"],
+    hidden: Bool[Tensor, " m"],
+    asks: Bool[Tensor, " m"],
+    one: int,
+    causal: bool,
+    device: torch.device,
+) -> Call:
+    """That of one number of segments, over itself and what of those before it is not hidden."""
+    involved = sentence.new_zeros(int(sentence[-1]) + 1).index_fill_(0, sentence[asks], 1).bool()[sentence]
+    return _call(sentence, asks, involved & (asks | ((segment < one) & ~hidden)), causal, device)
 
 
 def _call(

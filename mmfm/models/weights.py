@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmfm.config import Conformer, Model, TextTower, Tower, UserError, Vit, require
+from mmfm.config import Conformer, Embedded, Model, TextTower, Tower, UserError, Vit, require
 
 
 def adopt(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
@@ -36,7 +36,7 @@ def check_size(cfg: Model, found: Mapping[str, Tensor], where: str) -> None:
 def extent(cfg: Model) -> tuple[int | float, int]:
     """Numbers of the largest matrix that a configuration asks for, and layers of its deepest part."""
     whole = (cfg.image, cfg.audio, cfg.text, cfg.trunk)
-    parts = [part for part in whole if part is not None and not isinstance(part, Tower)]
+    parts = [part for part in whole if part is not None and not isinstance(part, Tower | Embedded)]
     asked: list[float] = [part.width**2 for part in parts]
     asked += [cfg.trunk.width * n for n in (cfg.embed_dim, cfg.codes("image"), cfg.codes("audio"))]
     asked.append(cfg.trunk.mlp_ratio * cfg.trunk.width**2)

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmfm.config import Contrastive, Generative, Objective, Reconstruction, Run, require
+from mmfm.config import Chat, Contrastive, Generative, Objective, Reconstruction, Run, require
 from mmfm.config.task import Task, parse, parse_writing
 from mmfm.data.batch import Batch, Raw
 from mmfm.models.codecs import Trainable
 from mmfm.models.model import UnifiedModel
 from mmfm.models.varlen import take
 from mmfm.objectives.contrastive_loss import CONTRAST
+from mmfm.objectives.conversation import PlannedChats, plan_chats
 from mmfm.objectives.cross_entropy import linear_cross_entropy
 from mmfm.objectives.roll_call import roll_call
 from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
@@ -55,11 +56,12 @@ class StepOutputs:
 
 class PassOutputs(NamedTuple):
     """What the passes over a batch gave, by task and by modality. reached: no rows of what else was computed, so that
-    a backward reaches on this rank all that it reaches on another."""
+    a backward reaches on this rank all that it reaches on another. chat: of the conversations."""
 
     outputs: Mapping[Task, PassOutput | None]
     embedded: Mapping[str, Embedded]
     reached: Sequence[Tensor] = ()
+    chat: PassOutput | None = None
 
 
 class Objectives(nn.Module):
@@ -73,6 +75,7 @@ class Objectives(nn.Module):
         self.model, self.ranks = model, ranks
         self.sharded = False  # whether weights come by collectives, so that all ranks must enter all towers alike
         self.contrast, self.reconstruct, self.own = run.contrastive, run.reconstruction, run.objectives
+        self.chat = run.chat
         self.write = {parse_writing(item.task): item for item in run.generative}
         others = (task for item in run.objectives for task in map(parse, item.tasks) if task not in self.write)
         self.passes = {**self.write, **{task: Generative(task=str(task)) for task in others}}
@@ -101,7 +104,8 @@ class Objectives(nn.Module):
         """What all passes of a step give."""
         planned = {task: plan_task(self.model, task, batch, item) for task, item in self.passes.items()}
         rest = {task: plan_task(self.model, task, batch, exclude=self._covered(task, planned)) for task in self.alone}
-        passes = [one for one in (*planned.values(), *rest.values()) if one is not None]
+        talk = None if self.chat is None else plan_chats(batch, self.chat)
+        passes = [one for one in (*planned.values(), *rest.values(), talk) if one is not None]
         absent, reached = self._roll_call(passes, batch) if self.sharded else ([], [])
         passes += absent
         made = {id(one): output for one, output in zip(passes, forward_passes(self.model, passes), strict=True)}
@@ -113,9 +117,12 @@ class Objectives(nn.Module):
             )
             for task, one in rest.items()
         }
-        return PassOutputs(outputs, embedded, [*reached, *(one.states[:0] for one in made.values() if self.sharded)])
+        empty = [one.states[:0] for one in made.values() if self.sharded]
+        return PassOutputs(outputs, embedded, [*reached, *empty], made.get(id(talk)))
 
-    def _roll_call(self, passes: Sequence[PlannedPass], batch: Batch) -> tuple[list[PlannedPass], list[Tensor]]:
+    def _roll_call(
+        self, passes: Sequence[PlannedPass | PlannedChats], batch: Batch
+    ) -> tuple[list[PlannedPass], list[Tensor]]:
         """What this rank lacks of the passes of others; and no rows of the weights outside of towers and trunk that
         only others use, as their gradient must be a zero here."""
         codecs = {f"codec {item.modality}": int(item.modality in batch.items) for item in self.reconstruct}
@@ -132,6 +139,8 @@ class Objectives(nn.Module):
             item.name: 0 if (one := read.outputs[task]) is None else len(one.labels)
             for task, item in self.write.items()
         }
+        if self.chat is not None:
+            tokens[self.chat.name] = _answers(self.chat, read.chat)
         items = {item.name: batch.items.get(item.modality) for item in self.reconstruct}
         return tokens | {name: 0 if one is None else len(one.rows) for name, one in items.items()}
 
@@ -149,6 +158,7 @@ class Objectives(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses that add up over samples, so that parts of a batch may be read one by one."""
         losses = {item.name: self._write(read.outputs[task]) for task, item in self.write.items()}
+        losses |= {} if self.chat is None else {self.chat.name: self._write(read.chat)}
         losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
         return {name: loss / counts[name].to(loss.dtype) for name, loss in losses.items()}
 
@@ -216,7 +226,15 @@ class Objectives(nn.Module):
         states = weight[:0] if output is None else output.states
         labels = torch.zeros(0, dtype=torch.int64, device=self.model.device) if output is None else output.labels
         self.model.read_counts.add("target", tokens=len(labels))
-        return linear_cross_entropy(states, weight, labels, self.tile_mb)
+        counts = None if output is None else output.counts
+        return linear_cross_entropy(states, weight, labels, self.tile_mb, counts)
+
+
+def _answers(chat: Chat, output: PassOutput | None) -> int:
+    """What the loss of conversations divides by: their learned tokens, or their answers."""
+    if output is None:
+        return 0
+    return len(output.labels) if output.answers is None else output.answers
 
 
 def embedded_modalities(run: Run, towers: Sequence[str]) -> list[str]:

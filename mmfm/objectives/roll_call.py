@@ -15,6 +15,7 @@ from mmfm.config import Generative
 from mmfm.config.task import Task
 from mmfm.data.batch import NO_TEXT, Batch, Items
 from mmfm.models.model import UnifiedModel
+from mmfm.objectives.conversation import PlannedChats
 from mmfm.objectives.task_pass import PlannedPass
 from mmfm.runtime.distributed import Collective
 
@@ -32,7 +33,7 @@ class RollCall(NamedTuple):
 
 
 def roll_call(
-    model: UnifiedModel, passes: Sequence[PlannedPass], facts: Mapping[str, int], ranks: Collective
+    model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats], facts: Mapping[str, int], ranks: Collective
 ) -> RollCall:
     """All ranks must ask, each with the same names of facts, and at least one."""
     entered = tower_items(passes)
@@ -47,7 +48,7 @@ def roll_call(
     return RollCall(absent, dict(zip(facts, rest.amax(0).tolist(), strict=True)))
 
 
-def tower_items(passes: Sequence[PlannedPass]) -> dict[str, list[Items]]:
+def tower_items(passes: Sequence[PlannedPass | PlannedChats]) -> dict[str, list[Items]]:
     """What enters each tower: items that several passes read enter once."""
     found: dict[str, dict[int, Items]] = {}
     for one in passes:
@@ -65,7 +66,9 @@ def _entries(items: Sequence[Items]) -> list[int]:
     return [len(items), DTYPES.index(x.dtype), time, x.ndim - 1, *shape]
 
 
-def _absent(name: str, like: Sequence[int], model: UnifiedModel, passes: Sequence[PlannedPass]) -> PlannedPass:
+def _absent(
+    name: str, like: Sequence[int], model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats]
+) -> PlannedPass:
     """A pass that reads one item of zeros, of no sample."""
     kind, time, ndim, *shape = like
     items = Items(

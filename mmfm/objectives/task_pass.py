@@ -25,6 +25,7 @@ from mmfm.models.token_dropout import keep_mask
 from mmfm.models.transformer import Segment, Sentences
 from mmfm.models.varlen import take
 from mmfm.objectives.continuation import with_halves
+from mmfm.objectives.conversation import Mention, PlannedChats, lay_out
 from mmfm.objectives.task_rows import (
     BLIND,
     DIFFERENT,
@@ -44,13 +45,16 @@ Result = TypeVar("Result")
 
 class PassOutput(NamedTuple):
     """What one pass gives. `tokens` counts the target tokens of all rows; `sample_ids` is the sample of each. It and
-    `rows` lie on the CPU."""
+    `rows` lie on the CPU. counts: how much each token counts in a loss, those of one answer
+    together as one, and answers how many there are; None: one each."""
 
     rows: Int[Tensor, " n"]
     embedding: Float[Tensor, "n dim"]
     states: Float[Tensor, "tokens width"]
     labels: Int[Tensor, " tokens"]
     sample_ids: Int[Tensor, " tokens"]
+    counts: Float[Tensor, " tokens"] | None = None
+    answers: int | None = None
 
 
 class PlannedPass(NamedTuple):
@@ -63,13 +67,9 @@ class PlannedPass(NamedTuple):
     rows: Int[Tensor, " n"]
     seeds: Int[Tensor, " n"] | None
 
-
-class Mention(NamedTuple):
-    """Items of one modality that a pass reads or writes, one of each of its samples."""
-
-    modality: str
-    items: Items
-    places: Int[Tensor, " n"]
+    def mentions(self) -> "list[Mention]":
+        """What it reads."""
+        return _mentions(self.task, self.batch, self.rows)
 
 
 class Target(NamedTuple):
@@ -110,17 +110,28 @@ def forward_task(
     return None if planned is None else forward_passes(model, [planned])[0]
 
 
-def forward_passes(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[PassOutput]:
+def forward_passes(model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats]) -> list[PassOutput]:
     """All passes at once: no item enters a tower or a codec twice, and the trunk reads all sentences as one row."""
     if not passes:
         return []
     sources, targets = _source_segments(model, passes), _targets(model, passes)
-    sentences = [_sentences(*each) for each in zip(passes, sources, targets, strict=True)]
-    states, where = model.trunk.packed(sentences)
-    return [
-        _output(model, one, states, places, read, target)
-        for one, places, read, target in zip(passes, where, sources, targets, strict=True)
-    ]
+    read = [_read(model, *each) for each in zip(passes, sources, targets, strict=True)]
+    states, where = model.trunk.packed([sentences for sentences, _ in read])
+    return [output(states, places) for (_, output), places in zip(read, where, strict=True)]
+
+
+Output = Callable[[Float[Tensor, "m width"], Int[Tensor, "n time"]], PassOutput]
+
+
+def _read(
+    model: UnifiedModel, one: PlannedPass | PlannedChats, sources: Sequence[Segment], target: "Target | None"
+) -> tuple[Sentences, Output]:
+    """What the trunk reads of a pass, and what makes of its states, and of where they stand, what the pass gives."""
+    if isinstance(one, PlannedChats):
+        laid = lay_out(model, one, sources)
+        none = torch.zeros(0, model.embed_dim, dtype=model.exact_dtype, device=model.device)
+        return laid.sentences, lambda states, where: PassOutput(one.rows[:0], none, *laid.asked(states, where))
+    return _sentences(one, sources, target), lambda states, where: _output(model, one, states, where, sources, target)
 
 
 def _sentences(one: PlannedPass, sources: Sequence[Segment], target: Target | None) -> Sentences:
@@ -178,22 +189,23 @@ def _mentions(task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Mention
     return mentions
 
 
-def _source_segments(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[list[Segment]]:
-    mentions = [_mentions(one.task, one.batch, one.rows) for one in passes]
+def _source_segments(model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats]) -> list[list[Segment]]:
+    mentions = [one.mentions() for one in passes]
     segments = iter(_once([each for some in mentions for each in some], model.source, [*model.towers]))
     return [[next(segments) for _ in some] for some in mentions]
 
 
-def _targets(model: UnifiedModel, passes: Sequence[PlannedPass]) -> list[Target | None]:
-    """What each pass writes; None where it only reads."""
-    writing = [one for one in passes if one.task.target is not None]
+def _targets(model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats]) -> list[Target | None]:
+    """What each pass writes behind what it reads; None where it does not."""
+    writing = [one for one in passes if isinstance(one, PlannedPass) and one.task.target is not None]
     mentions = [
         Mention(str(one.task.target), items := one.batch.items[str(one.task.target)], item_places(items, one.rows, 1))
         for one in writing
     ]
     written = _once(mentions, model.written)
     targets = iter(_target(model, *each) for each in zip(writing, mentions, written, strict=True))
-    return [None if one.task.target is None else next(targets) for one in passes]
+    wrote = {id(one): target for one, target in zip(writing, targets, strict=True)}
+    return [wrote.get(id(one)) for one in passes]
 
 
 def _once(

@@ -35,6 +35,13 @@ CODES = {
     "image_format": "a picture in a format that is not read here",
     "own_damaged": "a file of a modality of one's own that cannot be used",
     "missing_own": "no item of a modality of one's own where the source promises one",
+    "messages_missing": "no conversation where the source promises one",
+    "messages_role": "a message of a role that is not known",
+    "messages_content": "a message whose content is neither text nor parts",
+    "messages_parts": "a conversation that mentions other parts than its sample holds",
+    "messages_mark": "a message that holds what opens a turn",
+    "messages_unlearned": "a conversation of which no token is learned",
+    "messages_too_long": "a conversation longer than is allowed",
 }
 
 

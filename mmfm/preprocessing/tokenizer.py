@@ -133,6 +133,22 @@ class Tokenizer:
         whole = text.encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate, as JSON allows, becomes "?"
         return self.inner.encode(whole, add_special_tokens=False).ids
 
+    def with_marks(self, text: str) -> list[int]:
+        """The ids of a part of a template: what looks like a special token in it is one."""
+        if text not in self._marked:
+            self._marked[text] = self._marking.encode(text, add_special_tokens=False).ids
+        return self._marked[text]
+
+    @cached_property
+    def _marked(self) -> dict[str, list[int]]:
+        return {}
+
+    @cached_property
+    def _marking(self) -> tokenizers.Tokenizer:
+        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        inner.encode_special_tokens = False
+        return inner
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of any ids at all: broken UTF-8 becomes U+FFFD, and ids that are none of ours are left out."""
         size = self.size

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from mmfm.config import Conformer, Run, TextTower, Tower, Trunk, Vit
+from mmfm.config import Conformer, Embedded, Run, TextTower, Tower, Trunk, Vit
 from mmfm.evals.metrics_table import metric_of
 from mmfm.evals.records import Row
 from mmfm.report import scores
@@ -81,6 +81,8 @@ def _objectives(run: Run) -> Iterator[str]:
         yield "bring together " + listed([f"{c.name} ({c.loss}){weights(c.weight)}" for c in run.contrastive])
     if run.generative:
         yield "write " + listed([f"{w.task}{weights(w.weight)}" for w in run.generative])
+    if run.chat:
+        yield f"answer in conversations{weights(run.chat.weight)}"
     if run.reconstruction:
         yield "give back from codes " + listed([f"{PLURAL[r.modality]}{weights(r.weight)}" for r in run.reconstruction])
     if run.contrastive and run.generative:
@@ -94,7 +96,9 @@ def _model(run: Run) -> Iterator[str]:
         yield f"images: {seen.width_px} × {seen.height_px} px, {_size(model.image, 'vision transformer')}"
     if model.audio:
         yield f"sounds: {model.audio.sound.rate_hz / 1000:g} kHz, {_size(model.audio, 'conformer')}"
-    if model.text:
+    if isinstance(model.text, Embedded):
+        yield "text: the trunk's own table"
+    elif model.text:
         yield f"text: {_size(model.text, 'transformer')}"
     for name, codec in model.codecs.items():
         count = f"{codec.length} codes of" if codec.length else "codes of"

@@ -11,7 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmfm.config import MODALITIES, AudioCodec, ImageCodec, KnownCodec, Model, Run, Tower, UserError, Vit, require
+from mmfm.config import (
+    MODALITIES,
+    AudioCodec,
+    Embedded,
+    ImageCodec,
+    KnownCodec,
+    Model,
+    Run,
+    Tower,
+    UserError,
+    Vit,
+    require,
+)
 from mmfm.config.serialization import from_json
 from mmfm.inference import bundle
 from mmfm.models.checkpoint import folder_of, newest_model, steps_of, words_of
@@ -136,7 +148,7 @@ def check_augment(run: Run) -> None:
 def _tokenizer(model: Model, towers: Mapping[str, Resolved]) -> Tokenizer:
     """The model's, and with it that of a text tower which has one of its own."""
     tokenizer, words, text = load_tokenizer(model.tokenizer), words_of(model), model.text
-    if words is None or text is None:
+    if words is None or text is None or isinstance(text, Embedded):
         return tokenizer
     if isinstance(text, Tower):
         source, found = text.source, towers["text"].tokenizer

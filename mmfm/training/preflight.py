@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import MODALITIES, Data, KnownCodec, Model, Run, Source, Text, UserError, require
+from mmfm.config import MESSAGES, MODALITIES, Data, KnownCodec, Model, Run, Source, Text, UserError, require
 from mmfm.config.serialization import to_json
 from mmfm.config.task import parse, parse_writing
 from mmfm.data.sample import text_of
@@ -44,6 +44,8 @@ def objectives(run: Run) -> Iterator[Term]:
         yield Term(name=item.name, weight=item.weight, sources=task.sources, needs=needs)
     for item in run.reconstruction:
         yield Term(name=item.name, weight=item.weight, sources=(), needs=frozenset((item.modality,)))
+    if run.chat is not None:
+        yield Term(name=run.chat.name, weight=run.chat.weight, sources=(), needs=frozenset((MESSAGES,)))
     for item in run.objectives:
         sources = tuple(name for task in item.tasks for name in parse(task).sources)
         yield Term(name=item.name, weight=item.weight, sources=sources, needs=frozenset(item.modalities))
@@ -110,7 +112,8 @@ def check(run: Run, opener: Opener = open_here) -> list[SourceSummary]:
     """What each training source holds. Raises UserError for the first thing without which the run could not train."""
     wanted = list(objectives(run))
     require(
-        bool(wanted), f"run {run.name!r} has no objective; list some in `contrastive`, `generative` or `reconstruction`"
+        bool(wanted),
+        f"run {run.name!r} has no objective; list some in `contrastive`, `generative`, `reconstruction` or `chat`",
     )
     _check_codecs(run)
     require(bool(run.data.train), f"run {run.name!r} has no training data; list sources in `data.train`")
@@ -144,7 +147,7 @@ def _check_val(run: Run, opener: Opener) -> None:
     reads = set(run.model.towers)
     reads |= {name for objective in objectives(run) for name in objective.needs}
     inside = any(source.texts for source in run.data.train)  # texts that the indexes do not count
-    able = any(shards.held[name] for name in reads) or ("text" in reads and inside)
+    able = any(shards.held[name] for name in reads) or ("text" in reads and inside) or MESSAGES in reads
     told = f"data.val={run.data.val}: none of its {len(shards)} samples has what this run reads"
     require(able or not run.eval.every_steps, f"{told} ({', '.join(sorted(reads))}); name other shards, or none")
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from mmfm.config import Run, Source, require
+from mmfm.config import MESSAGES, Run, Source, require
 from mmfm.data.batch import Batch
+from mmfm.data.conversations import with_chat
 from mmfm.data.decode import collate, decode_of, read_example
 from mmfm.data.documents import Example
 from mmfm.data.index import EXTENSIONS
-from mmfm.data.sample import text_of
+from mmfm.data.sample import meta_of, text_of
 from mmfm.data.sources import open_source
 from mmfm.data.splits import asked_and_more, shards_of
 from mmfm.evals.metrics_table import better
@@ -67,6 +68,8 @@ def validation_batches(run: Run, tokenizer: Tokenizer) -> Iterator[Batch]:
             try:
                 sample = shards.read(place, frozenset(EXTENSIONS))
                 example = read_example(sample, run.model, decode)
+                if run.chat is not None and MESSAGES in meta_of(sample):
+                    example = with_chat(example, run.model, tokenizer)
                 chosen = text_of(sample, texts) if texts else None
                 examples.append(example if chosen is None else replace(example, text=chosen))
             except BadSample:
@@ -77,7 +80,8 @@ def validation_batches(run: Run, tokenizer: Tokenizer) -> Iterator[Batch]:
 
 def _holding(batch: Batch, needs: frozenset[str]) -> int:
     """How many samples hold all of this."""
-    held: Mapping[str, set[int]] = {name: set(items.rows.tolist()) for name, items in batch.items.items()}
+    held: dict[str, set[int]] = {name: set(items.rows.tolist()) for name, items in batch.items.items()}
+    held[MESSAGES] = set() if batch.chats is None else set(batch.chats.rows.tolist())
     return len(set.intersection(*(held.get(name, set()) for name in needs))) if needs else batch.size
 
 

@@ -1,0 +1,95 @@
+"""Conversations of a batch: ids with a place for each picture and sound that they mention. They lie on the CPU, where a
+step is planned; the pictures and sounds are items like others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mmfm.config import ChatTemplate, Model, UserError, require
+from mmfm.config.chat import MESSAGES
+from mmfm.data.batch import Conversations
+from mmfm.data.documents import Example, items_of
+from mmfm.data.sample import Sample, meta_of
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.chat import (
+    PARTS,
+    ChatIds,
+    Message,
+    check_mentions,
+    encode_chat,
+    parse_messages,
+    require_learned,
+)
+from mmfm.preprocessing.tokenizer import Tokenizer
+
+
+def conversations_of(
+    chats: Sequence[tuple[int, ChatIds]], seeds: Int[Tensor, " size"] | None = None
+) -> Conversations | None:
+    """Those of these samples, padded to the longest; None where there is none. seeds: of all samples of the batch."""
+    if not chats:
+        return None
+    rows, longest = torch.tensor([row for row, _ in chats]), max(len(chat.ids) for _, chat in chats)
+
+    def table(values: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
+        padded = [[*row, *[0] * (longest - len(row))] for row in values]
+        return torch.tensor(padded, dtype=dtype).view(len(chats), longest)
+
+    lengths = torch.tensor([len(chat.ids) for _, chat in chats])
+    return Conversations(
+        rows=rows,
+        ids=table([chat.ids for _, chat in chats], torch.int64),
+        keep=torch.arange(longest) < lengths[:, None],
+        learn=table([chat.learn for _, chat in chats], torch.bool),
+        turns=table([chat.turns for _, chat in chats], torch.int64),
+        seeds=None if seeds is None else seeds[rows],
+    )
+
+
+def messages_of(sample: Sample) -> list[Message]:
+    """Of the .json of a sample. Raises BadSample."""
+    return parse_messages(meta_of(sample).get(MESSAGES), sample.where)
+
+
+def with_chat(example: Example, model: Model, tokenizer: Tokenizer) -> Example:
+    """The example with its conversation to be learned, as much of it as the tokenizer's limits say.
+
+    Raises BadSample where the parts that it mentions are not those that the sample holds, or nothing of it is learned.
+    """
+    assert example.words is not None
+    where = example.words.where
+    found = encode_chat(messages_of(example.words), template_of(model), tokenizer, where=where)
+    _check_towers(found, model, where)
+    counts = {kind: sum(one.item(kind) is not None for one in items_of(example)) for kind in PARTS}
+    check_mentions(found, counts, where)
+    most = tokenizer.limits.written
+    cut = bool(most) and len(found.ids) > most
+    if cut and tokenizer.limits.skip:
+        told = f"{where}: a conversation of {len(found.ids)} tokens is longer than the {most} that are read"
+        raise BadSample("messages_too_long", f"{told}; {tokenizer.limits.remedy}, or set data.long_text='truncate'")
+    kept = found.first(most) if cut else found
+    require_learned(kept, found, where)
+    if cut and any(kept.mentions(kind) < found.mentions(kind) for kind in PARTS):
+        told = (
+            f"{where}: a conversation of {len(found.ids)} tokens mentions parts beyond the first {most}, which are read"
+        )
+        raise BadSample("messages_too_long", f"{told}; {tokenizer.limits.remedy}")
+    return replace(example, chat=kept, chat_cut=cut)
+
+
+def template_of(model: Model) -> ChatTemplate:
+    """UserError where the model reads no conversations."""
+    if model.chat is None:
+        told = "this model has no chat template, and so reads no conversations"
+        raise UserError(f"{told}; give model.chat, such as mmfm.config.CHATML, where its tokenizer has these marks")
+    return model.chat
+
+
+def _check_towers(found: ChatIds, model: Model, where: str) -> None:
+    for kind in PARTS:
+        told = f"{where}: its messages mention {kind}, and model.{kind} is None; give the model a tower for it"
+        require(kind in model.towers or not found.mentions(kind), told)
