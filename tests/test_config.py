@@ -241,7 +241,7 @@ MISTYPED = {
     'Data(train=Source(shards="a", modalities=()))': "Data.train=Source(",
     'Data(train=("a",))': "Data.train[0]='a' should be a Source",
     "Data(augment=None)": "Data.augment=None should be a Augment",
-    "Model(text=Trunk())": "should be one of TextTower, Tower, None",
+    "Model(text=Trunk())": "should be one of TextTower, Tower, Embedded, None",
     "Model(image=3)": "Model.image=3 should be one of Vit, Tower, None",
     "Trunk(rope_scaling=None)": "Trunk.rope_scaling=None should be a tuple",
     'KNN(train=ClassFolders(), test="pets")': "KNN.test='pets' should be one of Tars, ClassFolders, Table",

@@ -58,8 +58,7 @@ class Source(Checked):
     """Shards that provide the same modalities. Of every sum-of-shares samples (or batches), `share` come from here."""
 
     shards: str  # a folder, a tar, a pattern such as data/train/image-{000000..000007}.tar, or the same as a URL
-    # what each sample holds; ("messages",): conversations, with the pictures and sounds that each mentions
-    modalities: tuple[str, ...]
+    modalities: tuple[str, ...]  # ("messages",): conversations, with the pictures and sounds that each mentions
     weight: int = 1
     name: str = ""  # in logs and reports; empty: `shards`
     texts: tuple[Text, ...] = ()  # empty: the .txt, else "caption" or "text" of the .json
