@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int, Real
 
 from mmfm.evals.resampling import Bootstrap, Statistic, interval, numbered
 
+CHRF_BETA = 2  # how much recall weighs against precision in chrF
 SMALL, TINY = 1e-9, 1e-15  # below any share of words: they keep logarithms and quotients finite
 
 
@@ -125,8 +126,48 @@ def bleu(length: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " n"], **found: 
     return Kept("bleu", {"length": length, "wanted": wanted, **found}, statistic)
 
 
+def bleu_smoothed(
+    length: Real[np.ndarray, " n"], wanted: Real[np.ndarray, " n"], **found: Real[np.ndarray, " n"]
+) -> Statistic:
+    """BLEU of a corpus as sacrebleu has it (arXiv 1804.08771), with the counts of `bleu`: the k-th order without
+    a match counts as 2^-k of a match (NIST's smoothing), and where no text has runs of some order it is 0."""
+    right = np.stack(list(found.values()))
+    every = np.stack([np.maximum(length - size, 0) for size in range(len(right))])
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        hits, runs = right[:, index].sum(2), every[:, index].sum(2)
+        smoothed = np.where(hits > 0, hits, 0.5 ** np.cumsum(hits == 0, 0))
+        own, other = length[index].sum(1), wanted[index].sum(1)
+        brevity = np.minimum(0.0, 1 - other / np.maximum(own, 1))
+        value = np.exp(np.log(smoothed / np.maximum(runs, 1)).mean(0) + brevity)
+        return np.where((runs > 0).all(0) & (hits > 0).any(0), value, 0.0)
+
+    return Kept("bleu_smoothed", {"length": length, "wanted": wanted, **found}, statistic)
+
+
+def chrf_of(**counts: Real[np.ndarray, " n"]) -> Statistic:
+    """chrF of a corpus as sacrebleu has it: written1, wanted1 and found1 count the runs of one letter of a text, of its
+    reference, and of both, written2 those of two, and so on. Orders that a side has no runs of are left out."""
+    orders = len(counts) // 3
+    written, wanted, found = (
+        np.stack([counts[f"{name}{n + 1}"] for n in range(orders)]) for name in ("written", "wanted", "found")
+    )
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        own, other, both = (part[:, index].sum(2) for part in (written, wanted, found))
+        held = (own > 0) & (other > 0)
+        precision, recall = (np.where(held, both / np.maximum(side, 1), 0).sum(0) for side in (own, other))
+        count, under = np.maximum(held.sum(0), 1), CHRF_BETA**2 * precision + recall
+        over = (1 + CHRF_BETA**2) * precision * recall / count
+        return np.divide(over, under, out=np.zeros(len(index)), where=under > 0)
+
+    return Kept("chrf_of", dict(counts), statistic)
+
+
 STATISTICS: dict[str, Callable[..., Statistic]] = {
     "bleu": bleu,
+    "bleu_smoothed": bleu_smoothed,
+    "chrf_of": chrf_of,
     "mean": mean,
     "median": median,
     "ratio": ratio,

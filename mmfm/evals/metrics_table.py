@@ -14,11 +14,12 @@ GROUPS = (
     "Retrieval",
     "Probes",
     "Writing",
+    "Multiple choice",
     "Filling in",
     "Codecs",
     "Drawing and speaking, as judges read it",
 )
-CLASSES, RETRIEVAL, PROBES, WRITING, FILLING, CODECS, JUDGED = GROUPS
+CLASSES, RETRIEVAL, PROBES, WRITING, CHOOSING, FILLING, CODECS, JUDGED = GROUPS
 OTHER = "Other"
 
 
@@ -103,6 +104,31 @@ METRICS: dict[str, Metric] = {
     "bleu3": Metric("BLEU-3", "runs of up to 3 words that a reference has too", WRITING, chance=SILENCE),
     "bleu4": headline("BLEU-4", "runs of up to 4 words that a reference has too", WRITING, chance=SILENCE),
     "rouge_l": headline("ROUGE-L", "longest common run of words", WRITING, chance=SILENCE),
+    "exact_match_one_pass": Metric(
+        "exact match, one pass",
+        "each token is the likeliest, so greedy writes it",
+        WRITING,
+        chance=SILENCE,
+    ),
+    "vqa_accuracy": headline("VQA accuracy", "answers that at least three other people gave", WRITING, chance=SILENCE),
+    "contains": headline("contains", "an answer stands in what is written", WRITING, chance=SILENCE),
+    "shared_word": headline("shared word", "a word that says something is in an answer too", WRITING, chance=SILENCE),
+    "token_f1": headline("F1", "words that an answer has too, precision and recall", WRITING, chance=SILENCE),
+    "edit_similarity": headline("edit similarity", "letters that need no edit", WRITING, chance=SILENCE),
+    "exact_line": headline("exact line", "the first line written letter for letter", WRITING, chance=SILENCE),
+    "rouge1": headline("ROUGE-1", "words in common with the answer, F1", WRITING, chance=SILENCE),
+    "rouge2": Metric("ROUGE-2", "runs of 2 words in common with the answer, F1", WRITING, chance=SILENCE),
+    "rougeL": headline("ROUGE-L F1", "longest common run of words, F1 as rouge_score has it", WRITING, chance=SILENCE),
+    "bleu": headline("BLEU", "runs of up to 4 words in common, as sacrebleu's", WRITING, chance=SILENCE),
+    "chrf": headline("chrF", "runs of up to 6 letters in common, as sacrebleu's", WRITING, chance=SILENCE),
+    "words_written": neither("words written", "ROUGE rises where less is written", WRITING, unit="number"),
+    "length_ratio": neither(
+        "length ratio", "words written for each word of the answer", WRITING, unit="number", chance=SILENCE
+    ),
+    "choice_acc": headline("choice", "the right choice is the likeliest", CHOOSING, chance="any of the choices"),
+    "choice_acc_per_token": headline(
+        "choice per token", "the right choice is the likeliest by its mean token", CHOOSING, chance="any of the choices"
+    ),
     "bits_per_byte": lower_headline(
         "bits per byte", "surprise at the true text", WRITING, unit="bits/byte", chance=BYTES
     ),
