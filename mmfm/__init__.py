@@ -79,7 +79,8 @@ def push_to_hub(run, repo_id: str, modalities: tuple[str, ...] | None = None, *,
 
 
 def native(folder: str | Path, part: str = ""):
-    """A bundle's tower or trunk, as a configuration that starts from its weights: Model(image=native("bundles/a"))."""
+    """The tower or trunk of a bundle or a run, as a configuration that starts from its weights:
+    Model(image=native("bundles/a"))."""
     from mmfm.inference.bundle.contents import native
 
     return native(folder, part)

@@ -14,6 +14,7 @@ from mmfm.config.load import read_run
 from mmfm.datasets.commands import DATA
 from mmfm.evals.command import Evaluate
 from mmfm.evals.judges.command import Judges
+from mmfm.inference.bundle.contents import check_weights
 from mmfm.inference.generate_args import GenerateArgs
 from mmfm.plan.arguments import PlanArgs
 from mmfm.runtime.launch import first_process, launched
@@ -60,6 +61,8 @@ class Train:
         found = check(self.run, opener_for(self.run))
         check_suites(self.run)
         begun = any(self.run.folder.glob("checkpoints/step-*"))  # what goes on asks nothing of where it began
+        if self.force or not begun:
+            check_weights(self.run.model)
         if self.run.start and (self.force or not begun):
             from mmfm.inference.bundle import check_start
 

@@ -109,9 +109,10 @@ def test_what_is_not_there_is_named(model, folder, tmp_path):
         mmfm.native(str(folder))
     (tmp_path / "a run").mkdir()
     (tmp_path / "a run" / "run.json").write_text("{}")
-    with pytest.raises(
-        UserError, match=r"a run is no model's folder: .*; of a run mmfm.save_bundle\(mmfm.load\(RUN\), FOLDER\)"
-    ):
+    with pytest.raises(UserError, match=r"a run/run.json: missing key of Run"):
+        mmfm.native(tmp_path / "a run")
+    (tmp_path / "a run" / "run.json").rename(tmp_path / "a run" / "checkpoints")
+    with pytest.raises(UserError, match=r"a run is no model's folder: it has no files.json"):
         mmfm.native(tmp_path / "a run")
     with pytest.raises(UserError, match=r"no model's folder: .*; make one first: mmfm import timm:resnet18 FOLDER"):
         mmfm.native("timm:resnet18")

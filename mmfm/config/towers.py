@@ -39,7 +39,7 @@ class Vit(Checked):
     odd: Literal["even", "down"] = "even"  # with "shortest": to where the middle between two pixels is rounded
     mean: tuple[float, ...] = (0.5,)  # of RGB in 0..1, one or one per channel; the tower sees (RGB - mean) / std
     std: tuple[float, ...] = (0.5,)
-    weights: str = ""  # a folder of `mmfm import` to start from; empty: fresh ones
+    weights: str = ""  # a folder of `mmfm import`, or of a run, to start from; empty: fresh ones
 
     def __post_init__(self) -> None:
         positive(self, "height_px", "width_px", "patch_px", "channels", "width", "depth", "heads", "eps")

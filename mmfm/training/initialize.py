@@ -155,7 +155,7 @@ def _tokenizer(model: Model, towers: Mapping[str, Resolved]) -> Tokenizer:
         if found is None:
             raise UserError(f"{source} gave no tokenizer for its text tower; give another source")
     else:
-        source = str(Path(text.weights) / bundle.READER)
+        source = str(bundle.reader_of(text.weights))
         found = _read(Path(source))
     return replace(tokenizer, reader=parse_reader(found, words, source))
 

@@ -6,6 +6,7 @@ of a model without a classifier.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any, cast
 
 from torch import nn
 
@@ -43,13 +44,13 @@ def _layers(where: str, part: nn.Module) -> Layers:
 
 def _by_timm(part: nn.Module) -> Layers | None:
     """By the order that a model of timm itself gives; None: it is of another library."""
-    trunk = part.encoder.trunk if isinstance(part, ImportedTower) else None
+    trunk: Any = part.encoder.trunk if isinstance(part, ImportedTower) else None
     if trunk is None or not hasattr(trunk, "group_matcher"):
         return None
     from mmfm.compat.timm import group_parameters
 
-    layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
-    last = max(map(int, layers.values()))
+    layers = cast(dict[str, int], group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True))
+    last = max(int(layer) for layer in layers.values())
     return {f"encoder.trunk.{name}": int(layers[name]) for name, _ in trunk.named_parameters()}, last
 
 

@@ -6,20 +6,23 @@
 from typing import TYPE_CHECKING
 
 from mmfm.config import MODALITIES, Model, Run, Tower
-from mmfm.inference.bundle.contents import READER, is_bundle
+from mmfm.inference.bundle.contents import check_weights, is_bundle, is_run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mmfm.models.model import UnifiedModel
     from mmfm.preprocessing.tokenizer import Tokenizer
     from mmfm.pretrained import Resolved
 
-__all__ = ["READER", "check_start", "resolve", "start", "start_whole"]
+__all__ = ["check_start", "check_weights", "reader_of", "resolve", "start", "start_whole"]
 
 
 def start(core: "UnifiedModel", cfg: Model) -> None:
-    """The weights of those parts of `cfg` that name a bundle, into a fresh model. UserError where they do not fit."""
+    """The weights of those parts of `cfg` that name a bundle or a run, into a fresh model. UserError where they do not
+    fit."""
     parts = {name: getattr(cfg, name) for name in (*MODALITIES, "trunk")}
-    named = [name for name, part in parts.items() if not isinstance(part, Tower | None) and part.weights]
+    named = [name for name, part in parts.items() if not isinstance(part, Tower) and getattr(part, "weights", "")]
     if named:
         from mmfm.inference.bundle.initialize import start_parts
 
@@ -40,9 +43,16 @@ def check_start(run: Run) -> None:
     check_start(run)
 
 
+def reader_of(folder: str) -> "Path":
+    """The tokenizer.json of a text tower that has its own, in a bundle or a run."""
+    from mmfm.inference.bundle.initialize import reader_of
+
+    return reader_of(folder)
+
+
 def resolve(tower: Tower, modality: str) -> "Resolved":
-    """`encoders.resolve`, whose sources may be bundles too."""
-    if is_bundle(tower.source):
+    """`encoders.resolve`, whose sources may be bundles and runs too."""
+    if is_bundle(tower.source) or is_run(tower.source):
         from mmfm.inference.bundle.initialize import resolved
 
         return resolved(tower, modality)

@@ -41,11 +41,14 @@ from mmfm.inference.bundle.without_paths import public
 from mmfm.runtime.files import Manifest
 
 CONFIG, INDEX, FILES, GOLDEN = "config.json", "model.safetensors.index.json", "files.json", "golden.safetensors"
-READER, KEY = "mmfm_reader.json", "mmfm"
+READER, KEY, RUN = "mmfm_reader.json", "mmfm", "run.json"
 PARTS = (*MODALITIES, "trunk", "vocabulary", "codecs")
 FORMAT = 2
 AGAIN = "copy the whole folder again, or write it again"
 ANEW = "write it anew, with `mmfm export RUN FOLDER` or `mmfm import SOURCE FOLDER`"
+
+# Of a part that starts from weights, what may be chosen anew: it shapes the input, and no number.
+FREE = {"weights", "height_px", "width_px", "resize_mode", "crop_pct", "interpolation", "resizer", "odd"}
 
 Part = Vit | Conformer | TextTower | Trunk | Tower
 
@@ -128,8 +131,8 @@ def read_bundle(folder: Path) -> Bundle:
     """What config.json says, verified. Raises UserError where the folder is none, or its files do not add up."""
     told = f"{folder} is no model's folder: it has no {FILES}"
     remedy = "give a folder of `mmfm export` or `mmfm import`"
-    if (folder / "run.json").is_file() or (folder / "checkpoints").is_dir():
-        remedy = "of a run mmfm.save_bundle(mmfm.load(RUN), FOLDER) makes one, and Run.start begins with all of it"
+    if (folder / RUN).is_file() or (folder / "checkpoints").is_dir():
+        remedy = "of a run `mmfm export RUN FOLDER` makes one, and Run.start begins with all of it"
     elif not folder.exists() and re.match(r"(timm|open_clip|hf|torchaudio|wheel):", str(folder)):
         remedy = f"make one first: mmfm import {folder} FOLDER"
     require(is_bundle(folder), f"{told}; {remedy}")
@@ -155,7 +158,7 @@ def written_by(folder: Path) -> tuple[Generative, ...] | None:
     require_folder(folder)
     if is_bundle(folder):
         return read_bundle(folder).run.generative
-    return from_file(folder / "run.json").generative if (folder / "run.json").is_file() else None
+    return from_file(folder / RUN).generative if (folder / RUN).is_file() else None
 
 
 def require_folder(folder: Path) -> None:
@@ -167,18 +170,54 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(folder / FILES, "folder of a model", AGAIN)
 
 
-def native(folder: str | Path, part: str = "") -> Part:
-    """The configuration of a bundle's part, which starts from its weights, as Model(image=native("bundles/dino")).
+def is_run(folder: str | Path) -> bool:
+    """Whether this is the folder of a run, or of a checkpoint of one, and no bundle."""
+    return (Path(folder) / RUN).is_file() and not is_bundle(folder)
 
-    `part`: image, audio, text or trunk, of a bundle that holds several. Torch is not imported.
+
+def parts_in(folder: Path) -> dict[str, Part]:
+    """The towers and the trunk that a folder of a bundle, a run or a checkpoint holds. UserError: it is none."""
+    if is_run(folder):
+        model = from_file(folder / RUN).model
+        names = [name for name in (*MODALITIES, "trunk") if isinstance(getattr(model, name), Part)]
+        return {name: getattr(model, name) for name in names}
+    bundle = read_bundle(folder)
+    return {name: part_of(bundle, name) for name in bundle.components if name in (*MODALITIES, "trunk")}
+
+
+def native(folder: str | Path, part: str = "") -> Part:
+    """The configuration of a part that starts from weights, as Model(image=native("bundles/dino")).
+
+    `folder`: of a bundle, a run or one of its checkpoints. `part`: image, audio, text or trunk, of one that holds
+    several. Torch is not imported.
     """
-    bundle = read_bundle(Path(folder))
-    names = [name for name in bundle.components if name in (*MODALITIES, "trunk")]
-    require(not part or part in names, f"{folder} holds no {part!r}; it holds {', '.join(names)}")
-    require(
-        bool(part) or len(names) == 1, f"{folder} holds {', '.join(names)}; name one: native({str(folder)!r}, NAME)"
-    )
-    return start_from(part_of(bundle, part or names[0]), str(folder))
+    held = parts_in(Path(folder))
+    names = ", ".join(held)
+    require(not part or part in held, f"{folder} holds no {part!r}; it holds {names}")
+    require(bool(part) or len(held) == 1, f"{folder} holds {names}; name one: native({str(folder)!r}, NAME)")
+    return start_from(held[part or next(iter(held))], str(folder))
+
+
+def check_weights(model: Model) -> None:
+    """UserError where a part would start from what is not there, or was another part than it is to be."""
+    for name in (*MODALITIES, "trunk"):
+        part = getattr(model, name)
+        if getattr(part, "weights", "") and not isinstance(part, Tower):
+            check_same(part, name, Path(part.weights))
+
+
+def check_same(part: Part, name: str, folder: Path) -> Part:
+    """The part of this folder that `part` can start from. UserError: what shapes its numbers is not what it was."""
+    held, kind = parts_in(folder), type(part).__name__
+    require(name in held, f"{folder} holds no {name} to start from; it holds {', '.join(held)}")
+    there = held[name]
+    told = f"{folder} holds a {type(there).__name__}, and no {kind} can start from it"
+    require(type(there) is type(part), f"{told}; take it from there: mmfm.native({str(folder)!r}, {name!r})")
+    for field in fields(part):
+        mine, its = getattr(part, field.name), getattr(there, field.name)
+        take = f"take it from there: mmfm.native({str(folder)!r}, {name!r})"
+        require(mine == its or field.name in FREE, f"{kind}.{field.name}={mine!r} is {its!r} in {folder}; {take}")
+    return there
 
 
 def part_of(bundle: Bundle, name: str) -> Part:
@@ -190,7 +229,9 @@ def part_of(bundle: Bundle, name: str) -> Part:
 
 def start_from(part: Part, folder: str) -> Part:
     """The part with its weights taken from this folder; empty: from nowhere."""
-    return replace(part, source=folder, blueprint=None) if isinstance(part, Tower) else replace(part, weights=folder)
+    if isinstance(part, Tower):  # its size is settled
+        return replace(part, source=folder, blueprint=None, height_px=0, width_px=0, window_seconds=0.0)
+    return replace(part, weights=folder)
 
 
 def around(name: str, part: Part) -> Run:

@@ -1,12 +1,12 @@
-"""Weights of bundles as the start of another model: towers, and a causal language model as the trunk.
+"""Weights of bundles and of runs as the start of another model: towers, and a causal language model as the trunk.
 
 What shapes the numbers must be as it was; what only shapes the input, such as the size of a picture, may be chosen.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from torch import Tensor
 from mmfm import config
 from mmfm.config import TextTower, Tower, UserError, Vit, require
 from mmfm.data.vocabulary import Vocabulary
-from mmfm.inference.bundle.contents import Bundle, Part, is_bundle, part_of, read_bundle
+from mmfm.inference.bundle.contents import READER, Part, check_same, is_bundle, is_run, parts_in, read_bundle
 from mmfm.inference.bundle.hub import NAME
 from mmfm.inference.bundle.load import from_pretrained, load_encoder, load_trunk
 from mmfm.inference.bundle.without_paths import TOKENIZER
+from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.checkpoint import MANIFEST, folder_of, newest_step, steps_of
 from mmfm.models.imported import ImportedTower
@@ -29,29 +30,90 @@ from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer
 from mmfm.pretrained import Resolved
 
 TABLES = ("embedding.weight", "output.weight")
-FREE = {"weights", "height_px", "width_px", "resize_mode", "crop_pct", "interpolation", "resizer", "odd"}
+
+
+class Origin(NamedTuple):
+    """Where parts come from: a bundle, or a run. `joined`: they were trained with each other, as one model."""
+
+    folder: Path
+    model: config.Model
+    joined: bool
+    tokenizer: str  # the file with which it was trained, or "bytes"
+    same_tokenizer: Callable[[str], bool]
+    core: Callable[[str], UnifiedModel]  # which holds the tower of this modality, and what joins it to the trunk
+    trunk: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]  # weights, and tables by their names
 
 
 def start_parts(core: UnifiedModel, cfg: config.Model, names: Sequence[str]) -> None:
-    """Each of these parts begins with the weights of the bundle that it names, which must hold what it held."""
+    """Each of these parts begins with the weights of what it names, which must hold what it held."""
+    parts = {name: getattr(cfg, name) for name in names}
+    before = {name: check_same(part, name, Path(part.weights)) for name, part in parts.items()}
+    origins = {folder: origin(Path(folder)) for folder in {part.weights for part in parts.values()}}
     trunk = cfg.trunk.weights if "trunk" in names else ""
-    for name in names:
-        part = getattr(cfg, name)
-        folder = Path(part.weights)
-        bundle = read_bundle(folder)
-        there = [held for held in bundle.components if held in (*config.MODALITIES, "trunk")]
-        require(name in there, f"{folder} holds no {name} to start from; it holds {', '.join(there)}")
-        _check_same(part, part_of(bundle, name), folder)
+    for name, part in parts.items():
+        there, its = before[name], origins[part.weights]
         if isinstance(part, TextTower) and part.words is None:
-            _check_tokenizer(cfg.tokenizer, bundle, folder)
+            _check_tokenizer(cfg.tokenizer, its)
         if name == "trunk":
-            trunk, tables = load_trunk(folder)
-            core.trunk.load_state_dict(trunk.state_dict(), strict=True)
-            _vocabulary(core, cfg, bundle, folder, tables)
+            weights, tables = its.trunk()
+            core.trunk.load_state_dict(weights, strict=True)
+            _vocabulary(core, cfg, its, tables)
         else:
-            _start_tower(core, name, part, part_of(bundle, name), folder)
-            if part.weights == trunk and bundle.whole:
-                _start_joint(core, name, folder)
+            found = its.core(name)
+            _start_tower(core, name, part, there, found, its.folder)
+            if part.weights == trunk and its.joined:
+                _start_joint(core, name, found)
+
+
+def origin(folder: Path) -> Origin:
+    """Of a bundle, whose files are read when they are asked for, or of a run's newest checkpoint, or of one."""
+    if is_run(folder):
+        return _of_run(folder)
+    bundle = read_bundle(folder)
+    plain = bundle.whole and bundle.run.model.tokenizer == "bytes"
+
+    def trunk() -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        module, tables = load_trunk(folder)
+        return module.state_dict(), tables
+
+    return Origin(
+        folder=folder,
+        model=bundle.run.model,
+        joined=bundle.whole,
+        tokenizer="bytes" if plain else str(folder / TOKENIZER),
+        same_tokenizer=lambda spec: bundle.tokenizer in _hashes(spec),
+        core=lambda name: load_encoder(name, folder).core,
+        trunk=trunk,
+    )
+
+
+def _of_run(folder: Path) -> Origin:
+    model = load_model(folder)
+    core, text = model.core, model.tokenizer.to_json()
+    tables = {name: tensor for name, tensor in core.state_dict().items() if name in TABLES}
+    assert model.checkpoint is not None
+    return Origin(
+        folder=folder,
+        model=model.config,
+        joined=True,
+        tokenizer="bytes" if model.config.tokenizer == "bytes" else str(model.checkpoint / checkpoint.TOKENIZER),
+        same_tokenizer=lambda spec: load_tokenizer(spec).to_json() == text,
+        core=lambda name: core,
+        trunk=lambda: (core.trunk.state_dict(), tables),
+    )
+
+
+def reader_of(folder: str | Path) -> Path:
+    """The tokenizer.json of a text tower that has its own, in a bundle or in a run's newest checkpoint."""
+    folder = Path(folder)
+    if not is_run(folder):
+        return folder / READER
+    return _checkpoint(folder) / checkpoint.READER
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The folder itself, or that of the run's newest checkpoint."""
+    return folder if (folder / MANIFEST).is_file() else folder_of(folder, newest_step(folder))
 
 
 def check_start(run: config.Run) -> None:
@@ -73,7 +135,7 @@ def check_start(run: config.Run) -> None:
         require(
             bool(steps_of(folder)), f"{told} holds no bundle and no checkpoint of a run; train it, or leave start out"
         )
-        where = folder_of(folder, newest_step(folder))
+        where = _checkpoint(folder)
     file = where / _tokenizer_of(where)
     _require_same(run, load_tokenizer(file if file.is_file() else "bytes"), load_tokenizer(run.model.tokenizer))
 
@@ -129,18 +191,15 @@ def _parts(names: Collection[str]) -> str:
 
 
 def resolved(tower: Tower, modality: str) -> Resolved:
-    """Of a bundle that holds a tower of another library: its blueprint, weights and tokenizer."""
+    """Of a bundle or a run that holds a tower of another library: its blueprint, weights and tokenizer."""
     folder = Path(tower.source)
-    bundle = read_bundle(folder)
-    there = ", ".join(bundle.modalities) or bundle.alone
-    require(modality in bundle.modalities, f"{folder} holds no {modality} encoder; it holds {there}")
-    part = part_of(bundle, modality)
-    told = f"{folder} holds a {type(part).__name__}, a part of our own; give {modality}=mmfm.native({str(folder)!r})"
-    require(isinstance(part, Tower), told)
+    held = parts_in(folder)
+    require(modality in held, f"{folder} holds no {modality} encoder; it holds {', '.join(held)}")
+    told = f"{folder} holds a {type(held[modality]).__name__}, a part of our own"
+    require(isinstance(held[modality], Tower), f"{told}; give {modality}=mmfm.native({str(folder)!r}, {modality!r})")
     sizes = [name for name in ("height_px", "width_px", "window_seconds") if getattr(tower, name)]
-    require(
-        not sizes, f"Tower.{''.join(sizes[:1])}: a bundle's size is settled; leave it out, or give the first source"
-    )
+    told = f"Tower.{''.join(sizes[:1])}: the size of what was imported is settled"
+    require(not sizes, f"{told}; leave it out, or give the first source")
     encoder = load_encoder(modality, folder)
     inner, reader = encoder.core.towers[modality], encoder.tokenizer.reader
     assert isinstance(inner, ImportedTower)
@@ -148,56 +207,51 @@ def resolved(tower: Tower, modality: str) -> Resolved:
     return Resolved(blueprint=inner.contract, weights=weights, tokenizer=None if reader is None else reader.to_json())
 
 
-def _check_same(wanted: Part, there: Part, folder: Path) -> None:
-    kind = type(wanted).__name__
-    require(type(there) is type(wanted), f"{folder} holds a {type(there).__name__}, and no {kind} can start from it")
-    for field in fields(wanted):
-        mine, its = getattr(wanted, field.name), getattr(there, field.name)
-        take = f"take it from there: mmfm.native({str(folder)!r})"
-        require(mine == its or field.name in FREE, f"{kind}.{field.name}={mine!r} is {its!r} in {folder}; {take}")
-
-
-def _start_tower(core: UnifiedModel, name: str, part: Part, there: Part, folder: Path) -> None:
+def _start_tower(core: UnifiedModel, name: str, part: Part, there: Part, found: UnifiedModel, folder: Path) -> None:
     """The tower as it was, and a ViT's positions for its size of picture."""
-    found = dict(load_encoder(name, folder).core.towers[name].state_dict())
+    weights = dict(found.towers[name].state_dict())
     if isinstance(part, Vit) and isinstance(there, Vit) and part.grid != there.grid:
-        found["position"] = resize_positions(found["position"], there.grid, part.grid)
-    check_shapes(core.towers[name], found, str(folder))
-    core.towers[name].load_state_dict(found, strict=True)
+        weights["position"] = resize_positions(weights["position"], there.grid, part.grid)
+    check_shapes(core.towers[name], weights, str(folder))
+    core.towers[name].load_state_dict(weights, strict=True)
 
 
-def _start_joint(core: UnifiedModel, name: str, folder: Path) -> None:
+def _start_joint(core: UnifiedModel, name: str, found: UnifiedModel) -> None:
     """What joins a tower and a trunk that come from one model: connector, pool, and the head, if it is as wide."""
-    mine, its = core.state_dict(), load_encoder(name, folder).core.state_dict()
+    mine, its = core.state_dict(), found.state_dict()
     joint = [key for key in mine if key.startswith((f"connectors.{name}.", f"heads.{name}.")) or key == f"pools.{name}"]
     same = {key: its[key] for key in joint if key in its and its[key].shape == mine[key].shape}
     core.load_state_dict(same, strict=False)
 
 
 @torch.no_grad()
-def _vocabulary(core: UnifiedModel, cfg: config.Model, bundle: Bundle, folder: Path, tables: dict[str, Tensor]) -> None:
+def _vocabulary(core: UnifiedModel, cfg: config.Model, its: Origin, tables: Mapping[str, Tensor]) -> None:
     """Rows of the table: of a language model the text's; of a model of ours all of them."""
     if not tables:
         return
-    _check_tokenizer(cfg.tokenizer, bundle, folder)
+    _check_tokenizer(cfg.tokenizer, its)
     for name in [name for name in TABLES if name in tables]:
         own, table = core.state_dict().get(name), tables[name]
         if own is None:
-            raise UserError(f"{folder} writes with a table of its own, {name}, and this model with that of its input")
-        if not bundle.whole:
+            told = f"{its.folder} writes with a table of its own, {name}, and this model with that of its input"
+            raise UserError(f"{told}; take the trunk from there: mmfm.native({str(its.folder)!r}, 'trunk')")
+        if not its.joined:
             own.copy_(place_embeddings(table.to(own), own, core.vocabulary))
             continue
-        codes = {name: bundle.run.model.codes(name) for name in ("image", "audio")}
-        its = Vocabulary(text=core.vocabulary.text, **codes)
-        told = f"image_codes={its.image} and audio_codes={its.audio}"
-        require(its == core.vocabulary, f"Model has other codes than {folder}; set {told}")
+        codes = {name: its.model.codes(name) for name in ("image", "audio")}
+        theirs = Vocabulary(text=core.vocabulary.text, **codes)
+        told = f"image_codes={theirs.image} and audio_codes={theirs.audio}"
+        require(theirs == core.vocabulary, f"Model has other codes than {its.folder}; set {told}")
         own.copy_(table)
 
 
-def _check_tokenizer(spec: str, bundle: Bundle, folder: Path) -> None:
-    """By the hash of the file as it is, or of what is read of it."""
+def _check_tokenizer(spec: str, its: Origin) -> None:
+    told = f"Model.tokenizer={spec!r} is not the one that {its.folder} was trained with"
+    remedy = repr(its.tokenizer) if its.tokenizer == "bytes" else its.tokenizer
+    require(its.same_tokenizer(spec), f"{told}; set it to {remedy}")
+
+
+def _hashes(spec: str) -> tuple[str, str]:
+    """Of the file as it is, and of what is read of it."""
     shown = hashlib.sha256(load_tokenizer(spec).to_json().encode()).hexdigest()
-    raw = "" if spec == "bytes" else hashlib.sha256(Path(spec).read_bytes()).hexdigest()
-    told = f"Model.tokenizer={spec!r} is not the one that {folder} was trained with"
-    remedy = "'bytes'" if bundle.whole and bundle.run.model.tokenizer == "bytes" else str(folder / TOKENIZER)
-    require(bundle.tokenizer in (shown, raw), f"{told}; set it to {remedy}")
+    return shown, "" if spec == "bytes" else hashlib.sha256(Path(spec).read_bytes()).hexdigest()
