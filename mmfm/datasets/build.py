@@ -28,7 +28,7 @@ FORMAT = 1  # raised when the same input gives other bytes
 MANIFEST = "build.json"
 MISSING = "missing_file"
 NAMED = 3  # missing files that the message names; left_out.jsonl has all
-INPUTS = "a folder, a .csv, .tsv, .jsonl or .parquet, or a folder of datasets' save_to_disk"
+INPUTS = "a folder, a .csv, .tsv, .jsonl, .json or .parquet, or a folder of datasets' save_to_disk"
 PACKAGES = "pip install 'mmfm[data]'"
 
 
@@ -153,7 +153,7 @@ def _rows_of(source: Any, columns: Columns, classes: bool) -> Source:
 def _tabled(path: Path, columns: Columns) -> Rows:
     if path.suffix.lower() == ".parquet":
         return _optional().from_parquet(path, columns)
-    require(path.suffix.lower() in TABLES, f"{path} is of no known kind; give {INPUTS}")
+    require(path.suffix.lower() in (*TABLES, ".json"), f"{path} is of no known kind; give {INPUTS}")
     return from_table(path, columns)
 
 

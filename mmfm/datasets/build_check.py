@@ -1,5 +1,7 @@
 """A row's bytes, and whether a training run could read them: nothing here changes a byte."""
 
+import base64
+import binascii
 import errno
 import io
 import stat
@@ -9,12 +11,15 @@ from typing import Literal
 
 import soundfile
 
-from mmfm.data.index import MAX_PART, MODALITY
+from mmfm.config import MESSAGES
+from mmfm.data.index import MAX_PART, MODALITY, modality_of, numbered
 from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.writer import Item
 from mmfm.datasets.build_rows import Part, Row
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
+from mmfm.preprocessing.chat import PARTS, parse_messages
+from mmfm.preprocessing.chat import Part as Mention
 from mmfm.preprocessing.file_formats import READ, refusal
 from mmfm.preprocessing.image import MAX_PIXELS, decode_image
 from mmfm.preprocessing.media_headers import measure
@@ -40,15 +45,20 @@ UNKNOWN: dict[str, tuple[str, Literal["picture", "sound"]]] = {
 
 def read_row(row: Row) -> Item:
     """Raises BadSample where the bytes are of no known format, and FileNotFoundError where there is no file."""
+    if row.bad is not None:
+        raise BadSample(*row.bad)
     parts: dict[str, bytes] = {}
     for part in row.parts:
-        data = part.content if isinstance(part.content, bytes) else _bytes_of(part.content)
+        data = part.content if isinstance(part.content, bytes) else _bytes_of(part)
         parts[_extension(part, data)] = data
     return Item(row.key, parts)
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(part: Part) -> bytes:
     """A table may name anything: a device would never end, and a pipe would wait for ever."""
+    path = part.content
+    if not isinstance(path, Path):
+        return _decoded(str(path), numbered(part.role)[1])
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
@@ -57,8 +67,22 @@ def _bytes_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _decoded(url: str, role: str) -> bytes:
+    head, _, body = url.partition(",")
+    try:
+        if head.lower().endswith(";base64"):
+            return base64.b64decode("".join(body.split()), validate=True)
+    except binascii.Error:
+        pass
+    code = "audio_damaged" if role.endswith("audio") else "image_damaged"
+    raise BadSample(code, f"{url[:40]!r} is no data URL of base64; write data:TYPE;base64,DATA, or a path")
+
+
 def _extension(part: Part, data: bytes) -> str:
     """That of the file's name if it fits the role, else what the first bytes say."""
+    number, _, role = part.role.rpartition(".")
+    if number and role in UNKNOWN:
+        return f"{number}.{_extension(part._replace(role=role), data)}"
     if part.role not in UNKNOWN:
         return SAME.get(part.role, part.role)
     named = part.content.suffix[1:].lower() if isinstance(part.content, Path) else ""
@@ -85,20 +109,39 @@ def format_of(data: bytes) -> str:
 def check_item(item: Item, check: Check, max_seconds: float = sys.float_info.max) -> None:
     """Raises BadSample for what a run would refuse: all of it ("decode"), or what headers tell ("headers")."""
     sample = Sample(key=item.key, parts=dict(item.parts), where=item.key)
-    if not {MODALITY.get(name) for name in item.parts} - {None} and text_of(sample) is None:
+    known = {modality_of(name) for name in item.parts} - {None}
+    if not known and text_of(sample) is None and not _is_talk(sample):
         raise BadSample("empty_sample", f"{item.key} has no picture, sound or text; add one or leave it out")
     if check == "none":
         return
     text_of(sample)
-    meta_of(sample)
-    for extension, data in item.parts.items():
-        kind = MODALITY.get(extension)
+    if _is_talk(sample):
+        _check_talk(sample)
+    for name, data in item.parts.items():
+        extension = numbered(name)[1]
+        kind = modality_of(name)
         if extension == "cls" and not data.strip().isdigit():
             raise BadSample("label_no_number", f"{item.key}: the .cls is no whole number; write the number of a class")
         if kind == "image":
             decode_image(data) if check == "decode" else _check_picture(extension, data)
         elif kind == "audio":
             _decode_sound(data, max_seconds) if check == "decode" else _check_sound(extension, data, max_seconds)
+
+
+def _is_talk(sample: Sample) -> bool:
+    return isinstance(meta_of(sample).get(MESSAGES), list)
+
+
+def _check_talk(sample: Sample) -> None:
+    """That a conversation mentions the parts that there are, in their order."""
+    messages = parse_messages(meta_of(sample)[MESSAGES], sample.where)
+    mentioned = [piece.kind for one in messages for piece in one.content if isinstance(piece, Mention)]
+    counted = sorted((numbered(name)[0], kind) for name in sample.parts if (kind := modality_of(name)) in PARTS)
+    held = [kind for _, kind in counted]
+    if mentioned != held:
+        told = f"{sample.key}: its messages mention {len(mentioned)} parts ({', '.join(mentioned)}), and it holds"
+        remedy = "give as many, counted from 0 in the order of mention"
+        raise BadSample("messages_parts", f"{told} {len(held)} ({', '.join(held)}); {remedy}")
 
 
 def _check_picture(extension: str, data: bytes) -> None:

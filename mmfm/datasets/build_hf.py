@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from mmfm.compat.datasets import fingerprint
 from mmfm.config import UserError, require
+from mmfm.datasets.build_messages import is_talk
 from mmfm.datasets.build_rows import Columns, Row, Rows, key_of, row_number
 from mmfm.datasets.build_tables import choose, from_records, row_of, told_captions, told_columns
 
@@ -65,6 +66,7 @@ def from_dataset(given: Any, columns: Columns, folder: Path = Path()) -> Dataset
     remedy = "give one split, such as dataset['train']"
     require(isinstance(given, datasets.Dataset), f"a {type(given).__name__} is no datasets.Dataset; {remedy}")
     features = dict(given.features)
+    nested = {name: kind.feature for name, kind in features.items() if isinstance(kind, datasets.List)}
     kinds = {"image": datasets.Image, "audio": datasets.Audio}
     typed = {role: [n for n, f in features.items() if isinstance(f, kind)] for role, kind in kinds.items()}
     for role, names in typed.items():
@@ -74,6 +76,8 @@ def from_dataset(given: Any, columns: Columns, folder: Path = Path()) -> Dataset
     for role, names in typed.items():
         for name in names:
             raw = raw.cast_column(name, kinds[role](decode=False))
+        for name in (name for name, kind in nested.items() if isinstance(kind, kinds[role])):
+            raw = raw.cast_column(name, datasets.List(kinds[role](decode=False)))
     require(len(raw) > 0, "the dataset has no rows; give one that has")
     chosen = _choose(columns, typed, raw, str(folder))
     others = [name for names in typed.values() for name in names if name not in chosen.chosen().values()]
@@ -88,7 +92,7 @@ def from_dataset(given: Any, columns: Columns, folder: Path = Path()) -> Dataset
 def _choose(columns: Columns, typed: Mapping[str, list[str]], dataset: datasets.Dataset, where: str) -> Columns:
     """A column of the type Image or Audio needs no usual name."""
     names, first = dataset.column_names, [dataset[0]]
-    if columns.chosen():
+    if columns.chosen() or is_talk(names, first):
         return choose(columns, names, first, f"the dataset {where}")
     found = {role: named[0] for role, named in typed.items() if named}
     rest = [name for name in names if name not in found.values()]

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from mmfm.data.index import EXTENSIONS, MODALITY
 from mmfm.data.writer import Item
 from mmfm.preprocessing.file_formats import READ
 
-ROLES = ("image", "audio", "text")
+ROLES = ("messages", "image", "audio", "text")
 UNFIT = re.compile(r"[.\x00-\x1f\x7f\\]")
 ALIASES = {"jpe": "jpg", "jfif": "jpg", "oga": "ogg", "wave": "wav"}  # other names of what is read
 OTHERS = {  # extensions of what is not, and what there is to do
@@ -39,27 +39,31 @@ METADATA = tuple(f"metadata{ending}" for ending in (*TABLES, ".parquet"))  # of 
 
 
 class Part(NamedTuple):
-    """`role` is "image" or "audio", of which the bytes or the file's name say the format, or an extension."""
+    """`role` is "image" or "audio", of which the bytes or the file's name say the format, or an extension; of a counted
+    part "0.image". A text is a `data:` URL of base64."""
 
     role: str
-    content: Path | bytes
+    content: Path | bytes | str
 
 
 class Row(NamedTuple):
-    """One sample to be."""
+    """One sample to be. `bad`: why it is none, as the code and the message of a BadSample."""
 
     key: str
     parts: tuple[Part, ...]
+    bad: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column of a table is what; empty: guessed from its name. `key` empty: the row's number."""
+    """Which column of a table is what; empty: guessed from its name. `key` empty: the row's number. `messages`:
+    conversations, of which `image` and `audio` hold the files."""
 
     image: str = ""
     audio: str = ""
     text: str = ""
     key: str = ""
+    messages: str = field(default="", repr=False)  # not in the fingerprints of tables without conversations
 
     def chosen(self) -> dict[str, str]:
         """Role -> column."""

@@ -11,13 +11,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError, require
 from mmfm.data.index import MODALITY
 from mmfm.data.writer import as_json
+from mmfm.datasets.build_messages import MESSAGES, is_talk, media_columns, talk_of, used_columns
 from mmfm.datasets.build_rows import Columns, Part, Row, Rows, key_of, row_number, unnamed
+from mmfm.preprocessing import BadSample
 
 GENERIC = ("path", "file", "filename", "file_name", "filepath", "file_path", "filename_or_path")
 NAMES = {
@@ -34,11 +37,13 @@ MAX_FIELD = 1 << 24  # characters of a cell
 
 
 def from_table(path: Path, columns: Columns) -> Rows:
-    """A CSV, TSV or JSONL file; paths are relative to its folder."""
-    lines, said = path.suffix.lower() in (".jsonl", ".ndjson"), ()
+    """A CSV, TSV, JSONL or JSON file; paths are relative to its folder."""
+    kind, said = path.suffix.lower(), ()
     try:
-        if lines:
+        if kind in (".jsonl", ".ndjson"):
             records = list(_json_lines(path))
+        elif kind == ".json":
+            records = _json_list(path)
         else:
             separator, told = _separator(path, columns)
             records, said = list(_separated(path, separator)), (told,) if told else ()
@@ -56,7 +61,7 @@ def from_records(
     chosen = choose(columns, names, records, str(path))
     rows = [row_of(number, record, chosen, path.parent) for number, record in enumerate(records)]
     several = bool(chosen.text) and any(isinstance(_at(record, chosen.text), list | tuple) for record in records)
-    print = f"{told} {chosen}{' of several captions' if several else ''}"
+    print = f"{told} {chosen}{' of several captions' if several else ''}{chosen.messages and f' {chosen.messages}'}"
     return Rows(rows=rows, print=print, said=(*said, told_columns(chosen), *told_captions(chosen, several)))
 
 
@@ -70,10 +75,15 @@ def from_metadata(table: Path, rows: Rows) -> Rows:
 
 def choose(columns: Columns, names: Sequence[str], records: Iterable[Mapping[str, Any]], where: str) -> Columns:
     """The columns that were asked for, or else those whose names are usual. Raises UserError where there is none."""
-    for option in ("image", "audio", "text", "key"):
+    for option in ("messages", "image", "audio", "text", "key"):
         name = getattr(columns, option)
         there = not name or name in names or (option == "text" and name.partition(".")[0] in names)
         require(there, f"{where} has no column {name!r} (--{option}); it has {', '.join(names)}")
+    records = list(records)
+    talk = columns.messages or ("" if columns.chosen() else is_talk(names, records))
+    if talk:
+        guessed = {kind: name for kind, name in media_columns(names).items() if not getattr(columns, kind)}
+        return replace(columns, messages=talk, **guessed)
     if columns.chosen():
         return columns
     lower = {name.lower(): name for name in reversed(names)}
@@ -107,9 +117,11 @@ def missing(value: Any) -> bool:
 
 def row_of(number: int, record: Mapping[str, Any], columns: Columns, folder: Path) -> Row:
     """What is neither picture, sound, text nor key goes into the .json."""
+    if columns.messages:
+        return _talk_row(number, record, columns, folder)
     chosen, where = columns.chosen(), f"row {number}"
     parts = [
-        _file(role, record[name], folder, f"{where}: the column {name!r}")
+        file_part(role, record[name], folder, f"{where}: the column {name!r}")
         for role, name in chosen.items()
         if role != "text" and not missing(record.get(name))
     ]
@@ -121,9 +133,32 @@ def row_of(number: int, record: Mapping[str, Any], columns: Columns, folder: Pat
         if isinstance(value, list | tuple) and captions and columns.text in record:
             about[columns.text] = [caption.decode("utf-8", "replace") for caption in captions]
     parts += [Part("json", as_json(about))] if about else []
+    return Row(_key(number, record, columns), tuple(parts))
+
+
+def _key(number: int, record: Mapping[str, Any], columns: Columns) -> str:
     key = record.get(columns.key) if columns.key else row_number(number)
-    require(not missing(key), f"{where} has no key in the column {columns.key!r}; fill it in, or leave out --key")
-    return Row(key_of(str(key)), tuple(parts))
+    told = f"row {number} has no key in the column {columns.key!r}; fill it in, or leave out --key"
+    require(not missing(key), told)
+    return key_of(str(key))
+
+
+def _talk_row(number: int, record: Mapping[str, Any], columns: Columns, folder: Path) -> Row:
+    """A conversation, its pictures and sounds counted in the order in which it mentions them."""
+    key, where = _key(number, record, columns), f"row {number}"
+    media = {"image": columns.image, "audio": columns.audio}
+    try:
+        talk = talk_of(record, columns.messages, media, where)
+    except BadSample as why:
+        return Row(key, (), (why.code, str(why)))
+    used = {*used_columns(columns.messages), *media.values(), columns.key}
+    about = {name: plain(value) for name, value in record.items() if name not in used and value is not None}
+    tree = {MESSAGES: plain(talk.messages)} | about
+    files = [
+        file_part(f"{at}.{one.kind}", one.value, folder, f"{where}: {one.kind} {at} of its conversation")
+        for at, one in enumerate(talk.media)
+    ]
+    return Row(key, (*files, Part("json", as_json(tree))))
 
 
 def _at(record: Mapping[str, Any], name: str) -> Any:
@@ -156,10 +191,11 @@ def captions_of(value: Any, column: str, where: str) -> list[bytes]:
     return [value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")]
 
 
-def _file(role: str, value: Any, folder: Path, where: str) -> Part:
+def file_part(role: str, value: Any, folder: Path, where: str) -> Part:
+    """A picture or a sound in a cell: its bytes, an object of them, a `data:` URL, or a path."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, bytes):
+    if isinstance(value, bytes) or (isinstance(value, str) and value[:5].lower() == "data:"):
         return Part(role, value)
     require(isinstance(value, str), f"{where} holds a {type(value).__name__}, no path; choose another")
     told = f"{where} holds a URL ({value[:80]}); fetch the files first, and give their paths"
@@ -224,6 +260,21 @@ def _separated(path: Path, separator: str) -> Iterator[dict[str, str]]:
                     yield dict(zip(header, fields, strict=True))
         except csv.Error as why:
             raise UserError(f"line {reader.line_num} of {path} is no CSV ({why}); correct its quotes") from None
+
+
+def _json_list(path: Path) -> list[dict[str, Any]]:
+    """A file that is one list of objects; or, under this name too, an object on each line."""
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        return list(_json_lines(path))
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as why:
+        place = f" (line {why.lineno})" if isinstance(why, json.JSONDecodeError) else ""
+        raise UserError(f"{path} is no JSON{place}; write one list of objects") from None
+    wrong = next((number for number, one in enumerate(found) if not isinstance(one, dict)), None)
+    require(wrong is None, f"row {wrong} of {path} is no object ({{...}}); write one list of objects")
+    return found
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -93,9 +93,10 @@ class Index:
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """Turn a folder of files, a CSV, TSV, JSONL or Parquet of paths, or a saved Hugging Face dataset into shards.
+    """Turn a folder of files, a CSV, TSV, JSONL, JSON or Parquet, or a saved Hugging Face dataset into shards.
 
-    A build that was stopped goes on when the same command is given again.
+    A table names files, or holds conversations in the form of OpenAI, LLaVA, ShareGPT, ms-swift or Alpaca. A build
+    that was stopped goes on when the same command is given again.
     """
 
     input: tyro.conf.Positional[str]
@@ -103,11 +104,14 @@ class Build:
     out: tyro.conf.Positional[str]
     """Where the shards are written: a new folder, or one of the same build."""
     image: str = ""
-    """Column of the pictures; without any of these three, guessed from usual names."""
+    """Column of the pictures; without any of these four, guessed from usual names."""
     audio: str = ""
     """Column of the sounds."""
     text: str = ""
     """Column of the captions. The other columns go into the .json."""
+    messages: str = ""
+    """Column of conversations, such as messages or conversations; --image and --audio hold what <image> and <audio>
+    stand for."""
     key: str = ""
     """Column that names each sample; else the number of its row."""
     classes: Literal["none", "folders"] = "none"
@@ -133,7 +137,7 @@ class Build:
         build(
             self.input,
             self.out,
-            columns=Columns(image=self.image, audio=self.audio, text=self.text, key=self.key),
+            columns=Columns(messages=self.messages, image=self.image, audio=self.audio, text=self.text, key=self.key),
             classes=self.classes == "folders",
             prefix=self.prefix,
             samples_per_shard=self.samples_per_shard,
