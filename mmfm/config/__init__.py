@@ -4,6 +4,7 @@ A reference run is a Python file in `configs/` whose `config()` returns a `Run`;
 `strict` reads and writes.
 """
 
+from mmfm.config.adapters import Lora
 from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, one_line, positive, require
 from mmfm.config.chat import CHATML, MESSAGES, Chat, ChatTemplate, Embedded
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
@@ -41,6 +42,7 @@ __all__ = [
     "ImagePreprocess",
     "KnownCodec",
     "Logger",
+    "Lora",
     "Mel",
     "Metric",
     "Modality",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mmfm.config.adapters import Lora
 from mmfm.config.base import Checked, positive, require
 from mmfm.config.chat import ChatTemplate, Embedded
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
@@ -28,6 +29,7 @@ class Model(Checked):
     embed_dim: int = 384
     dropout: float = 0.0
     connector_dropout: float = 0.0  # of the channels of a tower's tokens, before they enter the trunk
+    adapters: tuple[Lora, ...] = ()  # of linear layers, whose part of the model is then locked
 
     def __post_init__(self) -> None:
         positive(self, "embed_dim")

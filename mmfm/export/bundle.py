@@ -19,7 +19,8 @@ from mmfm.export.hf.parity import check_transformers
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import FILES, FORMAT, GOLDEN, INDEX, READER, Bundle
 from mmfm.inference.bundle.encoder import BundledEncoder, only
-from mmfm.inference.bundle.load import CORE, from_pretrained, load_encoder
+from mmfm.inference.bundle.load import from_pretrained, load_encoder
+from mmfm.inference.bundle.tensors import CORE
 from mmfm.inference.bundle.without_paths import TOKENIZER, public, unpinned
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model

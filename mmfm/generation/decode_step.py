@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmfm.compat.torch import hooked
 from mmfm.generation.int8 import Int8Linear
+from mmfm.models.adapters import LoraLinear
 from mmfm.models.kv_cache import KVCache
 from mmfm.models.layers import ACTIVATIONS, Attention, Block, Swiglu
 from mmfm.models.transformer import UnifiedTransformer
@@ -105,11 +106,15 @@ def _layer(block: Any) -> Layer:
 
 
 def _linear(module: nn.Module) -> Map:
-    """The map alone where the module is no more than that: adapters and hooks are called as they are."""
+    """The map alone where the module is no more than that: adapters are merged for the while, and modules with hooks
+    called as they are."""
     if hooked(module):
         return module
     if type(module) is Int8Linear:
         return module.forward
+    if type(module) is LoraLinear:
+        whole = module.merged()
+        return lambda x: F.linear(x, whole.weight, whole.bias)
     if type(module) is nn.Linear:
         weight, bias = module.weight, module.bias
         return lambda x: F.linear(x, weight, bias)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmfm.compat.torch import quantised_rows
 from mmfm.config import require
+from mmfm.models.adapters import merge
 
 Kind = TypeVar("Kind", bound=nn.Module)
 REDUCED = True  # inputs in 7 bits, whatever the processor: the same numbers on all, and right ones
@@ -62,13 +63,15 @@ def _pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
 
 
 def int8(model: Kind) -> Kind:
-    """The same model, changed: trunk and output are in 8 bits from now on, towers and heads as they are.
+    """The same model, changed: trunk and output are in 8 bits from now on, towers and heads as they are; adapters
+    are merged.
 
     model: a `UnifiedModel`, or what holds one as `core`. UserError: not on a CPU, or not in fp32.
     """
     core: Any = getattr(model, "core", model)
     told = f"8 bits are for a model on a CPU in fp32, and this one is {core.dtype} on {core.device}; move it there"
     require(core.device.type == "cpu" and core.dtype == torch.float32, told)
+    merge(core)
     core.requires_grad_(False).eval()
     core.output = Int8Linear.of(core.embedding.weight if core.output is None else core.output.weight)
     for part in list(core.trunk.modules()):

@@ -1,19 +1,21 @@
 """A trained model from its run folder."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mmfm.config import Contrastive, KnownCodec, Model, Tower, require
+from mmfm.config import Contrastive, KnownCodec, Model, Run, Tower, require
 from mmfm.config.serialization import from_json
+from mmfm.inference import base
 from mmfm.inference.bundle.contents import require_folder
 from mmfm.inference.interface import Interface
 from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
+    BASE,
     MANIFEST,
     RUN,
     TRAIN,
@@ -27,6 +29,7 @@ from mmfm.models.checkpoint import (
 )
 from mmfm.models.model import UnifiedModel, build
 from mmfm.models.weights import adopt, check_size, extent
+from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
 
 AVERAGE = re.compile(r"/optimizer_states/0/state/(.+)/ema")  # of a parameter, in the state of training
@@ -66,6 +69,21 @@ def moving_average(checkpoint: Path, weights: Collection[str]) -> dict[str, Tens
     return {name: state.read(path) for name, path in kept.items()}
 
 
+def _core(
+    cfg: Run, tokenizer: Tokenizer, files: Mapping[str, bytes], weights: Mapping[str, Tensor], where: Path
+) -> UnifiedModel:
+    """The model with a checkpoint's weights, and where these are adapters with those that they adapt."""
+    if BASE in files:
+        with torch.random.fork_rng(devices=()):
+            core = build(cfg.model, tokenizer.size, cfg.contrastive)
+        base.load(core, cfg, files, weights, where)
+        return core
+    check_size(cfg.model, weights, str(where))
+    core = built(cfg.model, tokenizer.size, cfg.contrastive)
+    adopt(core, weights, str(where))
+    return core
+
+
 def load_model(
     run: str | Path, step: int | str | None = None, device: str | torch.device = "cpu", *, ema: bool = False
 ) -> Interface:
@@ -88,9 +106,7 @@ def load_model(
         weights |= moving_average(where, weights)
     cfg = from_json(read_text(files, RUN, where), str(where / RUN))
     tokenizer = read_tokenizer(files, cfg.model, where)
-    check_size(cfg.model, weights, str(where))
-    core = built(cfg.model, tokenizer.size, cfg.contrastive)
-    adopt(core, weights, str(where))
+    core = _core(cfg, tokenizer, files, weights, where)
     model = Interface(core.to(device).eval(), cfg, tokenizer).eval()
     model.checkpoint = where
     return model

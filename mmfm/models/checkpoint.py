@@ -34,16 +34,17 @@ from mmfm.runtime.tensor_tree import Tree, join, split
 AGAIN = "choose another step or train again"
 ALONE = SingleProcess()
 Found = TypeVar("Found")
-MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, MANIFEST = (
+MODEL, TRAIN, STATE, RUN, TOKENIZER, READER, BASE, MANIFEST = (
     "model.safetensors",  # or in parts, as TRAIN: model-00001-of-00004.safetensors and so on
     "train.safetensors",
     "train.json",
     "run.json",
     "tokenizer.json",
     "reader.json",  # the text tower's, where it has one of its own
+    "base.json",  # where the weights are that a run with adapters leaves out (mmfm/models/base_weights.py)
     "manifest.json",
 )
-SMALL = (STATE, RUN, TOKENIZER, READER)
+SMALL = (STATE, RUN, TOKENIZER, READER, BASE)
 PART = re.compile(r"(model|train)-(\d{5})-of-(\d{5})\.safetensors")
 
 

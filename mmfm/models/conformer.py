@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmfm import config
 from mmfm.data.batch import Tokens
+from mmfm.models.adapters import through
 from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.execution import TrainedBlock
 from mmfm.models.layers import (
@@ -108,8 +109,10 @@ class ConvModule(nn.Module):
     ) -> Float[Tensor, "batch time width"]:
         return self.finish(self.over_time(self.gate(x), keep))
 
-    def gate(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        return F.glu(self.inner(x))
+    def gate(
+        self, x: Float[Tensor, "batch time width"], noise: DropoutKey | None = None
+    ) -> Float[Tensor, "batch time width"]:
+        return F.glu(through(self.inner, x, noise))
 
     def over_time(
         self, x: Float[Tensor, "batch time width"], keep: Bool[Tensor, "batch time"] | Packed
@@ -120,8 +123,10 @@ class ConvModule(nn.Module):
         # After the gate: the bias of `inner` would revive zeros that were masked earlier.
         return self._convolved(x * keep.unsqueeze(-1) if self.masked else x)
 
-    def finish(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        return self.out(F.silu(self.norm(x)))
+    def finish(
+        self, x: Float[Tensor, "batch time width"], noise: DropoutKey | None = None
+    ) -> Float[Tensor, "batch time width"]:
+        return through(self.out, F.silu(self.norm(x)), noise)
 
     def _convolved(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         return self.depthwise(F.pad(x.transpose(1, 2), (self.before, 0))).transpose(1, 2)
@@ -151,16 +156,16 @@ class ConformerBlock(TrainedBlock):
         return self.piece("_finish")(x, self.conv.over_time(gated, keep), noise)
 
     def _start(self, x, turn, noise):
-        x = x + self.dropouts[0](self.before(self.norms[0](x)), noise) / 2
-        return x, *self.attn.project(self.norms[1](x), turn)
+        x = x + self.dropouts[0](self.before(self.norms[0](x), noise), noise) / 2
+        return x, *self.attn.project(self.norms[1](x), turn, noise)
 
     def _gate(self, x, read, noise):
-        x = x + self.dropouts[1](self.attn.proj(read), noise)
-        return x, self.conv.gate(self.norms[2](x))
+        x = x + self.dropouts[1](through(self.attn.proj, read, noise), noise)
+        return x, self.conv.gate(self.norms[2](x), noise)
 
     def _finish(self, x, convolved, noise):
-        x = x + self.dropouts[2](self.conv.finish(convolved), noise)
-        x = x + self.dropouts[3](self.after(self.norms[3](x)), noise) / 2
+        x = x + self.dropouts[2](self.conv.finish(convolved, noise), noise)
+        x = x + self.dropouts[3](self.after(self.norms[3](x), noise), noise) / 2
         return self.norms[4](x)
 
 

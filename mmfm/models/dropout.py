@@ -57,7 +57,8 @@ def keep_channels(
 
 
 def number_dropouts(model: nn.Module) -> None:
-    """Each of the model's dropouts gets a number of its own, by its place: when the model is built, and again
-    after `to_empty`, which forgets them."""
-    for number, module in enumerate(part for part in model.modules() if isinstance(part, Dropout)):
+    """Each of the model's dropouts gets a number of its own, by its place, those of adapters after all others: when the
+    model is built, and again after `to_empty`, which forgets them."""
+    found = [part for part in model.modules() if isinstance(part, Dropout)]
+    for number, module in enumerate(sorted(found, key=lambda part: type(part) is not Dropout)):
         module.layer = nn.Buffer(torch.full_like(module.layer, number), persistent=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmfm.models.adapters import through
 from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.execution import TrainedBlock
 from mmfm.models.kv_cache import LayerCache
@@ -131,11 +132,11 @@ class Attention(nn.Module):
         return self.proj(rows_of(self.attend(*self.project(x, turn), mask, cache), only))
 
     def project(
-        self, x: Float[Tensor, "batch time width"], turn: tuple[Tensor, Tensor] | None
+        self, x: Float[Tensor, "batch time width"], turn: tuple[Tensor, Tensor] | None, noise: DropoutKey | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [batch, heads, time, dim], normed and turned."""
+        """Queries, keys and values [batch, heads, time, dim], normed and turned. noise: of an adapter's dropout."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = self.qkv(x).unflatten(2, (sum(sizes), self.dim)).transpose(1, 2).split(sizes, dim=1)
+        q, k, v = through(self.qkv, x, noise).unflatten(2, (sum(sizes), self.dim)).transpose(1, 2).split(sizes, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if turn is None else (apply_rotary(q, turn), apply_rotary(k, turn), v)
 
@@ -166,8 +167,8 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1, self.fc2, self.activation = nn.Linear(width, hidden), nn.Linear(hidden, width), activation
 
-    def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+    def forward(self, x: Float[Tensor, "*any width"], noise: DropoutKey | None = None) -> Float[Tensor, "*any width"]:
+        return through(self.fc2, ACTIVATIONS[self.activation](through(self.fc1, x, noise)), noise)
 
 
 class Swiglu(nn.Module):
@@ -179,9 +180,9 @@ class Swiglu(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
         self.activation = activation
 
-    def forward(self, x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+    def forward(self, x: Float[Tensor, "*any width"], noise: DropoutKey | None = None) -> Float[Tensor, "*any width"]:
+        gate, up = through(self.gate_up, x, noise).chunk(2, dim=-1)
+        return through(self.down, ACTIVATIONS[self.activation](gate) * up, noise)
 
 
 class Scale(nn.Module):
@@ -229,17 +230,17 @@ class Block(TrainedBlock):
         return self.through(self._forward, x, mask, turn, None, noise, only, draws=noise is None)
 
     def _forward(self, x, mask, turn, cache, noise, only=None):
-        q, k, v = self.piece("_project")(x, turn)
+        q, k, v = self.piece("_project")(x, turn, noise)
         read = self.attn.attend(q, k, v, mask, cache)
         noise = None if noise is None else noise.of(only)
         return self.piece("_finish")(rows_of(x, only), rows_of(read, only), noise)
 
-    def _project(self, x, turn):
-        return self.attn.project(self.norm1(x), turn)
+    def _project(self, x, turn, noise):
+        return self.attn.project(self.norm1(x), turn, noise)
 
     def _finish(self, x, read, noise):
-        x = x + self.dropouts[0](self.scale1(self.attn.proj(read)), noise)
-        return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x))), noise)
+        x = x + self.dropouts[0](self.scale1(through(self.attn.proj, read, noise)), noise)
+        return x + self.dropouts[1](self.scale2(self.mlp(self.norm2(x), noise)), noise)
 
 
 def encoder_block(

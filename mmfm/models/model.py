@@ -18,6 +18,7 @@ from mmfm import config
 from mmfm.data.augment import augment_frames, augment_images, hide_tokens, stretched
 from mmfm.data.batch import Ids, Items, Raw, Tokens
 from mmfm.data.vocabulary import CodeFormat, Vocabulary
+from mmfm.models.adapters import adapt
 from mmfm.models.codecs import AudioAutoencoder, Codec, make_codec
 from mmfm.models.conformer import AudioConformer, KaldiMel, LogMel
 from mmfm.models.dropout import Dropout, DropoutKey, number_dropouts
@@ -111,7 +112,7 @@ class UnifiedModel(nn.Module):
     def lock(self, names: Collection[str]) -> None:
         """These parameters do not learn; what holds no others is at rest: no dropout, no running statistics."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name not in names)
+            parameter.requires_grad_(name not in names and parameter.is_floating_point())
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "UnifiedModel":
@@ -346,6 +347,7 @@ def build(
     model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs)
     theirs = [tower for tower in towers.values() if isinstance(tower, ImportedTower | OwnTower)]
     init_weights(model, [*theirs, *known])
+    adapt(model, cfg.adapters)
     number_dropouts(model)
     return model
 

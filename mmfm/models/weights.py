@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmfm.config import Conformer, Embedded, Model, TextTower, Tower, UserError, Vit, require
+from mmfm.models.adapters import is_adapter, plain_state
 
 
 def adopt(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
@@ -15,7 +16,8 @@ def adopt(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> No
 
 
 def check_shapes(model: torch.nn.Module, found: Mapping[str, Tensor], where: str) -> None:
-    wanted = model.state_dict()
+    """UserError where a name or a shape differs; of weights without adapters, where they do from the model without."""
+    wanted = model.state_dict() if any(map(is_adapter, found)) else plain_state(model)
     for name in (*wanted, *found):
         here, there = (tuple(table[name].shape) if name in table else "none" for table in (wanted, found))
         if (here or (1,)) != (there or (1,)):  # a scalar of an older checkpoint is a vector of one

@@ -24,7 +24,10 @@ from mmfm.config import Run, require
 from mmfm.config.serialization import from_json, to_json
 from mmfm.config.task import parse_writing
 from mmfm.data.waiting import StoppedWaiting
+from mmfm.inference.base import made_of, restore
+from mmfm.models.base_weights import LeftOut, Prints, missing, prints, verify
 from mmfm.models.checkpoint import (
+    BASE,
     MANIFEST,
     Checkpoint,
     folder_of,
@@ -174,10 +177,14 @@ def _parts(
     check_window(run, start or 0)
     check_compiler(run)
     torch.manual_seed(run.seed)
-    run, tokenizer, model = _model(run, opened)
+    run, tokenizer, model, before = _model(run, opened)
     data = StreamData(run, tokenizer, fingerprints(run, model))
     data.open()
-    return run, JointModule(run, model), data, FolderCheckpoints(run, tokenizer, ranks, opened), device
+    module = JointModule(run, model)
+    left_out = None if before is None else LeftOut(model, model.vocabulary, run, before, made_of(run))
+    if left_out is not None and not left_out.names:
+        left_out = None
+    return run, module, data, FolderCheckpoints(run, tokenizer, ranks, opened, left_out), device
 
 
 def _facts(run: Run, start: int | None, data: StreamData, device: torch.device) -> dict[str, Any]:
@@ -202,20 +209,28 @@ def fingerprints(run: Run, model: UnifiedModel) -> dict[str, str]:
     return {name: fingerprint(model.codecs[name], cfg) for name, cfg in run.model.codecs.items() if name in wanted}
 
 
-def _model(run: Run, opened: Checkpoint | None) -> tuple[Run, Tokenizer, UnifiedModel]:
+def _model(run: Run, opened: Checkpoint | None) -> tuple[Run, Tokenizer, UnifiedModel, Prints | None]:
     """The run with its towers' blueprints, its tokenizer, and its model before the first step; a run that goes on
-    asks no source: its weights are those of its checkpoint."""
+    asks no source: its weights are those of its checkpoint. But those under adapters, which are asked for again, and
+    of such a model what its parameters were before any were loaded."""
     if opened is None:
         prepared = prepare(run)
         model = build(prepared.run.model, prepared.tokenizer.size, run.contrastive, run.data.augment)
+        before = prints(model) if run.model.adapters else None
         for line in begin(model, prepared):
             console.print(f"training {run.name}: {line}", soft_wrap=True, highlight=False, markup=False)
-        return prepared.run, prepared.tokenizer, model
+        return prepared.run, prepared.tokenizer, model, before
     where, files = opened.folder, opened.files
     run = adopt(run, from_json(files["run.json"].decode(), f"{where}/run.json"))
     check_augment(run)
     tokenizer = read_tokenizer(files, run.model, where).limited(run)
-    return run, tokenizer, build(run.model, tokenizer.size, run.contrastive, run.data.augment)
+    model = build(run.model, tokenizer.size, run.contrastive, run.data.augment)
+    before = prints(model) if run.model.adapters else None
+    if BASE in files:
+        run = replace(run, start=from_json(files["run.json"].decode(), f"{where}/run.json").start)
+        bases = restore(model, run, files, where)
+        verify(model, model.vocabulary, missing(model, opened.weights.parts, bases, str(where)), bases, str(where))
+    return run, tokenizer, model, before
 
 
 def _ending(run: Run, trainer: L.Trainer, module: JointModule, agreed: StopConsensus) -> BaseException | None:

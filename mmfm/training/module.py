@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from mmfm.config import Run, UserError
 from mmfm.data.batch import Batch
 from mmfm.data.stream import TrainStream
+from mmfm.models.base_weights import NEW, place_new_rows
 from mmfm.models.checkpoint import Checkpoint
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.grad_cache import as_it_is, grad_cache_backward, reduce_gradients
@@ -119,8 +120,16 @@ class JointModule(L.LightningModule):
         for name, saved in checkpoint.get("state_dict", {}).items():
             if isinstance(saved, Saved):
                 checkpoint["state_dict"][name] = restored(saved, mine[name]) if name in mine else saved.read()
+        if self.run.model.adapters:
+            self._over_base(checkpoint["state_dict"], mine)
         if (opened := checkpoint.pop(OPENED, None)) is not None:
             opened.release()
+
+    def _over_base(self, saved: dict[str, Any], mine: Mapping[str, Tensor]) -> None:
+        """What is not saved is there already: the weights under adapters, which were verified."""
+        for name in [name for name in saved if name.endswith(NEW)]:
+            place_new_rows(mine[name.removesuffix(NEW)], saved.pop(name), self.objectives.model.vocabulary)
+        saved |= {name: tensor for name, tensor in mine.items() if name not in saved}
 
     def _optimizers(self) -> list[Optimizer]:
         found = self.optimizers(use_pl_optimizer=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmfm.config import Optim, ParamGroup, Run, require
 from mmfm.data.vocabulary import Vocabulary
+from mmfm.models.adapters import adapted_parts, adapters_of, is_adapter, part_of
 from mmfm.models.model import UnifiedModel
 from mmfm.training.layer_decay import distances
 from mmfm.training.muon import Muon
@@ -24,10 +25,10 @@ def factors(model: nn.Module, rates: Sequence[ParamGroup], also: Mapping[str, st
 
     `also`: further names of parameters, such as `ALSO` where the trunk is a language model: its tables are part of it,
     and a trunk that rests under a table that learns would soon understand nothing. Raises UserError for a pattern that
-    matches nothing.
+    matches nothing. Parts with adapters are locked but for these, and for what a pattern names that names no adapter.
     """
     names = [name for name, _ in model.named_parameters()]
-    found = dict.fromkeys(names, 1.0)
+    found = dict.fromkeys(names, 1.0) | dict.fromkeys(resting(model, names, also or {}), 0.0)
     for rate in rates:
         known = {name: (name, (also or {}).get(name, name)) for name in names}
         matching = [name for name in names if any(fnmatchcase(called, rate.pattern) for called in known[name])]
@@ -36,6 +37,7 @@ def factors(model: nn.Module, rates: Sequence[ParamGroup], also: Mapping[str, st
             bool(matching),
             f"optim.param_groups: no parameter is called {rate.pattern!r}; the nearest is {''.join(near)}",
         )
+        matching = of_adapters(model, matching, also or {}, rate)
         found |= dict.fromkeys(matching, rate.lr_scale)
         if rate.layer_decay < 1:
             far = distances(model, matching)
@@ -45,6 +47,25 @@ def factors(model: nn.Module, rates: Sequence[ParamGroup], also: Mapping[str, st
             }
     require(any(found.values()), "optim.param_groups lock every parameter, so that nothing learns; leave some out")
     return found
+
+
+def resting(model: nn.Module, names: Sequence[str], also: Mapping[str, str]) -> list[str]:
+    """Parameters of parts that have adapters, but for the adapters."""
+    parts = adapted_parts(model)
+    return [name for name in names if part_of(also.get(name, name)) in parts and not is_adapter(name)]
+
+
+def of_adapters(model: nn.Module, matching: Sequence[str], also: Mapping[str, str], rate: ParamGroup) -> Sequence[str]:
+    """What a pattern decides: where it matches adapters, these and no weights that rest under them."""
+    if rate.lr_scale == 0:
+        return matching
+    if any(map(is_adapter, matching)):
+        rest = set(resting(model, matching, also))
+        return [name for name in matching if name not in rest]
+    under = {f"{name}.weight" for name, _ in adapters_of(model)}.intersection(matching)
+    told = f"optim.param_groups: {rate.pattern!r} names {min(under, default='')}, which rests under an adapter"
+    require(not under, f"{told}; narrow the pattern, or Lora.pattern")
+    return matching
 
 
 class Learning(NamedTuple):
@@ -59,7 +80,7 @@ def learning(model: UnifiedModel, run: Run) -> Learning:
     """By `optim.param_groups` and by what the objectives ask. UserError for a pattern that matches nothing."""
     also = ALSO if run.model.trunk.weights else {}
     factor = factors(model, run.optim.param_groups, also) | dict.fromkeys(unasked(model, run), 0.0)
-    held = held_tables(run, factor)
+    held = held_tables(run, factor) if writes(run) or not adapted_parts(model) else ()
     lines = [*told(model, factor, run.optim.param_groups, also)]
     lines += [f"of {name} the rows of text are locked; those of marks and codes are new and learn" for name in held]
     lines += tied(model, factor, held)
@@ -94,6 +115,12 @@ def held_tables(run: Run, factor: Mapping[str, float]) -> tuple[str, ...]:
     by_name = {name for rate in run.optim.param_groups for name in LANGUAGE_TABLES if fnmatchcase(name, rate.pattern)}
     mine = [name for name in LANGUAGE_TABLES if factor.get(name) == 0 and name not in by_name]
     return tuple(mine) if run.model.trunk.weights else ()
+
+
+def writes(run: Run) -> bool:
+    """Whether marks and codes of the vocabulary are written, whose rows are new beside those of a language model."""
+    own_end = run.chat is not None and run.model.chat is not None and not run.model.chat.end
+    return bool(run.generative or run.objectives or own_end)
 
 
 def told(

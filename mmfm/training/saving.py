@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmfm.config import Run, UserError
+from mmfm.models.base_weights import LeftOut
 from mmfm.models.best import Best, read_best, write_best
-from mmfm.models.checkpoint import MODEL, STATE, TRAIN, Checkpoint, Save, prune, small_files, verified
+from mmfm.models.checkpoint import BASE, MODEL, STATE, TRAIN, Checkpoint, Save, prune, small_files, verified
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective, SingleProcess
 from mmfm.runtime.sharding import local_parts, placed
@@ -36,12 +37,18 @@ class FolderSaver:
     checkpoint in `finish`, which waits for the thread; `written` says whether there is nothing to wait for.
 
     best: what the state to be saved next is the best by. opened: what was verified already of the one to be loaded.
+    left_out: the weights under adapters, which are kept elsewhere.
     """
 
     def __init__(
-        self, run: Run, tokenizer: Tokenizer, ranks: Collective = ALONE, opened: Checkpoint | None = None
+        self,
+        run: Run,
+        tokenizer: Tokenizer,
+        ranks: Collective = ALONE,
+        opened: Checkpoint | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
-        self.run, self.tokenizer, self.ranks, self.opened = run, tokenizer, ranks, opened
+        self.run, self.tokenizer, self.ranks, self.opened, self.left_out = run, tokenizer, ranks, opened, left_out
         self.failure: UserError | None = None
         self.best: Best | None = None
         self.staging = Staging()
@@ -53,10 +60,12 @@ class FolderSaver:
         first = self.ranks.rank == 0
         tree, tensors = split({key: value for key, value in checkpoint.items() if key != "state_dict"})
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+        more = {} if self.left_out is None else {BASE: self.left_out.file()}
+        weights = weights if self.left_out is None else self.left_out.learned(weights)
         held = {MODEL: local_parts(weights, first), TRAIN: local_parts(tensors, first)}
         if self.run.parallel.save_async:
             held = self.staging.copies(held)
-        files = {STATE: json.dumps(tree, allow_nan=False).encode()} | small_files(self.run, self.tokenizer)
+        files = {STATE: json.dumps(tree, allow_nan=False).encode()} | small_files(self.run, self.tokenizer) | more
         step = checkpoint["global_step"]
         save = Save(self.run.folder, step, files, held[MODEL], held[TRAIN], self.ranks)
         best, self.best = self.best, None

@@ -20,6 +20,7 @@ from mmfm.inference.bundle.load import from_pretrained, load_encoder, load_trunk
 from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
+from mmfm.models.adapters import is_adapter, merge, plain_state
 from mmfm.models.checkpoint import MANIFEST, folder_of, newest_step, steps_of
 from mmfm.models.imported import ImportedTower
 from mmfm.models.mappings.language import place_embeddings
@@ -89,6 +90,7 @@ def origin(folder: Path) -> Origin:
 
 def _of_run(folder: Path) -> Origin:
     model = load_model(folder)
+    merge(model.core)
     core, text = model.core, model.tokenizer.to_json()
     tables = {name: tensor for name, tensor in core.state_dict().items() if name in TABLES}
     assert model.checkpoint is not None
@@ -155,6 +157,8 @@ def start_whole(core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> tu
     tables, scales, codecs. Of the tables the rows of each kind of token that both have. UserError where one has another
     shape, or the text another tokenizer; what one of them lacks is said."""
     other = from_pretrained(run.start)
+    if other.config.adapters != run.model.adapters:
+        merge(other.core)
     _require_same(run, other.tokenizer, tokenizer)
     mine, its = core.state_dict(), dict(other.core.state_dict())
     for name in [name for name in TABLES if name in mine and name in its]:
@@ -163,8 +167,9 @@ def start_whole(core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> tu
     if grid != before and grid and before and "towers.image.position" in its:
         its["towers.image.position"] = resize_positions(its["towers.image.position"], before, grid)
     shared = [name for name in mine if name in its]
+    shapes = {} if any(map(is_adapter, its)) else plain_state(core)
     for name in shared:
-        here, there = tuple(mine[name].shape), tuple(its[name].shape)
+        here, there = tuple(shapes.get(name, mine[name]).shape), tuple(its[name].shape)
         told = f"{name} has shape {there} in {run.start} and {here} here"
         require(here == there, f"{told}; make that part of the model as it is in its run.json, or leave start out")
     require(bool(shared), f"{run.start} and this model have no parameter in common; leave start out")

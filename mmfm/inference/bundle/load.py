@@ -1,7 +1,6 @@
 """Opening a bundle: only the files that are wanted are read, each is verified, and the fixture must hold."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from mmfm.inference.bundle.contents import (
 )
 from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
 from mmfm.inference.bundle.hub import find
+from mmfm.inference.bundle.tensors import read_weights, verified_tensors
 from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
@@ -30,9 +30,6 @@ from mmfm.models.weights import adopt, check_size
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
 from mmfm.runtime.files import Manifest
 from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
-from mmfm.runtime.tensor_files import SavedTensors
-
-CORE = "core."  # before each name, which transformers' models have for ours
 
 
 def load_encoder(
@@ -97,19 +94,6 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
         golden.check_trunk(trunk, verified_tensors(folder, GOLDEN, files), bundle.tolerance, folder)
     held = "vocabulary" in bundle.components
     return trunk, verified_tensors(folder, "vocabulary.safetensors", files) if held else {}
-
-
-def read_weights(folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of these parts, by the names that they have in a model. Other files are not opened."""
-    files, found = read_manifest(folder), {}
-    for part in parts:
-        found |= verified_tensors(folder, f"{part}.safetensors", files)
-    return found
-
-
-def verified_tensors(folder: Path, name: str, files: Manifest) -> dict[str, Tensor]:
-    files.verify([name])
-    return {name.removeprefix(CORE): tensor for name, tensor in SavedTensors([folder / name], AGAIN).read_all().items()}
 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
