@@ -84,3 +84,10 @@ def native(folder: str | Path, part: str = ""):
     from mmfm.inference.bundle.contents import native
 
     return native(folder, part)
+
+
+def native_model(folder: str | Path):
+    """A whole bundle's model, as the configuration of a run that goes on with it: Run(model=.., start=folder)."""
+    from mmfm.inference.bundle.contents import native_model
+
+    return native_model(folder)

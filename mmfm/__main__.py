@@ -39,12 +39,13 @@ score and compare
 
 use
   mmfm generate RUN TASK  make the target of a task, such as 'image>text' or 'text>image'
+  mmfm embed RUN SHARDS   write the embeddings of pictures, sounds and texts, with their keys, as .npz
 
 data
   mmfm data WHAT ...      build, index and encode shards; the data sets that come with mmfm
 
 other programs
-  mmfm import SOURCE OUT  make a bundle of an encoder or a language model of another library
+  mmfm import SOURCE OUT  make a bundle of an encoder, a language model or a whole CLIP of another library
   mmfm export RUN OUT     write a run for open_clip, transformers, timm, ONNX or torch.export
 
 `mmfm COMMAND --help` lists the options of a command. --extension FILE, anywhere, gives the Python file of an objective

@@ -148,6 +148,38 @@ class Generate(GenerateArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Write the unit embeddings of all pictures, sounds and texts of shards, with their keys, as a file of numpy's."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/quickstart, or that of a whole model's bundle."""
+    shards: tyro.conf.Positional[tuple[str, ...]]
+    """Shards: a folder, a tar, a pattern or a URL; of several what they hold together."""
+    out: str = "embeddings.npz"
+    """The file: image, image.keys, text, text.keys, text.texts, ..."""
+    batch_size: int = 0
+    """Samples at a time; 0: as the run says."""
+    limit: int = 0
+    """So many samples, spread evenly; 0: all."""
+    step: int = 0
+    """Which checkpoint; 0: the last."""
+    device: str = "auto"
+    """Where to compute: cpu, or cuda; auto: as the run says, on a GPU if there is one."""
+
+    def __call__(self) -> None:
+        require(len(self.shards) > 0, "mmfm embed needs shards: mmfm embed RUN SHARDS --out embeddings.npz")
+        for name in ("batch_size", "limit", "step"):
+            told = f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative"
+            require(getattr(self, name) >= 0, told)
+        from mmfm.evals.embed import embed_shards
+
+        how = {"batch_size": self.batch_size, "limit": self.limit, "step": self.step or None, "device": self.device}
+        for modality, shape in embed_shards(self.run, self.shards, self.out, **how).items():
+            print(f"{modality}: {shape[0]:,} of {shape[1]:,} numbers")
+        print(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write RUN/report.html, one file that holds all it shows: curves, scores, pictures, sounds."""
 
@@ -191,17 +223,18 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Make a bundle of an encoder or a language model of another library, and measure how far apart the two are.
+    """Make a bundle of an encoder, a language model, or a whole CLIP of another library, and measure the difference.
 
-    The bundle is a folder that `mmfm.load_encoder` opens and that a configuration can start from.
+    The bundle is a folder that `mmfm.load_encoder` opens and that a configuration can start from; one of a whole model
+    (CLIP, SigLIP, CLAP) is also what `mmfm eval`, `compare`, `embed` and `mmfm.load` take as they take a run.
     """
 
     source: tyro.conf.Positional[str]
     """timm:NAME, open_clip:NAME/TAG, hf:NAME, torchaudio:BUNDLE, wheel:PACKAGE, or a folder that these wrote."""
     out: tyro.conf.Positional[str]
     """The folder to write."""
-    modality: Literal["", "image", "audio", "text", "trunk"] = ""
-    """What to take of the source; else what it is, if it is one thing. trunk: a causal language model."""
+    modality: Literal["", "image", "audio", "text", "trunk", "whole"] = ""
+    """What to take of the source; else what it is. trunk: a causal language model; whole: all that shares a space."""
     layout: Literal["auto", "native", "wrapped"] = "auto"
     """native: as a part of our own; wrapped: the source's module as it is; auto: native where that has a place."""
     force: bool = False
@@ -246,6 +279,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "runs": Runs,
     "eval": Evaluate,
     "generate": Generate,
+    "embed": Embed,
     "data": {**DATA, "judges": Judges},
     "doctor": Doctor,
     "report": Report,

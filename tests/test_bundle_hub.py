@@ -29,8 +29,10 @@ class Hub:
         self.private = private
         (self.there / repo_id).mkdir(parents=True, exist_ok=True)
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> str:
-        shutil.copytree(folder_path, self.there / repo_id, dirs_exist_ok=True)
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, ignore_patterns: list[str]) -> str:
+        shutil.copytree(
+            folder_path, self.there / repo_id, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*ignore_patterns)
+        )
         return f"hub://{repo_id}"
 
     def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:

@@ -263,11 +263,11 @@ def test_the_first_rank_chooses_the_checkpoint(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("mmfm.evals.run.newest_step", lambda folder: listed.pop())
     newest = listed[0]
 
-    def load(folder: Path, step: int | None, device: Any, *, ema: bool) -> Any:
+    def load(folder: Path, step: int | None, *, device: Any, ema: bool) -> Any:
         read.append(step)
         return load_model(folder, step, device, ema=ema)
 
-    monkeypatch.setattr("mmfm.evals.run.load_model", load)
+    monkeypatch.setattr("mmfm.evals.run.open_whole", load)
     found = on_ranks(3, lambda ranks: load_shared(made.folder, None, "auto", "cpu", ranks))
     assert not [one for one in found if isinstance(one, Exception)]
     assert read == [newest] * 3 and newest_step(made.folder) == newest

@@ -478,7 +478,7 @@ def test_the_command_tells_what_it_did(tmp_path, capsys):
             ["source", "out", "--modality", "trunk"],
             r"source is a vit, which our trunk cannot be; it can be a llama, mistral, qwen2, qwen3",
         ),
-        (["clip", "out"], r"clip can be image or text; say --modality image\|text"),
+        (["clip", "out", "--modality", "trunk"], r"a trunk comes from a language model of transformers, and clip is"),
         (["source", "source"], r"source is no folder that mmfm exported or imported, and is not replaced; name"),
         (["source", "source", "--force"], r"source is no folder that mmfm exported or imported, and is not"),
         (["open_clip:ViT-B-32", "out", "--modality", "image"], r"write open_clip:ViT-B-32/TAG with a TAG of"),

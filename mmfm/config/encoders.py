@@ -106,7 +106,9 @@ class Tower(Checked):
     height_px: int = 0  # another size of picture than the source's, positions resized; 0: the source's
     width_px: int = 0
     window_seconds: float = 0.0  # of an encoder with a fixed window (Whisper): a shorter one, positions cut; 0: its own
-    pool: Literal["none", "mean"] = "none"  # "mean": one token, the average of the real ones
+    # "mean": one token, the average of the real ones; "source": one token, the embedding that the source itself makes,
+    # by its own pool and projection (a half of CLIP, SigLIP or CLAP)
+    pool: Literal["none", "mean", "source"] = "none"
     frame_stack: int = 1  # so many tokens in a row become one, side by side: fewer for the trunk to read
     # a folder where a locked tower's tokens are kept, by content, so that each is made once
     feature_cache_dir: str = ""

@@ -39,6 +39,10 @@ class Model(Checked):
         require(min(self.image_codes, self.audio_codes) >= 0, "Model: image_codes and audio_codes must not be negative")
         names = [part.name for part in self.modalities]
         require(len(names) == len(set(names)), f"Model.modalities: one is given twice: {', '.join(names)}")
+        told = "Trunk.depth=0 makes a dual encoder, whose towers each give one token: Tower(pool='mean' or 'source')"
+        for name, part in self.towers.items():
+            one = isinstance(part, Tower) and part.pool != "none"
+            require(self.trunk.depth > 0 or one, f"{told}; that of {name} does not, so give the trunk a layer")
         for name, codec in self.codecs.items():
             needed, room = sum(codec.sizes), self.codes(name)
             require(room >= needed, f"Model.{name}_codes={room} are too few for the {needed} codes of {name}_codec")

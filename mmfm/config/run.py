@@ -233,6 +233,12 @@ class Run(Checked):
             "Run.chat learns conversations, and model.chat says nothing of how they become tokens; give a ChatTemplate"
         )
         require(self.chat is None or self.model.chat is not None, told)
+        dual = not self.model.trunk.depth and bool(self.model.towers)
+        told = (
+            "has no use for generative tasks, chat and augment.tower_token_dropout; leave them out, or give it a layer"
+        )
+        unable = self.generative or self.chat or self.data.augment.tower_token_dropout
+        require(not (dual and unable), f"Run: a dual encoder (Trunk.depth=0) {told}")
         names = [item.name for item in self.terms]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 

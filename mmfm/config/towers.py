@@ -175,7 +175,7 @@ class Trunk(Checked):
     """The unified transformer: pre-norm RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
 
     width: int = 384
-    depth: int = 8
+    depth: int = 8  # 0: a dual encoder, whose towers give one token each; or a run that trains codecs alone
     heads: int = 6
     kv_heads: int = 6
     head_dim: int = 0  # width of a head; 0: width / heads
@@ -194,7 +194,7 @@ class Trunk(Checked):
 
     def __post_init__(self) -> None:
         positive(self, "width", "heads", "kv_heads", "mlp_ratio", "eps", "rope_theta")
-        require(self.depth >= 0, f"Trunk.depth={self.depth} must not be negative; 0: a run that trains codecs alone")
+        require(self.depth >= 0, f"Trunk.depth={self.depth} must not be negative; 0: a dual encoder, or codecs alone")
         require(
             min(self.head_dim, self.hidden, self.max_position_embeddings) >= 0,
             "Trunk: head_dim, hidden, window are at least 0",

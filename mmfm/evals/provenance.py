@@ -13,21 +13,27 @@ from mmfm.config import Run, require
 from mmfm.config.serialization import from_file
 from mmfm.evals.records import Origin, Row
 from mmfm.evals.suite import Suite, metrics_of
+from mmfm.inference.bundle.contents import PARTS, is_bundle, read_bundle, read_manifest
 
 WEIGHTS, MANIFEST = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"), "manifest.json"
 AGAIN = "score it again: mmfm eval"
 
 
 def origin_of(checkpoint: Path | None, suite: Suite | None = None) -> Origin:
-    """Of a checkpoint's folder."""
+    """Of a checkpoint's folder, or a bundle's."""
     step, weights = (None, "") if checkpoint is None else weights_of(checkpoint) or (None, "")
+    weights = bundle_weights(checkpoint) if checkpoint is not None and is_bundle(checkpoint) else weights
     return Origin(step=step, weights=weights, suite="" if suite is None else digest_of(suite), version=version())
 
 
 def run_of(folder: Path) -> Run:
-    """The configuration of a run's folder. UserError: it is none."""
-    path, told = folder / "run.json", "give the folder that `mmfm train` printed"
+    """The configuration of a run's folder, or of a whole model's bundle. UserError: it is none."""
+    path, told = folder / "run.json", "give the folder that `mmfm train` printed, or that of a whole model's bundle"
     require(folder.is_dir(), f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
+    if is_bundle(folder):
+        bundle = read_bundle(folder)
+        require(bundle.whole, f"{folder} holds {bundle.alone}, and no model; give a run, or a whole model's bundle")
+        return bundle.run
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; {told}")
     return from_file(path)
 
@@ -56,6 +62,13 @@ def weights_of(checkpoint: Path) -> tuple[int, str] | None:
         return None
 
 
+def bundle_weights(folder: Path) -> str:
+    """A checksum of the checksums of all parts of a bundle, as its manifest has them."""
+    files = read_manifest(folder).files
+    sums = [f"{name} {files[name].crc32:08x}" for part in PARTS if (name := f"{part}.safetensors") in files]
+    return f"{zlib.crc32(' '.join(sums).encode()):08x}"
+
+
 class Doubt(NamedTuple):
     """Why results are not of the run as it is. `stale`: they are of weights that the run does not have any more."""
 
@@ -64,8 +77,12 @@ class Doubt(NamedTuple):
 
 
 def doubt(folder: Path, name: str, rows: Iterable[Row]) -> Doubt | None:
-    """What makes the results in the file `name` of a run's folder doubtful; None where they are of its last weights,
-    and where the folder holds no checkpoint to compare with."""
+    """What makes the results in the file `name` of a folder, of a run or a bundle, doubtful; None where they are of its
+    last weights, and where it holds no checkpoint to compare with."""
+    if is_bundle(folder):
+        others = {row.weights for row in rows} - {bundle_weights(folder)}
+        told = f"{folder / name} is of other weights than {folder} has now; {AGAIN} {folder}"
+        return Doubt(told, stale=True) if others else None
     held = sorted(step for path in (folder / "checkpoints").glob("step-*") if (step := step_of(path)) is not None)
     found = sorted({(row.step, row.weights) for row in rows}, key=str)
     if not held or not found:

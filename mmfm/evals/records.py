@@ -14,8 +14,8 @@ from mmfm.evals.metrics_table import Unit
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """Of what scores are. `weights`: the CRC-32 of model.safetensors, as the checkpoint's manifest has it, or of the
-    CRC-32s of its parts; of a model that is in no run's folder neither step nor weights are known. `suite`: a digest of
-    its tasks."""
+    CRC-32s of its parts, as always of a bundle, which has no step; of a model in no folder neither is known. `suite`: a
+    digest of its tasks."""
 
     step: int | None = None
     weights: str = ""

@@ -44,8 +44,8 @@ from mmfm.evals.suite import (
     task_name,
 )
 from mmfm.evals.tasks import ANSWERS, check_able, rule_of
+from mmfm.inference.bundle.load import open_whole
 from mmfm.inference.interface import Interface
-from mmfm.inference.load import load_model
 from mmfm.models.checkpoint import MANIFEST, newest_step, steps_of
 from mmfm.runtime.devices import device_of_each, dtype_of, inference_dtype
 from mmfm.runtime.distributed import Collective, each, from_first
@@ -333,7 +333,7 @@ def load_shared(
     mine = each(ranks, lambda: device_of_each(device, accelerator))
     if ranks.size > 1 and step is None and not (folder / MANIFEST).is_file():
         step = from_first(ranks, lambda: newest_step(folder) if steps_of(folder) else None)
-    return each(ranks, lambda: load_model(folder, step, mine, ema=ema))
+    return each(ranks, lambda: open_whole(folder, step, ema=ema, device=mine))
 
 
 def progress(name: str, console: Console) -> Watch:

@@ -34,10 +34,17 @@ Files = dict[str, bytes | Mapping[str, Tensor]]  # a safetensors file for tensor
 
 
 def save_bundle(
-    run: str | Path | Interface, folder: str | Path, modalities: Sequence[str] | None = None, *, force: bool = False
+    run: str | Path | Interface,
+    folder: str | Path,
+    modalities: Sequence[str] | None = None,
+    *,
+    force: bool = False,
+    source: str = "",
+    prove: Callable[[Path], Mapping[str, str]] = lambda _: {},
 ) -> Path:
     """A run's model, or only these of its modalities, as a folder that mmfm and transformers read.
 
+    source: where it comes from; empty: the run's name. prove: as of `write_whole`.
     Raises UserError for a modality that the model lacks, and where `folder` exists; `force` replaces such a folder.
     """
     model = run if isinstance(run, Interface) else load_model(run)
@@ -49,11 +56,11 @@ def save_bundle(
     require(dtype.itemsize >= 4, f"a model in {dtype} has lost what a bundle should keep; save the one in float32")
     refuse(Path(folder), force)
     with rested(model):
-        weights, files, bundle = _contents(model, chosen)
-        return write_whole(Path(folder), weights, files, bundle, model.tokenizer, force=force)
+        weights, files, bundle = _contents(model, chosen, source)
+        return write_whole(Path(folder), weights, files, bundle, model.tokenizer, force=force, prove=prove)
 
 
-def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Weights, Files, Bundle]:
+def _contents(model: Interface, modalities: Sequence[str], source: str) -> tuple[Weights, Files, Bundle]:
     encoders = [
         BundledEncoder(model.core, name, model.run, model.tokenizer) for name in MODALITIES if name in modalities
     ]
@@ -62,7 +69,7 @@ def _contents(model: Interface, modalities: Sequence[str]) -> tuple[Weights, Fil
     weights = split(model.core, modalities, [item.name for item in run.contrastive])
     texts = tokenizer_files(model.tokenizer, "text" in modalities)
     bundle = bundle_of(
-        model.run.name,
+        source or model.run.name,
         run,
         tuple(weights),
         tokenizer=sha256(texts[TOKENIZER]),

@@ -103,7 +103,7 @@ def only(core: UnifiedModel, modality: str) -> UnifiedModel:
     if modality in core.heads:
         part.connectors = nn.ModuleDict({modality: core.connectors[modality]})
         part.heads = nn.ModuleDict({modality: core.heads[modality]})
-        part.pools = nn.ParameterDict({modality: core.pools[modality]})
+        part.pools = nn.ParameterDict({name: pool for name, pool in core.pools.items() if name == modality})
     part.codecs, part.dropouts, part.output = nn.ModuleDict(), nn.ModuleDict(), None
     part.log_scales, part.biases = nn.ParameterDict(), nn.ParameterDict()
     part.embedding = nn.Embedding(1, 1, dtype=core.dtype, device=core.device)  # what says dtype and device

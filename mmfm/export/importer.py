@@ -4,7 +4,7 @@ Where a layout has a table of its names it becomes a part of our own; else its o
 numbers differ from its source's is not written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +12,15 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import constants
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from mmfm.config import MODALITIES, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
 from mmfm.export.bundle import Files, Weights, bundle_of, sha256, write_whole
 from mmfm.export.folder import refuse
-from mmfm.export.parity_report import ParityReport, Run, compare, with_long_item
+from mmfm.export.parity_report import ParityReport, Run, compare, require_parity, run_encoder, with_long_item
+from mmfm.export.whole import import_whole
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import GOLDEN, READER, Bundle, Part, around
 from mmfm.inference.bundle.encoder import BundledEncoder, lone
@@ -29,16 +30,18 @@ from mmfm.models.mappings import Foreign, convert, find, foreign, language
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.models.weights import adopt
 from mmfm.preprocessing.tokenizer import load_tokenizer, parse_reader, parse_tokenizer
-from mmfm.pretrained import Encoder, Resolved, architecture_schema, build, from_hf, resolve
+from mmfm.pretrained import EMBEDDING, Encoder, Resolved, architecture_schema, build, from_hf, resolve
 from mmfm.pretrained.source import Source, fetching, parse, require_complete, require_safetensors
 from mmfm.pretrained.tokenizer_spec import words_of_hf
 from mmfm.pretrained.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
+from mmfm.pretrained.whole import embedded
 from mmfm.runtime.foreign import refuse_unsafe
 
 LIBRARIES = {"timm": "timm", "open_clip": "open_clip", "hf": "transformers", "torchaudio": "torchaudio"}
 SINGLE = {"timm": "image", "torchaudio": "audio"}  # libraries all of whose encoders have one modality
 LONGEST, LEAST, WORK = 16_384, 512, 200_000_000_000  # tokens of the long input, and parameters by tokens
 LONG_SECONDS = 5.0  # of the long sound, where there is no window
+WHOLE = "whole"
 ENDING = 8  # of a long text, the places whose logits are compared
 
 
@@ -50,15 +53,19 @@ def import_source(
     layout: Literal["native", "wrapped", "auto"] = "auto",
     force: bool = False,
 ) -> ParityReport:
-    """Writes the bundle `out`. modality: image, audio, text or trunk; empty: what the source is, if it is one thing.
+    """Writes the bundle `out`. modality: image, audio, text or trunk; "whole": a model that embeds two of them in one
+    space; empty: what the source is.
 
     layout: "native" makes it a part of ours, "wrapped" keeps its module, "auto" does the first where it can. Raises
     UserError where the source cannot be had, the layout has no place for it, or the numbers differ: then nothing stays.
     """
     refuse(Path(out), force)
     refuse_unsafe()
-    kind = modality or modality_of(source)
-    require(kind in (*MODALITIES, "trunk"), f"--modality {kind!r} is none of {', '.join((*MODALITIES, 'trunk'))}")
+    kind, kinds = modality or modality_of(source), (*MODALITIES, "trunk", WHOLE)
+    require(kind in kinds, f"--modality {kind!r} is none of {', '.join(kinds)}")
+    if kind == WHOLE:
+        require(layout != "native", f"{source}: a whole model keeps its modules; leave out --layout, or say --modality")
+        return import_whole(source, Path(out), whole_of(source), force)
     if kind == "trunk":
         require(layout != "wrapped", "a trunk is a part of our own and cannot be wrapped; leave out --layout")
         return _import_trunk(source, Path(out), force)
@@ -66,18 +73,41 @@ def import_source(
 
 
 def modality_of(source: str) -> str:
-    """What a source is, where it is one thing."""
+    """What a source is: one thing, or a whole model."""
     found = parse(source)
     if found.kind == "wheel":
         return "trunk" if found.name == SMOLLM else TOWERS.get(found.name, "image")
     if found.kind in SINGLE:
         return SINGLE[found.kind]
     require(found.kind != "bundle", f"{source} is a bundle already; load it, or start from it: mmfm.native({source!r})")
-    names = MODALITIES[::2] if found.kind == "open_clip" else _modalities_of_hf(found, source)
+    names = _encoders_of(found, source)
+    if len(names) > 1 and _embedded(found, source, names):
+        return WHOLE
     require(
         len(names) == 1, f"{source} can be {' or '.join(names) or 'nothing here'}; say --modality {'|'.join(names)}"
     )
-    return names[0]
+    return next(iter(names))
+
+
+def whole_of(source: str) -> tuple[str, ...]:
+    """The modalities that a model embeds in one space. UserError: it does not."""
+    found = parse(source)
+    names = _encoders_of(found, source) if found.kind in EMBEDDING else (modality_of(source),)
+    shared = _embedded(found, source, names) if found.kind in EMBEDDING else ()
+    told = f"{source} can be {' or '.join(names)}, and embeds no two of them in one space"
+    require(bool(shared), f"{told}; say --modality {'|'.join(names)}")
+    return shared
+
+
+def _encoders_of(source: Source, told: str) -> tuple[str, ...]:
+    return ("image", "text") if source.kind == "open_clip" else _modalities_of_hf(source, told)
+
+
+def _embedded(source: Source, told: str, names: Sequence[str]) -> tuple[str, ...]:
+    if source.kind != "hf":
+        return tuple(names)
+    kind = type(_config(source, told))
+    return embedded(MODEL_MAPPING[kind], names) if kind in MODEL_MAPPING else ()
 
 
 def _modalities_of_hf(source: Source, told: str) -> tuple[str, ...]:
@@ -160,8 +190,7 @@ def _part(resolved: Resolved, source: str, layout: str) -> tuple[Part, dict[str,
 def _told(proof: ParityReport, layout: str) -> dict[str, str]:
     """What is written beside the bundle, or a UserError where it does not hold."""
     remedy = "say --layout wrapped" if proof.part != "Tower" and layout != "native" else "tell us about it"
-    apart = f"differs from its source by {proof.difference:.3g}, of numbers as large as {proof.scale:.3g}"
-    require(proof.holds, f"{proof.source} as a {proof.part} {apart}, and is not written; {remedy}")
+    require_parity(proof, remedy)
     return {"proof.json": write(proof), "README.md": f"\n{proof.line()}\n"}
 
 
@@ -170,7 +199,7 @@ def _proof(bundle: Bundle, part: Part, blueprint: EncoderSpec, theirs: Encoder, 
     window = blueprint.words.context if blueprint.words else 0
     if blueprint.sound:
         window = round(blueprint.sound.window_seconds * blueprint.sound.rate_hz)
-    own: Run = lambda given: _theirs(theirs, given)  # noqa: E731
+    own: Run = lambda given: run_encoder(theirs, given)  # noqa: E731
     short = golden.prepared(ours, golden.inputs(ours))
     found = compare(bundle.source, ours.modality, type(part).__name__, library, short, own, ours.tokens)
     long = None if ours.modality == "image" else _long(ours, window or round(LONG_SECONDS * _rate(blueprint)), theirs)
@@ -196,17 +225,6 @@ def _long(ours: BundledEncoder, window: int, theirs: nn.Module) -> Items:
     most = reach(window, sum(parameter.numel() for parameter in theirs.parameters()))
     items = golden.prepared(ours, [" ".join(golden.SENTENCES * (most // 6 + 1))])
     return items if items.x.shape[1] <= most else replace(items, x=items.x[:, :most], keep=items.keep[:, :most])
-
-
-def _theirs(encoder: Encoder, items: Items) -> Tokens:
-    """The source's own module, on what our inputs mean to it."""
-    pixels = encoder.blueprint.pixels
-    if pixels is not None:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
-        return encoder((items.x.float() / 255 - mean) / std)
-    if encoder.blueprint.sound is not None:
-        return encoder(*encoder.features(items.x, items.keep))
-    return encoder(items.x, items.keep)
 
 
 def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from mmfm.config import require
 from mmfm.inference.bundle.contents import is_bundle, read_bundle
-from mmfm.inference.bundle.load import from_pretrained, load_encoder
+from mmfm.inference.bundle.load import load_encoder, open_whole
 from mmfm.inference.interface import Interface
-from mmfm.inference.load import load_model
 
 
 def open_model(run: str | Path, step: int | None = None, ema: bool = False) -> Interface:
@@ -15,13 +14,9 @@ def open_model(run: str | Path, step: int | None = None, ema: bool = False) -> I
 
     Of a tower alone there is no embedding: its core has no heads.
     """
-    if not is_bundle(Path(run)):
-        return load_model(run, step, ema=ema)
-    require(step is None, f"{run} is a bundle, which has no steps; leave out --step")
-    require(not ema, f"{run} is a bundle, which keeps no moving average; leave out --ema")
-    bundle = read_bundle(Path(run))
-    if bundle.whole or not bundle.modalities:
-        return from_pretrained(run)
+    bundle = read_bundle(Path(run)) if is_bundle(Path(run)) else None
+    if bundle is None or bundle.whole or not bundle.modalities:
+        return open_whole(run, step, ema=ema)
     (modality,) = bundle.modalities
     encoder = load_encoder(modality, run)
     return Interface(encoder.core, encoder.run, encoder.tokenizer).eval()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmfm.config import require
 from mmfm.data.batch import Items, Tokens
+from mmfm.pretrained import Encoder
 
 LARGEST = 1e-4  # difference from the source, as a fraction of the largest number that it gives
 Run = Callable[[Items], Tokens]
@@ -48,6 +49,23 @@ class ParityReport:
             f"{self.difference:.1e} from the source's, of {self.scale:.3g};{long}{padding} "
             f"{self.bundle_seconds:.3f} s a pass, the source {self.source_seconds:.3f} s."
         )
+
+
+def require_parity(report: ParityReport, remedy: str) -> None:
+    """A UserError where the numbers are too far apart for the bundle to be written."""
+    apart = f"differs from its source by {report.difference:.3g}, of numbers as large as {report.scale:.3g}"
+    require(report.holds, f"{report.source} as a {report.part} {apart}, and is not written; {remedy}")
+
+
+def run_encoder(encoder: Encoder, items: Items) -> Tokens:
+    """The source's own module, on what our inputs mean to it."""
+    pixels = encoder.blueprint.pixels
+    if pixels is not None:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
+        return encoder((items.x.float() / 255 - mean) / std)
+    if encoder.blueprint.sound is not None:
+        return encoder(*encoder.features(items.x, items.keep))
+    return encoder(items.x, items.keep)
 
 
 @torch.no_grad()

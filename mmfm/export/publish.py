@@ -12,6 +12,8 @@ from mmfm.inference.bundle.contents import is_bundle
 from mmfm.inference.bundle.hub import FAILURES, NAME, first_line
 from mmfm.inference.interface import Interface
 
+SCORES = ["results*.json", "report.html"]  # which show the data that they are of
+
 
 def push_to_hub(
     run: str | Path | Interface, repo_id: str, modalities: Sequence[str] | None = None, *, private: bool = False
@@ -31,7 +33,9 @@ def push_to_hub(
 def _upload(folder: Path, repo_id: str, private: bool) -> str:
     try:
         huggingface_hub.create_repo(repo_id, private=private, exist_ok=True)
-        info = huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A bundle of mmfm")
+        info = huggingface_hub.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="A bundle of mmfm", ignore_patterns=SCORES
+        )
     except FAILURES as why:
         remedy = f"log in with `hf auth login`, check the network, or upload the files of {folder} by hand"
         raise UserError(f"{repo_id} could not be written to the hub ({first_line(why)}); {remedy}") from None

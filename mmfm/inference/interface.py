@@ -27,7 +27,7 @@ from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick, of_rows
 from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, kind_of, thing_of
 from mmfm.inference.processor import Processor
 from mmfm.inference.validation import check_hiding, given_of, has_own
-from mmfm.models.model import LOG_SCALES, UnifiedModel
+from mmfm.models.model import UnifiedModel
 from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.tokenizer import Tokenizer
 
@@ -67,9 +67,18 @@ class Interface(nn.Module):
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """The logarithm of the inverse temperature of images and texts, else of the first pair; open_clip's too."""
+        name = self._first_pair().name
+        return self.core.log_scales[name].reshape(()).clamp(*self.core.log_scale_bounds[name])
+
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """What that pair adds to each score, if its loss is a sigmoid; open_clip's too."""
+        pair = self._first_pair()
+        return self.core.biases[pair.name].reshape(()) if pair.loss == "sigmoid" else None
+
+    def _first_pair(self) -> config.Contrastive:
         require(len(self.run.contrastive) > 0, "this model was trained without contrast: it has no logit_scale")
-        first = min(self.run.contrastive, key=lambda item: set(item.pair) != {"image", "text"})
-        return self.core.log_scales[first.name].reshape(()).clamp(*LOG_SCALES)
+        return min(self.run.contrastive, key=lambda item: set(item.pair) != {"image", "text"})
 
     def transform(self, picture: Any) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalizes."""

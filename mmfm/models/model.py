@@ -3,6 +3,8 @@
 image -> tower -> connector -> [i i i i pool] --+
                                                 +-> trunk -> pool -> head -> embedding   (contrast)
 text  -> vocabulary embedding -> [begin t t t] -+         -> t t t -> logits             (write)
+
+A trunk without layers makes a dual encoder: each tower gives one token, which is the embedding but for projections.
 """
 
 import math
@@ -36,7 +38,8 @@ from mmfm.runtime.transfer import to_device
 
 START = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # (scale, bias), of the two papers
 
-LOG_SCALES = (0.0, math.log(100))  # bounds of the logarithm of an inverse temperature
+# Bounds of the logarithm of an inverse temperature: CLIP's; SigLIP's learns without, and ends above 100.
+LOG_SCALES = {"softmax": (0.0, math.log(100)), "sigmoid": (-math.inf, math.inf)}
 
 
 class OwnTower(nn.Module):
@@ -81,19 +84,20 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
         self.towers, self.trunk = nn.ModuleDict(towers), trunk
+        deep, width = len(trunk.blocks) > 0, trunk.width
+        bare = {n: isinstance(t, EmbeddedText) or (not deep and t.width == width) for n, t in towers.items()}
         self.connectors = nn.ModuleDict(
-            {
-                name: nn.Identity() if isinstance(t, EmbeddedText) else nn.Linear(t.width, trunk.width)
-                for name, t in towers.items()
-            }
+            {name: nn.Identity() if bare[name] else nn.Linear(t.width, width) for name, t in towers.items()}
         )
-        self.pools = nn.ParameterDict(
-            {name: nn.Parameter(trunk.width**-0.5 * torch.randn(trunk.width)) for name in towers}
+        self.pools = nn.ParameterDict({name: nn.Parameter(width**-0.5 * torch.randn(width)) for name in towers if deep})
+        same = not deep and width == embed_dim
+        self.heads = nn.ModuleDict(
+            {name: nn.Identity() if same else nn.Linear(width, embed_dim, bias=False) for name in towers}
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(trunk.width, embed_dim, bias=False) for name in towers})
         self.embedding = nn.Embedding(vocabulary.size, trunk.width)
         self.output = None if trunk.tied else nn.Linear(trunk.width, vocabulary.size, bias=False)
         start = {item.name: START[item.loss] for item in contrast}
+        self.log_scale_bounds = {item.name: LOG_SCALES[item.loss] for item in contrast}
         self.log_scales = nn.ParameterDict({k: nn.Parameter(torch.tensor([v[0]]).log()) for k, v in start.items()})
         self.biases = nn.ParameterDict({k: nn.Parameter(torch.tensor([v[1]])) for k, v in start.items()})
         # Last: dropouts are numbered by their place, and those of before keep theirs.
@@ -151,12 +155,12 @@ class UnifiedModel(nn.Module):
         return torch.promote_types(self.dtype, torch.float32)
 
     def scale(self, pair: str) -> Float[Tensor, ""]:
-        """The learned inverse temperature of a pair, at most 100 (CLIP, arXiv 2103.00020, section 2.5).
+        """The learned inverse temperature of a pair, of a softmax at most 100 (CLIP, arXiv 2103.00020, section 2.5).
 
         Its gradient is as if there were no bounds, so that a parameter beyond them comes back.
         """
         free = full_tensor(self.log_scales[pair]).reshape(()).to(self.exact_dtype)
-        return (free + (free.clamp(*LOG_SCALES) - free).detach()).exp()
+        return (free + (free.clamp(*self.log_scale_bounds[pair]) - free).detach()).exp()
 
     def bias(self, pair: str) -> Float[Tensor, ""]:
         """What is added to each score of a pair whose loss is a sigmoid."""
@@ -165,9 +169,9 @@ class UnifiedModel(nn.Module):
     @torch.no_grad()
     def clamp_scales(self) -> None:
         """After a step: what learns of them is put back within its bounds, as open_clip does it."""
-        for parameter in self.log_scales.values():
+        for pair, parameter in self.log_scales.items():
             if parameter.requires_grad:
-                parameter.clamp_(*LOG_SCALES)
+                parameter.clamp_(*self.log_scale_bounds[pair])
 
     def tokens(self, modality: str, items: Items) -> Tokens:
         """The tower's tokens for these items, augmented where they carry draws; those that they carry as they are."""
@@ -247,15 +251,15 @@ class UnifiedModel(nn.Module):
         segment = segment._replace(causal=self.reads_causally(modality))
         if torch.compiler.is_compiling():
             return segment
-        known, facts = self._real_tokens(modality, items, tokens), items.facts
-        segment = segment._replace(known=F.pad(known, (0, 1), value=True))
+        known, facts, pool = self._real_tokens(modality, items, tokens), items.facts, (0, int(modality in self.pools))
+        segment = segment._replace(known=F.pad(known, pool, value=True))
         shown = known
         if read is not None:  # the places of a tower's first tokens, which are no patches, are always read
             ahead = known.shape[1] - self._patches(items)
             shown = (torch.arange(known.shape[1]) < ahead).repeat(len(known), 1).scatter(1, read + ahead, value=True)
         if (drawn := facts.seeds()) is not None and chance:
             shown = shown & keep_mask(drawn, known, chance)
-        return segment if shown is known else segment._replace(shown=F.pad(shown, (0, 1), value=True))
+        return segment if shown is known else segment._replace(shown=F.pad(shown, pool, value=True))
 
     def reads_causally(self, modality: str) -> bool:
         """Whether tokens of this source see those before them only, as a language model reads."""
@@ -263,10 +267,12 @@ class UnifiedModel(nn.Module):
         return isinstance(tower, EmbeddedText) and tower.causal
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
-        """The tower's tokens in the trunk's width, and the pool token."""
-        x, keep = tokens
+        """The tower's tokens in the trunk's width, and the pool token; of a dual encoder the tower's one token."""
+        x, keep = self.connectors[modality](tokens.x), tokens.keep
+        if modality not in self.pools:
+            return Segment(Tokens(x, keep))
         pool = self.pools[modality].expand(x.shape[0], 1, -1)
-        return Segment(Tokens(torch.cat([self.connectors[modality](x), pool], 1), F.pad(keep, (0, 1), value=True)))
+        return Segment(Tokens(torch.cat([x, pool], 1), F.pad(keep, (0, 1), value=True)))
 
     def target(self, shared: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"]) -> Segment:
         """The target segment of these ids of the vocabulary."""
@@ -312,7 +318,7 @@ class UnifiedModel(nn.Module):
         return cast(Codec, self.codecs[modality])
 
     def head(self, modality: str, states: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch dim"]:
-        """The unit embedding at a source's pool token, its last place."""
+        """The unit embedding at a source's last place: its pool token, or of a dual encoder its only one."""
         return F.normalize(self.heads[modality](states[:, -1]).to(self.exact_dtype), dim=-1)
 
     @property

@@ -234,7 +234,7 @@ class UnifiedTransformer(nn.Module):
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, mask, turn, None if layers is None else layers[i], noise, only if i == last else None)
-        return self.norm(x)
+        return self.norm(x if self.blocks or only is None else x[:, only])
 
     @staticmethod
     def _mask(

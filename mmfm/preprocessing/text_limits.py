@@ -104,7 +104,7 @@ def _tokens(run: Run, name: str) -> int:
         hop = round(tower.mel.hop_ms * tower.mel.rate_hz / 1000)
         frames = -(-round(_seconds(run) * tower.mel.rate_hz) // hop)
         return {"conv": -(-frames // 4), "stack": max(frames // 2, 1), "none": frames}[tower.stem]
-    return 1 if isinstance(tower, Tower) and tower.pool == "mean" else 0
+    return 1 if isinstance(tower, Tower) and tower.pool != "none" else 0
 
 
 def _codes(run: Run, name: str) -> int:

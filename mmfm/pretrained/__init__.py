@@ -3,16 +3,20 @@
 `resolve` may download, through the library's own loader; `build` never does, and its weights are fresh.
 """
 
-from mmfm.config import EncoderSpec, Tower, UserError
+from mmfm.config import EncoderSpec, Tower, UserError, require
 from mmfm.pretrained.encoder import Encoder, Resolved
 from mmfm.pretrained.source import parse
 
-__all__ = ["Encoder", "Resolved", "build", "resolve"]
+__all__ = ["EMBEDDING", "Encoder", "Resolved", "build", "resolve"]
+
+EMBEDDING = ("hf", "open_clip")  # libraries of models with a space that two encoders share
 
 
 def resolve(tower: Tower, modality: str) -> Resolved:
     """The blueprint, weights and tokenizer of `tower.source`. A library is imported only where it is asked for."""
     source = parse(tower.source)
+    told = "has no embedding of its own; leave pool='source' out"
+    require(tower.pool != "source" or source.kind in EMBEDDING, f"{tower.source} {told}")
     match source.kind:
         case "timm":
             from mmfm.pretrained import from_timm

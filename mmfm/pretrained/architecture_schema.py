@@ -25,7 +25,7 @@ TIMM = ("name", "kwargs", "pretrained_cfg", "unread")
 TIMM_CFG = ("architecture", "input_size", "fixed_input_size", "min_input_size", "mean", "std", "interpolation")
 TIMM_CFG += ("crop_pct", "crop_mode", "pool_size", "first_conv", "classifier")
 LOADING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
-OPEN_CLIP = ("embed_dim", "quick_gelu", "tower", "resized", "unread")
+OPEN_CLIP = ("embed_dim", "quick_gelu", "tower", "resized", "pooled", "unread")
 HUB_OPEN_CLIP = ("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "timm_model_pretrained")
 TORCHAUDIO = ("model", "params", "normalize", "unread")
 

@@ -5,9 +5,9 @@ heads) are buffers: saved and loaded under their own names, but never trained an
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,12 +26,14 @@ SAME = 1e-4  # difference of two passes, as a fraction of the largest number
 class Resolved:
     """What a source gave. weights: for `build(blueprint).load_state_dict(weights)`; None where they are to be random.
 
-    tokenizer: the text of tokenizer.json, of a text encoder.
+    tokenizer: the text of tokenizer.json, of a text encoder. scalars: what the whole model learned of one number, such
+    as its logit_scale, by name; of an encoder with the source's own pool and projection.
     """
 
     blueprint: EncoderSpec
     weights: Weights | None
     tokenizer: str | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 class Encoder(nn.Module):
@@ -123,7 +125,7 @@ def finish(
         )
     if fills and draft.words is not None:
         draft = replace(draft, words=replace(draft.words, fill=True))
-    read = {id(parameter) for parameter in _leaves(tokens.x)}
+    read = {id(parameter) for parameter in leaves(tokens.x)}
     unread = [name for name, parameter in encoder.named_parameters() if id(parameter) not in read]
     shape = json.dumps(architecture(draft) | {"unread": unread})
     blueprint = replace(draft, width=tokens.x.shape[-1], architecture=shape)
@@ -187,6 +189,18 @@ def flat(x: Float[Tensor, "batch *places"], width: int) -> Float[Tensor, "batch 
     return x.flatten(2).transpose(1, 2) if x.shape[1] == width else x.flatten(1, -2)
 
 
+def scalars_of(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of a whole model's weights those of one number that are in none of its parts."""
+    return {name: float(x.detach()) for name, x in weights.items() if x.numel() == 1 and "." not in name}
+
+
+def one_token(x: Tensor, source: str) -> Float[Tensor, "batch 1 width"]:
+    """The embedding of each input as its only token. UserError: the model gives something else."""
+    told = f"{source} gives {list(x.shape[1:])} numbers of an input, and no single vector; give an encoder of it alone"
+    require(x.ndim == 2, f"{told} (--modality)")
+    return x[:, None]
+
+
 def all_real(x: Float[Tensor, "batch time width"]) -> Tokens:
     return Tokens(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
 
@@ -220,7 +234,7 @@ def _counted(inputs: Int[Tensor, " batch"], lengths: Callable[[Any], Any]) -> In
     return found.long()
 
 
-def _leaves(x: Tensor) -> Iterable[Tensor]:
+def leaves(x: Tensor) -> Iterable[Tensor]:
     """The tensors that a gradient of `x` would reach: nothing is computed, so it costs no memory."""
     waiting, seen = [x.grad_fn], set()
     while waiting:

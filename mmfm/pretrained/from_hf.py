@@ -1,7 +1,8 @@
 """Encoders of transformers: the tokens are `last_hidden_state` of the part of a model that reads the modality.
 
-architecture: {"config": the configuration as a dict, model_type included}. What drops layers or masks inputs at random
-while it trains is switched off in it: how a tower is trained is said by the run.
+architecture: {"config": the configuration as a dict, model_type included}. With the source's own pool and projection
+(`get_image_features` and its like) it has "parts" too: those children of the whole model that these need. What drops
+layers or masks inputs at random while it trains is switched off in it: how a tower is trained is said by the run.
 """
 
 import inspect
@@ -20,14 +21,27 @@ from mmfm.compat.transformers import output_lengths
 from mmfm.config import AudioPreprocess, EncoderSpec, TokenizerSpec, Tower, UserError, require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import architecture_schema
-from mmfm.pretrained.encoder import Encoder, Resolved, Weights, all_real, architecture, finish, fit_keep, flat, prefixed
+from mmfm.pretrained.encoder import (
+    Encoder,
+    Resolved,
+    Weights,
+    all_real,
+    architecture,
+    finish,
+    fit_keep,
+    flat,
+    leaves,
+    one_token,
+    prefixed,
+    scalars_of,
+)
 from mmfm.pretrained.hf_preprocessors import extract, extractor_of, pixels_of, rebuild, sound_of
 from mmfm.pretrained.sentencepiece import siglip_words
 from mmfm.pretrained.source import Source, fetching, present, require_complete, require_safetensors
 from mmfm.pretrained.tokenizer_spec import require_room, words_of_hf
 
 PARTS = {
-    "image": ("vision_model", "vision_tower", "visual"),
+    "image": ("vision_model", "vision_tower", "visual", "image_model"),
     "text": ("text_model", "language_model"),
     "audio": ("audio_model", "audio_tower", "speech_encoder"),
 }
@@ -37,15 +51,24 @@ Lengths = Callable[[Int[Tensor, " batch"]], Int[Tensor, " batch"]]
 
 
 class HfEncoder(Encoder):
-    """`takes`: the arguments of the trunk's forward. `key`: which of them is the input."""
+    """`method`: of the trunk, what gives its embedding; empty: it gives tokens. `takes`: its arguments. `key`: which of
+    them is the input."""
 
     def __init__(self, blueprint: EncoderSpec, trunk: nn.Module) -> None:
         super().__init__(blueprint, trunk)
-        self.takes = frozenset(inspect.signature(trunk.forward).parameters)
-        self.key: str = cast(Any, trunk).main_input_name
+        kind = blueprint.modality
+        self.method = f"get_{kind}_features" if "parts" in architecture(blueprint) else ""
+        reader = trunk_of(trunk, kind, type(trunk).__name__) if self.method else trunk
+        self.takes = frozenset(inspect.signature(getattr(trunk, self.method or "forward")).parameters)
+        self.key: str = cast(Any, reader).main_input_name
+
+    def outputs(self, x: Tensor, **more: object) -> Any:
+        run = getattr(self.trunk, self.method) if self.method else self.trunk
+        return run(**{self.key: x}, **{name: value for name, value in more.items() if name in self.takes})
 
     def last(self, x: Tensor, **more: object) -> Tensor:
-        return self.trunk(**{self.key: x}, **{name: value for name, value in more.items() if name in self.takes})[0]
+        out = self.outputs(x, **more)
+        return one_token(getattr(out, "pooler_output", out), type(self.trunk).__name__) if self.method else out[0]
 
 
 class HfImages(HfEncoder):
@@ -58,15 +81,15 @@ class HfText(HfEncoder):
     def forward(self, x: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"] | None = None) -> Tokens:
         assert keep is not None and self.blueprint.words is not None
         ids = x.masked_fill(~keep, self.blueprint.words.pad)
-        return Tokens(self.last(ids, attention_mask=keep.long(), use_cache=False), keep)
+        out = self.last(ids, attention_mask=keep.long(), use_cache=False)
+        return all_real(out) if self.method else Tokens(out, keep)
 
     def fills(self) -> bool:
         """A model whose pool reads the last place, though it is padding, was trained without padding (SigLIP)."""
         ids = torch.ones(1, 4, dtype=torch.long)
-        given = {self.key: ids, "attention_mask": torch.tensor([[1, 1, 0, 0]])}
-        out = self.trunk(**{name: value for name, value in given.items() if name in self.takes})
+        out = self.outputs(ids, attention_mask=torch.tensor([[1, 1, 0, 0]]))
         pooled = getattr(out, "pooler_output", None)
-        if pooled is None:
+        if pooled is None or getattr(out, "last_hidden_state", None) is None:
             return False
         (slope,) = torch.autograd.grad(pooled.square().sum(), out.last_hidden_state, allow_unused=True)
         return slope is not None and (slope[0].abs().sum(-1) > 0).tolist() == [False, False, False, True]
@@ -96,7 +119,7 @@ class HfSound(HfEncoder):
         more: dict[str, Tensor] = {"attention_mask": keep.long()} if self.masked else {}
         out = self.last(x, is_longer=torch.zeros(x.shape[0], 1, dtype=torch.bool, device=x.device), **more)
         out = flat(out, out.shape[1])
-        return Tokens(out, fit_keep(keep, out.shape[1], self.lengths))
+        return all_real(out) if self.method else Tokens(out, fit_keep(keep, out.shape[1], self.lengths))
 
 
 KINDS: dict[str, type[HfEncoder]] = {"image": HfImages, "text": HfText, "audio": HfSound}
@@ -116,10 +139,10 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     with fetching(tower.source, f"the repository {name} (model.safetensors)", str(constants.HF_HUB_CACHE)):
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
         model, said = AutoModel.from_pretrained(name, config=config, trust_remote_code=False, **how)
-    trunk = trunk_of(model, modality, name)
+    trunk = model if tower.pool == "source" else trunk_of(model, modality, name)
     resolved = resolve_parts(config, dict(trunk.state_dict()), name, tower, modality, trunk)
     _whole(model, trunk, said["missing_keys"], resolved.blueprint, name)
-    return resolved
+    return replace(resolved, scalars=scalars_of(dict(model.named_parameters())) if trunk is model else {})
 
 
 def resolve_parts(
@@ -134,8 +157,9 @@ def resolve_parts(
 
     trunk: the module that has these weights, where the library itself loaded it.
     """
-    kind = config.model_type
-    config, own, before = sub_config(quiet(config), modality)
+    kind, embeds = config.model_type, tower.pool == "source"
+    inner, own, before = sub_config(quiet(config), modality)
+    config = quiet(config) if embeds else inner
     contract: dict[str, Any] = {}
     tokenizer = None
     if modality == "image":
@@ -148,7 +172,11 @@ def resolve_parts(
         config, contract["sound"], weights = shorten(config, contract["sound"], weights, tower.window_seconds)
         trunk = trunk if contract["sound"].window_seconds == own_seconds else None
     draft = EncoderSpec(library="hf", modality=cast(Any, modality), architecture=describe(config), width=1, **contract)
-    if modality == "audio":
+    if embeds:
+        parts = embedding_parts(draft, name)
+        draft = replace(draft, architecture=json.dumps(architecture(draft) | {"parts": parts}))
+        weights = weights and {key: x for key, x in weights.items() if key.partition(".")[0] in parts}
+    elif modality == "audio":
         draft = _with_lengths(draft, tower.source)
     return finish(draft, build, None if weights is None else prefixed(weights), tokenizer, trunk)
 
@@ -220,7 +248,34 @@ def measured(encoder: HfSound) -> Counted | None:
 def build(blueprint: EncoderSpec) -> Encoder:
     config = architecture_schema.hf_config(architecture(blueprint)["config"], "a blueprint of transformers")
     model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return KINDS[blueprint.modality](blueprint, trunk_of(model, blueprint.modality, config.model_type))
+    parts, modality = architecture(blueprint).get("parts"), blueprint.modality
+    if parts is None:
+        return KINDS[modality](blueprint, trunk_of(model, modality, config.model_type))
+    for part in parts_of(model).keys() - set(map(str, parts)):
+        delattr(model, part)
+    return KINDS[modality](blueprint, model)
+
+
+def parts_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each of a model's children, and each that is its own."""
+    own = {name: [parameter] for name, parameter in model.named_parameters(recurse=False)}
+    return own | {name: list(child.parameters()) for name, child in model.named_children()}
+
+
+def embedding_parts(draft: EncoderSpec, source: str) -> list[str]:
+    """Those parts of the whole model that its own embedding of the modality is made of, by where its gradient goes.
+
+    UserError: transformers has no such embedding of this model.
+    """
+    shape, modality = architecture(draft), draft.modality
+    model = AutoModel.from_config(architecture_schema.hf_config(shape["config"], source), trust_remote_code=False)
+    told = f"{source} is a {type(model).__name__}, which has no embedding of {modality} of its own"
+    require(hasattr(model, f"get_{modality}_features"), f"{told}; say --modality {modality} for its encoder alone")
+    whole = replace(draft, architecture=json.dumps(shape | {"parts": []}))
+    encoder = KINDS[modality](whole, model).eval()
+    with torch.inference_mode(False), torch.enable_grad():
+        read = {id(leaf) for leaf in leaves(encoder(*encoder.example()).x)}
+    return sorted(name for name, own in parts_of(model).items() if any(id(one) in read for one in own))
 
 
 def describe(config: PreTrainedConfig) -> str:
@@ -283,9 +338,18 @@ def words_of(name: str, config: PreTrainedConfig, before: int = 0) -> tuple[Toke
         raise UserError(
             f"{name} has no tokenizer that can be read ({told}); put its tokenizer.json beside its config.json"
         ) from None
+    require(
+        _has_words(name, tokenizer), f"{name} has no file of a tokenizer; put its tokenizer.json beside its config.json"
+    )
     words, text = words_of_hf(tokenizer, context_of(config) - before)
     require_room(words, name)
     return words, text
+
+
+def _has_words(name: str, tokenizer: Any) -> bool:
+    """Whether a file of its vocabulary is there: without any, transformers makes an empty tokenizer of the kind."""
+    files = dict.fromkeys(("tokenizer.json", *type(tokenizer).vocab_files_names.values()))
+    return any(present(name, file, name) is not None for file in files)
 
 
 def _siglip(name: str, config: PreTrainedConfig, before: int) -> tuple[TokenizerSpec, str] | None:

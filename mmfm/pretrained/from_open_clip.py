@@ -1,11 +1,12 @@
 """Both towers of open_clip's models, each built alone by open_clip's own builders.
 
 architecture: {"embed_dim", "quick_gelu", "tower": vision_cfg or text_cfg}. Tokens are the last layer's, after the final
-norm where it stands before the pool. A text tower that is transformers' becomes a blueprint of transformers.
+norm where it stands before the pool; with "pooled" there is one, the embedding that the tower itself gives. A text
+tower that is transformers' becomes a blueprint of transformers.
 """
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,18 @@ from mmfm.compat.open_clip import (
 from mmfm.config import EncoderSpec, ImagePreprocess, Tower, UserError, require
 from mmfm.data.batch import Tokens
 from mmfm.pretrained import architecture_schema, clip_tokenizer, from_hf, from_timm
-from mmfm.pretrained.encoder import Encoder, Resolved, Weights, all_real, architecture, finish, flat, prefixed
+from mmfm.pretrained.encoder import (
+    Encoder,
+    Resolved,
+    Weights,
+    all_real,
+    architecture,
+    finish,
+    flat,
+    one_token,
+    prefixed,
+    scalars_of,
+)
 from mmfm.pretrained.preprocessing_parity import settled, variants
 from mmfm.pretrained.source import Source, fetching, read_json, require_safetensors
 
@@ -46,6 +58,8 @@ HALVES = {"image": "visual.", "text": "text."}
 class OpenClipImages(Encoder):
     def forward(self, x: Float[Tensor, "batch channels height width"], keep: Tensor | None = None) -> Tokens:
         trunk: Any = self.trunk
+        if architecture(self.blueprint).get("pooled"):
+            return all_real(embedding(trunk(x)))
         if isinstance(trunk, TimmModel):
             return all_real(from_timm.features(trunk.trunk, x))
         if isinstance(trunk, ModifiedResNet):
@@ -65,18 +79,26 @@ class OpenClipImages(Encoder):
 
 class OpenClipText(Encoder):
     def forward(self, x: Int[Tensor, "batch time"], keep: Bool[Tensor, "batch time"] | None = None) -> Tokens:
-        """A tower with a class token has it at the end of its whole context, behind the padding."""
+        """A tower with a class token has it at the end of its whole context, behind the padding; and open_clip's own
+        embedding is of a whole context."""
         assert keep is not None and self.blueprint.words is not None
         trunk: Any = self.trunk
-        ids = x.masked_fill(~keep, self.blueprint.words.pad)
-        if trunk.cls_emb is not None:
+        ids, pooled = x.masked_fill(~keep, self.blueprint.words.pad), architecture(self.blueprint).get("pooled")
+        if pooled or trunk.cls_emb is not None:
             more = self.blueprint.words.context - ids.shape[1]
             ids, keep = F.pad(ids, (0, more), value=self.blueprint.words.pad), F.pad(keep, (0, more))
+        if pooled:
+            return all_real(embedding(trunk(ids)))
         x, mask = embedded(trunk, ids)
         if mask is not None and mask.ndim == 2:  # of the whole context; beside a class token open_clip has cut it
             mask = mask[: x.shape[1], : x.shape[1]]
         tokens = trunk.ln_final(trunk.transformer(x, attn_mask=mask))
         return Tokens(tokens, keep if trunk.cls_emb is None else F.pad(keep, (0, 1), value=True))
+
+
+def embedding(out: Tensor | tuple[Tensor, ...]) -> Float[Tensor, "batch 1 width"]:
+    """What a tower gives of each input; those of CoCa give their tokens too."""
+    return one_token(out[0] if isinstance(out, tuple) else out, "this tower of open_clip")
 
 
 def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
@@ -100,12 +122,15 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
         weights, preprocess = _pretrained(name, tag, cfg, tower)
     half = None if weights is None else _half(weights, HALVES[modality])
     if modality == "text" and cfg[kind].get("hf_model_name"):
+        told = "has a text tower of transformers, whose pool is open_clip's: it cannot be had as a whole"
+        require(tower.pool != "source", f"{tower.source} {told}; say --modality image or text")
         return _hf_text(cfg[kind], half, tower, source)
     own = _unhubbed({"tower": cfg[kind]})["tower"]
     shape = {"embed_dim": cfg["embed_dim"], "quick_gelu": cfg.get("quick_gelu", False), "tower": own}
     if size is not None:
         half = None if half is None else _resized(half, shape, size)
         shape |= {"tower": own | {"image_size": size}, "resized": True}
+    shape |= {"pooled": True} if tower.pool == "source" else {}
     contract: dict[str, Any] = {}
     tokenizer = None
     if modality == "image":
@@ -115,7 +140,8 @@ def resolve(source: Source, tower: Tower, modality: str) -> Resolved:
     draft = EncoderSpec(
         library="open_clip", modality=cast(Any, modality), architecture=json.dumps(shape), width=1, **contract
     )
-    return finish(draft, build, None if half is None else prefixed(half), tokenizer)
+    made = finish(draft, build, None if half is None else prefixed(half), tokenizer)
+    return replace(made, scalars=scalars_of(weights or {}) if tower.pool == "source" else {})
 
 
 def build(blueprint: EncoderSpec) -> Encoder:
@@ -135,7 +161,7 @@ def _unhubbed(shape: dict[str, Any]) -> dict[str, Any]:
     """Without what names a tokenizer, which lies beside the weights, and settings of training."""
     beside = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
     own = {name: value for name, value in dict(shape["tower"]).items() if name not in beside}
-    known = ("embed_dim", "quick_gelu", "resized", "unread")
+    known = ("embed_dim", "quick_gelu", "resized", "pooled", "unread")
     extra = {name: value for name, value in shape.items() if name not in (*known, "tower")}
     return {name: shape[name] for name in known if name in shape} | {"tower": own} | extra
 

@@ -145,6 +145,9 @@ def fetching(source: str, what: str, cache: str, random: bool = True) -> Iterato
                 f"{source}: {what} needs code of its own, which is not run here; give a model that its library itself "
                 "has, or convert it to one"
             ) from None
+        if "gated repo" in str(why).lower():
+            remedy = "ask for access on its page and log in (`hf auth login`), or give a local folder as source"
+            raise UserError(f"{source}: {what} is gated; {remedy}") from None
         told = f"{type(why).__name__}: {ADDRESS.sub('the hub', ' '.join(str(why).split()))[:240]}"
         if Path(source).is_dir():
             raise UserError(f"{source}: {what} cannot be loaded from this folder ({told}); write it again") from None

@@ -78,7 +78,8 @@ def print_board(board: Comparison, console: Console) -> None:
     """The runs, their headline figures, and what differs."""
 
     for place, one in enumerate(board.runs):
-        say(console, f"{letter(place)}  {one.name}  ({one.folder}, seed {one.run.seed}, {one.step:,} steps)")
+        about = "a bundle" if one.step is None else f"seed {one.run.seed}, {one.step:,} steps"
+        say(console, f"{letter(place)}  {one.name}  ({one.folder}, {about})")
     for split in dict.fromkeys(key[0] for key in board.keys):
         say(console, f"\n{split}", "bold")
         console.print(_figures(board, split))

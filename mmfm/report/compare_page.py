@@ -77,7 +77,7 @@ def _runs(runs: Sequence[ScoredRun]) -> Html:
             tag("td", one.name),
             tag("td", tag("code", one.folder)),
             _number(f"{one.run.seed}"),
-            _number(f"{one.step:,}"),
+            _number("" if one.step is None else f"{one.step:,}"),
             tag("td", ", ".join(f"{name} ({about.samples:,})" for name, about in one.splits.items())),
         )
         for place, one in enumerate(runs)

@@ -38,6 +38,8 @@ def summary(record: Record) -> str:
     on = f" on {listed(list(dict.fromkeys(met)))}" if met else ""
     if log:
         start = f"One model, trained{on} for {log.step:,} steps in {duration(log.seconds)}."
+    elif record.source:
+        start = f"One model, a bundle of {record.source}."
     else:
         start = f"One model{on}, to be trained for {run.optim.steps:,} steps."
     return f"{start} {_achievements(record)}".strip()
@@ -114,6 +116,9 @@ def _size(part: Vit | Conformer | TextTower | Trunk | Tower, kind: str) -> str:
 
 def _training(record: Record) -> Iterator[str]:
     optim, log = record.run.optim, record.log
+    if record.source:
+        yield f"none here: a bundle of {record.source}"
+        return
     yield f"{optim.steps:,} steps of {record.run.data.of_a_step}, {optim.precision}, seed {record.run.seed}"
     yield f"peak rate {optim.lr:g} after {optim.warmup_steps:,} steps, weight decay {optim.weight_decay:g}"
     if log:
@@ -128,16 +133,17 @@ def _training(record: Record) -> Iterator[str]:
 def _scored(row: Row) -> str:
     """Of which weights a score is, and by which version."""
     step = "a step that they do not name" if row.step is None else f"step {row.step:,}"
-    weights = f", weights {row.weights}" if row.weights else ""
-    return f"of {step}{weights}" + (f", by mmfm {row.version}" if row.version else "")
+    weights = f"weights {row.weights}" if row.weights else ""
+    of = weights if row.step is None and weights else f"{step}, {weights}" if weights else step
+    return f"of {of}" + (f", by mmfm {row.version}" if row.version else "")
 
 
 def commands(record: Record) -> list[str]:
-    """Train, evaluate, report."""
+    """Train, evaluate, report; a bundle is there already."""
     folder = str(record.folder)
     specs = [split.source for split in (record.splits or {}).values()] or [record.run.data.val or "SHARDS"]
     return [
-        shlex.join(["mmfm", "train", f"{folder}/run.json"]),
+        *([] if record.source else [shlex.join(["mmfm", "train", f"{folder}/run.json"])]),
         shlex.join(["mmfm", "eval", folder, "--data", *specs, "--out", f"{folder}/results.json"]),
         shlex.join(["mmfm", "report", folder]),
     ]
@@ -145,12 +151,12 @@ def commands(record: Record) -> list[str]:
 
 def notes(record: Record) -> Iterator[Html]:
     """What is missing, with its command, and what went otherwise than planned."""
-    train, evaluate, _ = commands(record)
+    *train, evaluate, _ = commands(record)
     yield from map(_note, record.doubts)
     log, steps = record.log, record.run.optim.steps
-    if log is None:
-        yield _note("There is no metrics.jsonl here, so no curves. Training writes it: ", tag("code", train))
-    else:
+    if log is None and train:
+        yield _note("There is no metrics.jsonl here, so no curves. Training writes it: ", tag("code", *train))
+    if log is not None:
         if log.step < steps:
             yield _note(f"Training stopped at step {log.step:,} of {steps:,}.")
         if log.resumed:

@@ -16,6 +16,7 @@ from mmfm.config import Run, UserError
 from mmfm.config.serialization import parse
 from mmfm.evals.provenance import doubt, run_of
 from mmfm.evals.records import Details, Row, SplitDetails
+from mmfm.inference.bundle.contents import is_bundle, read_bundle
 
 RESULTS, BESIDE = "results.json", (".details.json", ".samples.json")
 
@@ -57,6 +58,7 @@ class Record:
 
     folder: Path
     run: Run
+    source: str  # of a bundle, what it was made of; empty: of a run
     log: Log | None
     rows: tuple[Row, ...] | None
     splits: dict[str, SplitDetails] | None
@@ -74,6 +76,7 @@ def read_record(folder: Path) -> Record:
     return Record(
         folder=folder,
         run=run,
+        source=read_bundle(folder).source if is_bundle(folder) else "",
         log=read_log(text) if (text := text_of(folder / "metrics.jsonl")) is not None else None,
         rows=every.get(RESULTS),
         doubts=tuple(found.told for found in doubts),

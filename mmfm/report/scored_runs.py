@@ -19,6 +19,7 @@ from mmfm.evals.provenance import AGAIN, doubt, run_of
 from mmfm.evals.records import KeptScore, Row, Samples, SplitSamples, paths_of
 from mmfm.evals.resampling import Statistic
 from mmfm.evals.split import numbered_names
+from mmfm.inference.bundle.contents import is_bundle
 from mmfm.report.run_record import RESULTS, parsed, read_rows, result_files
 
 CLOSE = 1e-9
@@ -61,8 +62,10 @@ class ScoredRun:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def step(self) -> int:
-        """Of which step its scores are; of those that do not say so, what the run was to train."""
+    def step(self) -> int | None:
+        """Of which step its scores are; of those that do not say so, what the run was to train. None: of a bundle."""
+        if is_bundle(self.folder):
+            return None
         return next((row.step for row in self.rows.values() if row.step is not None), self.run.optim.steps)
 
 

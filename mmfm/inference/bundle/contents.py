@@ -37,7 +37,7 @@ from mmfm.config import (
     require,
 )
 from mmfm.config.serialization import from_file, parse
-from mmfm.inference.bundle.without_paths import public
+from mmfm.inference.bundle.without_paths import TOKENIZER, public
 from mmfm.runtime.files import Manifest
 
 CONFIG, INDEX, FILES, GOLDEN = "config.json", "model.safetensors.index.json", "files.json", "golden.safetensors"
@@ -218,6 +218,20 @@ def check_same(part: Part, name: str, folder: Path) -> Part:
         take = f"take it from there: mmfm.native({str(folder)!r}, {name!r})"
         require(mine == its or field.name in FREE, f"{kind}.{field.name}={mine!r} is {its!r} in {folder}; {take}")
     return there
+
+
+def native_model(folder: str | Path) -> Model:
+    """The configuration of a whole bundle's model, for a run that begins with all of it: Run(model=.., start=folder).
+
+    Torch is not imported.
+    """
+    bundle = read_bundle(Path(folder))
+    require(bundle.whole, f"{folder} holds {bundle.alone}, and no model; give native({str(folder)!r}) for that part")
+    model = bundle.run.model
+    towers = {name: part for name in bundle.modalities if isinstance(part := part_of(bundle, name), Tower)}
+    named = {name: start_from(part, str(folder)) for name, part in towers.items()}
+    tokenizer = "bytes" if model.tokenizer == "bytes" else str(Path(folder) / TOKENIZER)
+    return replace(model, **named, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def part_of(bundle: Bundle, name: str) -> Part:

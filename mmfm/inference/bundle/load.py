@@ -76,7 +76,20 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
             encoder = BundledEncoder(core.eval(), modality, run, tokenizer)
             golden.check(encoder, stored, bundle.sentences, bundle.tolerance, folder)
         golden.check_codecs(core, stored, bundle.tolerance, folder)
-    return Interface(core.to(device).eval(), run, tokenizer).eval()
+    model = Interface(core.to(device).eval(), run, tokenizer).eval()
+    model.checkpoint = folder
+    return model
+
+
+def open_whole(
+    where: str | Path, step: int | str | None = None, *, ema: bool = False, device: str | torch.device = "cpu"
+) -> Interface:
+    """The model of a run, of one of its checkpoints, or of a bundle, which has neither steps nor a moving average."""
+    if not is_bundle(where):
+        return load_model(where, step, device, ema=ema)
+    require(step is None, f"{where} is a bundle, which has no steps; leave out --step")
+    require(not ema, f"{where} is a bundle, which keeps no moving average; leave out --ema")
+    return from_pretrained(where, device=device)
 
 
 def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer, dict[str, Tensor]]:
