@@ -64,6 +64,14 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str = "aut
     return _placed(from_pretrained(where, check=check), device, dtype)
 
 
+def from_peft(folder: str | Path, base: str = "fp32"):
+    """The adapters of a PEFT folder, as a configuration that begins with them: Model(adapters=from_peft("lora"), ...).
+    base: how the weights under them are kept."""
+    from mmfm.export.peft_config import from_peft
+
+    return from_peft(folder, base)
+
+
 def save_bundle(run, folder: str | Path, modalities: tuple[str, ...] | None = None, *, force: bool = False):
     """A run's folder or model, or only these of its modalities, as a folder that other people can load and trust."""
     from mmfm.export.bundle import save_bundle

@@ -194,14 +194,18 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a run for other programs: a folder for open_clip, transformers or timm, or ONNX or torch.export files."""
+    """Write a run for other programs: a folder for open_clip, transformers, timm or PEFT, or ONNX or torch.export.
+
+    Adapters are merged, but for PEFT, whose folder holds them alone.
+    """
 
     run: tyro.conf.Positional[str]
     """The run's folder, such as runs/quickstart, one of its checkpoints, or a bundle's folder."""
     out: tyro.conf.Positional[str]
     """The folder to be made."""
-    to: Literal["hf", "open_clip", "timm", "onnx", "torch_export"] = "hf"
-    """For whom; hf: the folder that mmfm, the hub and transformers read."""
+    to: Literal["hf", "open_clip", "timm", "onnx", "torch_export", "peft"] = "hf"
+    """For whom; hf: the folder that mmfm, the hub and transformers read; peft: the trunk's adapters, for transformers'
+    own Llama or Qwen."""
     modality: tuple[str, ...] = ()
     """Only these, of image, audio and text; else all that the model reads."""
     part: Literal["", "trunk"] = ""
@@ -252,6 +256,28 @@ class Import:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Make a run without adapters of one that has them: in fp32, and proved on inputs before it is written."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, such as runs/chat, or one of its checkpoints."""
+    out: tyro.conf.Positional[str]
+    """The run's folder to be made. `mmfm export` makes a bundle, of a run with adapters too."""
+    step: int = 0
+    """Which checkpoint; 0: the last."""
+    ema: bool = False
+    """The moving average of the adapters, which optim.ema keeps."""
+    force: bool = False
+    """Replace OUT where it was merged earlier."""
+
+    def __call__(self) -> None:
+        from mmfm.export.merge import merge
+
+        print(merge(self.run, self.out, step=self.step or None, ema=self.ema, force=self.force).line())
+        print(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare:
     """Compare runs that were scored on the same data: their figures, and which differences chance does not explain."""
 
@@ -286,4 +312,5 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "compare": Compare,
     "import": Import,
     "export": Export,
+    "merge": Merge,
 }

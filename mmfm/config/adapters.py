@@ -1,6 +1,6 @@
 """Adapters: what a few new numbers add to linear layers whose own weights rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
@@ -26,6 +26,7 @@ class Lora(Checked):
     # how the locked weights are kept: "int8" with a scale for each row, "nf4" (arXiv 2305.14314) in blocks of 64,
     # "q4_1" in the blocks of 32 that the source was in already, so that they stay the same to the bit
     base: Base = "fp32"
+    weights: str = ""  # a folder of PEFT in which they begin (`mmfm.from_peft`); empty: fresh ones
 
     def __post_init__(self) -> None:
         positive(self, "rank", "alpha")
@@ -36,3 +37,9 @@ class Lora(Checked):
     def factor(self) -> float:
         """What the product of the two matrices is multiplied by."""
         return self.alpha / (self.rank**0.5 if self.scaling == "rs" else self.rank)
+
+
+def same_adapters(some: tuple[Lora, ...], others: tuple[Lora, ...]) -> bool:
+    """Whether the matrices of one are those of the other, which may drop otherwise and have begun elsewhere."""
+    plain = ([replace(lora, weights="", dropout=0.0) for lora in loras] for loras in (some, others))
+    return next(plain) == next(plain)

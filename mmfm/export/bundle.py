@@ -24,6 +24,7 @@ from mmfm.inference.bundle.tensors import CORE
 from mmfm.inference.bundle.without_paths import TOKENIZER, public, unpinned
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
+from mmfm.inference.merged import plain
 from mmfm.models.model import UnifiedModel
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.pretrained.encoder import rested
@@ -47,7 +48,7 @@ def save_bundle(
     source: where it comes from; empty: the run's name. prove: as of `write_whole`.
     Raises UserError for a modality that the model lacks, and where `folder` exists; `force` replaces such a folder.
     """
-    model = run if isinstance(run, Interface) else load_model(run)
+    model = plain(run if isinstance(run, Interface) else load_model(run))
     chosen = tuple(name for name in model.modalities if modalities is None or name in modalities)
     unknown = sorted(set(modalities or ()) - set(model.modalities))
     require(not unknown, f"the model has no {', '.join(unknown)} encoder; it has {', '.join(model.modalities)}")

@@ -28,11 +28,13 @@ def export(
     UserError: `out` exists and `force` is not given, the run has no such modality, or the target cannot hold it.
     """
     out = Path(out)
-    require(to in ("hf", *TARGETS), f"--to {to} is not known; there are hf, {', '.join(TARGETS)}")
+    require(to in ("hf", "peft", *TARGETS), f"--to {to} is not known; there are hf, peft, {', '.join(TARGETS)}")
     require(to == "hf" or not part, f"--part {part} is for --to hf; leave it out")
     if to == "hf" and (part == "trunk" or is_trunk(run)):
         return _trunk(run, out, step, force, ema)
     refuse(out, force)
+    if to == "peft":
+        return _peft(run, out, step, force, ema)
     model = open_model(run, step, ema)
     chosen = chosen_of(model, modalities)
     if to == "hf":
@@ -51,6 +53,14 @@ def _trunk(run: str | Path, out: Path, step: int | None, force: bool, ema: bool)
 
     with export_folder(out, force) as folder:
         write_json(folder / ABOUT, {"to": "hf"} | write(run, folder, step, ema))
+    return out
+
+
+def _peft(run: str | Path, out: Path, step: int | None, force: bool, ema: bool) -> Path:
+    from mmfm.export.peft import write
+
+    with export_folder(out, force) as folder:
+        write_json(folder / ABOUT, {"to": "peft"} | write(run, folder, step, ema))
     return out
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfm.config import MODALITIES, Lora, Model, Run, Tower, UserError, Vit, require
+from mmfm.config.adapters import same_adapters
 from mmfm.config.serialization import from_json
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.inference.bundle.contents import is_bundle, read_bundle
@@ -97,7 +98,7 @@ def _of(
         found, its, whole = read_weights(folder, bundle.components), bundle.run.model, bundle.whole
     else:
         found, its = _of_run(folder, vocabulary)
-        found, whole = (found if its.adapters == adapters else merged_state(found, its.adapters)), True
+        found, whole = (found if same_adapters(its.adapters, adapters) else merged_state(found, its.adapters)), True
     codes = {name: its.codes(name) for name in ("image", "audio")} if whole else {}
     text = Vocabulary(text=vocabulary.text, **codes).span("text") if whole else range(vocabulary.text)
     found = {name: tensor for name, tensor in found.items() if name.startswith(prefixes)}

@@ -111,6 +111,10 @@ def begin(model: UnifiedModel, prepared: Prepared) -> tuple[str, ...]:
     for name, weights in prepared.codecs.items():
         model.codecs[name].load_state_dict(weights, strict=True)
     bundle.start(model, prepared.run.model)
+    if any(lora.weights for lora in prepared.run.model.adapters):
+        from mmfm.export import peft
+
+        peft.start(model, prepared.run.model)
     return bundle.start_whole(model, prepared.run, prepared.tokenizer) if prepared.run.start else ()
 
 

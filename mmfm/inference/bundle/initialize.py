@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmfm import config
 from mmfm.config import TextTower, Tower, UserError, Vit, require
+from mmfm.config.adapters import same_adapters
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.inference.bundle.contents import READER, Part, check_same, is_bundle, is_run, parts_in, read_bundle
 from mmfm.inference.bundle.hub import NAME
@@ -157,7 +158,7 @@ def start_whole(core: UnifiedModel, run: config.Run, tokenizer: Tokenizer) -> tu
     tables, scales, codecs. Of the tables the rows of each kind of token that both have. UserError where one has another
     shape, or the text another tokenizer; what one of them lacks is said."""
     other = from_pretrained(run.start)
-    if other.config.adapters != run.model.adapters:
+    if not same_adapters(other.config.adapters, run.model.adapters):
         merge(other.core)
     _require_same(run, other.tokenizer, tokenizer)
     mine, its = core.state_dict(), dict(other.core.state_dict())

@@ -24,6 +24,7 @@ from mmfm.inference.bundle.tensors import read_weights, verified_tensors
 from mmfm.inference.bundle.without_paths import TOKENIZER
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
+from mmfm.models.adapters import merge
 from mmfm.models.checkpoint import words_of
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.models.weights import adopt, check_size
@@ -47,6 +48,10 @@ def load_encoder(
     if is_bundle(folder):
         return _open(folder, modality, check).to(device)
     model = load_model(folder)
+    if model.config.adapters:
+        merge(model.core)
+        run = replace(model.run, model=replace(model.config, adapters=()))
+        model = Interface(model.core, run, model.tokenizer)
     there = model.modalities
     require(modality in there, f"{folder} holds no {modality} encoder; it holds {', '.join(there)}")
     core = bare(model.run, modality, model.tokenizer.size)
