@@ -22,6 +22,7 @@ from toy_wholes import (
     clip,
     clip_with_its_tokenizer,
     dual,
+    groupvit,
     inputs,
     pictures,
     siglip,
@@ -31,13 +32,13 @@ from toys import toy_config
 
 import mmfm
 from mmfm.__main__ import main
-from mmfm.config import Augment, Contrastive, Data, Generative, Model, Run, Tower, Trunk, UserError
+from mmfm.config import Augment, Contrastive, Data, Generative, Model, Run, Tower, Trunk, UserError, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items
 from mmfm.export.importer import import_source
 from mmfm.models.model import build
 from mmfm.objectives.task_pass import forward_task
-from mmfm.pretrained import resolve
+from mmfm.pretrained import from_hf, resolve
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
 TEXT = {"context_length": 16, "width": 16, "heads": 2, "layers": 2}
@@ -61,7 +62,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", [clip, clip_with_its_tokenizer, siglip, dual, clap])
+@pytest.mark.parametrize("make", [clip, clip_with_its_tokenizer, siglip, dual, groupvit, clap])
 @torch.no_grad()
 def test_scores_of_transformers_are_ours(make: Callable[[Path], Made], tmp_path: Path) -> None:
     """Embeddings, logits and probabilities, from pictures, sounds and strings: with its preprocessing and tokenizer."""
@@ -194,6 +195,22 @@ def test_what_is_no_whole_model_is_one_line(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(told, said) and said.startswith("mmfm: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_which_one_half_can_be_had_is_not_taken_for_that_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(tmp_path / "source")
+    whole = from_hf.sub_config
+
+    def no_pictures(config: Any, modality: str) -> Any:
+        require(modality != "image", "its pictures come as patches")
+        return whole(config, modality)
+
+    monkeypatch.setattr(from_hf, "sub_config", no_pictures)
+    told = r"embeds image and text in one space, and its encoder of image cannot be had here; say --modality text"
+    with pytest.raises(UserError, match=told):
+        import_source(str(tmp_path / "source"), tmp_path / "out")
 
 
 def test_a_gated_source_says_how_to_be_let_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,18 @@ def dual(folder: Path) -> Made:
     return hf_folder(folder, config, *parts), *parts
 
 
+def groupvit(folder: Path) -> Made:
+    """Its picture encoder says of itself that it reads nothing by name."""
+    stages = {"depths": [1, 1, 1], "num_group_tokens": [8, 4, 0], "num_output_groups": [8, 4, 4]}
+    vision = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {**HALF, "max_position_embeddings": 40}
+    how = {"projection_dim": 12, "projection_intermediate_dim": 16}
+    config = hf.GroupViTConfig(text_config=text, vision_config=vision | stages | {"num_hidden_layers": 3}, **how)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    parts = wordpieces(), hf.CLIPImageProcessor(**size)
+    return hf_folder(folder, config, *parts), *parts
+
+
 def clap(folder: Path) -> Made:
     text = {**HALF, "max_position_embeddings": 42, "type_vocab_size": 1}
     audio = {

@@ -4,7 +4,7 @@ Where a layout has a table of its names it becomes a part of our own; else its o
 numbers differ from its source's is not written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,8 +80,11 @@ def modality_of(source: str) -> str:
     if found.kind in SINGLE:
         return SINGLE[found.kind]
     require(found.kind != "bundle", f"{source} is a bundle already; load it, or start from it: mmfm.native({source!r})")
-    names = _encoders_of(found, source)
-    if len(names) > 1 and _embedded(found, source, names):
+    names, shared = _encoders_of(found, source), _embedded(found, source)
+    lost = ", ".join(name for name in shared if name not in names)
+    told = f"{source} embeds {' and '.join(shared)} in one space, and its encoder of {lost} cannot be had here"
+    require(not lost, f"{told}; say --modality {'|'.join(names)} for that alone")
+    if shared:
         return WHOLE
     require(
         len(names) == 1, f"{source} can be {' or '.join(names) or 'nothing here'}; say --modality {'|'.join(names)}"
@@ -93,9 +96,9 @@ def whole_of(source: str) -> tuple[str, ...]:
     """The modalities that a model embeds in one space. UserError: it does not."""
     found = parse(source)
     names = _encoders_of(found, source) if found.kind in EMBEDDING else (modality_of(source),)
-    shared = _embedded(found, source, names) if found.kind in EMBEDDING else ()
+    shared = tuple(name for name in _embedded(found, source) if name in names)
     told = f"{source} can be {' or '.join(names)}, and embeds no two of them in one space"
-    require(bool(shared), f"{told}; say --modality {'|'.join(names)}")
+    require(len(shared) > 1, f"{told}; say --modality {'|'.join(names)}")
     return shared
 
 
@@ -103,11 +106,12 @@ def _encoders_of(source: Source, told: str) -> tuple[str, ...]:
     return ("image", "text") if source.kind == "open_clip" else _modalities_of_hf(source, told)
 
 
-def _embedded(source: Source, told: str, names: Sequence[str]) -> tuple[str, ...]:
+def _embedded(source: Source, told: str) -> tuple[str, ...]:
+    """The modalities that its library embeds in one space; none of what is a single encoder."""
     if source.kind != "hf":
-        return tuple(names)
+        return ("image", "text") if source.kind == "open_clip" else ()
     kind = type(_config(source, told))
-    return embedded(MODEL_MAPPING[kind], names) if kind in MODEL_MAPPING else ()
+    return embedded(MODEL_MAPPING[kind]) if kind in MODEL_MAPPING else ()
 
 
 def _modalities_of_hf(source: Source, told: str) -> tuple[str, ...]:

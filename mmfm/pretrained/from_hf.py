@@ -60,7 +60,7 @@ class HfEncoder(Encoder):
         self.method = f"get_{kind}_features" if "parts" in architecture(blueprint) else ""
         reader = trunk_of(trunk, kind, type(trunk).__name__) if self.method else trunk
         self.takes = frozenset(inspect.signature(getattr(trunk, self.method or "forward")).parameters)
-        self.key: str = cast(Any, reader).main_input_name
+        self.key = input_of(reader)
 
     def outputs(self, x: Tensor, **more: object) -> Any:
         run = getattr(self.trunk, self.method) if self.method else self.trunk
@@ -289,13 +289,20 @@ def trunk_of(model: nn.Module, modality: str, name: str) -> nn.Module:
     if trunk is None:
         halves = {"encoder", "decoder"} <= children.keys()  # what an encoder saved alone says of itself may differ
         trunk = cast(PreTrainedModel, model).get_encoder() if halves else model
-    found = getattr(trunk, "main_input_name", "")
+    found = input_of(cast(nn.Module, trunk))
     require(
         found in INPUTS[modality],
         f"{name} cannot be the {modality} tower: its {type(trunk).__name__} reads {found or 'nothing by name'}, "
         f"and {modality} comes as {' or '.join(INPUTS[modality])}; give another source",
     )
     return cast(nn.Module, trunk)
+
+
+def input_of(module: nn.Module) -> str:
+    """What it reads: the one input that its forward takes, else what its class says, which some leave as text's."""
+    known = [name for names in INPUTS.values() for name in names]
+    taken = [name for name in inspect.signature(module.forward).parameters if name in known]
+    return taken[0] if len(taken) == 1 else str(getattr(module, "main_input_name", ""))
 
 
 def sub_config(config: PreTrainedConfig, modality: str) -> tuple[PreTrainedConfig, PreTrainedConfig, int]:

@@ -34,9 +34,9 @@ class WholeModel:
         return next(iter(self.halves.values())).blueprint.width
 
 
-def embedded(model: Any, modalities: Sequence[str]) -> tuple[str, ...]:
+def embedded(model: Any) -> tuple[str, ...]:
     """Those of which a class of transformers makes embeddings in a space shared with texts."""
-    found = tuple(name for name in modalities if hasattr(model, f"get_{name}_features"))
+    found = tuple(name for name in MODALITIES if hasattr(model, f"get_{name}_features"))
     return found if len(found) > 1 and "text" in found else ()
 
 
