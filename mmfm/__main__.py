@@ -40,6 +40,7 @@ score and compare
 use
   mmfm generate RUN TASK  make the target of a task, such as 'image>text' or 'text>image'
   mmfm embed RUN SHARDS   write the embeddings of pictures, sounds and texts, with their keys, as .npz
+  mmfm chat RUN           talk with it: --image a.png --text 'What is this?'; a spoken question is an --audio
 
 data
   mmfm data WHAT ...      build, index and encode shards; the data sets that come with mmfm

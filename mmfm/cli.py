@@ -15,6 +15,7 @@ from mmfm.datasets.commands import DATA
 from mmfm.evals.command import Evaluate
 from mmfm.evals.judges.command import Judges
 from mmfm.inference.bundle.contents import check_weights
+from mmfm.inference.chat_args import ChatArgs
 from mmfm.inference.generate_args import GenerateArgs
 from mmfm.plan.arguments import PlanArgs
 from mmfm.runtime.launch import first_process, launched
@@ -180,6 +181,19 @@ class Embed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chat(ChatArgs):
+    """Talk with a model that learned conversations, or with an imported language model: text, pictures and sounds."""
+
+    def __call__(self) -> None:
+        self.check()
+        import mmfm
+        from mmfm.inference.chat_command import converse
+
+        model = mmfm.load(self.run, device=self.device, dtype=self.dtype, **({"ema": True} if self.ema else {}))
+        converse(model, self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write RUN/report.html, one file that holds all it shows: curves, scores, pictures, sounds."""
 
@@ -306,6 +320,7 @@ COMMANDS: dict[str, type[Any] | dict[str, type[Any]]] = {
     "eval": Evaluate,
     "generate": Generate,
     "embed": Embed,
+    "chat": Chat,
     "data": {**DATA, "judges": Judges},
     "doctor": Doctor,
     "report": Report,

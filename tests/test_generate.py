@@ -69,8 +69,8 @@ def test_every_step_s_scores_are_those_of_a_whole_pass(task):
     model, task, batch = any_model(), parse(task), toy_batch(9)
     rows, sources = sources_of(model, task, batch)
     pen = read_sources(model, sources, task.sources, task.target, GenerationConfig(), len(rows))
-    live, token = list(range(len(rows))), torch.full((len(rows),), pen.begin)
-    shared, leave = [[pen.begin] for _ in live], {1: [1], 3: [0]}
+    live, token = list(range(len(rows))), pen.begin
+    shared, leave = [[int(pen.begin[0])] for _ in live], {1: [1], 3: [0]}
     for step in range(6):
         scorer, found = pen.at(step), pen.scores(token, step)
         for at, row in enumerate(live):
@@ -214,9 +214,8 @@ def test_bfloat16_autocast_writes():
     for on in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
             pen = read_sources(model, sources, ("image",), "text", GenerationConfig(), len(rows))
-            tokens = torch.full((len(rows),), pen.begin)
             with torch.no_grad():
-                found.append([pen.scores(tokens + 5 * step, step) for step in range(5)])
+                found.append([pen.scores(pen.begin + 5 * step, step) for step in range(5)])
             assert found[-1][0].dtype == torch.float32
     for low, high in zip(*found, strict=True):
         assert 0 < (low - high).abs().max() < 0.05 * high.abs().max()

@@ -38,7 +38,8 @@ def pen_behind(model, ids: Tensor) -> DecodingState:
     cache = model.trunk.new_cache()
     with torch.no_grad():
         model.trunk([model.target(ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool))], cache)
-    return DecodingState(model=model, target="text", cache=cache, weights=(1.0,))
+    end = model.vocabulary.end
+    return DecodingState(model=model, target="text", cache=cache, weights=(1.0,), begin=ids[:, -1], end=end)
 
 
 @pytest.mark.parametrize("beams", [2, 5])

@@ -42,7 +42,7 @@ def test_the_planted_draw_is_kept():
         return torch.tensor([float(at % 5 == row % 5) for at, row in enumerate(rows)])
 
     how = GenerationConfig(max_tokens=8, temperature=1.5, best_of=5)
-    rows, ids, _, scores, _ = write(model, task, batch, how, seeds=torch.arange(6), judge=judge)
+    rows, ids, _, scores, *_ = write(model, task, batch, how, seeds=torch.arange(6), judge=judge)
     assert ids == [seen[row][row % 5] for row in rows] and scores == [1.0] * len(rows)
     assert all(len({tuple(each) for each in draws}) > 1 for draws in seen.values())
     one = write(model, task, batch, GenerationConfig(max_tokens=8, temperature=1.5), seeds=torch.arange(6)).ids
@@ -70,7 +70,7 @@ def test_the_model_judges_by_its_own_embeddings():
         return z
 
     how = GenerationConfig(max_tokens=5, temperature=2.0, best_of=6)
-    rows, ids, _, scores, _ = write(model, task, batch, how, seeds=torch.arange(6), judge=nearness(sources, embed))
+    rows, ids, _, scores, *_ = write(model, task, batch, how, seeds=torch.arange(6), judge=nearness(sources, embed))
     assert list(sources) == ["image"] and sources["image"][0] == rows
     cosines = (every["z"] * sources["image"][1].repeat_interleave(6, 0)).sum(1).view(-1, 6)
     assert scores == pytest.approx(cosines.amax(1).tolist()) and (cosines.std(1) > 0).all()

@@ -85,7 +85,9 @@ def template_of(model: Model) -> ChatTemplate:
     """UserError where the model reads no conversations."""
     if model.chat is None:
         told = "this model has no chat template, and so reads no conversations"
-        raise UserError(f"{told}; give model.chat, such as mmfm.config.CHATML, where its tokenizer has these marks")
+        raise UserError(
+            f"{told}: train it with model.chat, such as mmfm.config.CHATML; to go on with a text, --complete"
+        )
     return model.chat
 
 

@@ -2,12 +2,13 @@
 
 from mmfm.generation.best_of import embed_items, nearness, source_embeddings
 from mmfm.generation.detokenizer import Detokenizer
-from mmfm.generation.generate import Judge, Piece, Written, stream, write
+from mmfm.generation.generate import Begun, Judge, Piece, Written, stream, stream_on, write, write_on
 from mmfm.generation.generation_config import Finish, GenerationConfig, check_guidance
 from mmfm.generation.int8 import int8
 from mmfm.generation.masked_decoding import fill
 
 __all__ = [
+    "Begun",
     "Detokenizer",
     "Finish",
     "GenerationConfig",
@@ -21,5 +22,7 @@ __all__ = [
     "nearness",
     "source_embeddings",
     "stream",
+    "stream_on",
     "write",
+    "write_on",
 ]

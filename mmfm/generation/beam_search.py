@@ -55,7 +55,7 @@ def search(pen: DecodingState, rows: int, how: GenerationConfig) -> tuple[list[l
     shift = pen.model.vocabulary.span(pen.target).start
     pen.select(torch.arange(rows, device=device).repeat_interleave(room))
     every = [Row(beams=[Beam(0.0 if at == 0 else -torch.inf, at, []) for at in range(room)]) for _ in range(rows)]
-    live, token = every, torch.full((rows * room,), pen.begin, device=device)
+    live, token = every, pen.begin
     for step in range(limit):
         scorer, norm = pen.at(step), (step + 1) ** how.length_penalty
         totals = torch.tensor([[beam.total for beam in row.beams] for row in live], device=device, dtype=torch.float64)

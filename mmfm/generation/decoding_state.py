@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm.config import UserError, require
@@ -25,12 +25,19 @@ from mmfm.models.transformer import Segment
 
 @dataclass(kw_only=True)
 class DecodingState:
-    """A model that has read sources, and has a target to write. It holds the rows that are still being written."""
+    """A model that has read sources, and has a target to write. It holds the rows that are still being written.
+
+    begin: the id of the vocabulary that opens the target of each row. end: the one that ends it. read: the local ids of
+    each row's texts, which `GenerationConfig.repetition_penalty` counts.
+    """
 
     model: UnifiedModel
     target: str
     cache: KVCache
     weights: tuple[float, ...]  # of the passes
+    begin: Int[Tensor, " n"]
+    end: int
+    read: Sequence[Sequence[int]] = ()
     step: Callable[[Tensor, KVCache], Tensor] | None = None  # of the trunk, made when it is first needed
     scorers: dict[tuple[range, bool], "CandidateLogits"] = field(default_factory=dict)
 
@@ -38,15 +45,11 @@ class DecodingState:
     def form(self) -> CodeFormat:
         return self.model.forms[self.target]
 
-    @property
-    def begin(self) -> int:
-        return self.model.vocabulary.begin(self.target)
-
     def at(self, step: int) -> "CandidateLogits":
         """Of the ids of this step's book, and as its last column of the end, where it may come."""
         book, end = self.form.candidates(step), self.form.may_end(step)
         if (book, end) not in self.scorers:
-            self.scorers[book, end] = CandidateLogits.of(self.model, self.target, book, end)
+            self.scorers[book, end] = CandidateLogits.of(self.model, self.target, book, end, self.end)
         return self.scorers[book, end]
 
     def limit(self, how: GenerationConfig) -> int:
@@ -78,6 +81,44 @@ class DecodingState:
         passes = torch.arange(len(self.weights), device=rows.device)
         size = 0 if self.cache.seen is None else len(self.cache.seen) // len(self.weights)
         self.cache.reorder((passes[:, None] * size + rows).flatten())
+        self.begin = self.begin[rows]
+
+    def penalties(self, seeds: Int[Tensor, " n"], how: GenerationConfig) -> "Penalties | None":
+        """What changes the scores of each row as it is written; None where nothing does."""
+        if how.repetition_penalty == 1 and not how.min_tokens:
+            return None
+        size = max(self.form.candidates(step).stop for step in range(len(self.form.sizes)))
+        told = torch.zeros(len(seeds), size, dtype=torch.bool)
+        for row, ids in enumerate(self.read):
+            told[row, [local for local in ids if 0 <= local < size]] = True
+        return Penalties(told.to(seeds.device), how)
+
+
+@dataclass(kw_only=False)
+class Penalties:
+    """told: which local ids each row has read or written."""
+
+    told: Bool[Tensor, "n ids"]
+    how: GenerationConfig
+
+    def __call__(self, scores: Float[Tensor, "n v"], of: "CandidateLogits", step: int) -> Float[Tensor, "n v"]:
+        """The scores of this step, those of what was said before less, and the end only where it may come."""
+        penalty, size = self.how.repetition_penalty, of.size
+        if penalty != 1:
+            said = self.told[:, of.first : of.first + size]
+            lower = torch.where(scores > 0, scores / penalty, scores * penalty)[:, :size]
+            scores = torch.cat([torch.where(said, lower, scores[:, :size]), scores[:, size:]], dim=1)
+        if step < self.how.min_tokens and scores.shape[1] > size:
+            scores = torch.cat([scores[:, :size], torch.full_like(scores[:, size:], -torch.inf)], dim=1)
+        return scores
+
+    def add(self, local: Int[Tensor, " n"]) -> None:
+        """What each row says now."""
+        inside = local < self.told.shape[1]
+        self.told[torch.arange(len(local), device=local.device)[inside], local[inside]] = True
+
+    def select(self, rows: Int[Tensor, " m"]) -> None:
+        self.told = self.told[rows]
 
 
 def no_numbers(model: UnifiedModel, target: str) -> UserError:
@@ -98,17 +139,19 @@ class CandidateLogits:
 
     table: nn.Module | Tensor
     end: Tensor | None
+    twice: int | None  # the column of the book that is the end's id too, which comes last
     first: int
     size: int  # of the book; a column more is the end
     ids: Int[Tensor, " v"]
 
     @staticmethod
-    def of(model: UnifiedModel, target: str, book: range, may_end: bool) -> "CandidateLogits":
-        start, end = model.vocabulary.span(target).start, model.vocabulary.end
+    def of(model: UnifiedModel, target: str, book: range, may_end: bool, end: int) -> "CandidateLogits":
+        start = model.vocabulary.span(target).start
         rows = range(start + book.start, start + book.stop)
         ends = (end,) if may_end else ()
         ids = torch.cat([torch.arange(rows.start, rows.stop), torch.tensor(ends, dtype=torch.int64)]).to(model.device)
         common = {"first": book.start, "size": len(book), "ids": ids}
+        common["twice"] = end - rows.start if end in rows else None
         if isinstance(model.output, Int8Linear):
             return CandidateLogits(table=model.output.rows(rows, ends), end=None, **common)
         weight = model.embedding.weight if model.output is None else model.output.weight
@@ -119,9 +162,13 @@ class CandidateLogits:
 
     def __call__(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any v"]:
         if isinstance(self.table, nn.Module):
-            return self.table(states)
-        scores = F.linear(states, self.table)
-        return scores if self.end is None else torch.cat([scores, F.linear(states, self.end)], dim=-1)
+            scores = self.table(states)
+        else:
+            scores = F.linear(states, self.table)
+            scores = scores if self.end is None else torch.cat([scores, F.linear(states, self.end)], dim=-1)
+        if self.twice is not None:
+            scores[..., self.twice] = torch.finfo(scores.dtype).min  # finite, as what is not is an error
+        return scores
 
 
 def read_sources(
@@ -138,15 +185,17 @@ def read_sources(
     """
     seen, weights = how.passes(names)
     form = model.forms[target]
-    _check_room(model, sources, target, how)
+    check_room(model, sources, target, how)
     room = sum(part.tokens.keep.shape[1] for part in sources) + (form.length or how.max_tokens) + 1
     cache = model.trunk.new_cache(room)
     if sources:
         model.trunk([_in_passes(part, [one[at] for one in seen], rows) for at, part in enumerate(sources)], cache)
-    return DecodingState(model=model, target=target, cache=cache, weights=weights)
+    begin = torch.full((rows,), model.vocabulary.begin(target), device=model.device)
+    end = model.vocabulary.end
+    return DecodingState(model=model, target=target, cache=cache, weights=weights, begin=begin, end=end)
 
 
-def _check_room(model: UnifiedModel, sources: Sequence[Segment], target: str, how: GenerationConfig) -> None:
+def check_room(model: UnifiedModel, sources: Sequence[Segment], target: str, how: GenerationConfig) -> None:
     """UserError, before anything is read, where what is given and what may be written do not fit the trunk's window."""
     window, form = model.trunk.window, model.forms[target]
     if not window:

@@ -32,6 +32,7 @@ class Written(NamedTuple):
 
     texts: where a decoder was given; a stop string cuts them, and not the ids. scores: of beams and of draws. finish:
     of each row, whether it came to its end or was cut at `max_tokens`; what has a fixed length comes to its end.
+    logprobs: of each id, and last of the end where it came, the logarithm of its chance among those that might come.
     """
 
     rows: list[int]
@@ -39,6 +40,15 @@ class Written(NamedTuple):
     texts: list[str] | None = None
     scores: list[float] | None = None
     finish: Sequence[Finish] = ()
+    logprobs: list[list[float]] | None = None
+
+
+class Begun(NamedTuple):
+    """What is to be written. rows: the samples. seeds: one for each row of the state, which has read its sources."""
+
+    rows: list[int]
+    seeds: Int[Tensor, " m"]
+    state: DecodingState
 
 
 class Piece(NamedTuple):
@@ -54,11 +64,13 @@ class Piece(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A new local id for each of these rows of the batch, rising. ended: the rows that came to their end."""
+    """A new local id for each of these rows of the batch, rising. ended: the rows that came to their end. logprobs: of
+    what was chosen in each row that was still written, by row."""
 
     rows: list[int]
     ids: list[int]
     ended: list[int]
+    logprobs: dict[int, float] = {}  # noqa: RUF012 (never changed)
 
 
 def write(
@@ -79,25 +91,37 @@ def write(
     found = _begun(model, task, batch, how, seeds, decode)
     if found is None:
         return Written([], [], None if decode is None else [])
-    rows, own, pen = found
+    return write_on(found, how, decode=decode, judge=judge)
+
+
+@torch.no_grad()
+def write_on(
+    begun: Begun, how: GenerationConfig = GREEDY, *, decode: Decode | None = None, judge: Judge | None = None
+) -> Written:
+    """What follows on what was read."""
+    rows, own, pen = begun
     if how.num_beams > 1:
         ids, scores, finish = search(pen, len(rows), how)
         return Written(rows, ids, None if decode is None else [decode(row) for row in ids], scores, finish)
     words = None if decode is None else [Detokenizer(decode, how.stop) for _ in range(len(rows) * how.best_of)]
     ids, cut = [[] for _ in range(len(rows) * how.best_of)], set(range(len(rows) * how.best_of))
+    chances: list[list[float]] = [[] for _ in ids]
     for step in steps(pen, own, how, words):
         cut -= {*step.ended}
         for row, local in zip(step.rows, step.ids, strict=True):
             ids[row].append(local)
+        for row, chance in step.logprobs.items():
+            chances[row].append(chance)
     texts = None if words is None else [row.text + row.end() for row in words]
     finish: list[Finish] = ["length" if row in cut else "stop" for row in range(len(ids))]
     if how.best_of == 1:
-        return Written(rows, ids, texts, None, finish)
+        return Written(rows, ids, texts, None, finish, chances if how.logprobs else None)
     require(judge is not None, f"GenerationConfig.best_of={how.best_of} needs what judges them; leave draws out")
     assert judge is not None
     kept, scores = best(judge([row for row in rows for _ in range(how.best_of)], ids), how.best_of)
     texts = None if texts is None else [texts[at] for at in kept]
-    return Written(rows, [ids[at] for at in kept], texts, scores, [finish[at] for at in kept])
+    chosen = [chances[at] for at in kept] if how.logprobs else None
+    return Written(rows, [ids[at] for at in kept], texts, scores, [finish[at] for at in kept], chosen)
 
 
 def stream(
@@ -118,9 +142,14 @@ def stream(
             yield Piece(row, ids, text, "length" if finish == "length" else "")
         return
     found = _begun(model, task, batch, how, seeds, decode)
-    if found is None:
-        return
-    rows, own, pen = found
+    if found is not None:
+        yield from stream_on(found, how, decode=decode)
+
+
+def stream_on(begun: Begun, how: GenerationConfig = GREEDY, *, decode: Decode | None = None) -> Iterator[Piece]:
+    """`write_on`, piece by piece, without beams and draws."""
+    assert how.num_beams == how.best_of == 1
+    rows, own, pen = begun
     words, cut = None if decode is None else [Detokenizer(decode, how.stop) for _ in rows], set(range(len(rows)))
     for step in steps(pen, own, how, words):
         cut -= {*step.ended}
@@ -135,8 +164,8 @@ def stream(
 @torch.no_grad()
 def _begun(
     model: UnifiedModel, task: Task, batch: Batch, how: GenerationConfig, seeds: Tensor | None, decode: Decode | None
-) -> tuple[list[int], Int[Tensor, " m"], DecodingState] | None:
-    """Samples, a seed for each row that is to be written, and the pen that has read the sources."""
+) -> Begun | None:
+    """None where no sample has the sources."""
     assert task.target is not None and not task.fill
     require(not how.stop or task.target == "text", f"GenerationConfig.stop={how.stop} is for texts; {task} writes none")
     require(
@@ -148,7 +177,7 @@ def _begun(
     rows, sources = found
     own = torch.full((batch.size,), how.seed, device=rows.device) if seeds is None else seeds.to(rows.device)
     pen = read_sources(model, sources, task.sources, task.target, how, len(rows))
-    return rows.tolist(), drawn_seeds(own[rows], how.best_of), _several(pen, len(rows), how.best_of)
+    return Begun(rows.tolist(), drawn_seeds(own[rows], how.best_of), _several(pen, len(rows), how.best_of))
 
 
 def _several(pen: DecodingState, rows: int, times: int) -> DecodingState:
@@ -163,11 +192,14 @@ def steps(
 ) -> Iterator[Step]:
     """Each step's new ids, until every row has ended. A row whose words have met a stop string ends too."""
     rows, limit = list(range(len(seeds))), pen.limit(how)
-    start, token = pen.model.vocabulary.span(pen.target).start, torch.full_like(seeds, pen.begin)
+    start, token = pen.model.vocabulary.span(pen.target).start, pen.begin
+    penalties = pen.penalties(seeds, how)
     for step in range(limit):
-        scorer = pen.at(step)
-        column = sample(pen.scores(token, step), scorer.ids, seeds, step, how)
+        scorer, scores = pen.at(step), pen.scores(token, step)
+        scores = scores if penalties is None else penalties(scores, scorer, step)
+        column = sample(scores, scorer.ids, seeds, step, how)
         columns = column.tolist()
+        chances = _chances(rows, scores, column) if how.logprobs else {}
         going = [at for at, chosen in enumerate(columns) if chosen < scorer.size]
         said, told = [rows[at] for at in going], [scorer.first + columns[at] for at in going]
         if words is not None:
@@ -175,11 +207,22 @@ def steps(
                 words[row].add(local)
             going = [at for at in going if not words[rows[at]].stopped]
         whole = step + 1 == pen.form.length  # of a target of fixed length
-        yield Step(said, told, rows if whole else [row for at, row in enumerate(rows) if at not in going])
+        ended = rows if whole else [row for at, row in enumerate(rows) if at not in going]
+        yield Step(said, told, ended, chances)
         if not going:
             return
+        if penalties is not None:
+            penalties.add(column + scorer.first)
         token = column + (start + scorer.first)
         if len(going) < len(rows) and step + 1 < limit:
             index = torch.tensor(going, device=token.device)
             rows, token, seeds = [rows[at] for at in going], token[index], seeds[index]
             pen.select(index)
+            if penalties is not None:
+                penalties.select(index)
+
+
+def _chances(rows: Sequence[int], scores: Float[Tensor, "n v"], column: Int[Tensor, " n"]) -> dict[int, float]:
+    """The logarithm of the chance of what was chosen in each row."""
+    chosen = scores.double().log_softmax(-1).gather(1, column[:, None])[:, 0]
+    return dict(zip(rows, chosen.tolist(), strict=True))

@@ -22,16 +22,24 @@ class GenerationConfig(Checked):
     length_penalty: float = 1.0  # a beam's score: its log-likelihood over its length, end counted, to this power
     guidance: float = 1.0  # u + s (c - u): how far to go beyond what the sources say (arXiv 2207.12598); 1: no further
     guide: tuple[tuple[str, float], ...] = ()  # u + sum of s_i (c_i - u), c_i with the source i alone: all of them
+    # scores of tokens that were read as text or written: divided by it above 0, multiplied below (arXiv 1909.05858)
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0  # before so many the end may not come
     stop: tuple[str, ...] = ()  # a text ends before the first of these
     best_of: int = 1  # texts, pictures or sounds of which the one nearest to the sources is kept
     num_steps: int = 8  # of filling in what is masked (arXiv 2202.04200)
+    logprobs: bool = False  # those of what was written are kept
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_beams", "best_of", "num_steps"):
             require(getattr(self, name) > 0, f"GenerationConfig.{name}={getattr(self, name)} must be above 0")
-        for name in ("temperature", "top_k", "guidance", "length_penalty"):
+        for name in ("temperature", "top_k", "guidance", "length_penalty", "min_tokens"):
             require(getattr(self, name) >= 0, f"GenerationConfig.{name}={getattr(self, name)} must not be negative")
+        told = f"GenerationConfig.repetition_penalty={self.repetition_penalty} must be above 0; 1: none"
+        require(self.repetition_penalty > 0, told)
+        told = f"GenerationConfig.min_tokens={self.min_tokens} is over max_tokens={self.max_tokens}; lower it"
+        require(self.min_tokens <= self.max_tokens, told)
         require(0 < self.top_p <= 1, f"GenerationConfig.top_p={self.top_p} must be above 0 and at most 1")
         require(0 <= self.min_p <= 1, f"GenerationConfig.min_p={self.min_p} must be between 0 and 1")
         require(all(self.stop), "GenerationConfig.stop holds an empty string, which is everywhere; leave it out")
@@ -51,6 +59,9 @@ class GenerationConfig(Checked):
             told = f"GenerationConfig.num_beams={self.num_beams} looks for the likeliest: leave out"
             require(self.temperature == 0, f"{told} temperature={self.temperature}, or the beams")
             require(not self.stop, f"{told} stop={self.stop}, or the beams")
+            penalty, least = self.repetition_penalty, self.min_tokens
+            require(penalty == 1, f"{told} repetition_penalty={penalty}, or the beams")
+            require(not least, f"{told} min_tokens={least}, or the beams")
 
     @property
     def guided(self) -> bool:

@@ -96,7 +96,7 @@ def _guess(
     states = pen.model.trunk([segment], pen.cache)[0][:, 1:]
     found, sure = torch.zeros_like(ids), torch.zeros(ids.shape, device=ids.device, dtype=torch.float64)
     for book in range(min(books, ids.shape[1])):
-        scorer = CandidateLogits.of(pen.model, pen.target, pen.form.candidates(book), False)
+        scorer = CandidateLogits.of(pen.model, pen.target, pen.form.candidates(book), False, pen.end)
         scores = pen.guided(scorer(states[:, book::books]).flatten(1)).unflatten(1, (-1, scorer.size))
         count = scores.shape[1]
         places = book + books * torch.arange(count, device=ids.device)

@@ -36,7 +36,7 @@ def produce(model: Makes, task: str, out: str, n: int, given: Mapping[str, Any])
         things = model.generate_many(task, n=n, **watch, **given)
     if writes:
         for thing in things:
-            print(_shown(str(thing)), flush=True)
+            print(shown(str(thing)), flush=True)
         _tell_cut(sum(getattr(thing, "finish", "stop") == "length" for thing in things), n)
         return
     files = files_of(things, out)
@@ -49,12 +49,12 @@ def _printed(pieces: Iterator[str]) -> str | None:
     """Each as soon as it is there; why they ended."""
     while True:
         try:
-            print(_shown(next(pieces)), end="", flush=True)
+            print(shown(next(pieces)), end="", flush=True)
         except StopIteration as end:
             return end.value
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """What the standard output can hold: in an encoding of few characters the others are ?, and no error at the end."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, errors="replace").decode(encoding)

@@ -20,6 +20,7 @@ from mmfm.config.task import Task, parse_writing
 from mmfm.data.batch import Batch, Items
 from mmfm.data.decode import Example, collate
 from mmfm.generation import Finish, GenerationConfig, write
+from mmfm.inference.chat import Chatting, Messages, answering
 from mmfm.inference.infill import MaskSpec
 from mmfm.inference.known_tasks import links_of, trained
 from mmfm.inference.modality_options import check_names
@@ -218,6 +219,33 @@ class Interface(nn.Module):
         else:
             held = given_of(last, sources)
         return (yield from self.maker.stream(last, held, seed, given))
+
+    def chat(self, messages: Messages, *, seed: int = 0, **options: Any) -> Text:
+        """The answer to a conversation, a `Text`: [{"role": "user", "content": "What is this?"}]; a content may be
+        a list of {"type": "text", "text": ...}, {"type": "image", "image": ...} and {"type": "audio", "audio": ...}.
+
+        options: max_tokens, temperature, top_k, top_p, min_p, num_beams, length_penalty, repetition_penalty,
+        min_tokens, stop, logprobs. By default the likeliest tokens, up to 256.
+        """
+        return self.chat_many([messages], seed=seed, **options)[0]
+
+    def chat_many(self, chats: Sequence[Messages], *, seed: int = 0, batch_size: int = 0, **options: Any) -> list[Text]:
+        """`chat` of several conversations, so many at a time; 0: all at once. None depends on the others."""
+        how, asked = answering(options, seed), [self.chatting.asked(messages) for messages in chats]
+        return self.chatting.write(asked, how, batch_size)
+
+    def stream_chat(self, messages: Messages, *, seed: int = 0, **options: Any) -> Generator[str, None, Finish]:
+        """`chat`, piece by piece. What the generator returns is "length" where the answer was cut at max_tokens."""
+        return (yield from self.chatting.stream(self.chatting.asked(messages), answering(options, seed)))
+
+    def complete(self, text: str | Sequence[str], *, seed: int = 0, batch_size: int = 0, **options: Any) -> list[Text]:
+        """How a text goes on, or each of several, as a language model has it; options: those of `chat`."""
+        asked = [self.chatting.continued(one) for one in ([text] if isinstance(text, str) else text)]
+        return self.chatting.write(asked, answering(options, seed), batch_size)
+
+    @property
+    def chatting(self) -> Chatting:
+        return Chatting(self.core, self.run, self.tokenizer)
 
     @torch.no_grad()
     def make(

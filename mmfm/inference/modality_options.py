@@ -28,8 +28,19 @@ OPTIONS = (
     "best_of",
     "num_steps",
     "stop",
+    "repetition_penalty",
+    "min_tokens",
+    "logprobs",
 )
-NOT_WRITTEN = ("max_tokens", "num_beams", "length_penalty", "best_of", "stop")  # by a task that fills in
+NOT_WRITTEN = (
+    "max_tokens",
+    "num_beams",
+    "length_penalty",
+    "best_of",
+    "stop",
+    "min_tokens",
+    "repetition_penalty",
+)  # by a task that fills in
 
 
 def decoding(task: Task, run: Run, turn_seconds: float, books: int, options: Mapping[str, Any]) -> GenerationConfig:

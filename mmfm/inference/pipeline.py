@@ -49,6 +49,7 @@ class GeneratedCodes(NamedTuple):
     start: int = 0
     text: str | None = None
     finish: Finish = "stop"
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,10 @@ class Pipeline:
                 found = self._ticking(task, batch, how, seeds, self.tick)
             else:
                 found = write(self.core, task, batch, how, seeds=seeds, decode=decode, judge=judge)
-        texts = found.texts or [None] * len(found.rows)
+        texts, chances = found.texts or [None] * len(found.rows), found.logprobs or [None] * len(found.rows)
         return [
-            GeneratedCodes(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text, finish)
-            for row, ids, text, finish in zip(found.rows, found.ids, texts, found.finish, strict=True)
+            GeneratedCodes(row, [*before.get(row, ()), *ids], len(before.get(row, ())), text, finish, chance)
+            for row, ids, text, finish, chance in zip(found.rows, found.ids, texts, found.finish, chances, strict=True)
         ]
 
     def _ticking(self, task: Task, batch: Batch, how: GenerationConfig, seeds: Tensor, tick: Tick) -> Written:
@@ -210,7 +211,7 @@ class Pipeline:
 
     def thing(self, task: Task, item: GeneratedCodes) -> Made:
         if item.text is not None:
-            return Text(item.text, item.finish)
+            return Text(item.text, item.finish, item.logprobs)
         made = thing_of(self.core, self.run, self.tokenizer, str(task.target), item.ids, item.start)
         return made._replace(finish=item.finish) if isinstance(made, Sound) else made
 

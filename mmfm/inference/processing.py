@@ -26,13 +26,17 @@ WORDS = {"image": "picture", "audio": "sound", "text": "text"}
 
 
 class Text(str):
-    """A text that was made: a string, which also says how it `finish`ed: "length" where it was cut at `max_tokens`."""
+    """A text that was made: a string, which also says how it `finish`ed: "length" where it was cut at `max_tokens`.
+
+    logprobs: of each of its tokens and its end, where they were asked for.
+    """
 
     finish: Finish = "stop"
+    logprobs: Sequence[float] | None = None
 
-    def __new__(cls, text: str, finish: Finish = "stop") -> "Text":
+    def __new__(cls, text: str, finish: Finish = "stop", logprobs: Sequence[float] | None = None) -> "Text":
         made = super().__new__(cls, text)
-        made.finish = finish
+        made.finish, made.logprobs = finish, logprobs
         return made
 
 

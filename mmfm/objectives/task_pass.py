@@ -114,7 +114,7 @@ def forward_passes(model: UnifiedModel, passes: Sequence[PlannedPass | PlannedCh
     """All passes at once: no item enters a tower or a codec twice, and the trunk reads all sentences as one row."""
     if not passes:
         return []
-    sources, targets = _source_segments(model, passes), _targets(model, passes)
+    sources, targets = source_segments(model, passes), _targets(model, passes)
     read = [_read(model, *each) for each in zip(passes, sources, targets, strict=True)]
     states, where = model.trunk.packed([sentences for sentences, _ in read])
     return [output(states, places) for (_, output), places in zip(read, where, strict=True)]
@@ -189,7 +189,8 @@ def _mentions(task: Task, batch: Batch, rows: Int[Tensor, " n"]) -> list[Mention
     return mentions
 
 
-def _source_segments(model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats]) -> list[list[Segment]]:
+def source_segments(model: UnifiedModel, passes: Sequence[PlannedPass | PlannedChats]) -> list[list[Segment]]:
+    """Of each pass, those of what it reads; each tower is entered once."""
     mentions = [one.mentions() for one in passes]
     segments = iter(_once([each for some in mentions for each in some], model.source, [*model.towers]))
     return [[next(segments) for _ in some] for some in mentions]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmfm.config import MODALITIES, UserError, require
+from mmfm.config import MODALITIES, Embedded, Model, UserError, require
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import (
     AGAIN,
@@ -15,6 +15,7 @@ from mmfm.inference.bundle.contents import (
     READER,
     Bundle,
     is_bundle,
+    is_trunk,
     read_bundle,
     read_manifest,
 )
@@ -26,6 +27,7 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
 from mmfm.models.adapters import merge
 from mmfm.models.checkpoint import words_of
+from mmfm.models.mappings.language import place_embeddings
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.models.weights import adopt, check_size
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
@@ -68,6 +70,8 @@ def from_pretrained(where: str | Path, *, check: bool = True, device: str | torc
     if not is_bundle(folder):
         return load_model(folder, device=device)
     bundle, files = read_bundle(folder), read_manifest(folder)
+    if is_trunk(folder):
+        return language_model(folder, check=check).to(device)
     told = f"{folder} holds {bundle.alone}, and no model"
     require(bundle.whole, f"{told}; start one from it: native({str(folder)!r}) in a configuration")
     run, tokenizer = bundle.run, _tokenizer(folder, bundle, files, True)
@@ -112,6 +116,30 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
         golden.check_trunk(trunk, verified_tensors(folder, GOLDEN, files), bundle.tolerance, folder)
     held = "vocabulary" in bundle.components
     return trunk, verified_tensors(folder, "vocabulary.safetensors", files) if held else {}
+
+
+def language_model(folder: Path, *, check: bool = True) -> Interface:
+    """A language model's bundle as a whole model: it reads and writes text through its own table, and answers where its
+    source had a chat template. The vocabulary's own marks, which it never saw, have rows of noise."""
+    bundle, files = read_bundle(folder), read_manifest(folder)
+    trunk, tables = load_trunk(folder, check=check)
+    told = f"{folder} holds no table of words; import it again from its source"
+    require("embedding.weight" in tables, told)
+    tokenizer = _tokenizer(folder, bundle, files, True)
+    run = replace(bundle.run, generative=(), contrastive=(), model=alone(bundle.run.model))
+    core = built(run.model, tokenizer.size)
+    noise = torch.Generator().manual_seed(0)
+    state = {f"trunk.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    for name, shape in ((name, x.shape) for name, x in core.state_dict().items() if name not in state):
+        fresh = torch.randn(shape, generator=noise) * run.model.trunk.width**-0.5
+        state[name] = place_embeddings(tables[name], fresh, core.vocabulary) if name in tables else fresh
+    adopt(core, state, str(folder))
+    return Interface(core.eval(), run, tokenizer).eval()
+
+
+def alone(model: Model) -> Model:
+    """A model of text alone, through the trunk's table."""
+    return Model(image=None, audio=None, text=Embedded(), trunk=replace(model.trunk, weights=""), chat=model.chat)
 
 
 def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
