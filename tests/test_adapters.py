@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from toys import random_batch, toy_batch, toy_config, toy_model, toy_run
 
 import mmfm
-from mmfm.config import Lora, Optim, ParamGroup, Run, UserError
+from mmfm.config import Lora, Optim, ParamGroup, Run, Tower, UserError
 from mmfm.models.adapters import AdapterDropout, LoraLinear, adapters_of, is_adapter
 from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.model import build
@@ -333,3 +333,39 @@ def test_ranks_are_one_process_and_go_on_after_a_kill(strategy: str, tmp_path: P
     for name, bound in (("two", 0.0), ("one", 1e-3), ("alone", 1e-3)):
         other = mmfm.load(tmp_path / "runs" / name).core.state_dict()
         torch.testing.assert_close(other, whole, rtol=0, atol=bound)
+
+
+def test_a_tower_of_another_library_is_adapted_and_left_out(tmp_path: Path) -> None:
+    """A ViT of transformers under 8 bits: fresh adapters change what those bits change alone, the checkpoint does not
+    hold the tower, and the run needs its source as any other base."""
+    import transformers
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    vit = transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, num_channels=3, **small))
+    vit.save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    lora = Lora(pattern="towers.image.*", rank=2, base="int8", dropout=0.1)
+    run = adapted_run(tmp_path, LORA, optim=replace(SHORT, steps=2))
+    model = replace(run.model, image=Tower(source=str(tmp_path / "vit")), adapters=(LORA, lora))
+    run = replace(run, model=model)
+    fit.train(run)
+    held = weights_at(run, 2)
+    mine = [name for name in held if name.startswith("towers.image.")]
+    alike = [name for name in mine if len(held[name].unique()) == 1]  # zeros and ones, which are as when they are fresh
+    rest = {name.removeprefix("towers.image.encoder.trunk.") for name in mine if not is_adapter(name)} - {
+        name.removeprefix("towers.image.encoder.trunk.") for name in alike
+    }
+    assert len(mine) > len(alike) + 1 and rest == {"pooler.dense.weight"}, "which is a buffer, as nothing reads it"
+    loaded, pixels = mmfm.load(run.folder, device="cpu"), torch.randn(2, 3, 8, 8)
+    tower = loaded.core.towers["image"]
+    for _, part in adapters_of(tower):
+        nn.init.zeros_(part.lora_b)
+    keep = torch.ones(2, 1, dtype=torch.bool)
+    with torch.no_grad():
+        expected = vit.eval()(pixels).last_hidden_state
+        found = tower((pixels * 0.5 + 0.5 - 0.5) / 0.5, keep).x
+    assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
+    (tmp_path / "vit").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=f"the weights of towers.image .* are to be in {tmp_path / 'vit'}"):
+        mmfm.load(run.folder)

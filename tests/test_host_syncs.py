@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toys import random_batch, toy_batch, toy_model, toy_run
 
-from mmfm.config import AudioCodec, Augment, Generative, ImageCodec, Mel
+from mmfm.config import AudioCodec, Augment, Generative, ImageCodec, Lora, Mel, Trunk
 from mmfm.data.batch import Batch, Ids
 from mmfm.objectives.joint import Objectives
 from mmfm.training.module import JointModule
@@ -54,8 +54,10 @@ class Watched(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def step_of(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    model = toy_model(dropout=0.1, **CODECS).train()
+def step_of(batch: Batch, device: torch.device, adapters: tuple[Lora, ...] = ()) -> dict[str, torch.Tensor]:
+    wide = {"trunk": Trunk(width=64, depth=1, heads=4, kv_heads=2, hidden=64)} if adapters else {}
+    model = toy_model(dropout=0.1, **CODECS, **wide, adapters=adapters).train()
+    model.lock([name for name, p in model.named_parameters() if not p.is_floating_point()])
     model.augment = AUGMENT
     step = Objectives(model.to(device), toy_run(model=replace(toy_run().model, **CODECS), generative=WRITING))
     batch = batch.to(device)
@@ -89,6 +91,14 @@ def test_a_step_asks_its_device_nothing(batch: Batch) -> None:
     found, expected = step_of(batch, META), step_of(batch, torch.device("cpu"))
     assert {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in expected.items()}
     assert all(x.device == META for x in found.values())
+
+
+@pytest.mark.parametrize("base", ["bf16", "int8", "nf4", "q4_1"])
+def test_nor_does_one_with_adapters(base: str) -> None:
+    """Whatever their locked weights are kept as, with a dropout of their own and the lengths of DoRA."""
+    batch, adapters = with_codes(drawn(toy_batch(12))), (Lora(base=base, dropout=0.1, dora=True),)
+    found = step_of(batch, META, adapters)
+    assert {name.rpartition(".")[2] for name in found} >= {"lora_a", "lora_b", "lora_m"}
 
 
 def test_facts_of_tensors_that_were_replaced_are_not_believed() -> None:

@@ -38,7 +38,7 @@ def toy_model(seed: int = 0, contrast: tuple[Contrastive, ...] = PAIRS, **change
     model = build(toy_config(**changes), TEXT_IDS, contrast).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "scales" not in name:
+            if "scales" not in name and parameter.is_floating_point():
                 parameter += 0.1 * torch.randn_like(parameter)
     return model.eval()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmfm.config import require
 from mmfm.config.adapters import Lora
 from mmfm.models.dropout import Dropout, DropoutKey
-from mmfm.models.quantised import FORMATS, dense, kept, locked_linear
+from mmfm.models.quantised import FORMATS, dense, kept, locked_linear, nf4_codebook
 
 OWN = ("lora_a", "lora_b", "lora_m")
 
@@ -58,11 +58,12 @@ class LoraLinear(nn.Linear):
         self.lora_b = nn.Parameter(weight.new_zeros(len(weight), cfg.rank))
         self.register_parameter("lora_m", nn.Parameter(weight.norm(dim=1)) if cfg.dora else None)
         self.lora_dropout = AdapterDropout(cfg.dropout) if cfg.dropout else None
+        self.codebook = nn.Buffer(nf4_codebook(), persistent=False) if cfg.base == "nf4" else None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "*any width"], noise: DropoutKey | None = None
     ) -> Float[Tensor, "*any out"]:
-        out = locked_linear(x, self.weight, None if self.cfg.dora else self.bias, self.cfg.base)
+        out = locked_linear(x, self.weight, None if self.cfg.dora else self.bias, self.cfg.base, self.codebook)
         read = x if self.lora_dropout is None else self.lora_dropout(x, noise)
         out = out + F.linear(F.linear(read, self.lora_a) * self.cfg.factor, self.lora_b)
         if self.lora_m is None:
@@ -84,7 +85,7 @@ class LoraLinear(nn.Linear):
 
     def base_weight(self) -> Float[Tensor, "out width"]:
         """In fp32, or better."""
-        return dense(self.weight, self.cfg.base)
+        return dense(self.weight, self.cfg.base, self.codebook)
 
     def update(self) -> Float[Tensor, "out width"]:
         """What the adapter adds to the weight."""
@@ -128,7 +129,7 @@ def adapt(model: nn.Module, adapters: Sequence[Lora]) -> None:
     """Puts adapters into a model that is built. UserError: a pattern that matches no linear layer, or two of one."""
     if not adapters:
         return
-    linears = {name: part for name, part in model.named_modules() if type(part) is nn.Linear}
+    linears = {name: part for name, part in model.named_modules() if type(part) is nn.Linear and _read(part)}
     chosen = dict[str, Lora]()
     for cfg in adapters:
         matching = [name for name in linears if fnmatchcase(name, cfg.pattern)]
@@ -142,6 +143,11 @@ def adapt(model: nn.Module, adapters: Sequence[Lora]) -> None:
     for name, cfg in chosen.items():
         owner, _, own = name.rpartition(".")
         setattr(model.get_submodule(owner), own, LoraLinear(linears[name], cfg, name))
+
+
+def _read(linear: nn.Linear) -> bool:
+    """Not of a layer that an encoder of another library has and does not use, whose weights are buffers here."""
+    return isinstance(linear.weight, nn.Parameter)
 
 
 def adapters_of(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

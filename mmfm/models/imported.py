@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmfm import config
 from mmfm.config import require
 from mmfm.data.batch import Tokens
+from mmfm.models.adapters import LoraLinear
 from mmfm.pretrained import Encoder, build
 from mmfm.runtime.files import replace_file
 
@@ -66,7 +67,12 @@ class ImportedTower(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        """Of what its layers read: that of its first weights that are not kept in fewer bits under an adapter."""
+        return next(
+            p.dtype
+            for name, p in self.named_parameters()
+            if not name.endswith("weight") or not isinstance(self.get_submodule(name.rpartition(".")[0]), LoraLinear)
+        )
 
 
 def mean(tokens: Tokens) -> Tokens:

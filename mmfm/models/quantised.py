@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
 from mmfm.config import UserError, require
@@ -50,12 +50,18 @@ def pack_nf4(weight: Matrix) -> Packed:
     return torch.cat([_bytes(largest), codes[..., ::2] << 4 | codes[..., 1::2]], 2).flatten(1)
 
 
-def unpack_nf4(packed: Packed) -> Matrix:
+def unpack_nf4(packed: Packed, codebook: Tensor | None = None) -> Matrix:
+    """codebook: `nf4_codebook` where the weight is; a new one would make the host wait for the device."""
     blocks = packed.view(len(packed), -1, 4 + NF4_BLOCK // 2)
-    table = torch.tensor(NF4, device=packed.device)
-    pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], 1)  # of each byte the two numbers
+    pairs = (nf4_codebook().to(packed.device) if codebook is None else codebook).view(torch.float32)
     numbers = pairs[blocks[..., 4:].int()].flatten(2)
     return (numbers * _numbers(blocks[..., :4], torch.float32)).flatten(1)
+
+
+def nf4_codebook() -> Int32[Tensor, "256 2"]:
+    """Of each byte the bits of its two numbers, as whole numbers, which no change of a model's dtype touches."""
+    table = torch.tensor(NF4, device="cpu")
+    return torch.stack([table.repeat_interleave(16), table.repeat(16)], 1).view(torch.int32)
 
 
 def pack_q4_1(weight: Matrix) -> Packed:
@@ -105,7 +111,7 @@ class Format(NamedTuple):
     """How a matrix of which `block` divides the width is packed; `row_bytes` of a row of so many numbers."""
 
     pack: Callable[[Tensor], Tensor]
-    unpack: Callable[[Tensor], Tensor]
+    unpack: Callable[..., Tensor]
     block: int
     row_bytes: Callable[[int], int]
 
@@ -129,8 +135,10 @@ def kept(weight: Matrix, base: str, name: str) -> Tensor:
         raise UserError(f"{name}: {why}") from None
 
 
-def dense(weight: Tensor, base: str) -> Matrix:
+def dense(weight: Tensor, base: str, codebook: Tensor | None = None) -> Matrix:
     """The weight as numbers again, in fp32 or better."""
+    if base == "nf4":
+        return unpack_nf4(weight, codebook)
     if base in FORMATS:
         return FORMATS[base].unpack(weight)
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -141,25 +149,26 @@ class _Locked(torch.autograd.Function):
     but its bytes is kept in between."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, base: str) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, base: str, codebook: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, *(() if codebook is None else (codebook,)))
         ctx.base = base
-        return F.linear(x, dense(weight, base).to(x.dtype), bias)
+        return F.linear(x, dense(weight, base, codebook).to(x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
-        (gradient,), (weight,) = gradients, ctx.saved_tensors
-        back = gradient @ dense(weight, ctx.base).to(gradient.dtype) if ctx.needs_input_grad[0] else None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
+        (gradient,), (weight, *codebook) = gradients, ctx.saved_tensors
+        back = gradient @ dense(weight, ctx.base, *codebook).to(gradient.dtype) if ctx.needs_input_grad[0] else None
         bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-        return back, None, bias, None
+        return back, None, bias, None, None
 
 
 def locked_linear(
-    x: Float[Tensor, "*any width"], weight: Tensor, bias: Tensor | None, base: str
+    x: Float[Tensor, "*any width"], weight: Tensor, bias: Tensor | None, base: str, codebook: Tensor | None = None
 ) -> Float[Tensor, "*any out"]:
     """x W^T + b of a locked weight, in autocast's type where that is on."""
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    cast = not x.is_meta and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
     if base not in FORMATS and (base != "bf16" or dtype == weight.dtype):
         return F.linear(x, weight, bias)
-    return _Locked.apply(x.to(dtype), weight, None if bias is None else bias.to(dtype), base)
+    return _Locked.apply(x.to(dtype), weight, None if bias is None else bias.to(dtype), base, codebook)
