@@ -43,6 +43,39 @@ class Stamps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """Conversations about composed pictures with exact answers: written, spoken, without a picture, and few shots.
+
+    Of two packages of Debian, cut-outs and, for a test in another style, emoji.
+    """
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/scenes."""
+    seed: int = 0
+    """The same seed gives the same bytes."""
+    train: int = 720
+    """Pictures of each of seven questions in train; what is spoken and shown in shots is in proportion."""
+    evals: int = 160
+    """The same of test; half as many of test-style, a quarter of val."""
+    deb: str = ""
+    """The package tuxpaint-stamps-default as a file; else apt-get downloads it into FOLDER.deb, where it stays."""
+    emoji_deb: str = ""
+    """The package fonts-noto-color-emoji likewise."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import scenes
+
+        scenes.build(
+            Path(self.folder),
+            seed=self.seed,
+            train=self.train,
+            evals=self.evals,
+            deb=Path(self.deb) if self.deb else None,
+            emoji_deb=Path(self.emoji_deb) if self.emoji_deb else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Passages of English text, from a package of Debian: the King James Bible."""
 
@@ -190,6 +223,7 @@ class Encode:
 DATA: dict[str, type[Any]] = {
     "numbers": Numbers,
     "stamps": Stamps,
+    "scenes": Scenes,
     "corpus": Corpus,
     "build": Build,
     "index": Index,

@@ -19,11 +19,12 @@ SPLITS = ("test", "val", "train")  # in this order: what is in one of them is in
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """`data`: the path in it of what is read; `size_mb` is told before it is fetched."""
+    """`data`: the path in it of what is read; `size_mb` is told before it is fetched; `option` gives it as a file."""
 
     name: str
     size_mb: int
     data: str
+    option: str = "--deb"
 
     @property
     def copyright(self) -> str:
@@ -31,7 +32,7 @@ class Package:
 
     @property
     def remedy(self) -> str:
-        return f"give a {self.name}_VERSION_all.deb, which any Debian mirror has, as --deb FILE"
+        return f"give a {self.name}_VERSION_all.deb, which any Debian mirror has, as {self.option} FILE"
 
 
 class Summary(Protocol):
