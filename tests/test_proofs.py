@@ -16,7 +16,7 @@ from mmfm.models.mappings import Foreign, convert
 from mmfm.models.vit import VisionTransformer
 from mmfm.pretrained import build, resolve
 from mmfm.pretrained.encoder import _alike, architecture
-from mmfm.pretrained.from_hf import HfSound, measured
+from mmfm.pretrained.hf_encoders import HfSound, measured
 
 SEAMLESS = {
     "hidden_size": 16, "speech_encoder_layers": 2, "speech_encoder_attention_heads": 2,

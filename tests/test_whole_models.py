@@ -1,5 +1,6 @@
 """Whole models of other libraries (CLIP, SigLIP, CLAP) as bundles: what their own library gives, to the logits."""
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,6 +212,45 @@ def test_a_model_of_which_one_half_can_be_had_is_not_taken_for_that_half(
     told = r"embeds image and text in one space, and its encoder of image cannot be had here; say --modality text"
     with pytest.raises(UserError, match=told):
         import_source(str(tmp_path / "source"), tmp_path / "out")
+
+
+@pytest.fixture
+def other_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
+    """Planted: a class whose forward gives this output of its own times so much."""
+    whole = hf.CLIPModel.forward
+
+    def plant(output: str, factor: float) -> None:
+        def forward(self: Any, **given: Any) -> Any:
+            out = whole(self, **given)
+            setattr(out, output, factor * getattr(out, output))
+            return out
+
+        forward.__signature__ = inspect.signature(whole)  # pyright: ignore[reportFunctionMemberAccess]
+        monkeypatch.setattr(hf.CLIPModel, "forward", forward)
+
+    return plant
+
+
+def test_what_a_model_does_not_score_by_is_no_embedding_of_it(
+    tmp_path: Path, other_forward: Callable[[str, float], None]
+) -> None:
+    clip(tmp_path / "source")
+    other_forward("image_embeds", -1.0)
+    with pytest.raises(UserError, match=r"embedding of image that it scores by is another than its get_image_features"):
+        import_source(str(tmp_path / "source"), tmp_path / "out")
+
+
+def test_a_scale_that_does_not_explain_the_scores_is_left_out(
+    tmp_path: Path, other_forward: Callable[[str, float], None]
+) -> None:
+    """Its embeddings are compared all the same."""
+    clip(tmp_path / "source")
+    other_forward("logits_per_image", 0.5)
+    import_source(str(tmp_path / "source"), tmp_path / "out")
+    model = mmfm.load(tmp_path / "out", device="cpu")
+    assert not model.run.contrastive and model.encode_text(SENTENCES).shape == (3, 12)
+    with pytest.raises(UserError, match="has no logit_scale"):
+        _ = model.logit_scale
 
 
 def test_a_gated_source_says_how_to_be_let_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from mmfm.config import MODALITIES, Contrastive, Tower, require
 from mmfm.pretrained import resolve
-from mmfm.pretrained.encoder import Resolved
+from mmfm.pretrained.encoder import SAME, Resolved
 
 SCALES = ("logit_scale", "logit_scale_a")  # the logarithm of it; "_a": of CLAP's sounds, beside one of its texts
 BIAS = "logit_bias"
@@ -21,7 +24,7 @@ MOST = 1.001 * math.log(100)  # of a softmax: CLIP's bound, as it was rounded
 @dataclass(frozen=True, kw_only=True)
 class WholeModel:
     """halves: by modality, texts last. contrastive: the pair and its loss; none where the source has no inverse
-    temperature that is known here, or one beyond CLIP's bound. log_scale, bias: of the pair."""
+    temperature that explains its own scores, or one beyond CLIP's bound. log_scale, bias: of the pair."""
 
     halves: Mapping[str, Resolved]
     contrastive: tuple[Contrastive, ...] = ()
@@ -49,8 +52,27 @@ def resolve_whole(source: str, modalities: Sequence[str]) -> WholeModel:
     require(len(set(widths.values())) == 1, f"{source} has no shared space ({told}); say --modality {'|'.join(names)}")
     scalars = halves[names[0]].scalars
     scale = next((scalars[name] for name in SCALES if name in scalars), None)
-    loss = "sigmoid" if BIAS in scalars else "softmax"
-    if scale is None or (loss == "softmax" and not 0 <= scale <= MOST):
+    loss, bias = "sigmoid" if BIAS in scalars else "softmax", scalars.get(BIAS, 0.0)
+    scored = _checked(source, halves, scale, bias) if halves["text"].blueprint.library == "hf" else True
+    if scale is None or not scored or (loss == "softmax" and not 0 <= scale <= MOST):
         return WholeModel(halves=halves)
     pairs = tuple(Contrastive(pair=(name, "text"), loss=loss) for name in names if name != "text")
-    return WholeModel(halves=halves, contrastive=pairs, log_scale=scale, bias=scalars.get(BIAS, 0.0))
+    return WholeModel(halves=halves, contrastive=pairs, log_scale=scale, bias=bias)
+
+
+@torch.no_grad()
+def _checked(source: str, halves: Mapping[str, Resolved], scale: float | None, bias: float) -> bool:
+    """Whether the scores of the model's own forward are those of this scale and bias. UserError: its embeddings there
+    are not those of its halves."""
+    from mmfm.pretrained.hf_whole import examples, own_outputs
+
+    given = examples(halves)
+    own = own_outputs(halves, given)
+    ours = {name: F.normalize(encoder(*inputs).x[:, 0], dim=-1) for name, (encoder, inputs) in given.items()}
+    for name, x in own.embeds.items():
+        apart = float((F.normalize(x, dim=-1) - ours[name]).abs().max()) if x.shape == ours[name].shape else math.inf
+        told = f"{source}: the embedding of {name} that it scores by is another than its get_{name}_features gives"
+        require(apart <= SAME, f"{told} (by {apart:.2g}); say --modality {'|'.join(halves)} for its encoder alone")
+    other = next(name for name in ours if name != "text")
+    score = math.exp(scale or 0.0) * float((ours[other] * ours["text"]).sum()) + bias
+    return own.logits is not None and abs(score - own.logits) <= SAME * max(1.0, abs(own.logits))
