@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mmfm.evals.metrics import Score, edit_distance, letters, mean, normalised, ratio
+from mmfm.evals.suite import ANSWER_METRICS
 from mmfm.evals.text_overlap import bleu, chrf, rouge_l, rouge_n, rouge_words
 
 Answers = Sequence[str]
@@ -143,7 +144,7 @@ ITEMS: dict[str, dict[str, Callable[[str, Answers], float]]] = {
 }
 CORPORA = {"bleu": bleu, "chrf": chrf}
 RULES = {"exact_match": "vqa", "vqa_accuracy": "vqa", "contains": "vqa", "bleu": "13a"}
-ANSWER_METRICS = (*ITEMS, "vqa", *CORPORA)
+assert {*ITEMS, "vqa", *CORPORA} == set(ANSWER_METRICS)
 
 
 class Told(NamedTuple):

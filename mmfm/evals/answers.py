@@ -1,10 +1,11 @@
 """What the answer to a task of a suite is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmfm.evals.collection import Opened
 from mmfm.evals.config import EvalConfig
 from mmfm.evals.metrics import Score
 from mmfm.evals.split import Evaluable, Split, Watch
@@ -14,12 +15,14 @@ from mmfm.runtime.distributed import Collective
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every answer needs. `see` gives what the model makes of a data set, each time the same."""
+    """What every answer needs. `see` gives what the model makes of a data set, each time the same; `opened`: the data
+    sets that the suite declares, before the model has seen them."""
 
     model: Evaluable
     config: EvalConfig
     root: Path
     see: Callable[[Key], Split]
+    opened: Mapping[Key, Opened | None]
     watch: Watch
     ranks: Collective
 

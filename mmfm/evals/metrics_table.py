@@ -104,7 +104,7 @@ METRICS: dict[str, Metric] = {
     "bleu3": Metric("BLEU-3", "runs of up to 3 words that a reference has too", WRITING, chance=SILENCE),
     "bleu4": headline("BLEU-4", "runs of up to 4 words that a reference has too", WRITING, chance=SILENCE),
     "rouge_l": headline("ROUGE-L", "longest common run of words", WRITING, chance=SILENCE),
-    "exact_match_one_pass": Metric(
+    "exact_one_pass": leading(
         "exact match, one pass",
         "each token is the likeliest, so greedy writes it",
         WRITING,
@@ -116,7 +116,7 @@ METRICS: dict[str, Metric] = {
     "token_f1": headline("F1", "words that an answer has too, precision and recall", WRITING, chance=SILENCE),
     "edit_similarity": headline("edit similarity", "letters that need no edit", WRITING, chance=SILENCE),
     "exact_line": headline("exact line", "the first line written letter for letter", WRITING, chance=SILENCE),
-    "rouge1": headline("ROUGE-1", "words in common with the answer, F1", WRITING, chance=SILENCE),
+    "rouge1": Metric("ROUGE-1", "words in common with the answer, F1", WRITING, chance=SILENCE),
     "rouge2": Metric("ROUGE-2", "runs of 2 words in common with the answer, F1", WRITING, chance=SILENCE),
     "rougeL": headline("ROUGE-L F1", "longest common run of words, F1 as rouge_score has it", WRITING, chance=SILENCE),
     "bleu": headline("BLEU", "runs of up to 4 words in common, as sacrebleu's", WRITING, chance=SILENCE),
@@ -126,7 +126,7 @@ METRICS: dict[str, Metric] = {
         "length ratio", "words written for each word of the answer", WRITING, unit="number", chance=SILENCE
     ),
     "choice_acc": headline("choice", "the right choice is the likeliest", CHOOSING, chance="any of the choices"),
-    "choice_acc_per_token": headline(
+    "choice_acc_per_token": Metric(
         "choice per token", "the right choice is the likeliest by its mean token", CHOOSING, chance="any of the choices"
     ),
     "bits_per_byte": lower_headline(
@@ -243,6 +243,11 @@ def label(metric: str) -> str:
 def is_headline(metric: str) -> bool:
     """Whether runs are compared by it."""
     return metric_of(metric).headline
+
+
+def is_control(task: str) -> bool:
+    """Whether it is what a task is compared with, such as "messages>text (blind)", and no achievement of a run."""
+    return task.endswith(")")
 
 
 def is_share(metric: str) -> bool:

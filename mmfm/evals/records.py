@@ -85,6 +85,20 @@ class Writing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What was written for a question. documents: the keys of those that stood before it. correct: by exact match."""
+
+    task: str
+    key: str
+    kind: str
+    question: str
+    answers: tuple[str, ...]
+    written: str
+    correct: bool
+    documents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """What was drawn or said. start: seconds of a sound that repeat what was given. read: by judge, what is read in it;
     own_read: in the sample's own. correct: None where nobody judged."""
@@ -146,6 +160,7 @@ class SplitDetails:
     retrievals: tuple[Retrieval, ...] = ()
     writings: tuple[Writing, ...] = ()
     generations: tuple[Generation, ...] = ()
+    answers: tuple[Answered, ...] = ()
     judges: dict[str, JudgeInfo] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, OwnMetric] = field(default_factory=dict)

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from mmfm.config import Run, UserError, require
+from mmfm.config import MESSAGES, Run, UserError, require
 from mmfm.data.sources import check_there, open_shards
 from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
 from mmfm.evals.answers import Context, Result
@@ -26,6 +26,7 @@ from mmfm.evals.heads import read_split
 from mmfm.evals.masked_prediction import fill_tasks
 from mmfm.evals.metrics_table import metric_of
 from mmfm.evals.provenance import origin_of, run_of
+from mmfm.evals.questions import holds_messages, open_questions
 from mmfm.evals.records import Row, Scores, SplitDetails
 from mmfm.evals.results import check_place, finish, kept, row_of, samples_of, write
 from mmfm.evals.split import ALONE, Evaluable, Split, Watch, at_rest
@@ -36,6 +37,7 @@ from mmfm.evals.suite import (
     MultiLabel,
     Shards,
     Suite,
+    Tars,
     Transcribe,
     default_suite,
     keys_of,
@@ -88,7 +90,7 @@ def evaluate_run(
 
     def asked_for() -> tuple[Run, Suite, Path, EvalConfig, Path]:
         run = run_of(folder)
-        asked = read_suite(suite) if suite else default_suite(splits_to_score(run, data))
+        asked = read_suite(suite) if suite else _default_suite(run, splits_to_score(run, data))
         listed = {"classes": Path(classes) if classes else None, "templates": given_templates(given)}
         config = config_of(run, num_workers=workers, **listed, **changes)
         if config.classes is not None:
@@ -97,7 +99,7 @@ def evaluate_run(
         check_there(places, config.store)
         name = ".".join(["results", *[asked.name] * bool(suite), *["ema"] * ema, "json"])
         place = check_place(Path(out) if out else folder / name)
-        return run, asked, root_of(asked, root) if suite else folder, config, place
+        return run, asked, root_of(asked, root) if suite else Path(), config, place
 
     run, asked, place, config, results = each(ranks, asked_for)
     torch.set_num_threads(min(run.threads, cores()))
@@ -113,6 +115,13 @@ def evaluate_run(
     with kept(scores, results, console):
         evaluate(model, asked, config, root=place, watches=lambda name: progress(name, console), ranks=ranks, keep=keep)
     return [] if ranks.rank else finish(scores, results, console, origin)
+
+
+def _default_suite(run: Run, splits: Mapping[str, str]) -> Suite:
+    """Of a run that learns conversations those splits are asked as such that hold them."""
+    store = run.data.remote_cache
+    firsts = {name: asked_and_more(spec)[0] for name, spec in splits.items()} if run.chat is not None else {}
+    return default_suite(splits, {name: spec for name, spec in firsts.items() if holds_messages(spec, store)})
 
 
 def splits_to_score(run: Run, data: Sequence[str]) -> dict[str, str]:
@@ -147,7 +156,7 @@ def scores_during_training(model: Evaluable, run: Run, ranks: Collective = ALONE
     """The leading scores over `eval.samples` samples of `data.val`, and of each data set of `eval.suites`, as
     "val/image->text/acc@1"; and what they leave out. Shared over `ranks`, which must all ask; the first gets them."""
     config = config_of(run, limit=run.eval.samples, quick=True)
-    asked = [(default_suite(dict([named(run.data.val)])), Path())] if run.data.val else []
+    asked = [(_default_suite(run, dict([named(run.data.val)])), Path())] if run.data.val else []
     for suite in map(read_suite, run.eval.suites):
         asked.append((suite, root_of(suite)))
     scores: dict[str, float] = {}
@@ -191,7 +200,8 @@ def answered(
 
     for name in dict.fromkeys(task_name(suite, task) for task in suite.tasks):
         with at_rest(model):
-            context = Context(model=model, config=config, root=root, see=see, watch=watches(name), ranks=ranks)
+            more = {"opened": opened, "watch": watches(name), "ranks": ranks}
+            context = Context(model=model, config=config, root=root, see=see, **more)
             tasks = [task for task in suite.tasks if task_name(suite, task) == name]
             answers = [ANSWERS[type(task)](task, context) for task in tasks]
             splits = list({id(one): one for answer in answers for one in answer.splits}.values())
@@ -205,6 +215,9 @@ def _opened(key: Key, suite: Suite, root: Path, config: EvalConfig) -> Opened | 
     data, media = key
     if isinstance(data, Shards):
         return None
+    if media == (MESSAGES,):
+        assert isinstance(data, Tars)
+        return open_questions(data.shards, root, config.store)
     silence = all(isinstance(task, Transcribe) for task in suite.tasks if key in keys_of(task))
     return open_data(data, root, media, suite.hint, config.store, silence=silence)
 

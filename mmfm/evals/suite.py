@@ -9,11 +9,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mmfm.config import Checked, Metric, UserError, media_names, modality_names, require
+from mmfm.config import MESSAGES, Checked, Metric, UserError, media_names, modality_names, require
 from mmfm.config.load import executed
 from mmfm.evals.metrics_table import OWN, entry_of
 
+ANSWER_METRICS = ("exact", "vqa", "contains", "shared_word", "f1", "rouge", "bleu", "chrf", "edit", "line")
 SPELLINGS = ("verbatim", "plain", "letters", "whisper_basic", "whisper_english")  # see mmfm.evals.text_normalizers
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -189,6 +191,50 @@ class Transcribe(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer(Checked):
+    """Answers to the last question of conversations (`mmfm.evals.questions`), written greedily, and simple baselines.
+
+    `metrics`: of ANSWER_METRICS; answers among a sample's "choices" are scored too, where it has such. `by_kind`: also
+    for each "kind". `one_pass`: whether every token of the reference is the likeliest, so that greedy writes it, and
+    bits per byte; `write=False` asks for no more than that, and takes a fraction of the time.
+
+    `baselines`: "majority" is the commonest answer of each kind, in the shards `majority_of`, or else in the split
+    itself, which it fits best; "source" copies the text that is to be translated or summarised, "first_sentence" its
+    beginning.
+    `blind`: the same model with the features of all pictures and sounds "zeros", or of another sample, "swapped".
+
+    `documents`: shards of texts that are put before a question: the `k` best by `retriever`, and for comparison none,
+    the right one (the .json's "document" is its key), and another one. `retriever`: "bm25", "model", or the source of
+    an encoder of texts.
+    """
+
+    shards: str
+    metrics: tuple[str, ...] = ("exact", "vqa", "contains", "rouge", "chrf", "bleu")
+    by_kind: bool = True
+    one_pass: bool = True
+    write: bool = True
+    baselines: tuple[Literal["majority", "source", "first_sentence"], ...] = ("majority",)
+    majority_of: str = ""
+    blind: Literal["", "zeros", "swapped"] = ""
+    documents: str = ""
+    retriever: str = "bm25"
+    k: int = 1
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            require(name in ANSWER_METRICS, f"Answer.metrics: {name!r} is none of {', '.join(ANSWER_METRICS)}")
+        require(self.one_pass or self.write, "Answer asks nothing with one_pass=False and write=False; leave one out")
+        require(self.k > 0, f"Answer.k={self.k} must be above 0")
+        told = "Answer.blind is of pictures and sounds, and documents are asked without it; make two tasks of it"
+        require(not (self.blind and self.documents), told)
+
+    @property
+    def data(self) -> Tars:
+        return Tars(shards=self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
 class KNN(Checked):
     """The k nearest of `train` vote, each with exp(cosine / temperature) (Wu et al., arXiv 1805.01978, 3.4).
 
@@ -236,7 +282,7 @@ class Everything(Checked):
     name: str
 
 
-Task = Everything | Classify | MultiLabel | Retrieve | Caption | Transcribe | KNN | LinearProbe
+Task = Everything | Classify | MultiLabel | Retrieve | Caption | Transcribe | Answer | KNN | LinearProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,11 +317,12 @@ class Suite(Checked):
         return f"{layout}{source}name its folder by --root or {self.variable}"
 
 
-def default_suite(splits: Mapping[str, str]) -> Suite:
-    """What `mmfm eval RUN` asks without a suite: everything about each of these splits, name -> SHARDS."""
-    return Suite(
-        name="default", tasks=tuple(Everything(data=Shards(shards=spec), name=name) for name, spec in splits.items())
-    )
+def default_suite(splits: Mapping[str, str], talks: Mapping[str, str] | None = None) -> Suite:
+    """What `mmfm eval RUN` asks without a suite: everything about each of these splits, name -> SHARDS; but the answers
+    of those that are `talks`, name -> SHARDS of conversations."""
+    asked = {name: Everything(data=Shards(shards=spec), name=name) for name, spec in splits.items()}
+    told = {name: Answer(shards=spec, name=name, blind="zeros") for name, spec in (talks or {}).items()}
+    return Suite(name="default", tasks=tuple({**asked, **told}.values()))
 
 
 Key = tuple[Data | Shards, tuple[str, ...]]  # a data set, and what of it is needed
@@ -287,6 +334,8 @@ def keys_of(task: Task) -> list[Key]:
         return [(task.data, ())]
     if isinstance(task, Retrieve):
         return [(task.data, tuple(name for name in media_names() if name in task.pair))]
+    if isinstance(task, Answer):
+        return [(task.data, (MESSAGES,))]
     if isinstance(task, KNN | LinearProbe):
         return [(data, (task.modality,)) for data in (task.train, task.test) if data is not None]
     return [(task.data, (task.modality,))]

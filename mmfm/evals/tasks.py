@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmfm.config import UserError, require
+from mmfm.evals import suite
+from mmfm.evals.answering import answer_questions, check_chats
 from mmfm.evals.answers import Answer, Context, Result
 from mmfm.evals.classes import NONE, ClassSet, known_classes, known_labels, places_of
 from mmfm.evals.collection import Item, Opened
@@ -24,6 +26,7 @@ from mmfm.evals.metrics import Score
 from mmfm.evals.own_metrics import known as known_metrics
 from mmfm.evals.own_metrics import own_scores
 from mmfm.evals.retrieval import EmbeddingSet, retrieve
+from mmfm.evals.retrieval_augmented import answer_with_documents
 from mmfm.evals.split import Evaluable, Split, Vectors, Written, comparable, encode_texts, unknown
 from mmfm.evals.suite import (
     KNN,
@@ -249,23 +252,31 @@ def labelled(known: ClassSet, split: Split, modality: str) -> tuple[Any, Any, An
     return vectors.x[have], classes[have], folds[have], split.names(vectors.rows[have])
 
 
+def answer_conversations(task: suite.Answer, context: Context) -> Answer:
+    return answer_with_documents(task, context) if task.documents else answer_questions(task, context)
+
+
 ANSWERS: Mapping[type, Callable[[Any, Context], Answer]] = {
     Everything: answer_everything,
     Classify: answer_classify,
     MultiLabel: answer_multilabel,
     Retrieve: answer_retrieve,
     Caption: answer_caption,
+    suite.Answer: answer_conversations,
     Transcribe: answer_transcribe,
     KNN: answer_probe,
     LinearProbe: answer_probe,
 }
 
 
-def check_able(model: Evaluable, suite: Suite, task: Task) -> None:
+def check_able(model: Evaluable, asked: Suite, task: Task) -> None:
     """Raises UserError where the model lacks a tower or a way of writing that the task is about."""
     if isinstance(task, Everything):
         return
-    told = f"suite {suite.name}: {type(task).__name__} {task_name(suite, task)}"
+    told = f"suite {asked.name}: {type(task).__name__} {task_name(asked, task)}"
+    if isinstance(task, suite.Answer):
+        check_chats(told, model)
+        return
     needs = task.pair if isinstance(task, Retrieve) else (task.modality,)
     needs = (*needs, "text") if isinstance(task, Classify | MultiLabel) else needs
     for name in needs:

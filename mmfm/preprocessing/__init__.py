@@ -42,6 +42,9 @@ CODES = {
     "messages_mark": "a message that holds what opens a turn",
     "messages_unlearned": "a conversation of which no token is learned",
     "messages_too_long": "a conversation longer than is allowed",
+    "messages_unanswered": "a conversation that asks nothing, or has no answer to hold what is written against",
+    "messages_answers": "answers of a conversation that are no list of texts",
+    "messages_choices": "choices of a conversation that are no list of texts",
 }
 
 

@@ -10,6 +10,7 @@ from mmfm.evals.metrics_table import (
     OTHER,
     entry_of,
     group_of,
+    is_control,
     is_headline,
     is_share,
     label,
@@ -55,7 +56,7 @@ def leading(rows: Sequence[Row]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for row in rows:
         best = found.get(row.task)
-        if row.value is None or not metric_of(row.metric).sentence:
+        if row.value is None or is_control(row.task) or not metric_of(row.metric).sentence:
             continue
         if best is None or order.index(entry_of(row.metric) or "") < order.index(entry_of(best) or ""):
             found[row.task] = row.metric

@@ -27,7 +27,6 @@ from mmfm.inference.interface import Interface
 from mmfm.inference.load import built, load_model
 from mmfm.models.adapters import merge
 from mmfm.models.checkpoint import words_of
-from mmfm.models.mappings.language import place_embeddings
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.models.weights import adopt, check_size
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
@@ -121,6 +120,8 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
 def language_model(folder: Path, *, check: bool = True) -> Interface:
     """A language model's bundle as a whole model: it reads and writes text through its own table, and answers where its
     source had a chat template. The vocabulary's own marks, which it never saw, have rows of noise."""
+    from mmfm.models.mappings.language import place_embeddings  # the tables of names need the extra `encoders`
+
     bundle, files = read_bundle(folder), read_manifest(folder)
     trunk, tables = load_trunk(folder, check=check)
     told = f"{folder} holds no table of words; import it again from its source"

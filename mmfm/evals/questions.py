@@ -1,0 +1,159 @@
+"""Conversations whose last answer is asked for: what shards hold of them, and how they are put to a model.
+
+The last answer of the assistant is the reference, and what stands behind it is not asked. Further keys of the .json:
+"kind", by which scores are told apart; "answers", all that are right, where they are more than the reference (for VQA
+accuracy those of several people); "choices" to choose among; "text", what is translated or summarised, where the
+question holds more; "document", the key of the document that holds the answer.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmfm.config import MESSAGES, RemoteCache, require
+from mmfm.data.conversations import with_chat
+from mmfm.data.decode import read_example
+from mmfm.data.sample import Sample, meta_of
+from mmfm.data.shard_specs import parts_of
+from mmfm.data.sources import open_shards
+from mmfm.evals.collection import Item, Opened
+from mmfm.evals.reading import Read, Reader
+from mmfm.inference.documents import with_documents
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.chat import PARTS, Message, parse_messages
+from mmfm.preprocessing.tokenizer import Tokenizer
+
+LISTS = ("answers", "choices")
+
+
+class Question(NamedTuple):
+    """What is known of a conversation besides what the model sees. question: the texts of the last turn of the user;
+    source: what of it is the text that is worked on. reference: the assistant's last answer, else the first of
+    `answers`, which are all that are right."""
+
+    key: str
+    kind: str
+    question: str
+    source: str
+    reference: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...]
+    document: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(Opened):
+    """Conversations of shards by their number. asked: what each asks; None: it cannot be used, as reading it says."""
+
+    asked: tuple[Question | None, ...]
+
+
+def open_questions(shards: str, root: Path, store: RemoteCache) -> Questions:
+    """The samples of shards whose .json holds messages; the others are counted. UserError: there are none."""
+    spec = rooted(shards, root)
+    opened = open_shards([spec], store)
+    held, asked, keys = [], [], []
+    for number in range(len(opened)):
+        sample = opened.read(number, ("json",))
+        try:
+            if MESSAGES not in meta_of(sample):
+                continue
+            asked.append(question_of(sample))
+        except BadSample:
+            asked.append(None)
+        held.append(number)
+        keys.append(sample.key)
+    require(any(asked), f"{spec}: none of its {len(opened)} samples is a conversation with an answer of the assistant")
+    ignored = opened.ignored.copy()
+    if len(held) < len(opened):
+        ignored["samples without messages"] = len(opened) - len(held)
+    return Questions(
+        items=tuple(Item(key=key) for key in keys),
+        parts=lambda number: opened[held[number]].parts,
+        where=lambda number: opened.where(held[number]),
+        ignored=ignored,
+        source=f"conversations of {shards}",
+        asked=tuple(asked),
+    )
+
+
+def rooted(shards: str, root: Path) -> str:
+    """A specification whose parts begin at this folder."""
+    return shards if "://" in shards else ",".join(str(root / part) for part in parts_of(shards))
+
+
+def holds_messages(shards: str, store: RemoteCache) -> bool:
+    """Whether the first sample is a conversation, as all of such shards are."""
+    try:
+        return MESSAGES in meta_of(open_shards([shards], store).read(0, ("json",)))
+    except BadSample:
+        return False
+
+
+def question_of(sample: Sample) -> Question:
+    """Raises BadSample for a .json that holds no question with an answer."""
+    meta = meta_of(sample)
+    messages = parse_messages(meta.get(MESSAGES), sample.where)
+    given = {name: _texts(meta.get(name, []), name, sample.where) for name in LISTS}
+    last = _last(messages, bool(given["answers"]))
+    said = "".join(messages[last].texts).strip() if last is not None else ""
+    answers = given["answers"] or ((said,) if said else ())
+    asked = next((one for one in reversed(messages[:last]) if one.role == "user"), None)
+    if not answers or asked is None:
+        why = "its messages hold no question of the user with an answer of the assistant behind it, or in its answers"
+        raise BadSample("messages_unanswered", f"{sample.where}: {why}; write both")
+    question = "".join(asked.texts).strip()
+    plain: dict[str, Any] = {
+        name: meta[name] if isinstance(meta.get(name), str) else "" for name in ("kind", "text", "document")
+    }
+    plain["source"] = plain.pop("text") or question
+    told: dict[str, Any] = {"reference": said or answers[0], "answers": answers, "choices": given["choices"]}
+    return Question(key=sample.key, question=question, **told, **plain)
+
+
+def _last(messages: Sequence[Message], answered: bool) -> int | None:
+    """The place of the assistant's answer to the last question; None where that is only in a list of answers."""
+    places = {role: [at for at, one in enumerate(messages) if one.role == role] for role in ("user", "assistant")}
+    last = max(places["assistant"], default=None)
+    return None if last is None or (answered and max(places["user"], default=-1) > last) else last
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    good = isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
+    if not good:
+        raise BadSample(
+            f"messages_{name}", f"{where}: its {name} are no list of texts that say something; write them so"
+        )
+    return tuple(text.strip() for text in value)
+
+
+def asking(sample: Sample, documents: Sequence[str] = ()) -> Sample:
+    """The sample with messages up to the answer that is asked for, of which nothing else is learned, and with these
+    texts before its question. Raises BadSample."""
+    question, meta = question_of(sample), meta_of(sample)
+    last = _last(parse_messages(meta[MESSAGES], sample.where), "answers" in meta)
+    answer = question.reference if last is None else meta[MESSAGES][last]["content"]
+    told = with_documents([{**message, "learn": False} for message in meta[MESSAGES][:last]], documents)
+    told.append({"role": "assistant", "content": answer})
+    return replace(sample, parts={**sample.parts, "json": json.dumps({**meta, MESSAGES: told}).encode()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionReader(Reader):
+    """Reads a sample as a conversation that is asked. before: the texts that stand before its question, by its key."""
+
+    tokenizer: Tokenizer
+    before: Callable[[str], Sequence[str]] = lambda key: ()
+
+    def read(self, sample: Sample) -> Read:
+        """Raises BadSample, also where a conversation is longer than is read: its answer would be cut."""
+        asked = asking(sample, self.before(sample.key))
+        example = with_chat(read_example(asked, self.model, self.decode, tuple(PARTS)), self.model, self.tokenizer)
+        if example.chat_cut:
+            told = (
+                f"{sample.where}: a conversation of more than the {self.tokenizer.limits.written} tokens that are read"
+            )
+            raise BadSample("messages_too_long", f"{told}; {self.tokenizer.limits.remedy}")
+        return Read(example, (), False)
