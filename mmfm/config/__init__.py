@@ -14,6 +14,7 @@ from mmfm.config.extend import Callback, Extension, Logger, Metric, Objective
 from mmfm.config.modalities import Modality, media_names, modality_names
 from mmfm.config.model import Model
 from mmfm.config.parallel import Parallel
+from mmfm.config.projectors import Projector
 from mmfm.config.run import Contrastive, Ema, Eval, Generative, Optim, ParamGroup, Reconstruction, Run
 from mmfm.config.towers import Conformer, Mel, TextTower, Trunk, Vit
 
@@ -51,6 +52,7 @@ __all__ = [
     "Optim",
     "Parallel",
     "ParamGroup",
+    "Projector",
     "Reconstruction",
     "RemoteCache",
     "Run",

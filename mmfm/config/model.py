@@ -1,13 +1,15 @@
 """A model: towers, one shared token space, one trunk."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from mmfm.config.adapters import Lora
-from mmfm.config.base import Checked, positive, require
+from mmfm.config.base import MODALITIES, Checked, positive, require
 from mmfm.config.chat import ChatTemplate, Embedded
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.encoders import Tower
 from mmfm.config.modalities import Modality
+from mmfm.config.projectors import Projector, check_projectors
 from mmfm.config.towers import Conformer, TextTower, Trunk, Vit
 
 
@@ -30,6 +32,7 @@ class Model(Checked):
     dropout: float = 0.0
     connector_dropout: float = 0.0  # of the channels of a tower's tokens, before they enter the trunk
     adapters: tuple[Lora, ...] = ()  # of linear layers, whose part of the model is then locked
+    projectors: tuple[Projector, ...] = ()  # from towers to the trunk, one a modality; without one a linear map
 
     def __post_init__(self) -> None:
         positive(self, "embed_dim")
@@ -46,12 +49,23 @@ class Model(Checked):
         for name, codec in self.codecs.items():
             needed, room = sum(codec.sizes), self.codes(name)
             require(room >= needed, f"Model.{name}_codes={room} are too few for the {needed} codes of {name}_codec")
+        check_projectors(self.projectors, self.towers, self.trunk.width)
 
     @property
     def towers(self) -> "dict[str, Vit | Conformer | TextTower | Tower | Embedded | Modality]":
         """What reads each modality that can be a source, by name, those of one's own last."""
         found = {"image": self.image, "audio": self.audio, "text": self.text}
         return {name: part for name, part in found.items() if part is not None} | self.own
+
+    def reading(self, modalities: Collection[str]) -> "Model":
+        """The model with these towers and no others."""
+        gone = {name: None for name in MODALITIES if name not in modalities}
+        return replace(
+            self,
+            **gone,
+            modalities=tuple(part for part in self.modalities if part.name in modalities),
+            projectors=tuple(part for part in self.projectors if part.modality in modalities),
+        )
 
     @property
     def own(self) -> dict[str, Modality]:

@@ -18,7 +18,7 @@ from mmfm.export.hf.folder import write_settings
 from mmfm.export.hf.parity import check_transformers
 from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.contents import FILES, FORMAT, GOLDEN, INDEX, READER, Bundle
-from mmfm.inference.bundle.encoder import BundledEncoder, only
+from mmfm.inference.bundle.encoder import BundledEncoder
 from mmfm.inference.bundle.load import from_pretrained, load_encoder
 from mmfm.inference.bundle.tensors import CORE
 from mmfm.inference.bundle.without_paths import TOKENIZER, public, unpinned
@@ -84,7 +84,7 @@ def _of_these(run: Run, modalities: Sequence[str]) -> Run:
     """The run with these modalities alone, and what it says of them."""
     contrastive = tuple(item for item in run.contrastive if set(item.pair) <= set(modalities))
     writing = tuple(item for item in run.generative if set(parse_writing(item.task).sources) <= set(modalities))
-    model = only(run.model, modalities)
+    model = run.model.reading(modalities)
     return public(replace(run, model=model, contrastive=contrastive, generative=writing))
 
 

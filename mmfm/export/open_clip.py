@@ -160,8 +160,9 @@ def write(model: Interface, folder: Path) -> dict[str, Any]:
 
 def public(run: config.Run) -> config.Run:
     """What builds the part that reads images and texts, without where anything lay on this machine."""
-    bare = {"audio": None, "image_codec": None, "audio_codec": None, "tokenizer": "bytes"}
-    return config.Run(name=run.name, model=dataclasses.replace(unplaced(run.model), **bare))
+    bare = {"image_codec": None, "audio_codec": None, "tokenizer": "bytes"}
+    model = unplaced(run.model).reading(("image", "text"))
+    return config.Run(name=run.name, model=dataclasses.replace(model, **bare))
 
 
 def _pair(model: Interface) -> str:

@@ -14,37 +14,41 @@ from mmfm.models.conformer import Subsample
 from mmfm.models.layers import Attention
 from mmfm.models.mel import KaldiMel, LogMel
 from mmfm.models.model import UnifiedModel
-from mmfm.models.read_counts import PAIRS, TOKENS, WANTED
+from mmfm.models.projectors import PerceiverLayer, Projector
+from mmfm.models.read_counts import ITEMS, PAIRS, TOKENS, WANTED
 
 BACKWARD = 3  # a forward and a backward are three forwards: gradients of inputs and of weights take one each
 
 
 class Cost(NamedTuple):
     """FLOPs of a part's forward. token: for each; pair: for each two tokens of a sentence, in attention; wanted: for
-    each token whose state is used, beside `token`; once: for each token, and never in a backward. learns: whether
-    there is a backward."""
+    each token whose state is used, beside `token`; once: for each token, and never in a backward; item: for each
+    picture, sound or text. learns: whether there is a backward."""
 
     token: float
     pair: float
     wanted: float = 0.0
     once: float = 0.0
+    item: float = 0.0
     learns: bool = True
 
     def flops(self, counts: Mapping[str, int]) -> float:
         whole = self.token * counts[TOKENS] + self.pair * counts[PAIRS] + self.wanted * counts[WANTED]
+        whole += self.item * counts[ITEMS]
         return float(whole * (BACKWARD if self.learns else 1) + self.once * counts[TOKENS])
 
 
-def costs_of(model: UnifiedModel) -> dict[str, Cost]:
-    """Of each tower by its modality, its connector included, and of the trunk."""
-    found = {name: _tower(model, name) for name in model.towers}
-    return found | {"trunk": _trunk(model)}
+def costs_of(model: UnifiedModel) -> list[tuple[str, Cost]]:
+    """Of each tower and each connector, by its modality, and of the trunk."""
+    towers = [(name, _tower(tower)) for name, tower in model.towers.items()]
+    connectors = [(name, _connector(part)) for name, part in model.connectors.items()]
+    return [*towers, *connectors, ("trunk", _trunk(model))]
 
 
 def step_flops(model: UnifiedModel, counts: Mapping[str, Mapping[str, int]], embeddings: int) -> float:
     """Forward and backward of what was read. counts: by part, "target" those of tokens that were written. embeddings:
     how many products of two embeddings the contrasts took. Codecs are not counted."""
-    parts = sum(cost.flops(counts[name]) for name, cost in costs_of(model).items())
+    parts = sum(cost.flops(counts[name]) for name, cost in costs_of(model))
     table = 2 * model.output_weight.numel() * counts["target"][TOKENS]
     return float(parts + BACKWARD * (table + 2 * model.embed_dim * embeddings))
 
@@ -66,16 +70,31 @@ def _trunk(model: UnifiedModel) -> Cost:
     return Cost(_products(blocks[:-1]) + of_all, pair, last - of_all, learns=_learns(model.trunk))
 
 
-def _tower(model: UnifiedModel, name: str) -> Cost:
-    tower = model.towers[name]
+def _connector(part: nn.Module) -> Cost:
+    """A projector reads all tokens of its tower, or maps only those that it gives."""
+    learns = _learns(part)
+    if not isinstance(part, Projector):
+        return Cost(_products([part]), 0, learns=learns)
+    if part.cfg.kind != "resampler":
+        each = _products([part])
+        if part.cfg.grid:
+            return Cost(0, 0, item=each * (part.cfg.grid**2 + 1), learns=learns)
+        return Cost(each / max(1, part.cfg.pixel_shuffle) ** 2, 0, learns=learns)
+    queries, layers = part.cfg.queries, [m for m in part.modules() if isinstance(m, PerceiverLayer)]
+    read = sum(2 * layer.kv.weight.numel() + 4 * layer.q.out_features * queries for layer in layers)
+    asked = _products([part.resampler, part.out]) + sum(4 * layer.q.out_features * queries for layer in layers)
+    places = _products([part.places]) if part.picture is None else 0  # of a picture, once for all pictures
+    return Cost(_products([part.enter]) + places + read, 0, item=queries * asked, learns=learns)
+
+
+def _tower(tower: nn.Module) -> Cost:
     lists = [list(m.children()) for m in tower.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
     blocks = max(lists, key=_products, default=[])  # where most of it is computed
     inner = {part for block in blocks for part in block.modules()}
     rest = [part for part in tower.modules() if part not in inner]
     linear = sum(2 * m.weight.numel() for m in rest if isinstance(m, nn.Linear))
-    joins, width = _products([model.connectors[name]]), cast(int, tower.width)
-    token = _products(blocks) + linear + _stem(rest) + joins
-    return Cost(token, _pairs(blocks, width), once=_mel(tower), learns=_learns(tower))
+    token = _products(blocks) + linear + _stem(rest)
+    return Cost(token, _pairs(blocks, cast(int, tower.width)), once=_mel(tower), learns=_learns(tower))
 
 
 def _pairs(blocks: Sequence[nn.Module], width: int) -> int:

@@ -28,6 +28,7 @@ from mmfm.models.execution import Recompute, TrainedBlock
 from mmfm.models.imported import ImportedTower
 from mmfm.models.layers import init_weights, positions_of
 from mmfm.models.packing import real_places
+from mmfm.models.projectors import Projector, connect, connected, connector
 from mmfm.models.read_counts import ReadCounts
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask, patch_subset
@@ -80,14 +81,17 @@ class UnifiedModel(nn.Module):
         augment: config.Augment | None = None,
         connector_dropout: float = 0.0,
         codecs: Mapping[str, nn.Module] | None = None,
+        projectors: Sequence[config.Projector] = (),
     ) -> None:
         super().__init__()
         self.vocabulary, self.augment, self.embed_dim = vocabulary, augment or config.Augment(), embed_dim
         self.towers, self.trunk = nn.ModuleDict(towers), trunk
         deep, width = len(trunk.blocks) > 0, trunk.width
-        bare = {n: isinstance(t, EmbeddedText) or (not deep and t.width == width) for n, t in towers.items()}
+        asked = {one.modality: one for one in projectors}
+        plain = {n: not deep and t.width == width and n not in asked for n, t in towers.items()}
+        bare = {n: isinstance(t, EmbeddedText) or plain[n] for n, t in towers.items()}
         self.connectors = nn.ModuleDict(
-            {name: nn.Identity() if bare[name] else nn.Linear(t.width, width) for name, t in towers.items()}
+            {n: nn.Identity() if bare[n] else connector(asked.get(n), t, width) for n, t in towers.items()}
         )
         self.pools = nn.ParameterDict({name: nn.Parameter(width**-0.5 * torch.randn(width)) for name in towers if deep})
         same = not deep and width == embed_dim
@@ -251,7 +255,8 @@ class UnifiedModel(nn.Module):
         segment = segment._replace(causal=self.reads_causally(modality))
         if torch.compiler.is_compiling():
             return segment
-        known, facts, pool = self._real_tokens(modality, items, tokens), items.facts, (0, int(modality in self.pools))
+        facts, pool = items.facts, (0, int(modality in self.pools))
+        known = connected(self.connectors[modality], self._real_tokens(modality, items, tokens))
         segment = segment._replace(known=F.pad(known, pool, value=True))
         shown = known
         if read is not None:  # the places of a tower's first tokens, which are no patches, are always read
@@ -268,7 +273,7 @@ class UnifiedModel(nn.Module):
 
     def enter(self, modality: str, tokens: Tokens) -> Segment:
         """The tower's tokens in the trunk's width, and the pool token; of a dual encoder the tower's one token."""
-        x, keep = self.connectors[modality](tokens.x), tokens.keep
+        x, keep = connect(self.connectors[modality], tokens)
         if modality not in self.pools:
             return Segment(Tokens(x, keep))
         pool = self.pools[modality].expand(x.shape[0], 1, -1)
@@ -350,9 +355,13 @@ def build(
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
     codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
     known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
-    model = UnifiedModel(towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs)
+    model = UnifiedModel(
+        towers, trunk, vocabulary, cfg.embed_dim, contrast, augment, cfg.connector_dropout, codecs, cfg.projectors
+    )
     theirs = [tower for tower in towers.values() if isinstance(tower, ImportedTower | OwnTower)]
     init_weights(model, [*theirs, *known])
+    for projector in (part for part in model.connectors.values() if isinstance(part, Projector)):
+        projector.scale_start()
     adapt(model, cfg.adapters)
     number_dropouts(model)
     return model

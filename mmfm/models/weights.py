@@ -48,4 +48,6 @@ def extent(cfg: Model) -> tuple[int | float, int]:
     asked += [cfg.audio.kernel * cfg.audio.width] if isinstance(cfg.audio, Conformer) else []
     asked += [cfg.audio.left, cfg.audio.right] if isinstance(cfg.audio, Conformer) else []
     asked += [cfg.image.tokens * cfg.image.width] if isinstance(cfg.image, Vit) else []
-    return max(asked), max(part.depth for part in parts)
+    asked += [(one.hidden or cfg.trunk.width) * max(one.hidden, one.queries) for one in cfg.projectors]
+    deepest = [one.depth for one in cfg.projectors if one.kind == "resampler"]
+    return max(asked), max([part.depth for part in parts] + deepest)

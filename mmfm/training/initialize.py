@@ -134,6 +134,9 @@ def check_augment(run: Run) -> None:
     require(not (isinstance(audio, Tower) and frames), told.format("".join(frames[:1])))
     told = "augment.patch_dropout is of our own image tower, which this model does not have; set it to 0"
     require(not augment.patch_dropout or isinstance(image, Vit), told)
+    maps = any(projector.reads_map for projector in run.model.projectors)
+    told = "augment.patch_dropout leaves holes in the map that the image's projector reads; set it to 0"
+    require(not augment.patch_dropout or not maps, told)
     masks = not isinstance(text, Tower) or text.words.mask >= 0 or not augment.source_token_dropout
     require(
         masks, "augment.source_token_dropout needs a mask token, and the text tower's tokenizer has none; set it to 0"
@@ -173,5 +176,5 @@ def _read(path: Path) -> str:
 
 def native_only(run: Run) -> Run:
     """Without the towers of other libraries, for looking at data where these cannot be had."""
-    parts = {name: getattr(run.model, name) for name in MODALITIES}
-    return replace(run, model=replace(run.model, **{n: None for n, part in parts.items() if isinstance(part, Tower)}))
+    native = [name for name, part in run.model.towers.items() if not isinstance(part, Tower)]
+    return replace(run, model=run.model.reading(native))

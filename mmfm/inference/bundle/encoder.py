@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmfm import config
-from mmfm.config import MODALITIES, UserError, require
+from mmfm.config import UserError, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items, Tokens
 from mmfm.inference.processor import Processor
@@ -90,15 +90,9 @@ class BundledEncoder(nn.Module):
         return reading.embedding.to(self.core.dtype)
 
 
-def only(model: config.Model, modalities: Sequence[str]) -> config.Model:
-    """The model with these towers and no others."""
-    towers = {name: None for name in MODALITIES if name not in modalities}
-    return replace(model, **towers, modalities=tuple(part for part in model.modalities if part.name in modalities))
-
-
 def bare(run: config.Run, modality: str, text_size: int) -> UnifiedModel:
     """What one modality's embedding needs: tower, connector, pool, head and trunk, fresh. Nothing to write with."""
-    core = build(replace(only(run.model, (modality,)), image_codec=None, audio_codec=None), text_size)
+    core = build(replace(run.model.reading((modality,)), image_codec=None, audio_codec=None), text_size)
     core.embedding = nn.Embedding(0, core.trunk.width)  # with no row it still tells device and type
     core.output = None
     return core

@@ -19,7 +19,7 @@ from mmfm.inference.bundle.contents import (
     read_bundle,
     read_manifest,
 )
-from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, only
+from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone
 from mmfm.inference.bundle.hub import find
 from mmfm.inference.bundle.tensors import read_weights, verified_tensors
 from mmfm.inference.bundle.without_paths import TOKENIZER
@@ -106,7 +106,7 @@ def load_trunk(folder: Path, *, check: bool = True) -> tuple[UnifiedTransformer,
     require("trunk" in bundle.components, f"{folder} holds no trunk; it holds {', '.join(bundle.components)}")
     found = verified_tensors(folder, "trunk.safetensors", files)
     model = bundle.run.model
-    check_size(only(model, ()), found, str(folder))
+    check_size(model.reading(()), found, str(folder))
     with torch.device("meta"):
         trunk = UnifiedTransformer(model.trunk).eval()
     weights = {name.removeprefix("trunk."): tensor for name, tensor in found.items()}
