@@ -5,6 +5,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from test_build import by_webdataset, everything, left_out
+from toys import toy_config
 
-from mmfm.config import UserError
+from mmfm.config import Chat, ChatTemplate, Data, Run, Source, UserError
+from mmfm.data.stream import TrainStream
 from mmfm.data.writer import Item
 from mmfm.datasets.build import build
 from mmfm.datasets.build_rows import Columns
 from mmfm.preprocessing import CODES
 from mmfm.preprocessing.chat import Message, Part, parse_messages
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
+PLAIN = ChatTemplate(user=("User: ", "\n"), assistant=("Bot: ", "\n"))
 SAID = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhat is it, "}, {"type": "audio"},
@@ -170,6 +175,37 @@ def test_every_kind_of_file_is_the_same_shard(media: Path) -> None:
     for number, source in enumerate((media / "t.json", media / "t.parquet", typed)):
         assert built(source, media / f"out{number}") == expected, source
     assert built(media / "t.csv", media / "csv")["000000000"] == expected["000000001"]
+
+
+def test_the_cauldron(media: Path) -> None:
+    """Its pictures come before the first question, as it has no marks; what looks like one is text. Captions under the
+    same name are none of it."""
+    rounds = [{"user": "What is <image>?", "assistant": "A tag.", "source": "x"}, {"user": "And?", "assistant": "No."}]
+    row = {"images": ["m/owl.png", "m/cow.jpg"], "texts": rounds}
+    messages, _, parts = only(lines(media / "t.jsonl", [row]), media / "out")
+    pictures = [{"type": "image"}, {"type": "image"}]
+    assert messages[0]["content"] == [*pictures, {"type": "text", "text": "What is <image>?"}]
+    assert messages[1] == {"role": "assistant", "content": "A tag.", "source": "x"}
+    assert [one["content"] for one in messages[1:]] == ["A tag.", "And?", "No."] and list(parts) == ["0.png", "1.jpg"]
+    captions = built(lines(media / "u.jsonl", [{"texts": ["a cow", "cattle"]}]), media / "captions")
+    assert captions["000000000"]["txt"] == b"a cow"
+
+
+def test_a_run_reads_what_was_built(media: Path) -> None:
+    """A batch of the stream: no bad sample, every row's pictures in the order of its mentions."""
+    built(lines(media / "t.jsonl", [swift(), talk(Q, A), openai(media)]), media / "out")
+    data = Data(train=(Source(shards=str(media / "out"), modalities=("messages",)),), batch_size=6, num_workers=0)
+    run = Run(name="chat", model=replace(toy_config(), chat=PLAIN), data=data, chat=Chat())
+    stream = TrainStream(run, load_tokenizer("bytes"), rank=0, world=1)
+    batch = next(iter(stream))
+    assert batch.chats is not None and not sum(stream.health.bad.values())
+    for row, key in enumerate(batch.keys):
+        mentions = [token for token in batch.chats.ids[row][batch.chats.keep[row]].tolist() if token in (-1, -2)]
+        assert mentions == ([] if key == "000000001" else [-1, -2, -1])
+        images = batch.items["image"]
+        first, second = 9, 99
+        shades = images.x[images.rows == row, 0, 0, 0].tolist()
+        assert shades == pytest.approx([] if key == "000000001" else [first, second], abs=2)
 
 
 def test_alpaca(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +17,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import center_of_mass, label
 from test_build import by_webdataset, everything
+from toys import toy_config
 
+from mmfm.config import Chat, ChatTemplate, Data, Run, Source
+from mmfm.data.stream import TrainStream
 from mmfm.data.writer import Item
 from mmfm.datasets import debian, scene_pictures, scenes, shots
 from mmfm.datasets.build_check import check_item
@@ -25,7 +29,9 @@ from mmfm.datasets.scene_questions import CORNERS, COUNTS, WORDINGS, Question, p
 from mmfm.datasets.scenes import PACKAGE, STYLE
 from mmfm.datasets.stamps_read import read_tree
 from mmfm.preprocessing.chat import parse_messages
+from mmfm.preprocessing.tokenizer import load_tokenizer
 
+PLAIN = ChatTemplate(user=("User: ", "\n"), assistant=("Bot: ", "\n"))
 EACH = 3  # cut-outs of a kind
 
 
@@ -266,6 +272,7 @@ def test_every_conversation_is_one_that_training_reads(
             if "voice" in about:
                 voices[split].update(about["voice"].split("+")[1:])
     assert voices["train"] and voices["test"] and not voices["train"] & (voices["test"] | voices["val"])
+    assert read_whole(folder / "train") == read_whole(folder / "test") == {}
     test = by_webdataset(folder / "test")
     by_use = {use: [p for key, p in test.items() if key.startswith(f"test-{use}-")] for use in scenes.USES}
     told = [json.loads(parts["json"]) for parts in by_use["scene"]]
@@ -283,6 +290,19 @@ def test_every_conversation_is_one_that_training_reads(
     assert everything(build("scenes")) == first
     build("scenes")
     assert capsys.readouterr().out.endswith("scenes is complete already; nothing to do\n")
+
+
+def read_whole(folder: Path) -> dict[Any, int]:
+    """Reads a folder by training's own stream, once; the bad samples of it."""
+    data = Data(train=(Source(shards=str(folder), modalities=("messages",)),), batch_size=64, num_workers=0)
+    run = Run(name="chat", model=replace(toy_config(), chat=PLAIN), data=data, chat=Chat())
+    stream = TrainStream(run, load_tokenizer("bytes"), rank=0, world=1)
+    keys: set[str] = set()
+    for batch in stream:
+        if keys & set(batch.keys):
+            break
+        keys.update(batch.keys)
+    return {code: count for code, count in stream.health.bad.items() if count}
 
 
 def test_emoji_are_of_the_same_kinds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 Known are the forms of OpenAI (`messages`; content a text, or parts of which image_url and input_audio hold the bytes),
 of ms-swift (`messages`, marks <image> and <audio> in the text, and the columns `images` and `audios`), of LLaVA and
-ShareGPT (`conversations` of from and value, marks likewise), and pairs of columns: instruction, input and output
-(Alpaca), query and response. A mark counts in a content that is a text; in a list of parts it is text.
+ShareGPT (`conversations` of from and value, marks likewise), of The Cauldron (`texts` of user and assistant, all
+`images` before the first), and pairs of columns: instruction, input and output (Alpaca), query and response. A mark
+counts in a content that is a text; in a list of parts it is text.
 
 A part without a file of its own takes the next one of its column. What does not fit is left out by its row, under the
 codes that training has; extra columns go into the .json, as `kind`, `answers` and `choices` do that evaluation reads.
@@ -17,7 +18,8 @@ from typing import Any, Literal, NamedTuple, cast
 from mmfm.config.chat import MESSAGES
 from mmfm.preprocessing import BadSample
 
-TALKS = (MESSAGES, "conversations", "conversation")  # columns that hold lists of turns
+ROUNDS = "texts"  # The Cauldron's, if objects of user and assistant: else it is captions
+TALKS = (MESSAGES, "conversations", "conversation", ROUNDS)  # columns that hold lists of turns
 PAIRS = {"instruction": ("input", "output"), "query": ("", "response")}  # the question: what it is about, the answer
 MEDIA = {"image": ("images", "image"), "audio": ("audios", "audio")}
 UNREAD = ("videos", "video", "tools", "rejected_response", "rejected_messages")
@@ -55,7 +57,9 @@ def is_talk(names: Iterable[str], records: Sequence[Mapping[str, Any]]) -> str:
     lower = {name.lower(): name for name in names}
     for name in (lower[name] for name in TALKS if name in lower):
         first = next((record[name] for record in records if record.get(name) is not None), None)
-        if isinstance(_listed(first), list):
+        found = _listed(first)
+        rounds = isinstance(found, list) and all(isinstance(one, Mapping) and "assistant" in one for one in found)
+        if isinstance(found, list) and (rounds or name.lower() != ROUNDS):
             return name
     return next((lower[name] for name, (_, answer) in PAIRS.items() if name in lower and answer in lower), "")
 
@@ -79,7 +83,10 @@ def talk_of(record: Mapping[str, Any], column: str, media: Mapping[str, str], wh
     held = {kind: _values(record.get(name)) if name else [] for kind, name in media.items()}
     pending: dict[str, Iterator[Any]] = {kind: iter(values) for kind, values in held.items()}
     talk, marks = Talk([], []), dict.fromkeys(held, 0)
-    for number, turn in enumerate(_turns(record, column, where)):
+    turns = _turns(record, column, where)
+    if column.lower() == ROUNDS:
+        turns = _after_media(turns, held)
+    for number, turn in enumerate(turns):
         told = f"{where}: message {number}"
         pieces: list[dict[str, str]] = []
         for kind, value in _pieces(turn, told):
@@ -154,7 +161,20 @@ def _both(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     asked = next((name for name in ("human", "user") if name in turn), None)
     if asked is None or "assistant" not in turn:
         return [turn]
-    return [{"role": "user", "content": turn[asked]}, {"role": "assistant", "content": turn["assistant"]}]
+    rest = {name: value for name, value in turn.items() if name not in (asked, "assistant")}
+    return [{"role": "user", "content": turn[asked]}, {"role": "assistant", "content": turn["assistant"], **rest}]
+
+
+def _after_media(turns: list[Mapping[str, Any]], held: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    """A form without marks: all files come before the first question."""
+    marks = [{"type": kind} for kind, values in held.items() for _ in values]
+    plain = all(isinstance(turn.get("content"), str) for turn in turns)
+    if not marks or not plain:
+        return turns
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    first = next((at for at, turn in enumerate(turns) if turn.get("role") == "user"), 0)
+    parts[first]["content"] = [*marks, *parts[first]["content"]]
+    return list(parts)
 
 
 def _pair(record: Mapping[str, Any], column: str, where: str) -> list[Mapping[str, Any]]:
