@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from test_distributed import CODEC, learning
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import pick, random_batch, toy_model
+from toys import pick, random_batch, toy_chats, toy_model
 
-from mmfm.config import ParamGroup, Run
+from mmfm.config import Chat, ChatTemplate, ParamGroup, Run
 from mmfm.data.batch import Batch
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives import joint
@@ -34,12 +34,14 @@ MUON = replace(RUN, optim=replace(RUN.optim, optimizer="muon"))
 NO_TOWERS: dict[str, Any] = {"image": None, "audio": None, "text": None}
 ONLY_CODEC = replace(RUN, contrastive=(), generative=())
 UNASKED = replace(RUN, contrastive=RUN.contrastive[:1], generative=())  # much is there that no objective reaches
+CHAT = replace(RUN, chat=Chat(per="turn"), model=replace(RUN.model, chat=ChatTemplate()))
+TALK = replace(CHAT, contrastive=(), generative=())  # conversations alone, whose towers and heads are the model's
 LOCKED = replace(RUN, optim=replace(RUN.optim, param_groups=RESTING))
 Found = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 def model_of(run: Run, dropout: float = 0.2) -> UnifiedModel:
-    towers = {} if run.contrastive else NO_TOWERS
+    towers = {} if run.contrastive or run.chat else NO_TOWERS
     model = toy_model(contrast=run.contrastive, image_codec=CODEC, dropout=dropout, **towers)
     model.lock([name for name, factor in learns(model, run).factor.items() if not factor])
     return model.train()
@@ -49,13 +51,15 @@ def batch_of(step: int, rank: int, ranks: int) -> Batch:
     """This rank's share. In every second step samples with pictures are those of the first ranks, so that the last ones
     have none; in step 2 the first rank has all samples; in the last step no rank has a sound."""
     every, rows = random_batch(SIZE, seed=step), list(range(SIZE))
+    if step == STEPS - 1:
+        every = replace(every, items={name: items for name, items in every.items.items() if name != "audio"})
+    every = toy_chats(every, step)
     seen = set(every.items["image"].rows.tolist())
     if step % 2:
         lacking = [row for row in rows if row not in seen]
         rows = [row for row in rows if row in seen][: len(lacking)] + lacking
     each = len(rows) if step == 2 else -(-len(rows) // ranks)
-    batch = pick(every, rows[rank * each : (rank + 1) * each])
-    return batch if step < STEPS - 1 else replace(batch, items={k: v for k, v in batch.items.items() if k != "audio"})
+    return pick(every, rows[rank * each : (rank + 1) * each])
 
 
 def train(owner: Objectives, run: Run, rank: int, ranks: int, parts: int = 0, after: Any = None) -> Found:

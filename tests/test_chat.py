@@ -11,10 +11,19 @@ import tokenizers
 from toys import toy_config
 
 from mmfm.config import CHATML, Chat, ChatTemplate, Data, Model, Run, Source, UserError
+from mmfm.data import index
+from mmfm.data.remote_cache import ShardCache
+from mmfm.data.shards import Shards
 from mmfm.data.stream import TrainStream
+from mmfm.data.token_counts import add_tokens
+from mmfm.doctor.scan import scan
+from mmfm.doctor.shard_integrity import look, sets_of
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.chat import END, Message, Part, encode_chat, parse_messages, require_learned
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mmfm.report.show import show
+from mmfm.training.check_summary import show_check
+from mmfm.training.preflight import check
 
 MARKS = ("<|im_start|>", "<|im_end|>")
 PLAIN = ChatTemplate(user=("User: ", "\n"), assistant=("Bot: ", "\n"))
@@ -196,3 +205,34 @@ def test_a_source_of_conversations_is_that_alone() -> None:
             Source(**({"shards": "x", "modalities": ("messages",)} | changes))
     with pytest.raises(UserError, match="says nothing of how"):
         Run(name="x", chat=Chat())
+
+
+def test_check_says_what_is_learned_and_what_cannot_be_used(shard: Path, capsys: pytest.CaptureFixture) -> None:
+    run = chat_run(shard, replace(toy_config(), chat=PLAIN))
+    show_check(run, check(run))
+    out = " ".join(capsys.readouterr().out.split())
+    # of the three good ones 27 ids each are answers "a cat" and their ends
+    assert "of the first 7 messages" in out and "18 learned" in out
+    assert "4 of the first 7 cannot be used" in out and "messages_parts 1" in out and "holds 1; give as many" in out
+    assert "User: <image>and<image> Bot: [[a cat<end>]]" in out.replace("\\n", " ")
+
+
+def test_the_page_of_the_first_batch_shows_the_mask(shard: Path, tmp_path: Path) -> None:
+    page = show(chat_run(shard, replace(toy_config(), chat=PLAIN), max_bad_fraction=1.0), str(tmp_path / "a.html"))
+    text = page.read_text("utf-8")
+    assert '<span class="masked">a cat</span>' in text and "&lt;image&gt;" in text and "taken by: chat" in text
+
+
+def test_the_doctor_finds_bad_conversations(shard: Path) -> None:
+    run = chat_run(shard, replace(toy_config(), chat=PLAIN))
+    (one,), _ = look(sets_of(run), ShardCache(run.data.remote_cache), sums=False, fetch=False)
+    stats = scan(one, run, load_tokenizer("bytes"))
+    assert {code for code, count in stats.doomed.items() if count} == {"messages_parts", "messages_missing"}
+
+
+def test_tokens_of_a_conversation_are_counted_for_budgets(shard: Path) -> None:
+    tokenizer = load_tokenizer("bytes")
+    tar = next(shard.glob("*.tar"))
+    index.write(tar)
+    add_tokens(tar, tokenizer)
+    assert Shards([tar]).indexed(2)[0].tokens[2] == len(b"only words") + len(b"a cat")

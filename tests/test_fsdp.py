@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import sharded
 import torch
-from sharded import LOCKED, MUON, ONLY_CODEC, RUN, STEPS, UNASKED, alone, batch_of, check, of_ranks, start
+from sharded import CHAT, LOCKED, MUON, ONLY_CODEC, RUN, STEPS, TALK, UNASKED, alone, batch_of, check, of_ranks, start
 from torch import nn
 from toys import toy_model
 
@@ -25,6 +25,9 @@ TRAINED = {
     "muon": (of_ranks, {"run": MUON}),
     "a codec alone": (of_ranks, {"run": ONLY_CODEC}),
     "unasked": (of_ranks, {"run": UNASKED}),
+    "conversations": (of_ranks, {"run": CHAT}),
+    "conversations in parts": (of_ranks, {"run": CHAT, "parts": 5}),
+    "conversations alone": (of_ranks, {"run": TALK}),
 }
 OTHERS = {
     "collectives": (sharded.collectives, {}),
@@ -43,6 +46,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Any]:
     runs = {"locked towers": LOCKED, "muon": MUON, "a codec alone": ONLY_CODEC, "unasked": UNASKED, "": RUN}
+    runs |= {"conversations": CHAT, "conversations in parts": CHAT, "conversations alone": TALK}
     return {name: alone(run) for name, run in runs.items()}
 
 

@@ -13,9 +13,9 @@ from test_dropout import drawn
 from test_packing import WRITING as TEXTS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from toys import random_batch, toy_batch, toy_model, toy_run
+from toys import random_batch, toy_batch, toy_chats, toy_model, toy_run
 
-from mmfm.config import AudioCodec, Augment, Generative, ImageCodec, Lora, Mel, Trunk
+from mmfm.config import AudioCodec, Augment, Chat, ChatTemplate, Generative, ImageCodec, Lora, Mel, Trunk
 from mmfm.data.batch import Batch, Ids
 from mmfm.objectives.joint import Objectives
 from mmfm.training.module import JointModule
@@ -59,7 +59,8 @@ def step_of(batch: Batch, device: torch.device, adapters: tuple[Lora, ...] = ())
     model = toy_model(dropout=0.1, **CODECS, **wide, adapters=adapters).train()
     model.lock([name for name, p in model.named_parameters() if not p.is_floating_point()])
     model.augment = AUGMENT
-    step = Objectives(model.to(device), toy_run(model=replace(toy_run().model, **CODECS), generative=WRITING))
+    built = replace(toy_run().model, chat=ChatTemplate(), **CODECS)
+    step = Objectives(model.to(device), toy_run(model=built, generative=WRITING, chat=Chat(per="turn")))
     batch = batch.to(device)
     with Watched() as watched:
         step.total(step(batch)).backward()
@@ -87,7 +88,7 @@ def with_codes(batch: Batch) -> Batch:
     "batch", [drawn(toy_batch(12)), random_batch(24, 1), random_batch(5, 3)], ids=["toy", "24", "5"]
 )
 def test_a_step_asks_its_device_nothing(batch: Batch) -> None:
-    batch = with_codes(batch)
+    batch = toy_chats(with_codes(batch))
     found, expected = step_of(batch, META), step_of(batch, torch.device("cpu"))
     assert {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in expected.items()}
     assert all(x.device == META for x in found.values())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmfm.config import Conformer, Contrastive, Generative, Mel, Model, Run, TextTower, Trunk, Vit
 from mmfm.data.augment import DRAWS
-from mmfm.data.batch import NO_TEXT, Batch, Items
+from mmfm.data.batch import NO_TEXT, Batch, Conversations, Items
 from mmfm.data.conversations import conversations_of
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.chat import ChatIds
@@ -140,4 +140,14 @@ def pick(batch: Batch, rows: list[int]) -> Batch:
         draws = None if item.draws is None else item.draws[chosen]
         x = x if name == "image" else x[:, :longest]
         items[name] = Items(x=x, keep=keep[:, :longest], rows=new_rows, draws=draws)
-    return Batch(size=len(rows), items=items, positive_ids=batch.positive_ids[rows])
+    return Batch(size=len(rows), items=items, positive_ids=batch.positive_ids[rows], chats=_pick_chats(batch, rows))
+
+
+def _pick_chats(batch: Batch, rows: list[int]) -> Conversations | None:
+    if batch.chats is None:
+        return None
+    place = {row: at for at, row in enumerate(batch.chats.rows.tolist())}
+    index = [place[row] for row in rows if row in place]
+    at = torch.tensor([number for number, row in enumerate(rows) if row in place])
+    held = {name: value[index] for name, value in vars(batch.chats).items() if name != "rows" and value is not None}
+    return Conversations(rows=at, **held) if index else None

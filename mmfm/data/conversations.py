@@ -2,7 +2,7 @@
 step is planned; the pictures and sounds are items like others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,29 +56,35 @@ def messages_of(sample: Sample) -> list[Message]:
 
 
 def with_chat(example: Example, model: Model, tokenizer: Tokenizer) -> Example:
-    """The example with its conversation to be learned, as much of it as the tokenizer's limits say.
-
-    Raises BadSample where the parts that it mentions are not those that the sample holds, or nothing of it is learned.
-    """
+    """The example with its conversation to be learned. Raises BadSample as `chat_of` does."""
     assert example.words is not None
-    where = example.words.where
-    found = encode_chat(messages_of(example.words), template_of(model), tokenizer, where=where)
-    _check_towers(found, model, where)
     counts = {kind: sum(one.item(kind) is not None for one in items_of(example)) for kind in PARTS}
+    chat, cut = chat_of(example.words, counts, model, tokenizer)
+    return replace(example, chat=chat, chat_cut=cut)
+
+
+def chat_of(sample: Sample, counts: Mapping[str, int], model: Model, tokenizer: Tokenizer) -> tuple[ChatIds, bool]:
+    """A sample's conversation, as much of it as the tokenizer's limits say, and whether that is not all of it.
+
+    counts: of each kind, how many parts the sample holds. Raises BadSample where it mentions others, where nothing of
+    it is learned, and where it is too long.
+    """
+    where = sample.where
+    found = encode_chat(messages_of(sample), template_of(model), tokenizer, where=where)
+    _check_towers(found, model, where)
     check_mentions(found, counts, where)
     most = tokenizer.limits.written
-    cut = bool(most) and len(found.ids) > most
-    if cut and tokenizer.limits.skip:
-        told = f"{where}: a conversation of {len(found.ids)} tokens is longer than the {most} that are read"
+    if not most or len(found.ids) <= most:
+        require_learned(found, found, where)
+        return found, False
+    told = f"{where}: a conversation of {len(found.ids)} tokens is longer than the {most} that are read"
+    if tokenizer.limits.skip:
         raise BadSample("messages_too_long", f"{told}; {tokenizer.limits.remedy}, or set data.long_text='truncate'")
-    kept = found.first(most) if cut else found
+    kept = found.first(most)
+    if any(kept.mentions(kind) < found.mentions(kind) for kind in PARTS):
+        raise BadSample("messages_too_long", f"{told}, and mentions parts behind them; {tokenizer.limits.remedy}")
     require_learned(kept, found, where)
-    if cut and any(kept.mentions(kind) < found.mentions(kind) for kind in PARTS):
-        told = (
-            f"{where}: a conversation of {len(found.ids)} tokens mentions parts beyond the first {most}, which are read"
-        )
-        raise BadSample("messages_too_long", f"{told}; {tokenizer.limits.remedy}")
-    return replace(example, chat=kept, chat_cut=cut)
+    return kept, True
 
 
 def template_of(model: Model) -> ChatTemplate:

@@ -291,7 +291,9 @@ class TrainStream:
         )
         require_room(data, sources, turns)
         if data.tokens_per_batch:
-            texts = [pair for pair in zip(data.train, sources, strict=True) if "text" in pair[0].modalities]
+            texts = [
+                pair for pair in zip(data.train, sources, strict=True) if {"text", MESSAGES} & set(pair[0].modalities)
+            ]
             require_counted([(source.label, shards) for source, shards in texts], tokenizer.fingerprint)
         parts = {"run": run, "tokenizer": tokenizer, "sources": sources, "order": turns, "rank": rank, "world": world}
         codes = tuple(name for name, found in (codecs or {}).items() if stored(name, found, data, sources))

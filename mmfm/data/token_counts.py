@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import Conformer, Run, UserError, Vit
+from mmfm.config import MESSAGES, MODALITIES, Conformer, Run, UserError, Vit
 from mmfm.data import index
 from mmfm.data.index import modality_of, numbered
-from mmfm.data.sample import Sample, text_of
+from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.shards import Shards
 from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.chat import parse_messages
 from mmfm.preprocessing.tokenizer import Tokenizer
 
 BYTES_OF_TOKEN = 4
@@ -37,10 +38,17 @@ def add_tokens(shard: Path, tokenizer: Tokenizer) -> None:
 def _text_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
     texts = [data.decode("utf-8-sig", "replace") for name, data in sample.parts.items() if _is_text(name)]
     try:
+        texts = texts or _said(sample)
         texts = texts or [told for told in [text_of(sample)] if told is not None]
     except BadSample:
         return -1
     return sum(len(tokenizer.encode(text.strip())) for text in texts) if texts else -1
+
+
+def _said(sample: Sample) -> list[str]:
+    """The texts of a conversation; what stands around its turns is not counted."""
+    said = meta_of(sample).get(MESSAGES)
+    return [text for message in parse_messages(said, sample.where) for text in message.texts] if said else []
 
 
 def _is_text(extension: str) -> bool:
@@ -58,6 +66,7 @@ class TokenCounts:
 
     def __call__(self, source: int, sample: int) -> int:
         wanted, found = self.run.data.train[source].modalities, self.sources[source].indexed(sample)
+        wanted = MODALITIES if MESSAGES in wanted else wanted
         lies, place = found
         count = 0
         if "image" in wanted:

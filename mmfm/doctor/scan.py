@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmfm.config import MODALITIES, Run
+from mmfm.config import MESSAGES, MODALITIES, Run
+from mmfm.data.conversations import messages_of
 from mmfm.data.decode import WORDS, Decode, text_hash
 from mmfm.data.documents import texts_of
 from mmfm.data.index import measured, modality_of
@@ -20,6 +21,7 @@ from mmfm.doctor.findings import Distribution, Finding, Section, distribution, f
 from mmfm.doctor.shard_integrity import TRAIN, Set, but_for, index_of, read
 from mmfm.evals.reading import Reader
 from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.chat import Part, require_mentioned
 from mmfm.preprocessing.tokenizer import Tokenizer
 
 GOLDEN = 0.618033988749895  # its multiples, modulo 1, fall evenly
@@ -76,17 +78,19 @@ def _scan_sample(
     media = [kind for name in parts if (kind := modality_of(name)) in ("image", "audio")]
     kinds = set(media)
     try:
+        if one.source is not None and MESSAGES in one.source.modalities:
+            _check_parts(sample, media)
         for text in _texts(one, run, sample, kinds.copy(), draw):
             kinds.add("text")
             _note_text(stats, text, sample.where)
             _note_length(stats, text, sample.where, tokenizer)
     except BadSample as why:
         kinds.add("text")
-        if one.source is None or "text" in one.source.modalities:
+        if one.source is None or {"text", MESSAGES} & set(one.source.modalities):
             stats.doom(why.code, str(why))
     stats.have.update(kinds)
     for name in one.source.modalities if one.source is not None else ():
-        if name not in kinds:
+        if name not in kinds and name != MESSAGES:
             stats.doom(f"missing_{name}", sample.where)
     measures = list(measured(file, parts))
     clips = [seen.seconds for seen in measures if seen.seconds >= 0]
@@ -101,6 +105,8 @@ def _scan_sample(
 def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], draw: float) -> list[str]:
     """What training, or else a score, would read of a sample: of a document all texts, of a question with its answer
     both. Raises BadSample."""
+    if one.source is not None and MESSAGES in one.source.modalities:
+        return [text for message in messages_of(sample) for text in message.texts]
     if one.source is None:
         reader = Reader(model=run.model, decode=Decode(), sources=run.data.train, texts=run.eval.texts)
         result = reader.words(sample, media)
@@ -115,6 +121,12 @@ def _texts(one: Set, run: Run, sample: Sample, media: Collection[str], draw: flo
             raise BadSample("missing_text", f"{sample.where} has no answer, which its source asks for ({names})")
     texts = [text] if fields else texts_of(sample)
     return [each for each in (*texts, answer) if each is not None]
+
+
+def _check_parts(sample: Sample, media: Sequence[str]) -> None:
+    """BadSample where the parts of a conversation are not those that its messages mention."""
+    mentioned = [piece.kind for message in messages_of(sample) for piece in message.content if isinstance(piece, Part)]
+    require_mentioned(Counter(mentioned), Counter(media), sample.where)
 
 
 def _hears(one: Set, run: Run) -> bool:

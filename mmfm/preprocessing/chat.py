@@ -160,6 +160,22 @@ def _check_marks(text: str, template: ChatTemplate, tokenizer: Tokenizer, where:
             raise BadSample("messages_mark", f"{told}, and this tokenizer has no special token for it; change the text")
 
 
+def shown(found: ChatIds, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """A conversation for people, in runs of what is learned and what is not: marks are seen, parts stand as <image>."""
+    others = {mark: f"<{kind}>" for kind, mark in PARTS.items()} | {END: "<end>"}
+    runs: list[tuple[str, bool]] = []
+    start = 0
+    for at in range(1, len(found.ids) + 1):
+        here = found.ids[start]
+        same = at < len(found.ids) and found.learn[at] == found.learn[start] and here >= 0 and found.ids[at] >= 0
+        if same:
+            continue
+        text = others[here] if here < 0 else tokenizer.inner.decode(found.ids[start:at], skip_special_tokens=False)
+        runs.append((text, found.learn[start]))
+        start = at
+    return runs
+
+
 def require_learned(found: ChatIds, whole: ChatIds, where: str) -> None:
     """BadSample where nothing of a conversation would be learned, all of it or what is read of it."""
     if any(found.learn):
@@ -177,10 +193,15 @@ def require_learned(found: ChatIds, whole: ChatIds, where: str) -> None:
 
 def check_mentions(found: ChatIds, counts: Mapping[str, int], where: str) -> None:
     """BadSample where the parts of a sample are not those that its messages mention."""
+    require_mentioned({kind: found.mentions(kind) for kind in PARTS}, counts, where)
+
+
+def require_mentioned(mentioned: Mapping[str, int], held: Mapping[str, int], where: str) -> None:
+    """The same of counts by kind."""
     for kind in PARTS:
-        mentioned, held = found.mentions(kind), counts.get(kind, 0)
-        told = f"{where}: its messages mention {mentioned} parts of {kind}, and it holds {held}; give as many"
-        _check(mentioned == held, "messages_parts", told)
+        named, there = mentioned.get(kind, 0), held.get(kind, 0)
+        told = f"{where}: its messages mention {named} parts of {kind}, and it holds {there}; give as many"
+        _check(named == there, "messages_parts", told)
 
 
 def _check(holds: bool, code: str, message: str) -> None:

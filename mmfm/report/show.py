@@ -27,6 +27,7 @@ from mmfm.objectives.task_rows import (
     masked_places,
     task_seeds,
 )
+from mmfm.preprocessing.chat import ChatIds, shown
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.report.document import document, save_page
 from mmfm.report.markup import Html, join, tag
@@ -61,8 +62,10 @@ def show(run: Run, html: str, samples: int = 16) -> Path:
 def page(run: Run, batch: Batch, tokenizer: Tokenizer, samples: int) -> Html:
     taking = {item.name: _rows(item, batch) for item in (*run.contrastive, *run.generative)}
     taking |= {item.name: set(_of(batch, item.modality)) for item in run.reconstruction}
+    if run.chat is not None:
+        taking[run.chat.name] = set() if batch.chats is None else set(batch.chats.rows.tolist())
     pictures, sounds = _pictures(run, batch), _sounds(run, batch)
-    texts = list(_texts(run, batch, tokenizer))
+    texts = [*_texts(run, batch, tokenizer), *_chats(batch, tokenizer)]
     cards = []
     for row in range(min(samples, batch.size)):
         parts = [part for source in (pictures, sounds, texts) for at, part in source if at == row]
@@ -174,6 +177,20 @@ def _texts(run: Run, batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[int, 
             elif item.target_dropout and (seeds := own.seeds()) is not None:
                 hidden |= ~keep_mask(splitmix64(seeds + BLIND), keep, item.target_dropout)
             yield from _tokens(f"written by {task}", own, ids, keep, hidden, tokenizer)
+
+
+def _chats(batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[int, Html]]:
+    """Each conversation, what is learned of it dark."""
+    if batch.chats is None:
+        return
+    chats = batch.chats
+    for at, row in enumerate(chats.rows.tolist()):
+        ids, learn, turns = (x[at][chats.keep[at]].tolist() for x in (chats.ids, chats.learn, chats.turns))
+        pieces = (
+            tag("span", repr(text)[1:-1], class_="masked" if learned else None)
+            for text, learned in shown(ChatIds(ids, learn, turns), tokenizer)
+        )
+        yield row, tag("p", tag("b", "conversation "), join(pieces), class_="tokens")
 
 
 def _hidden(items: Items, ids: Tensor, chance: float, salt: int) -> Tensor:

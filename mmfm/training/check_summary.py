@@ -1,6 +1,8 @@
-"""What `mmfm train --check` prints: sources, objectives, and which parameters learn at which rate."""
+"""What `mmfm train --check` prints: sources, objectives, conversations, and which parameters learn at which rate."""
 
-from mmfm.config import Run
+from collections.abc import Iterator
+
+from mmfm.config import MESSAGES, Run
 from mmfm.data.splits import reads_remote
 from mmfm.training.preflight import Opener, SourceSummary, objectives, open_here
 
@@ -31,8 +33,8 @@ def show_check(run: Run, found: list[SourceSummary]) -> None:
     times = f"{'at most ' * bool(run.data.tokens_per_batch)}{run.optim.steps * batch / samples:.1f} times"
     drawn = f"{run.optim.steps:,} steps of {run.data.of_a_step}: {times} the {samples:,}"
     console = Console(highlight=False)
-    for part in (sources, "", goals, "", drawn, *parameters(run), f"writes to {run.folder}"):
-        console.print(part)
+    for part in (sources, "", goals, "", drawn, *parameters(run), *conversations(run), f"writes to {run.folder}"):
+        console.print(part, markup=False) if isinstance(part, str) else console.print(part)
 
 
 def parameters(run: Run) -> tuple[str, ...]:
@@ -42,3 +44,15 @@ def parameters(run: Run) -> tuple[str, ...]:
     from mmfm.training.initialize import parameters_of
 
     return parameters_of(run)
+
+
+def conversations(run: Run) -> Iterator[str]:
+    """Of each source of conversations, how much of the first ones is learned, what cannot be used, and the first one
+    with what is learned of it in brackets. Those behind URLs are not fetched for it."""
+    sources = [source for source in run.data.train if MESSAGES in source.modalities]
+    if sources and run.chat is not None:
+        from mmfm.data.conversation_check import look_at
+
+        for source in sources:
+            shards = opener_for(run)(source, run.data)
+            yield from () if shards.remote else look_at(source.label, shards, run)
