@@ -16,18 +16,21 @@ class ChatTemplate(Checked):
     the one that opens a turn is refused."""
 
     prefix: str = ""  # once, before all
-    system: tuple[str, str] = ("", "\n")  # before and after the text of such a turn
+    # before and after the text of such a turn; None: there is none, and a conversation that has one is refused
+    system: tuple[str, str] | None = ("", "\n")
     user: tuple[str, str] = ("", "\n")
     assistant: tuple[str, str] = ("", "\n")
     end: str = ""  # ends an answer, as one id, and begins what is after it; empty: the vocabulary's own end mark
-    default_system: str = ""  # of a conversation that has no system turn; empty: none
+    default_system: str | None = None  # the text of a system turn that is put before a conversation without one
 
     def __post_init__(self) -> None:
         told = f"ChatTemplate.assistant={self.assistant} must say after an answer first what ends it, end={self.end!r}"
         require(self.assistant[1].startswith(self.end), told)
+        told = f"ChatTemplate.default_system={self.default_system!r} has no place where system=None; leave it out"
+        require(self.system is not None or self.default_system is None, told)
 
-    def around(self, role: str) -> tuple[str, str]:
-        """What stands before and after the text of this role."""
+    def around(self, role: str) -> tuple[str, str] | None:
+        """What stands before and after the text of this role; None: it has no such turns."""
         return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
 
 

@@ -93,7 +93,7 @@ def encode_chat(
     """
     found = ChatIds([], [], [])
     _put(found, tokenizer.with_marks(template.prefix), False, 0)
-    if template.default_system and not any(message.role == "system" for message in messages):
+    if template.default_system is not None and not any(message.role == "system" for message in messages):
         messages = [Message("system", (template.default_system,)), *messages]
     for number, message in enumerate(messages):
         _turn(found, message, number, template, tokenizer, where)
@@ -105,7 +105,11 @@ def encode_chat(
 def _turn(
     found: ChatIds, message: Message, number: int, template: ChatTemplate, tokenizer: Tokenizer, where: str
 ) -> None:
-    before, after = template.around(message.role)
+    around = template.around(message.role)
+    if around is None:
+        told = f"{where}: message {number} is of the {message.role}, which this model's chat template has no turn for"
+        raise BadSample("messages_role", f"{told}; put its text into the first turn of the user")
+    before, after = around
     pieces = _stripped(message.content)
     learn = message.role == "assistant" and message.learn and bool(pieces)  # not that an answer is nothing
     _put(found, tokenizer.with_marks(before), False, number)
@@ -154,7 +158,7 @@ def _stripped(content: tuple[str | Part, ...]) -> list[str | Part]:
 def _check_marks(text: str, template: ChatTemplate, tokenizer: Tokenizer, where: str) -> None:
     """Where a role is opened by plain text, a message must not hold it."""
     for role in ROLES:
-        mark = template.around(role)[0].strip()
+        mark = (template.around(role) or ("", ""))[0].strip()
         if mark and mark in text and tokenizer.with_marks(mark) == tokenizer.encode(mark):
             told = f"{where}: a message holds {text.count(mark)} times {mark!r}, which opens a turn of the {role}"
             raise BadSample("messages_mark", f"{told}, and this tokenizer has no special token for it; change the text")
