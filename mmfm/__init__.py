@@ -94,6 +94,13 @@ def native(folder: str | Path, part: str = ""):
     return native(folder, part)
 
 
+def chat_template(folder: str | Path):
+    """The chat template of a bundle or a run, as a configuration: Model(chat=chat_template("bundles/smol"))."""
+    from mmfm.inference.bundle.contents import chat_template
+
+    return chat_template(folder)
+
+
 def native_model(folder: str | Path):
     """A whole bundle's model, as the configuration of a run that goes on with it: Run(model=.., start=folder)."""
     from mmfm.inference.bundle.contents import native_model

@@ -4,15 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from exported import export as exported_run
+from exported import full_run
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from toy_encoders import BLOCKS, moved
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import mmfm
 from mmfm.config import UserError
 from mmfm.config.chat import CHATML, ChatTemplate
+from mmfm.export import importer
+from mmfm.export.command import export
 from mmfm.preprocessing import BadSample
-from mmfm.preprocessing.chat import Message, encode_chat
+from mmfm.preprocessing.chat import END, Message, encode_chat
 from mmfm.preprocessing.tokenizer import parse_tokenizer
-from mmfm.pretrained import chat_template
+from mmfm.pretrained import chat_template, wheel_llama, wheels
 from mmfm.pretrained.chat_template import Conversation, JinjaTemplate
 
 MARKS = (
@@ -319,3 +326,81 @@ def test_texts_of_the_proof_are_what_they_should_be() -> None:
     assert (
         chat_template.render(JinjaTemplate(text="{{ messages[0].content }}"), found[:1])[0][0] == found[0].turns[0][1]
     )
+
+
+def language_folder(folder: Path, template: str) -> Path:
+    """A small Llama of transformers with a chat template, as it is saved."""
+    tokenizer = theirs(template, "<|im_start|>", "<|im_end|>")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    marks = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    how = {"num_key_value_heads": 1, "tie_word_embeddings": False, "initializer_range": 0.5}
+    config = LlamaConfig(**BLOCKS, **marks, **how, vocab_size=len(tokenizer))
+    torch.manual_seed(1)
+    for part in (moved(LlamaForCausalLM(config)), tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_an_imported_language_model_answers_as_in_transformers_and_goes_back(tmp_path: Path) -> None:
+    """Without training: the same ids asked and the same words answered, in the folder that was, in the bundle, and in
+    the folder that is exported of it; what comes back has the same template."""
+    source = language_folder(tmp_path / "lm", SMOLLM)
+    importer.import_source(str(source), tmp_path / "bundle")
+    template = mmfm.chat_template(tmp_path / "bundle")
+    assert template == KNOWN["SmolLM2"][2]
+    export(tmp_path / "bundle", "hf", tmp_path / "out")
+    model, messages = mmfm.load(tmp_path / "bundle"), [{"role": "user", "content": "the user of"}]
+    answers = {str(model.chat(messages, max_tokens=12)).strip()}
+    for folder in (source, tmp_path / "out"):
+        tokenizer, other = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        asked = [Message("user", ("the user of",))]
+        assert ids[0].tolist() == encode_chat(asked, template, model.tokenizer, reply=True).ids
+        written = other.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        answers.add(tokenizer.decode(written, skip_special_tokens=True).strip())
+        assert tokenizer.eos_token == "<|im_end|>"
+    assert len(answers) == 1 and answers != {""}
+    importer.import_source(str(tmp_path / "out"), tmp_path / "again")
+    assert mmfm.chat_template(tmp_path / "again") == template
+
+
+def test_an_import_goes_on_without_a_template_that_it_cannot_keep(tmp_path: Path, capsys) -> None:
+    source = language_folder(tmp_path / "lm", QWEN_3)
+    importer.import_source(str(source), tmp_path / "bundle")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmfm:")]
+    assert len(said) == 1 and "its chat template is left out: it opens an answer" in said[0]
+    with pytest.raises(UserError, match=r"bundle has no chat template; write one"):
+        mmfm.chat_template(tmp_path / "bundle")
+    with pytest.raises(UserError, match="chat"):
+        mmfm.load(tmp_path / "bundle").chat([{"role": "user", "content": "x"}])
+
+
+@torch.no_grad()
+def test_the_trunk_of_a_run_leaves_with_its_template(tmp_path: Path) -> None:
+    """Of a vocabulary of ours: texts are behind the marks, and an answer may end with the vocabulary's own."""
+    plain = ChatTemplate(user=("User: ", "\n"), assistant=("Bot: ", "\n"), system=None)
+    given = exported_run(tmp_path, full_run(chat=plain))
+    export(given.run, "hf", tmp_path / "out", part="trunk")
+    tokenizer, vocabulary = AutoTokenizer.from_pretrained(tmp_path / "out"), given.model.core.vocabulary
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    ours = encode_chat([Message("user", ("hi",)), Message("assistant", ("yo",))], plain, given.model.tokenizer).ids
+    start = vocabulary.span("text").start
+    expected = [vocabulary.end if place == END else start + place for place in ours]
+    assert tokenizer.apply_chat_template(said)["input_ids"] == expected
+
+
+def test_the_template_of_smollm2s_wheel() -> None:
+    """The real file: 1,000 random conversations have the ids of its own template (`chat_template` proves it)."""
+    pytest.importorskip("gguf", reason="gguf reads the wheel's file")
+    from gguf import GGUFReader
+
+    try:
+        path = wheels.file(wheels.SMOLLM, "*.gguf")
+    except UserError as why:
+        pytest.skip(str(why))
+    said = {name: field.contents() for name, field in GGUFReader(path).fields.items()}
+    source, tokenizer = wheel_llama.template(said), parse_tokenizer(wheel_llama.tokenizer(said))
+    assert source is not None and source.tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    found = chat_template.chat_template(source, tokenizer)
+    assert found == KNOWN["SmolLM2"][2] and tokenizer.with_marks(found.end) == [2]

@@ -271,7 +271,7 @@ def small_llama(**more: object) -> LlamaForCausalLM:
 def test_a_written_llama_comes_back(tmp_path: Path) -> None:
     """Every weight bit for bit, queries and keys turned back; the configuration; a tokenizer that splits digits."""
     model = small_llama()
-    config, weights, tokenizer = wheel_llama.read(write_gguf(tmp_path / "small.gguf", model))
+    config, weights, tokenizer, _ = wheel_llama.read(write_gguf(tmp_path / "small.gguf", model))
     wanted = model.state_dict()
     assert weights.keys() == wanted.keys()
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)

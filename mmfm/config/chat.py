@@ -16,8 +16,7 @@ class ChatTemplate(Checked):
     the one that opens a turn is refused."""
 
     prefix: str = ""  # once, before all
-    # before and after the text of such a turn; None: there is none, and a conversation that has one is refused
-    system: tuple[str, str] | None = ("", "\n")
+    system: tuple[str, str] | None = ("", "\n")  # before and after the text of such a turn; None: it has no such turns
     user: tuple[str, str] = ("", "\n")
     assistant: tuple[str, str] = ("", "\n")
     end: str = ""  # ends an answer, as one id, and begins what is after it; empty: the vocabulary's own end mark

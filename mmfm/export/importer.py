@@ -4,6 +4,7 @@ Where a layout has a table of its names it becomes a part of our own; else its o
 numbers differ from its source's is not written.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from mmfm.config import MODALITIES, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
+from mmfm.config import MODALITIES, ChatTemplate, EncoderSpec, TokenizerSpec, Tower, Trunk, UserError, require
 from mmfm.config.serialization import write
 from mmfm.data.batch import Items, Tokens
 from mmfm.export.bundle import Files, Weights, bundle_of, sha256, write_whole
@@ -29,8 +30,8 @@ from mmfm.inference.bundle.without_paths import TOKENIZER, unpinned
 from mmfm.models.mappings import Foreign, convert, find, foreign, language
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.models.weights import adopt
-from mmfm.preprocessing.tokenizer import load_tokenizer, parse_reader, parse_tokenizer
-from mmfm.pretrained import EMBEDDING, Encoder, Resolved, architecture_schema, build, from_hf, resolve
+from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader, parse_tokenizer
+from mmfm.pretrained import EMBEDDING, Encoder, Resolved, architecture_schema, build, chat_template, from_hf, resolve
 from mmfm.pretrained.source import Source, fetching, parse, require_complete, require_safetensors
 from mmfm.pretrained.tokenizer_spec import words_of_hf
 from mmfm.pretrained.wheels import SMOLLM, TOWERS, CausalLm, causal_lm
@@ -233,9 +234,12 @@ def _long(ours: BundledEncoder, window: int, theirs: nn.Module) -> Items:
 
 def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
     given = _causal_lm(source)
-    text = parse_tokenizer(given.tokenizer, f"{source}: its tokenizer").to_json().encode()
+    tokenizer = parse_tokenizer(given.tokenizer, f"{source}: its tokenizer")
+    text = tokenizer.to_json().encode()
     part, weights, tensors = _trunk_parts(source, given)
-    bundle = bundle_of(source, around("trunk", part), tuple(weights), tokenizer=sha256(text))
+    run = around("trunk", part)
+    run = replace(run, model=replace(run.model, chat=_chat(source, given, tokenizer)))
+    bundle = bundle_of(source, run, tuple(weights), tokenizer=sha256(text))
     found: list[ParityReport] = []
 
     def prove(folder: Path) -> Mapping[str, str]:
@@ -244,6 +248,19 @@ def _import_trunk(source: str, out: Path, force: bool) -> ParityReport:
 
     write_whole(out, weights, {GOLDEN: tensors, TOKENIZER: text}, bundle, force=force, prove=prove)
     return found[0]
+
+
+def _chat(source: str, given: CausalLm, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Its chat template's structure. Without one, or where it is more than a structure, which is said, None: the model
+    goes on with texts and answers no messages."""
+    if given.chat is None:
+        return None
+    try:
+        return chat_template.chat_template(given.chat, tokenizer)
+    except UserError as why:
+        told = f"its chat template is left out: {why}; give the runs that begin with it a template, Model.chat"
+        print(f"mmfm: {source}: {told}", file=sys.stderr)
+        return None
 
 
 def _trunk_parts(source: str, given: CausalLm) -> tuple[Trunk, Weights, dict[str, Tensor]]:
@@ -320,4 +337,5 @@ def _causal_lm(source: str) -> CausalLm:
     require_complete(said["missing_keys"], source)
     _, text = words_of_hf(tokenizer, from_hf.context_of(model.config))
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return CausalLm(config=architecture_schema.described(model.config), weights=weights, tokenizer=text)
+    config = architecture_schema.described(model.config)
+    return CausalLm(config=config, weights=weights, tokenizer=text, chat=chat_template.of_hf(tokenizer))

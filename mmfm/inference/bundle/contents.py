@@ -23,6 +23,7 @@ from typing import Any
 
 from mmfm.config import (
     MODALITIES,
+    ChatTemplate,
     Conformer,
     Data,
     Generative,
@@ -196,6 +197,15 @@ def native(folder: str | Path, part: str = "") -> Part:
     require(not part or part in held, f"{folder} holds no {part!r}; it holds {names}")
     require(bool(part) or len(held) == 1, f"{folder} holds {names}; name one: native({str(folder)!r}, NAME)")
     return start_from(held[part or next(iter(held))], str(folder))
+
+
+def chat_template(folder: str | Path) -> ChatTemplate:
+    """That of a folder of a bundle, a run or a checkpoint. UserError: it has none. Torch is not imported."""
+    folder = Path(folder)
+    model = from_file(folder / RUN).model if is_run(folder) else read_bundle(folder).run.model
+    if model.chat is None:
+        raise UserError(f"{folder} has no chat template; write one: Model(chat=mmfm.config.ChatTemplate(...))")
+    return model.chat
 
 
 def check_weights(model: Model) -> None:
