@@ -80,7 +80,7 @@ def test_the_resampler_is_that_of_idefics() -> None:
     ours = Resampler(32, queries=6, depth=2, heads=4).double()
     state = dict(theirs.state_dict())
     for block in theirs.blocks:
-        block[1].act = torch.nn.GELU()
+        block[1].act = torch.nn.GELU()  # type: ignore[index]
     names = {
         "0.context_layer_norm": "norm_tokens", "0.latents_layer_norm": "norm_queries", "0.q_proj": "q",
         "0.output_proj": "proj", "1.ln": "norm", "1.fc": "fc1", "1.c_proj": "fc2",

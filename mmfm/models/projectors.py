@@ -75,7 +75,8 @@ def grid_of(tokens: int, height: int, width: int, least: int = 0, most: int = MO
 def map_of(tower: nn.Module) -> Map | None:
     """Of what reads pictures; None: it gives no map."""
     if isinstance(tower, VisionTransformer):
-        return Map(*(side * tower.patch_px for side in tower.grid), tower.prefix_length)
+        rows, columns = tower.grid
+        return Map(rows * tower.patch_px, columns * tower.patch_px, tower.prefix_length)
     if isinstance(tower, ImportedTower) and tower.contract.pixels is not None:
         return Map(tower.contract.pixels.height_px, tower.contract.pixels.width_px, None)
     return None
