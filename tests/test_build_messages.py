@@ -349,6 +349,24 @@ def test_parts_of_items_are_counted_as_they_are_mentioned(media: Path) -> None:
     assert "mention 3 parts (image, audio, image), and it holds 2 (image, audio)" in why
 
 
+def test_a_folder_of_conversations(media: Path) -> None:
+    """Counted files are parts of the conversation of that name, and samples of their own where there is none; the
+    bytes are those of the same conversation from a table. Two files of one number are refused."""
+    folder = media / "folder"
+    folder.mkdir()
+    for name, data in files(media).items():
+        (folder / f"talk.{name}").write_bytes(data)
+        (folder / f"other.{name}").write_bytes(data)
+    (folder / "talk.json").write_text(json.dumps({"messages": SAID}, ensure_ascii=False))
+    (folder / "other.json").write_text('{"caption": "x"}')
+    found = built(folder, media / "out")
+    assert set(found) == {"talk", "other", "other_0", "other_1", "other_2"}
+    assert found["talk"] == built(lines(media / "t.jsonl", [swift()]), media / "table")["000000000"]
+    (folder / "talk.0.jpg").write_bytes(files(media)["2.jpg"])
+    with pytest.raises(UserError, match=r"talk has both \.0\.(jpg|png) and \.0\.(jpg|png); one part 0 per sample"):
+        built(folder, media / "twice")
+
+
 def test_two_processes_write_the_same(media: Path) -> None:
     """Also where some rows are refused, and files lie in the table."""
     rows = [openai(media), talk(Q), swift(), *[talk(Q, f"{number}") for number in range(4)]]

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mmfm.config import require
-from mmfm.data.index import EXTENSIONS, MODALITY
+from mmfm.config import MESSAGES, require
+from mmfm.data.index import EXTENSIONS
+from mmfm.data.member_names import kind_of, turn
 from mmfm.data.writer import Item
 from mmfm.preprocessing.file_formats import READ
 
@@ -103,7 +104,7 @@ def _one_of_each(extensions: Iterable[str], where: str) -> None:
     """An index could not say which of two pictures is meant."""
     seen: dict[str, str] = {}
     for extension in extensions:
-        kind = MODALITY.get(extension, extension)
+        kind = kind_of(extension)
         rival = seen.setdefault(kind, extension)
         told = f"{where} has both .{rival} and .{extension}"
         require(rival == extension, f"{told}; one {kind} per sample, remove one")
@@ -127,7 +128,8 @@ def from_items(items: Iterable[Item]) -> Rows:
 
 
 def from_folder(root: Path, *, classes: bool = False) -> Rows:
-    """Files that share a stem make a sample. `classes`: the first folder below `root` is its class, .cls and .txt."""
+    """Files that share a stem make a sample; a conversation has the counted ones too, a.json with a.0.png and a.1.wav.
+    `classes`: the first folder below `root` is its class, .cls and .txt."""
     found: dict[str, dict[str, Path]] = {}
     told, ignored = hashlib.blake2b(digest_size=16), Counter[str]()
     for path, size in _files(root, ignored):
@@ -145,6 +147,7 @@ def from_folder(root: Path, *, classes: bool = False) -> Rows:
     words = f"{str(root)!r} holds shards already ({ignored['.tar']} .tar), which are read as they are"
     made = ignored[".tar"] and all(set(parts) == {"json"} for parts in found.values())
     require(not made, f"{words}; give that folder to a run, or the folder of the files themselves")
+    _join_counted(found)
     for name, parts in found.items():
         _one_of_each(parts, str(root / name))
     names = tuple(sorted({_class_of(name, root) for name in found})) if classes else ()
@@ -152,6 +155,15 @@ def from_folder(root: Path, *, classes: bool = False) -> Rows:
     told.update(repr(names).encode())
     said = (f"not read: {left}",) if ignored else ()
     return Rows(rows=rows, print=told.hexdigest(), said=said, classes=names)
+
+
+def _join_counted(found: dict[str, dict[str, Path]]) -> None:
+    """Puts the files a.0.png of a conversation a.json to it; elsewhere they are samples of their own."""
+    for name in list(found):
+        stem, _, number = name.rpartition(".")
+        about = found.get(stem, {}).get("json")
+        if about is not None and number.isdecimal() and f'"{MESSAGES}"'.encode() in about.read_bytes():
+            found[stem] |= {f"{number}.{extension}": path for extension, path in found.pop(name).items()}
 
 
 def metadata_of(root: Path) -> Path | None:
@@ -209,7 +221,7 @@ def _class_of(name: str, root: Path) -> str:
 
 
 def _file_parts(name: str, files: Mapping[str, Path], classes: Sequence[str]) -> tuple[Part, ...]:
-    order = sorted(files, key=EXTENSIONS.index)
+    order = sorted(files, key=turn)
     parts = [Part(extension, files[extension]) for extension in order]
     if classes:
         own = name.partition("/")[0]
