@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from planted import QUICK, SMALL, asked, image_bytes, pets, saved_run, shard, value
 from ranks import on_ranks
+from test_chat_template import SMOLLM, language_folder
 from test_leaderboard import board
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from mmfm.evals.records import Scores
 from mmfm.evals.replies import blinded, chosen, likelihood, prompts, written
 from mmfm.evals.run import evaluate_run
 from mmfm.evals.suite import Answer, Suite
+from mmfm.export.importer import import_source
+from mmfm.inference.bundle.load import from_pretrained as load_whole
 from mmfm.inference.interface import Interface
 from mmfm.inference.load import load_model
 from mmfm.models.model import build
@@ -319,3 +322,20 @@ def test_a_run_of_conversations_is_asked_them_without_a_suite(root: Path, tmp_pa
     other = shutil.copytree(made.folder, tmp_path / "other")
     compared = board(made.folder, other).comparisons
     assert len(compared) > 5 and {one.better for one in compared} == {None}
+
+
+@torch.no_grad()
+def test_an_imported_language_model_is_asked_without_training(tmp_path: Path) -> None:
+    """Of two questions one has for its answer just what the model says to it."""
+    import_source(str(language_folder(tmp_path / "lm", SMOLLM)), tmp_path / "bundle")
+    said = load_whole(tmp_path / "bundle").chat([{"role": "user", "content": "the user of"}], max_tokens=40)
+    samples = {"a": conversation("the user of", str(said)), "b": conversation("of the user", "something else")}
+    shard(tmp_path / "asked" / "0.tar", samples)
+    suite = tmp_path / "suite.py"
+    suite.write_text(
+        "from mmfm.evals.suite import Answer, Suite\n"
+        'def suite(): return Suite(name="s", tasks=(Answer(shards="asked", by_kind=False),))\n'
+    )
+    more = {"root": str(tmp_path), "out": tmp_path / "found.json", "num_workers": 0, "bootstrap": 10, "max_tokens": 40}
+    rows = evaluate_run(tmp_path / "bundle", suite, **more)
+    assert value(rows, "messages>text", "exact_match") == 0.5 and {row.weights for row in rows} != {""}

@@ -13,7 +13,7 @@ from mmfm.config import Run, require
 from mmfm.config.serialization import from_file
 from mmfm.evals.records import Origin, Row
 from mmfm.evals.suite import Suite, metrics_of
-from mmfm.inference.bundle.contents import PARTS, is_bundle, read_bundle, read_manifest
+from mmfm.inference.bundle.contents import PARTS, is_bundle, is_trunk, read_bundle, read_manifest
 
 WEIGHTS, MANIFEST = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"), "manifest.json"
 AGAIN = "score it again: mmfm eval"
@@ -27,12 +27,13 @@ def origin_of(checkpoint: Path | None, suite: Suite | None = None) -> Origin:
 
 
 def run_of(folder: Path) -> Run:
-    """The configuration of a run's folder, or of a whole model's bundle. UserError: it is none."""
+    """The configuration of a run's folder, or of a whole or a language model's bundle. UserError: it is none."""
     path, told = folder / "run.json", "give the folder that `mmfm train` printed, or that of a whole model's bundle"
     require(folder.is_dir(), f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
     if is_bundle(folder):
         bundle = read_bundle(folder)
-        require(bundle.whole, f"{folder} holds {bundle.alone}, and no model; give a run, or a whole model's bundle")
+        whole = bundle.whole or is_trunk(folder)
+        require(whole, f"{folder} holds {bundle.alone}, and no model; give a run, or a whole model's bundle")
         return bundle.run
     require(path.is_file(), f"{folder} holds no run.json, so it is no run; {told}")
     return from_file(path)

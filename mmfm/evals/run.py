@@ -118,9 +118,9 @@ def evaluate_run(
 
 
 def _default_suite(run: Run, splits: Mapping[str, str]) -> Suite:
-    """Of a run that learns conversations those splits are asked as such that hold them."""
+    """Of a model that reads conversations those splits are asked as such that hold them."""
     store = run.data.remote_cache
-    firsts = {name: asked_and_more(spec)[0] for name, spec in splits.items()} if run.chat is not None else {}
+    firsts = {name: asked_and_more(spec)[0] for name, spec in splits.items()} if run.model.chat is not None else {}
     return default_suite(splits, {name: spec for name, spec in firsts.items() if holds_messages(spec, store)})
 
 

@@ -135,7 +135,9 @@ def language_model(folder: Path, *, check: bool = True) -> Interface:
         fresh = torch.randn(shape, generator=noise) * run.model.trunk.width**-0.5
         state[name] = place_embeddings(tables[name], fresh, core.vocabulary) if name in tables else fresh
     adopt(core, state, str(folder))
-    return Interface(core.eval(), run, tokenizer).eval()
+    model = Interface(core.eval(), run, tokenizer).eval()
+    model.checkpoint = folder
+    return model
 
 
 def alone(model: Model) -> Model:
