@@ -30,6 +30,7 @@ def merge(
     with export_folder(out, force) as folder:
         (folder / RUN).write_text(to_json(plain), encoding="utf-8")
         save(folder, number, plain, model.tokenizer, made.model.core.state_dict(), {})
-        about = {"to": "run", "run": str(model.run.name), "merged": made.layers, "difference": made.difference}
+        about = {"to": "run", "run": str(model.run.name), "merged": made.layers}
+        about |= {"difference": made.difference, "difference_of_a_layer": made.of_a_layer}
         write_json(folder / ABOUT, about)
     return made

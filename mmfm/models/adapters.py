@@ -155,6 +155,12 @@ def adapters_of(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     return ((name, part) for name, part in model.named_modules() if isinstance(part, LoraLinear))
 
 
+def sizes_of(model: nn.Module) -> dict[str, int]:
+    """How many numbers each parameter is, however they are kept."""
+    dense = {f"{name}.weight": part.in_features * part.out_features for name, part in adapters_of(model)}
+    return {name: p.numel() for name, p in model.named_parameters()} | dense
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name is of an adapter."""
     return name.rpartition(".")[2] in OWN

@@ -16,6 +16,7 @@ from mmfm.data.stream import TrainStream
 from mmfm.data.waiting import StoppedWaiting
 from mmfm.evals.run import scores_during_training
 from mmfm.inference.interface import Interface
+from mmfm.models.adapters import sizes_of
 from mmfm.models.best import Best
 from mmfm.models.checkpoint import folder_of
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -300,14 +301,16 @@ class ProgressBar(AfterStep):
         steps, data = self.run.optim.steps, self.run.data
         where = f"resumed from step {self.first} of {steps}" if self.first else f"{steps} steps of {data.of_a_step}"
         each = f", on each of {ranks} ranks" if ranks > 1 else ""
-        sizes = [(p.numel(), p.requires_grad) for p in module.objectives.model.parameters()]
+        model = module.objectives.model
+        numbers = sizes_of(model)
+        sizes = [(numbers[name], p.requires_grad) for name, p in model.named_parameters()]
         learn, all_of_them = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
         size = f"{all_of_them:,} parameters" + (f" of which {learn:,} learn" if learn < all_of_them else "")
         how = f"{size}, in {self.run.optim.precision} on {module.device}{each}"
         yield f"training {self.run.name}: {where}, into {self.run.folder}, {how}"
         if module.strategy_told:
             yield f"training {self.run.name}: ranks share the model by {module.strategy_told}"
-        if self.run.optim.param_groups:
+        if self.run.optim.param_groups or self.run.model.adapters:
             yield from (f"training {self.run.name}: {line}" for line in module.learning.lines)
 
     def after_step(self, trainer: L.Trainer, module: JointModule, losses: Mapping[str, Tensor]) -> None:

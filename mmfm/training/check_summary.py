@@ -38,8 +38,9 @@ def show_check(run: Run, found: list[SourceSummary]) -> None:
 
 
 def parameters(run: Run) -> tuple[str, ...]:
-    """What learns and what is locked. Torch is imported only where the run's rates say that not all learn alike."""
-    if not run.optim.param_groups:
+    """What learns and what is locked. Torch is imported only where the run's rates or adapters say that not all learn
+    alike."""
+    if not (run.optim.param_groups or run.model.adapters):
         return (f"every parameter that an objective asks for learns at optim.lr={run.optim.lr:g}",)
     from mmfm.training.initialize import parameters_of
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmfm.config import Optim, ParamGroup, Run, require
 from mmfm.data.vocabulary import Vocabulary
-from mmfm.models.adapters import adapted_parts, adapters_of, is_adapter, part_of
+from mmfm.models.adapters import adapted_parts, adapters_of, is_adapter, part_of, sizes_of
 from mmfm.models.model import UnifiedModel
 from mmfm.training.layer_decay import distances
 from mmfm.training.muon import Muon
@@ -127,7 +127,7 @@ def told(
     model: nn.Module, factor: Mapping[str, float], rates: Sequence[ParamGroup], also: Mapping[str, str]
 ) -> Iterator[str]:
     """Which parameters learn how fast: a line for each pattern with what it decides, and some for all else."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = sizes_of(model)
     decided = dict[str, list[str]]()
     for name in sizes:
         mine = [
@@ -140,8 +140,11 @@ def told(
         if names and decay < 1:
             yield _line_of_layers(what, {name: sizes[name] for name in names}, [factor[name] for name in names], decay)
             continue
-        for value in sorted({factor[name] for name in names}, reverse=True):
-            yield _line(what, {name: sizes[name] for name in names if factor[name] == value}, value)
+        kinds = {(factor[name], is_adapter(name)) for name in names}
+        for value, of in sorted(kinds, reverse=True):
+            mine = {name: sizes[name] for name in names if (factor[name], is_adapter(name)) == (value, of)}
+            named = "adapters" if what == "all else" else f"adapters of {what}"
+            yield _line(named if of else what, mine, value)
         if not names and what != "all else":
             yield f"{what}: decides nothing, as later patterns match all that it names"
 
