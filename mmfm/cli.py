@@ -262,8 +262,12 @@ class Import:
         from transformers.utils import logging
 
         from mmfm.export.importer import import_source
+        from mmfm.export.saved import import_saved, is_saved
 
         logging.disable_progress_bar()
+        if is_saved(self.source):
+            print(import_saved(self.source, self.out, force=self.force))
+            return
         how = {"modality": self.modality, "layout": self.layout, "force": self.force}
         print(import_source(self.source, self.out, **how).line())
         print(self.out)

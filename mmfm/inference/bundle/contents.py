@@ -111,7 +111,7 @@ def is_bundle(folder: str | Path) -> bool:
     require(not older, f"{folder} has a bundle.json, of an earlier mmfm, which is read no more; {ANEW}")
     if not listed and (folder / CONFIG).is_file():
         told = f"{folder} has no {FILES}: transformers saved it, or an earlier mmfm, and it cannot be verified"
-        require(not is_of_mmfm(folder / CONFIG), f"{told}; {ANEW}")
+        require(not is_of_mmfm(folder / CONFIG), f"{told}; `mmfm import {folder} OUT` makes a bundle of it")
     return listed
 
 
