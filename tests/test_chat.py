@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from toys import toy_config
 
 from mmfm.config import CHATML, Chat, ChatTemplate, Data, Model, Run, Source, UserError
@@ -18,6 +19,10 @@ from mmfm.data.stream import TrainStream
 from mmfm.data.token_counts import add_tokens
 from mmfm.doctor.scan import scan
 from mmfm.doctor.shard_integrity import look, sets_of
+from mmfm.inference.interface import Interface
+from mmfm.models.model import build
+from mmfm.objectives.conversation import plan_chats
+from mmfm.objectives.task_pass import forward_passes
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.chat import END, Message, Part, encode_chat, parse_messages, require_learned
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -163,6 +168,37 @@ def test_batches_hold_conversations_with_their_parts_in_order_of_mention(shard: 
         }[key]  # fmt: skip
     bad = {code for (_, code), count in stream.health.bad.items() if count}
     assert bad <= {"messages_parts", "messages_unlearned", "messages_missing", "messages_mark"}
+
+
+def test_a_large_picture_is_read_whole_and_in_tiles_and_a_small_one_whole(
+    tmp_path: Path, write_shard: Callable, encode_image: Callable
+) -> None:
+    """Planted: the left half dark, the right half light, of twice the tower's width; then one of its own size."""
+    wide = np.repeat(np.array([[40, 200]], np.uint8), 16, axis=1).repeat(8, axis=0)
+    small = np.full((8, 16), 90, np.uint8)
+    parts = {"json": conversation([IMAGE, "and", IMAGE]), "0.png": encode_image(wide), "1.png": encode_image(small)}
+    folder = write_shard(tmp_path / "talk" / "t-0.tar", {"a": parts}).parent
+    model = replace(toy_config(), chat=PLAIN, tiles=2)
+    batch = next(iter(TrainStream(chat_run(folder, model), load_tokenizer("bytes"), rank=0, world=1)))
+    assert batch.chats is not None
+    row = batch.chats.ids[0][batch.chats.keep[0]].tolist()
+    assert row[len(b"User: ") :][:7] == [-1, -1, -1, *b"and", -1]
+    images = batch.items["image"]
+    own = images.x[images.rows == 0, 0].float()
+    assert own[1:].mean((1, 2)).tolist() == [40.0, 200.0, 90.0] and 100 < own[0].mean() < 140
+    torch.manual_seed(0)
+    core = build(model, 256).eval()
+    one = plan_chats(batch)
+    assert one is not None and forward_passes(core, [one])[0].states.isfinite().all()
+    interface = Interface(core, chat_run(folder, model), load_tokenizer("bytes"))
+    said = [{"type": "image", "image": wide}, "and", {"type": "image", "image": small}]
+    asked = interface.chatting.asked([{"role": "user", "content": said}])
+    read = interface.chatting.batch([asked])
+    assert torch.equal(read.items["image"].x, images.x[images.rows == 0])
+    assert read.chats is not None and read.chats.ids[0, : len(row) - 8].tolist() == row[: len(row) - 8]
+    for bad in ({"tiles": 1}, {"tiles": 2, "image": None}):
+        with pytest.raises(UserError, match=r"Model\.tiles"):
+            replace(model, **bad)
 
 
 def test_parts_and_mentions_that_differ_are_told_with_both_counts(shard: Path) -> None:

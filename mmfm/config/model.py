@@ -22,6 +22,8 @@ class Model(Checked):
     text: TextTower | Tower | Embedded | None = field(default_factory=TextTower)
     modalities: tuple[Modality, ...] = ()  # of one's own, which are read alone (mmfm/config/modalities.py)
     trunk: Trunk = field(default_factory=Trunk)
+    # of a picture in a conversation that is larger than its tower reads, at most so many parts are read too; 0: none
+    tiles: int = 0
     chat: ChatTemplate | None = None  # how the messages of a conversation become tokens; None: it reads none
     tokenizer: str = "bytes"  # "bytes" or the path of a tokenizer.json of Hugging Face `tokenizers`
     image_codec: ImageCodec | KnownCodec | None = None  # what writes pictures; None: they are read only
@@ -40,6 +42,8 @@ class Model(Checked):
             value = getattr(self, name)
             require(0 <= value < 1, f"Model.{name}={value} must be at least 0 and below 1")
         require(min(self.image_codes, self.audio_codes) >= 0, "Model: image_codes and audio_codes must not be negative")
+        told = f"Model.tiles={self.tiles} must be 0, or at least 2 parts of a picture, which a tower of pictures reads"
+        require(self.tiles == 0 or (self.tiles > 1 and self.image is not None), told)
         names = [part.name for part in self.modalities]
         require(len(names) == len(set(names)), f"Model.modalities: one is given twice: {', '.join(names)}")
         told = "Trunk.depth=0 makes a dual encoder, whose towers each give one token: Tower(pool='mean' or 'source')"

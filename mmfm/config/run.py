@@ -239,6 +239,9 @@ class Run(Checked):
         )
         unable = self.generative or self.chat or self.data.augment.tower_token_dropout
         require(not (dual and unable), f"Run: a dual encoder (Trunk.depth=0) {told}")
+        changes = self.data.augment.crop or self.data.augment.horizontal_flip
+        told = "Model.tiles are cut of whole pictures; set data.augment.crop=0 and horizontal_flip=False"
+        require(not (self.model.tiles and changes), told)
         names = [item.name for item in self.terms]
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 

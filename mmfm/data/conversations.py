@@ -59,8 +59,17 @@ def with_chat(example: Example, model: Model, tokenizer: Tokenizer) -> Example:
     """The example with its conversation to be learned. Raises BadSample as `chat_of` does."""
     assert example.words is not None
     counts = {kind: sum(one.item(kind) is not None for one in items_of(example)) for kind in PARTS}
+    counts |= {"image": len(example.tiles)} if model.tiles else {}
     chat, cut = chat_of(example.words, counts, model, tokenizer)
-    return replace(example, chat=chat, chat_cut=cut)
+    return replace(example, chat=repeated(chat, example.tiles) if model.tiles else chat, chat_cut=cut)
+
+
+def repeated(chat: ChatIds, tiles: Sequence[int]) -> ChatIds:
+    """The conversation with each mention of a picture as often as it is read."""
+    left = iter(tiles)
+    times = [next(left) if token == PARTS["image"] else 1 for token in chat.ids]
+    at = [place for place, count in enumerate(times) for _ in range(count)]
+    return ChatIds([chat.ids[p] for p in at], [chat.learn[p] for p in at], [chat.turns[p] for p in at])
 
 
 def chat_of(sample: Sample, counts: Mapping[str, int], model: Model, tokenizer: Tokenizer) -> tuple[ChatIds, bool]:

@@ -24,6 +24,7 @@ from mmfm.data.vocabulary import CodeFormat
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio
 from mmfm.preprocessing.image import picture
+from mmfm.preprocessing.tiles import tiled
 from mmfm.preprocessing.tokenizer import Tokenizer
 
 OF_ITEMS = len(MODALITIES) * DRAWS  # a position's draws: first those of its items, then these two
@@ -41,6 +42,7 @@ class Decode:
     crop: float = 0.0  # of pictures, in training
     mirror: bool = False
     codes: tuple[str, ...] = ()  # modalities whose stored codes are read, and not made anew by the codec
+    tiles: int = 0  # of pictures, as Model.tiles, where they are those of conversations
 
     @property
     def random(self) -> bool:
@@ -70,21 +72,30 @@ def read_example(
     document all items are read.
     """
     wanted = modality_names() if wanted is None else wanted
-    whole = joined([_step(step, model, decode, wanted, draws) for step in steps_of(sample)])
+    steps = [_step(step, model, decode, wanted, draws) for step in steps_of(sample)]
+    whole = joined([one for some in steps for one in some])
+    if decode.tiles:
+        counts = (sum(one.image is not None for one in some) for some in steps)
+        whole = replace(whole, tiles=tuple(count for count in counts if count))
     words = {name: data for name, data in sample.parts.items() if numbered(name)[1] in WORDS}
     return replace(whole, words=Sample(sample.key, words, sample.where))
 
 
 def _step(
     sample: Sample, model: config.Model, decode: Decode, wanted: Collection[str], draws: Float[np.ndarray, " k"] | None
-) -> Example:
-    """A sample without counted parts."""
+) -> list[Example]:
+    """A sample without counted parts; its picture's tiles are pictures behind it."""
     named = {MODALITY[name]: data for name, data in sample.parts.items() if name in MODALITY}
     values: dict[str, Tensor] = {}
     raw: dict[str, Tensor] = {}
+    tiles: list[Tensor] = []
     try:
         for name in ("image", "audio"):
             if name not in named or name not in wanted or not (contracts := contracts_of(model, name)):
+                continue
+            if name == "image" and decode.tiles:
+                assert isinstance(contracts[0], config.ImagePreprocess)
+                values[name], *tiles = tiled(named[name], decode.tiles, **shape_of(contracts[0]))
                 continue
             values[name], *others = [decode_part(named[name], contract, decode, draws) for contract in contracts]
             raw |= dict(zip([name], others, strict=False))
@@ -94,7 +105,8 @@ def _step(
         raise BadSample(why.code, f"{sample.where}: {why}") from None
     text = text_of(sample) if "text" in wanted else None
     image, audio = values.get("image"), values.get("audio")
-    return Example(key=sample.key, image=image, audio=audio, text=text, raw=raw, codes=codes, own=own)
+    first = Example(key=sample.key, image=image, audio=audio, text=text, raw=raw, codes=codes, own=own)
+    return [first, *(Example(key=sample.key, image=tile) for tile in tiles)]
 
 
 def _codes(sample: Sample, model: config.Model, name: str) -> Int[Tensor, " t"]:

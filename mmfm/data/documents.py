@@ -43,6 +43,7 @@ class Example:
     before: "tuple[Example, ...]" = ()
     chat: ChatIds | None = None
     chat_cut: bool = False  # only its first tokens are read
+    tiles: tuple[int, ...] = ()  # of each picture, as how many it is read; empty: each as one
 
     def item(self, name: str) -> Any:
         """Its item of this modality, or None."""

@@ -214,7 +214,9 @@ class Plan(Dataset):
         for name in asks.must.difference(modalities(parts.parts)):
             code = f"missing_{name}" if name in MODALITIES else "missing_own"
             raise BadSample(code, f"{parts.where} has no {name}, which its source provides")
-        return read_example(parts, self.run.model, self._decode, asks.plain, draws if self._decode.random else None)
+        talks = MESSAGES in self.run.data.train[source].modalities
+        decode = replace(self._decode, tiles=self.run.model.tiles) if talks else self._decode
+        return read_example(parts, self.run.model, decode, asks.plain, draws if decode.random else None)
 
     @cached_property
     def tokens(self) -> TokenCounts:

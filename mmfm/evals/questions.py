@@ -150,7 +150,8 @@ class QuestionReader(Reader):
     def read(self, sample: Sample) -> Read:
         """Raises BadSample, also where a conversation is longer than is read: its answer would be cut."""
         asked = asking(sample, self.before(sample.key))
-        example = with_chat(read_example(asked, self.model, self.decode, tuple(PARTS)), self.model, self.tokenizer)
+        decode = replace(self.decode, tiles=self.model.tiles)
+        example = with_chat(read_example(asked, self.model, decode, tuple(PARTS)), self.model, self.tokenizer)
         if example.chat_cut:
             told = (
                 f"{sample.where}: a conversation of more than the {self.tokenizer.limits.written} tokens that are read"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mmfm.config import Run, UserError, require
 from mmfm.data.batch import Batch
-from mmfm.data.conversations import conversations_of, template_of
+from mmfm.data.conversations import conversations_of, repeated, template_of
 from mmfm.generation import Finish, GenerationConfig, stream_on, write_on
 from mmfm.generation.chat import read_chats
 from mmfm.inference.modality_options import check_names
@@ -58,9 +58,19 @@ class Chatting:
         return Asked(ChatIds(ids, [False] * len(ids), [0] * len(ids)), {})
 
     def batch(self, asked: Sequence[Asked]) -> Batch:
-        read = Processor(self.run, self.tokenizer).batch([one.things for one in asked])
+        processor = Processor(self.run, self.tokenizer)
+        asked = [self._tiled(one, processor) for one in asked] if self.run.model.tiles else asked
+        read = processor.batch([one.things for one in asked])
         chats = conversations_of([(row, one.ids) for row, one in enumerate(asked)])
         return replace(read, chats=chats).to(self.core.device)
+
+    def _tiled(self, asked: Asked, processor: Processor) -> Asked:
+        """Each picture whole, and then its tiles."""
+        parts = [processor.tiles(thing) for thing in asked.things.get("image", ())]
+        if not parts:
+            return asked
+        images = [tile for part in parts for tile in part]
+        return Asked(repeated(asked.ids, [*map(len, parts)]), {**asked.things, "image": images})
 
     @property
     def end(self) -> int:

@@ -16,7 +16,8 @@ from mmfm.data.batch import Batch, Items
 from mmfm.data.decode import Example, collate, contracts_of, shape_of
 from mmfm.inference.processing import WORDS, Sound, Things
 from mmfm.preprocessing.audio import load_audio
-from mmfm.preprocessing.image import load_picture
+from mmfm.preprocessing.image import load_picture, of_given
+from mmfm.preprocessing.tiles import tiled
 from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.preprocessing.validation import (
     check_ids,
@@ -32,6 +33,8 @@ from mmfm.preprocessing.validation import (
 
 def read_thing(contract: ImagePreprocess | AudioPreprocess, thing: Any, data: Data) -> Tensor:
     """A picture or sound as this contract wants it, cut and decoded as `data` says. UserError for what is neither."""
+    if isinstance(thing, Tensor) and thing.dtype == torch.uint8:
+        return thing  # a tile, as it is read
     if isinstance(contract, ImagePreprocess):
         return load_picture(picture_given(thing), **shape_of(contract), exact=data.exact_decode)
     length = {"rate_hz": contract.rate_hz, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
@@ -50,6 +53,11 @@ class Processor:
     def transform(self, picture: Any) -> Tensor:
         """A picture as uint8 [channels, height, width] of the model's size; the model itself normalizes."""
         return self._read(self._tower("image").pixels, picture)
+
+    def tiles(self, picture: Any) -> list[Tensor]:
+        """A picture as `transform` gives it, and then its parts (`Model.tiles`)."""
+        how = shape_of(self._tower("image").pixels)
+        return of_given(picture_given(picture), lambda data: tiled(data, self.run.model.tiles, **how))
 
     def tokenize(self, texts: Any) -> Int[Tensor, "n time"]:
         """Ids as the text tower reads them, padded with -1 to the longest.

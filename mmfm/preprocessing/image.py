@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -56,6 +56,9 @@ SLIM = 16  # a picture that is longer, for what is wanted of it, loses its ends 
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+Made = TypeVar("Made")
 
 
 def picture(
@@ -167,18 +170,22 @@ def load_picture(
     exact: bool = True,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
     """`picture` of a file of the user, which every error names, or of a picture that Pillow holds."""
+    how = {
+        "resize_mode": resize_mode,
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "resizer": resizer,
+        "odd": odd,
+        "exact": exact,
+    }
+    return of_given(given, lambda data: picture(data, channels=channels, height_px=height_px, width_px=width_px, **how))
+
+
+def of_given(given: str | Path | Image.Image, make: Callable[[bytes], Made]) -> Made:
+    """What `make` makes of the bytes of a user's picture, whose name is in every error."""
     name = "the picture" if isinstance(given, Image.Image) else given
     try:
-        data = _png(given) if isinstance(given, Image.Image) else Path(given).read_bytes()
-        how = {
-            "resize_mode": resize_mode,
-            "crop_pct": crop_pct,
-            "interpolation": interpolation,
-            "resizer": resizer,
-            "odd": odd,
-            "exact": exact,
-        }
-        return picture(data, channels=channels, height_px=height_px, width_px=width_px, **how)
+        return make(_png(given) if isinstance(given, Image.Image) else Path(given).read_bytes())
     except BadSample as why:
         raise BadSample(why.code, f"{name}: {why}") from None
     except OSError as why:

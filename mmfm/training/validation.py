@@ -67,8 +67,10 @@ def validation_batches(run: Run, tokenizer: Tokenizer) -> Iterator[Batch]:
         for place in places[first : first + run.eval.batch_size]:
             try:
                 sample = shards.read(place, frozenset(EXTENSIONS))
-                example = read_example(sample, run.model, decode)
-                if run.chat is not None and MESSAGES in meta_of(sample):
+                talks = run.chat is not None and MESSAGES in meta_of(sample)
+                how = replace(decode, tiles=run.model.tiles) if talks else decode
+                example = read_example(sample, run.model, how)
+                if talks:
                     example = with_chat(example, run.model, tokenizer)
                 chosen = text_of(sample, texts) if texts else None
                 examples.append(example if chosen is None else replace(example, text=chosen))

