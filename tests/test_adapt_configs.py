@@ -1,0 +1,64 @@
+"""The configurations that start from imported models, over a small one in its place: they are built, checked and taken
+one step on conversations as their data sets write them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_chat_template import CHATML_PLAIN, language_folder
+
+from mmfm.__main__ import main
+from mmfm.config import Run
+from mmfm.config.load import read_run
+from mmfm.config.serialization import from_json, to_json
+from mmfm.export.importer import import_source
+from mmfm.inference.load import load_model
+from mmfm.training.fit import train
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs" / "adapt").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable, encode_image: Callable) -> Path:
+    """A folder as the configurations' commands leave it: a bundle, and conversations with and without pictures."""
+    folder = tmp_path_factory.mktemp("adapt")
+    import_source(f"hf:{language_folder(folder / 'llama', CHATML_PLAIN)}", folder / "bundles" / "smol")
+    picture = encode_image(np.full((8, 8, 3), 90, np.uint8), "JPEG")
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]}]
+    seen = {"messages": [*turns, {"role": "assistant", "content": "grey"}], "kind": "colour"}
+    said = {"messages": [{"role": "user", "content": "hm?"}, {"role": "assistant", "content": "yes"}], "kind": "text"}
+    samples = {f"a{n}": {"json": json.dumps(seen).encode(), "0.jpg": picture} for n in range(16)}
+    texts = {f"b{n}": {"json": json.dumps(said).encode()} for n in range(16)}
+    for split in ("train", "val", "test"):
+        write_shard(folder / "data" / "scenes" / split / "scene-000000.tar", samples)
+        write_shard(folder / "data" / "scenes" / split / "text-000000.tar", texts)
+    return folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_is_read_checked_and_kept(path: Path, place: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(place)
+    run = read_run(path)
+    assert from_json(to_json(run), "run.json") == run
+    assert main(["train", str(path), "--check"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "learned (" in told and "cannot be used" not in told and "[[" in told
+
+
+def test_one_step_of_the_chat_recipe_and_an_answer(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    run: Run = read_run(ROOT / "configs" / "adapt" / "chat.py")
+    optim = replace(run.optim, steps=2, warmup_steps=1)
+    tower = replace(run.model.image, weights="random", feature_cache_dir="")
+    run = replace(run, optim=optim, model=replace(run.model, image=tower), data=replace(run.data, num_workers=0))
+    folder = train(run)
+    model = load_model(folder)
+    picture = np.full((8, 8, 3), 90, np.uint8)
+    said = model.chat([{"role": "user", "content": [{"type": "image", "image": picture}, "which?"]}], max_tokens=3)
+    assert isinstance(said, str)
+    learned = [name for name, p in model.core.named_parameters() if "lora_b" in name and bool(p.any())]
+    assert learned
