@@ -91,6 +91,42 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Descriptions:
+    """Texts to sum up and to translate, as conversations: what Debian says of its packages."""
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/descriptions."""
+    languages: tuple[str, ...] = ("fr", "de", "it")
+    """Into which it is translated: any of fr de it da es ja pl pt_BR ru uk."""
+    lists: str = ""
+    """A folder of apt's lists; else apt-get fetches them into FOLDER.lists, where they stay."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import descriptions
+
+        lists = Path(self.lists) if self.lists else None
+        descriptions.build(Path(self.folder), languages=self.languages, lists=lists)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packages:
+    """Records of Debian's packages, and questions that one of them answers, for answers with retrieval."""
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/packages."""
+    packages: int = 5_000
+    """How many there are records of."""
+    lists: str = ""
+    """A folder of apt's lists; else apt-get fetches them into FOLDER.lists, where they stay."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import package_facts
+
+        lists = Path(self.lists) if self.lists else None
+        package_facts.build(Path(self.folder), packages=self.packages, lists=lists)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """Write the indexes that tars below a folder lack (X.idx.json beside X.tar), and each folder's shards.json."""
 
@@ -225,6 +261,8 @@ DATA: dict[str, type[Any]] = {
     "stamps": Stamps,
     "scenes": Scenes,
     "corpus": Corpus,
+    "descriptions": Descriptions,
+    "packages": Packages,
     "build": Build,
     "index": Index,
     "encode": Encode,

@@ -18,6 +18,7 @@ from mmfm.data import shard_list
 from mmfm.data.writer import ShardWriter, as_json
 from mmfm.datasets import debian
 from mmfm.datasets.debian import SPLITS
+from mmfm.datasets.near_duplicates import Seen
 from mmfm.preprocessing.tokenizer import train_tokenizer
 from mmfm.runtime.files import replace_file
 
@@ -26,8 +27,6 @@ FORMAT = 1  # raised when the same package gives other bytes
 SHORTEST, LONGEST = 200, 600  # bytes of a passage
 TEST, VAL = 10, 15  # of 100
 VOCABULARY, SHARD_SAMPLES = 2_048, 2_000
-RUN, MOST_KNOWN = 5, 0.5  # words of a run; of a passage's runs, the part that may have stood before
-WORD = re.compile(r"[a-z']+")
 MAGIC, COUNTS_AT = b"EC02", 84  # there: bytes of a window, number of windows, and where each of them begins and ends
 MOST_WINDOWS = 1 << 12
 COMPRESSED = b"\x1f\x9d"  # compress(1); its three bytes stand once, before the first window, and hold for all
@@ -129,7 +128,7 @@ def split_of(chapter: Chapter) -> str:
 
 def _write(folder: Path, chapters: Sequence[Chapter]) -> Made:
     """All splits, and the tokenizer of what train holds."""
-    made, seen, texts = Made(), set[tuple[str, ...]](), list[str]()
+    made, seen, texts = Made(), Seen(), list[str]()
     for split in SPLITS:
         mine = [chapter for chapter in chapters if split_of(chapter) == split]
         made.chapters[split] = len(mine)
@@ -148,23 +147,13 @@ def _write(folder: Path, chapters: Sequence[Chapter]) -> Made:
     return made
 
 
-def _new(
-    chapters: Sequence[Chapter], seen: set[tuple[str, ...]], left_out: Counter[str], split: str
-) -> Iterator[Passage]:
+def _new(chapters: Sequence[Chapter], seen: Seen, left_out: Counter[str], split: str) -> Iterator[Passage]:
     """The passages that did not stand before; what they say is seen from then on."""
     for passage in (passage for chapter in chapters for passage in passages(chapter)):
-        runs = runs_of(passage.text)
-        if runs and len(runs & seen) >= MOST_KNOWN * len(runs):
+        if seen.is_new(passage.text):
+            yield passage
+        else:
             left_out[split] += 1
-            continue
-        seen |= runs
-        yield passage
-
-
-def runs_of(text: str) -> set[tuple[str, ...]]:
-    """Every five words that follow each other, without case and marks."""
-    words = WORD.findall(text.lower())
-    return {tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)}
 
 
 # The package's text

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmfm.config import UserError, require
-from mmfm.data.writer import as_json
-from mmfm.datasets.folder import PARTIAL, complete, prints
-from mmfm.runtime.files import output_folder, replace_file
+from mmfm.datasets.folder import build_folder
+from mmfm.runtime.files import replace_file
 
 SPLITS = ("test", "val", "train")  # in this order: what is in one of them is in none that follows
 
@@ -56,20 +55,18 @@ def build(
     `deb` is the package; without it apt-get downloads it into FOLDER.deb, where it stays. `write` gets the folder to
     fill and the path of the package's data. Raises UserError if that fails.
     """
-    if complete(folder, name, arguments):
-        print(f"{folder} is complete already; nothing to do")
-        return
-    file = deb or fetch(package, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
-    with output_folder(folder, PARTIAL) as partial:
+
+    def filled(partial: Path) -> tuple[Mapping[str, Any], str]:
+        file = deb or fetch(package, folder.resolve().with_name(f"{folder.resolve().name}.deb"))
         with unpacked(package, file, partial) as root:
             summary = write(partial, root / package.data)
             licence = (root / package.copyright).read_text(encoding="utf-8")
         about = origin(package, file)
         replace_file(partial / "LICENSE", licence)
         replace_file(partial / "README.md", summary.page(about["version"], licence.strip()))
-        manifest = {"arguments": dict(arguments), "package": {"name": package.name, **about}, **summary.tree()}
-        replace_file(partial / f"{name}.json", as_json({**manifest, "files": prints(partial)}))
-    print(f"{folder} is complete: {summary.line()}")
+        return {"package": {"name": package.name, **about}, **summary.tree()}, summary.line()
+
+    build_folder(folder, name, arguments, filled)
 
 
 def split_of(name: str, test: int, val: int) -> str:

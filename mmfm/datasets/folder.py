@@ -2,13 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmfm.config import UserError, require
+from mmfm.data.writer import as_json
+from mmfm.runtime.files import output_folder, replace_file
 
 PARTIAL = ".partial"  # after the folder's name, until it is whole
+
+
+def build_folder(
+    folder: Path, name: str, arguments: Mapping[str, Any], write: Callable[[Path], tuple[Mapping[str, Any], str]]
+) -> None:
+    """Write the data set `name` into `folder`, which must be new or empty, or hold just this: then nothing is done.
+
+    `write` fills the folder that it gets, and returns what the manifest says beside `arguments`, and a line of it all.
+    """
+    if complete(folder, name, arguments):
+        print(f"{folder} is complete already; nothing to do")
+        return
+    with output_folder(folder, PARTIAL) as partial:
+        tree, line = write(partial)
+        manifest = {"arguments": dict(arguments), **tree}
+        replace_file(partial / f"{name}.json", as_json({**manifest, "files": prints(partial)}))
+    print(f"{folder} is complete: {line}")
 
 
 def complete(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
