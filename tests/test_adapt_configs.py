@@ -23,8 +23,15 @@ CONFIGS = sorted((ROOT / "configs" / "adapt").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable, encode_image: Callable) -> Path:
-    """A folder as the configurations' commands leave it: a bundle, and conversations with and without pictures."""
+def place(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_shard: Callable,
+    encode_image: Callable,
+    encode_audio: Callable,
+    sine: Callable,
+) -> Path:
+    """A folder as the configurations' commands leave it: a bundle, and conversations written, spoken, without a
+    picture."""
     folder = tmp_path_factory.mktemp("adapt")
     import_source(f"hf:{language_folder(folder / 'llama', CHATML_PLAIN)}", folder / "bundles" / "smol")
     picture = encode_image(np.full((8, 8, 3), 90, np.uint8), "JPEG")
@@ -33,9 +40,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable, encod
     said = {"messages": [{"role": "user", "content": "hm?"}, {"role": "assistant", "content": "yes"}], "kind": "text"}
     samples = {f"a{n}": {"json": json.dumps(seen).encode(), "0.jpg": picture} for n in range(16)}
     texts = {f"b{n}": {"json": json.dumps(said).encode()} for n in range(16)}
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "audio"}]}]
+    heard = {"messages": [*asked, {"role": "assistant", "content": "grey"}], "kind": "spoken-colour"}
+    sound = encode_audio(sine(300.0, 0.3))
+    spoken = {f"c{n}": {"json": json.dumps(heard).encode(), "0.jpg": picture, "1.wav": sound} for n in range(16)}
     for split in ("train", "val", "test"):
         write_shard(folder / "data" / "scenes" / split / "scene-000000.tar", samples)
         write_shard(folder / "data" / "scenes" / split / "text-000000.tar", texts)
+        write_shard(folder / "data" / "scenes" / split / "spoken-000000.tar", spoken)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The chat model that also hears: spoken questions about pictures, through Whisper tiny.en's encoder, beside written ones.
+"""The chat model that also hears: spoken questions about pictures, beside written ones (Whisper tiny.en's encoder).
 
     (the bundle and data of configs/adapt/chat.py)
     mmfm train configs/adapt/chat_spoken.py

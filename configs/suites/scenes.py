@@ -1,6 +1,6 @@
 """Written questions about composed pictures that a model never saw, by kind, blind, and in another style.
 
-    mmfm eval RUN configs/suites/scenes.py --root data/scenes
+mmfm eval RUN configs/suites/scenes.py --root data/scenes
 """
 
 from mmfm.evals.suite import Answer, Suite

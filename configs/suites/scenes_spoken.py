@@ -1,6 +1,6 @@
 """Spoken questions of new voices about composed pictures; and another question spoken, which nothing answers.
 
-    mmfm eval RUN configs/suites/scenes_spoken.py --root data/scenes
+mmfm eval RUN configs/suites/scenes_spoken.py --root data/scenes
 """
 
 from mmfm.evals.suite import Answer, Suite
