@@ -145,7 +145,7 @@ class Generate(GenerateArgs):
         from mmfm.inference.generate_command import produce
 
         model = mmfm.load(self.run, device=self.device, dtype=self.dtype, **({"ema": True} if self.ema else {}))
-        produce(model, self.task, self.out, self.num_samples, self.given)
+        produce(model, self)
 
 
 @dataclass(frozen=True, kw_only=True)

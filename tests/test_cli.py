@@ -267,7 +267,8 @@ def test_generate_passes_on_what_it_is_given(
     def generate_many(task: str, *, n: int, **how: Any) -> list[str]:
         return [f"{task} {how} {i}" for i in range(n)]
 
-    monkeypatch.setattr(mmfm, "load", lambda run, **_: SimpleNamespace(generate_many=generate_many, stream=iter))
+    made = SimpleNamespace(generate_many=generate_many, generate_each=iter, stream=iter)
+    monkeypatch.setattr(mmfm, "load", lambda run, **_: made)
     line = f"generate {tmp_path} image>text --image {first} --temperature 0.5 --seed 4 --num-samples 2"
     assert main(line.split()) == 0
     how = {"image": [str(first)], "seed": 4, "temperature": 0.5}

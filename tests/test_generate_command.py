@@ -1,5 +1,6 @@
 """`mmfm generate` from the words to the files: what is written, under which name, and that it is whole or not there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmfm.config.serialization import to_json
 from mmfm.inference import media_files
 from mmfm.inference.interface import Interface, Sound
 from mmfm.inference.media_files import sheet
+from mmfm.inference.processing import Text
 from mmfm.models.checkpoint import save
 from mmfm.runtime import files
 
@@ -202,3 +204,113 @@ def test_a_chain_on_the_command_line(model: Interface):
     torch.testing.assert_close(
         torch.from_numpy(soundfile.read("b.wav", dtype="float32")[0]), said.wave, atol=2**-15, rtol=0
     )
+
+
+def shades(folder: str, count: int = 5) -> list[str]:
+    """Pictures that are told apart, a.png and so on."""
+    Path(folder).mkdir()
+    files = [f"{folder}/{'abcde'[at]}.png" for at in range(count)]
+    for at, file in enumerate(files):
+        Image.fromarray(np.random.default_rng(at).integers(0, 256, (8, 16), np.uint8)).save(file)
+    return files
+
+
+@pytest.mark.parametrize("how", [(), ("--temperature", "1", "--seed", "3"), ("--repetition-penalty", "3")])
+def test_a_folder_is_a_line_for_each_file_and_each_is_as_if_alone(model: Interface, how: tuple[str, ...], capsys):
+    """In parts of two or all at once, by name; the files' own lines are those of the command for one file."""
+    alone = []
+    for file in shades("f"):
+        assert generate("image>text", "--image", file, "--max-tokens", "5", *how) == 0
+        alone.append(f"{file}\t{' '.join(capsys.readouterr().out.split())}\n")
+    assert len({line.split("\t")[1] for line in alone}) > 1
+    Path("f/notes.txt").write_text("not a picture")
+    for more in ((), ("--batch-size", "2")):
+        assert generate("image>text", "--image", "f", "--max-tokens", "5", *how, *more) == 0
+        assert capsys.readouterr().out == "".join(alone)
+
+
+def test_pictures_of_texts_are_numbered_and_those_of_a_folder_have_its_names(model: Interface, capsys):
+    """Texts of several lengths, given behind another or alone, through a chain too."""
+    Path("texts").write_text("seven\na\nfour hundred\n")
+    assert generate("text>image", "--texts", "texts", "--out", "t{}.png", "--batch-size", "2") == 0
+    assert capsys.readouterr().out == "t1.png\nt2.png\nt3.png\n"
+    for number, text in enumerate(("seven", "a", "four hundred"), 1):
+        assert (pixels(Image.open(f"t{number}.png")) == pixels(model.generate("text>image", text=text))).all()
+    files = shades("f", 3)
+    Path("made").mkdir()
+    assert generate("image>text>image", "--image", "f", "--out", "made/{}.png") == 0
+    for file in files:
+        said = model.generate("image>text>image", image=file)
+        assert (pixels(Image.open(f"made/{Path(file).name}")) == pixels(said)).all()
+    assert generate("image>text>image", "--image", "f", "--out", "made/{}.png") == 2
+    assert "made/a.png, made/b.png and others are there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "how"),
+    [
+        ("audio>audio", "audio", {"max_tokens": 3}),
+        ("audio>text", "audio", {"temperature": 1.0, "seed": 2}),
+        ("text>text", "text", {"num_beams": 2}),
+        ("text~", "text", {"seed": 1}),
+        ("image~", "image", {"mask": "left", "seed": 1}),
+        ("audio~", "audio", {"mask": 0.5}),
+    ],
+)
+def test_each_of_several_is_what_it_is_alone(model: Interface, task: str, key: str, how: dict):
+    """Things of several lengths, whatever the task."""
+    for at, count in enumerate((5, 9, 3)):
+        wave = 0.3 * np.random.default_rng(at).standard_normal(count * STEP)
+        soundfile.write(f"{at}.wav", wave, 16_000)
+    given = {"audio": ["0.wav", "1.wav", "2.wav"], "text": ["a_", "longer_ _", "_b_"], "image": shades("f", 3)}[key]
+    made = model.generate_each(task, [{key: one} for one in given], **how)
+    for one, thing in zip(given, made, strict=True):
+        alone = model.generate(task, **{key: one}, **how)
+        if isinstance(alone, Sound):
+            assert isinstance(thing, Sound) and (thing.start, thing.finish) == (alone.start, alone.finish)
+            torch.testing.assert_close(thing.wave, alone.wave)
+        elif isinstance(alone, str):
+            assert thing == alone
+        else:
+            assert (pixels(thing) == pixels(alone)).all()
+    assert model.generate_each(task, [], **how) == []
+
+
+def test_lines_of_json_hold_the_chances(model: Interface, capsys):
+    """Of one text and of several; their sum is what the same text is given."""
+    files = shades("f", 2)
+    assert generate("image>text", "--image", "f", "--max-tokens", "4", "--json", "--logprobs") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for file, line in zip(files, lines, strict=True):
+        said = model.generate("image>text", image=file, max_tokens=4, logprobs=True)
+        assert isinstance(said, Text) and line.pop("logprobs") == pytest.approx(said.logprobs, abs=1e-5)
+        assert line == {"image": file, "text": said, "finish": said.finish}
+    assert generate("image>text", "--image", files[0], "--max-tokens", "4", "--min-tokens", "4", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["text", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("image>text --image f --num-samples 2 --temperature 1", "of several each is made once"),
+        ("text>image --texts texts --out a.png", "name each, such as --out '{}.png'"),
+        ("text>image --texts empty --out {}.png", "line 2 of empty is empty"),
+        ("text>image --texts nothing --out {}.png", "there is no file 'nothing'"),
+        ("image,text,image>text --image f --image f --text a", "only one of --image, --audio and --texts"),
+        ("image>text --image none", "holds no .png"),
+        ("image>text>image --image twice --out made-{}.png", "would both be made-a.png"),
+        ("image>text --image f --logprobs", "are printed by --json; add it"),
+        ("image>text --image f --texts texts", "does not read text; leave out --texts"),
+        ("text>image --text a --out a.png --json", "--json prints texts"),
+    ],
+)
+def test_what_does_not_go_with_several_says_so(words: str, told: str, capsys):
+    shades("f", 1)
+    for folder in ("none", "twice"):
+        Path(folder).mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("L", (16, 8)).save(f"twice/{name}")
+    Path("texts").write_text("a\nb\n")
+    Path("empty").write_text("a\n\nb\n")
+    assert generate(*words.split()) == 2
+    assert told in capsys.readouterr().err

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import tyro
 
-from mmfm.config import MODALITIES, Generative, require
+from mmfm.config import MODALITIES, Generative, UserError, require
 from mmfm.config.task import Task, parse_chain
+from mmfm.inference.chat_args import files_in
 from mmfm.inference.known_tasks import links_of
 
 SUFFIX = {"image": ".png", "audio": ".wav"}
 NAMES = {"text": "text", "image": "picture", "audio": "sound"}
-PLACES = ("run", "task", "out", "num_samples", "ema", "device", "dtype", "force", *MODALITIES)  # the rest says how
+PLACES = ("run", "task", "out", "num_samples", "ema", "device", "dtype", "force", "texts", "json", *MODALITIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +26,23 @@ class GenerateArgs:
     task: tyro.conf.Positional[str]
     """Sources > target."""
     image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A .png, .jpg or .webp to read, or to fill in."""
+    """A .png, .jpg or .webp to read, or to fill in; a folder: each of its pictures on its own."""
     audio: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A .wav, .flac, .ogg or .mp3 to read, to continue or to fill in."""
+    """A .wav, .flac, .ogg or .mp3 to read, to continue or to fill in; a folder: each of its sounds on its own."""
     text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A text to read; or to fill in, with a _ for each token to be found."""
+    texts: str = ""
+    """A file of texts, one a line, each to be read on its own."""
     mask: str = ""
     """What to make anew: a fraction, or left, right, top or bottom of a picture, or seconds of a sound: 0.5-1.0."""
     out: str = ""
-    """The .png or .wav to write; several pictures are one sheet, or with {} in the name a file each."""
+    """The .png or .wav to write; several pictures are one sheet, or with {} in the name a file each. Of a folder
+    {} is the name of what was read, of --texts the number of the line."""
     num_samples: int = 1
     """How many to make, with seeds one after the other; texts a line each."""
     batch_size: int = 0
-    """How many to make at a time; 0: all at once. It changes no result, only the memory."""
+    """How many to make at a time; 0: all at once, and of a folder or --texts 16. It changes no result, only the
+    memory."""
     ema: bool = False
     """The moving average of a run's weights, which optim.ema keeps."""
     device: str = "auto"
@@ -66,15 +71,61 @@ class GenerateArgs:
     """In how many rounds to fill in; 0: eight."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End a text before this."""
+    repetition_penalty: float = 1.0
+    """Above 1: what was read or written before is less likely."""
+    min_tokens: int = 0
+    """Before so many tokens a text or a sound does not end."""
     max_tokens: int = 0
     """Where to stop at the latest; 0: after 64 tokens of a text, 4 seconds of a sound. A picture has its own number."""
+
+    json: bool = False
+    """Print a line of JSON for each text: what was read if it is of several, "text", and "finish": "length" where it
+    was cut."""
+    logprobs: bool = False
+    """With --json: the logarithm of the chance of each token and of the end."""
 
     @property
     def given(self) -> dict[str, Any]:
         """What `Interface.generate` is told; what is as by default is left out."""
-        held = {name: list(files) for name in MODALITIES if (files := getattr(self, name))}
-        how = [field for field in fields(self) if field.name not in PLACES]
-        return held | {f.name: value for f in how if (value := getattr(self, f.name)) != f.default}
+        return {name: list(files) for name in MODALITIES if (files := getattr(self, name))} | self.how
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The same without what is read."""
+        own = [field for field in fields(self) if field.name not in PLACES]
+        return {f.name: value for f in own if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def several(self) -> str:
+        """The modality of which a folder or a file of lines is given; empty: one sample."""
+        folders = [kind for kind in SUFFIX for one in getattr(self, kind) if Path(one).is_dir()]
+        return "text" if self.texts else "".join(folders[:1])
+
+    def samples(self) -> list[tuple[str, dict[str, list[str]]]]:
+        """For each file of the folder, or each line of --texts: itself, and what is read with it."""
+        held = {name: list(getattr(self, name)) for name in MODALITIES if getattr(self, name)}
+        if self.several == "text":
+            return [(line, held | {"text": [*self.text, line]}) for line in lines_of(Path(self.texts))]
+        place = next(at for at, one in enumerate(held[self.several]) if Path(one).is_dir())
+        before, after = held[self.several][:place], held[self.several][place + 1 :]
+        files = files_in(Path(held[self.several][place]), self.several)
+        return [(file, held | {self.several: [*before, file, *after]}) for file in files]
+
+    def names(self) -> list[str]:
+        """The files that are to be written. UserError: two of them are one."""
+        if not self.out:
+            return []
+        if not self.several:
+            return names_of(self.out, self.num_samples)
+        made = [one for one, _ in self.samples()]
+        if self.several == "text":
+            return names_of(self.out, len(made))
+        held: dict[str, str] = {}
+        for file in made:
+            name = self.out.replace("{}", Path(file).stem)
+            require(name not in held, f"--out: {held.get(name)} and {file} would both be {name}; give one another name")
+            held[name] = file
+        return list(held)
 
     def check(self, writes: Sequence[Generative] | None = None) -> None:
         """UserError for what is wrong. writes: what the model was trained to write; None: that is not known yet."""
@@ -93,20 +144,52 @@ class GenerateArgs:
         told += ", and leave out --num-beams" * (beams > 1)
         require(self.num_samples == 1 or drawn, told)
         check_out(self.out, self.task, str(links[-1].target), self.num_samples)
-        there = [name for name in names_of(self.out, self.num_samples) if Path(name).exists()] if self.out else []
+        _check_several(self, str(links[-1].target))
+        text = links[-1].target == "text"
+        require(text or not self.json, f"--json prints texts, and task {self.task!r} makes a {one}; leave it out")
+        require(self.json or not self.logprobs, "--logprobs are printed by --json; add it")
+        there = [name for name in self.names() if Path(name).exists()]
         told = f"--out: {', '.join(there[:2])}{' and others are' if there[2:] else ' is'} there already"
         require(self.force or not there, f"{told}; give another name, or --force replaces it")
 
 
 def _check_given(asked: GenerateArgs, first: Task) -> None:
-    given, sources = {name for name in MODALITIES if getattr(asked, name)}, set(first.sources)
+    given = {name for name in MODALITIES if getattr(asked, name)} | ({"text"} if asked.texts else set())
+    sources = set(first.sources)
     for name in sorted(sources - given):
         require(False, f"task {asked.task!r} reads {name}, and none is given; add --{name}")
     for name in sorted(given - sources - ({str(first.target)} if first.fill else set())):
-        require(False, f"task {asked.task!r} does not read {name}; leave out --{name}, or name it in the task")
+        flag = "--texts" if name == "text" and asked.texts else f"--{name}"
+        require(False, f"task {asked.task!r} does not read {name}; leave out {flag}, or name it in the task")
     for name in sorted(given - {"text"}):
         for file in getattr(asked, name):
-            require(Path(file).is_file(), f"--{name}: there is no file {file!r}; check the path")
+            require(Path(file).exists(), f"--{name}: there is no file {file!r}; check the path")
+
+
+def _check_several(asked: GenerateArgs, target: str) -> None:
+    """UserError where a folder or --texts does not go with the rest."""
+    folders = sum(Path(one).is_dir() for kind in SUFFIX for one in getattr(asked, kind))
+    told = "only one of --image, --audio and --texts can stand for several; give the others one by one"
+    require(folders + bool(asked.texts) <= 1, told)
+    if not asked.several:
+        return
+    require(asked.num_samples == 1, f"--num-samples {asked.num_samples} is for one thing; of several each is made once")
+    asked.samples()
+    told = f"--out {asked.out}: several are made; name each, such as --out '{{}}{SUFFIX.get(target)}'"
+    require(target == "text" or "{}" in asked.out, told)
+
+
+def lines_of(file: Path) -> list[str]:
+    """UserError for what is no file of texts, and for an empty line, of which nothing can be made."""
+    require(file.is_file(), f"--texts: there is no file {str(file)!r}; check the path")
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"--texts: {file} is no text in UTF-8; write it again") from None
+    require(bool(lines), f"--texts: {file} is empty; write a text into each line")
+    for number, line in enumerate(lines, 1):
+        require(bool(line.strip()), f"--texts: line {number} of {file} is empty; take it out")
+    return lines
 
 
 def names_of(out: str, n: int) -> list[str]:

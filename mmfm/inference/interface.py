@@ -4,7 +4,7 @@
 drives a CLIP model drives this one. Paths, pictures and strings are taken too.
 """
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mmfm.inference.modality_options import check_names
 from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick, of_rows
 from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, kind_of, thing_of
 from mmfm.inference.processor import Processor
-from mmfm.inference.validation import check_hiding, given_of, has_own
+from mmfm.inference.validation import check_hiding, each_of, given_of, has_own
 from mmfm.models.model import UnifiedModel
 from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -186,24 +186,33 @@ class Interface(nn.Module):
         """
         check_names(options)
         require(n > 0, f"n={n} must be above 0")
-        require(batch_size >= 0, f"batch_size={batch_size} must not be negative; 0: all at once")
-        if 0 < batch_size < n:
-            given = {"image": image, "audio": audio, "text": text, "mask": mask, "tick": tick, **options}
-            sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
-            parts = (
-                self.generate_many(task, n=size, seed=seed + at * batch_size, **given) for at, size in enumerate(sizes)
-            )
-            return [thing for part in parts for thing in part]
-        first, *links = self._links(task)
-        given = given_of(first, {"image": image, "audio": audio, "text": text})
-        check_hiding(first, mask, has_own(first, given))
-        seeds = torch.arange(seed, seed + n)
-        maker = replace(self.maker, tick=tick)
-        things = maker.sample(first, [given] * n, seeds, mask, {} if links else options)
-        for link in links:
-            held = [{link.sources[0]: [thing]} for thing in things]
-            things = maker.sample(link, held, seeds, None, options if link is links[-1] else {})
-        return things
+        links = self._links(task)
+        given = given_of(links[0], {"image": image, "audio": audio, "text": text})
+        check_hiding(links[0], mask, has_own(links[0], given))
+        seeds, maker = torch.arange(seed, seed + n), replace(self.maker, tick=tick)
+        return maker.chain(links, [given] * n, seeds, mask, options, batch_size)
+
+    def generate_each(
+        self,
+        task: str,
+        samples: Sequence[Mapping[str, Any]],
+        *,
+        batch_size: int = 0,
+        mask: MaskSpec = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[Made]:
+        """What `generate` makes of each sample, [{"image": "a.png"}, {"image": "b.png"}]: the same as one by one, each
+        with this seed, so that none depends on the others.
+
+        batch_size: how many are made at a time, 0: all at once. Texts and sounds that are filled in go one by one.
+        """
+        check_names(options)
+        links = self._links(task)
+        given = each_of(links[0], samples, mask)
+        alone = any(link.fill and link.target != "image" for link in links)
+        seeds, size = torch.full((len(given),), seed), 1 if alone and batch_size >= 0 else batch_size
+        return self.maker.chain(links, given, seeds, mask, options, size)
 
     def stream(self, task: str, *, seed: int = 0, **given: Any) -> Generator[str, None, Finish]:
         """A text as it is written, piece by piece; takes what `generate` takes, but for `mask`. What the generator

@@ -40,6 +40,7 @@ NOT_WRITTEN = (
     "stop",
     "min_tokens",
     "repetition_penalty",
+    "logprobs",
 )  # by a task that fills in
 
 

@@ -67,6 +67,28 @@ class Pipeline:
         codec = self.core.codec("audio")
         return decoding(task, self.run, codec.step_samples / rate_of(self.run), len(codec.form.sizes), options)
 
+    def chain(
+        self,
+        links: Sequence[Task],
+        samples: Sequence[Things],
+        seeds: Int[Tensor, " n"],
+        mask: MaskSpec,
+        options: Mapping[str, Any],
+        size: int = 0,
+    ) -> list[Made]:
+        """A thing for each of these samples, link by link, so many at a time, 0: all at once. The options are for the
+        last link."""
+        require(size >= 0, f"batch_size={size} must not be negative; 0: all at once")
+        (first, *rest), step, made = links, size or max(len(samples), 1), []
+        for start in range(0, len(samples), step):
+            own = seeds[start : start + step]
+            things = self.sample(first, samples[start : start + step], own, mask, {} if rest else options)
+            for link in rest:
+                held = [{link.sources[0]: [thing]} for thing in things]
+                things = self.sample(link, held, own, None, options if link is rest[-1] else {})
+            made += things
+        return made
+
     def sample(
         self,
         task: Task,

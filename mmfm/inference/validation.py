@@ -19,6 +19,19 @@ def given_of(task: Task, given: Mapping[str, Any]) -> Things:
     return held
 
 
+def each_of(task: Task, samples: Sequence[Mapping[str, Any]], mask: MaskSpec) -> list[Things]:
+    """`given_of` each. UserError too where only some hold what is to be filled in, or one holds what is no modality."""
+    found = []
+    for sample in samples:
+        unknown = ", ".join(sorted(sample.keys() - set(MODALITIES)))
+        require(not unknown, f"a sample holds {unknown}; give {', '.join(MODALITIES)}")
+        found.append(given_of(task, sample))
+        check_hiding(task, mask, has_own(task, found[-1]))
+    told = f"only some of these samples hold the {task.target} that is to be filled in; ask for them apart"
+    require(len({has_own(task, one) for one in found}) < 2, told)
+    return found
+
+
 def _listed(given: Any) -> list[Any]:
     """A string and a `Sound` are sequences too, and one thing."""
     if given is None:
