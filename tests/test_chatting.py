@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted import shard
 from test_conversation import chat_run
 from toys import toy_config, toy_run
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
@@ -19,6 +20,7 @@ from mmfm.data.conversations import conversations_of
 from mmfm.inference import chat_command
 from mmfm.inference.chat import Asked, answering
 from mmfm.inference.chat_args import ChatArgs
+from mmfm.inference.chat_command import user
 from mmfm.inference.interface import Interface
 from mmfm.inference.processing import Sound, Text
 from mmfm.models.model import build
@@ -250,6 +252,52 @@ def test_lines_are_turns_of_one_conversation(capsys, monkeypatch, tmp_path: Path
     assert counts == ["1", "3", "1"] and "a.png" in out.splitlines()[1] and "'none.png'" in err
 
 
+GAP = "\n\n"
+TEXTS = {"cat": "the cat sat", "dog": "the dog ran", "bird": "a bird sang of a cat and a dog"}
+
+
+def test_documents_stand_before_a_question_and_are_its_sources(capsys, tmp_path: Path) -> None:
+    """The best first; those without a word of the question are left out, also where none is left."""
+    documents = shard(tmp_path / "d" / "0.tar", {key: {"txt": text} for key, text in TEXTS.items()})
+    out, err = said(capsys, text="dog?", documents=documents)
+    whole = GAP.join([TEXTS["dog"], TEXTS["bird"], "dog?"])
+    assert (out, err) == (f"1 {json.dumps(whole)}\n", "sources: dog, bird\n")
+    assert said(capsys, text="dog?", documents=documents, k=1)[1] == "sources: dog\n"
+    rest = "sources: none, no document has a word of the question\n"
+    assert said(capsys, text="zebra?", documents=documents)[1] == rest
+    with pytest.raises(UserError, match="write it as text"):
+        said(capsys, audio=(str(tmp_path / "d" / "0.tar"),), documents=documents)
+
+
+def test_documents_of_a_folder_messages_and_lines(capsys, monkeypatch, tmp_path: Path) -> None:
+    """Before the last question alone: what was said before has none, and its own words are not looked for."""
+    documents = shard(tmp_path / "d" / "0.tar", {key: {"txt": text} for key, text in TEXTS.items()})
+    (tmp_path / "p").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "p" / name).write_bytes(b"")
+    out, err = said(capsys, text="dog?", image=(str(tmp_path / "p"),), documents=documents, k=1)
+    image = {"type": "image", "image": str(tmp_path / "p" / "a.png")}
+    pieces = [{"type": "text", "text": f"{TEXTS['dog']}{GAP}"}, image, {"type": "text", "text": "dog?"}]
+    assert out.splitlines()[0].split("\t")[1] == json.dumps(pieces) and err == "sources: dog\n"
+    told = [{"role": "user", "content": "cat?"}, {"role": "assistant", "content": "no"}]
+    (tmp_path / "m.json").write_text(json.dumps([*told, {"role": "user", "content": ["dog?"]}]))
+    out, err = said(capsys, messages=str(tmp_path / "m.json"), documents=documents, k=1)
+    assert (out, err) == (f"3 {json.dumps(TEXTS['dog'] + GAP + 'dog?')}\n", "sources: dog\n")
+    lines = iter(["cat?", "dog?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    out, err = said(capsys, documents=documents, k=1)
+    assert err == "sources: cat\nsources: dog\n" and "the cat sat" not in out.splitlines()[1]
+
+
+def test_a_model_reads_what_is_found(capsys, tmp_path: Path) -> None:
+    """The answer is the one to the documents and the question in one turn."""
+    documents = shard(tmp_path / "0.tar", {key: {"txt": text} for key, text in TEXTS.items()})
+    model, asked = model_of(), ChatArgs(run="x", text="dog?", documents=documents, k=1, max_tokens=6)
+    chat_command.converse(model, asked)
+    whole = model.chat([{"role": "user", "content": f"{TEXTS['dog']}{GAP}dog?"}], max_tokens=6)
+    assert capsys.readouterr().out == f"{whole}\n" != f"{model.chat([user('dog?')], max_tokens=6)}\n"
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -258,6 +306,9 @@ def test_lines_are_turns_of_one_conversation(capsys, monkeypatch, tmp_path: Path
         ({"complete": True}, "give --text"),
         ({"text": "x", "image": (".", ".")}, "only one"),
         ({"image": (".",)}, "say what by --text"),
+        ({"text": "x", "complete": True, "documents": "d"}, "leave one of them out"),
+        ({"text": "x", "k": 2}, "are for --documents"),
+        ({"text": "x", "k": 0, "documents": "d"}, "--k 0"),
     ],
 )
 def test_what_cannot_be_asked_says_so(args: dict, words: str) -> None:

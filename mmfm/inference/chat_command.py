@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from mmfm.config import Model, UserError, require
 from mmfm.data.conversations import template_of
 from mmfm.inference.chat_args import SUFFIXES, ChatArgs, files_in
+from mmfm.inference.chat_documents import Shelf, shelf_of, tell
 from mmfm.inference.generate_command import shown
 
 HELP = "/image FILE and /audio FILE add to what you say next, /new begins again, /quit or Ctrl-D ends."
@@ -28,17 +29,18 @@ class Answers(Protocol):
 def converse(model: Answers, args: ChatArgs) -> None:
     """Answer what is asked, or each line of a conversation."""
     options = {name: value for name, value in args.options.items() if name != "batch_size"}
+    shelf = shelf_of(args, model)
     if args.complete:
         (text,) = model.complete(args.text, **options)
         print(shown(text), flush=True)
     elif args.messages:
-        _say(model, read_messages(Path(args.messages)), options)
+        _say(model, read_messages(Path(args.messages)), options, shelf)
     elif args.folders:
-        _each(model, args, options)
+        _each(model, args, options, shelf)
     elif args.once:
-        _say(model, [*_system(args), user(args.text, args.image, args.audio)], options)
+        _say(model, [*_system(args), user(args.text, args.image, args.audio)], options, shelf)
     else:
-        _lines(model, args, options)
+        _lines(model, args, options, shelf)
 
 
 def user(text: str, images: Sequence[str] = (), sounds: Sequence[str] = ()) -> dict[str, Any]:
@@ -76,22 +78,28 @@ def _system(args: ChatArgs) -> list[dict[str, Any]]:
     return [{"role": "system", "content": args.system}] if args.system else []
 
 
-def _each(model: Answers, args: ChatArgs, options: Mapping[str, Any]) -> None:
-    """A line for each file of the folder: its name, a tab, the answer on one line."""
+def _each(model: Answers, args: ChatArgs, options: Mapping[str, Any], shelf: Shelf | None) -> None:
+    """A line for each file of the folder: its name, a tab, the answer on one line. All have the same sources."""
     ((kind, folder),) = args.folders
-    files = files_in(folder, kind)
+    files, keys = files_in(folder, kind), []
     for start in range(0, len(files), args.batch_size):
         some = files[start : start + args.batch_size]
         chats = []
         for file in some:
             given = {name: [file if Path(one).is_dir() else one for one in getattr(args, name)] for name in SUFFIXES}
-            chats.append([*_system(args), user(args.text, given["image"], given["audio"])])
+            asked: list[Any] = [*_system(args), user(args.text, given["image"], given["audio"])]
+            if shelf is not None:
+                asked, keys = shelf.before(asked)
+            chats.append(asked)
         for file, answer in zip(some, model.chat_many(chats, **options), strict=True):
             print(f"{file}\t{shown(' '.join(answer.split()))}", flush=True)
+    if shelf is not None:
+        tell(keys)
 
 
-def _say(model: Answers, messages: Sequence[Any], options: Mapping[str, Any]) -> str:
+def _say(model: Answers, messages: Sequence[Any], options: Mapping[str, Any], shelf: Shelf | None) -> str:
     """Print an answer as it is written, and give it."""
+    messages, keys = (messages, []) if shelf is None else shelf.before(messages)
     pieces, said = model.stream_chat(messages, **options), ""
     finish = None
     while True:
@@ -103,12 +111,14 @@ def _say(model: Answers, messages: Sequence[Any], options: Mapping[str, Any]) ->
         said += piece
         print(shown(piece), end="", flush=True)
     print(flush=True)
+    if shelf is not None:
+        tell(keys)
     if finish == "length":
         print("mmfm: the answer was cut before its end; give a larger --max-tokens", file=sys.stderr)
     return said
 
 
-def _lines(model: Answers, args: ChatArgs, options: Mapping[str, Any]) -> None:
+def _lines(model: Answers, args: ChatArgs, options: Mapping[str, Any], shelf: Shelf | None) -> None:
     """A conversation: what is said on each line is answered, with all that was said before."""
     template_of(model.config)
     if sys.stdin.isatty():
@@ -127,16 +137,20 @@ def _lines(model: Answers, args: ChatArgs, options: Mapping[str, Any]) -> None:
             else:
                 print(f"mmfm: there is no file {file!r}", file=sys.stderr)
         elif line.strip() or any(held.values()):
-            messages = _answered(model, messages, user(line.strip(), held["image"], held["audio"]), options)
+            messages = _answered(model, messages, user(line.strip(), held["image"], held["audio"]), options, shelf)
             held = {"image": [], "audio": []}
 
 
 def _answered(
-    model: Answers, messages: list[dict[str, Any]], said: dict[str, Any], options: Mapping[str, Any]
+    model: Answers,
+    messages: list[dict[str, Any]],
+    said: dict[str, Any],
+    options: Mapping[str, Any],
+    shelf: Shelf | None,
 ) -> list[dict[str, Any]]:
     """The conversation with what was said and its answer; as it was, where it cannot be answered."""
     try:
-        answer = _say(model, [*messages, said], options)
+        answer = _say(model, [*messages, said], options, shelf)
     except UserError as why:
         print(f"mmfm: {why}", file=sys.stderr)
         return messages
