@@ -15,12 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toys import random_batch, toy_batch, toy_chats, toy_model, toy_run
 
-from mmfm.config import AudioCodec, Augment, Chat, ChatTemplate, Generative, ImageCodec, Lora, Mel, Trunk
+from mmfm.config import AudioCodec, Augment, Chat, ChatTemplate, Distil, Generative, ImageCodec, Lora, Mel, Trunk
 from mmfm.data.batch import Batch, Ids
+from mmfm.objectives.distil import Teacher
 from mmfm.objectives.joint import Objectives
 from mmfm.training.module import JointModule
 
 META = torch.device("meta")
+DISTIL = (
+    Distil(modality="image", teacher="t", features=1.0, similarities=1.0),
+    Distil(modality="text", teacher="t", logits=1.0),
+)
 AUGMENT = Augment(
     rotate_deg=5.0, elastic=0.1, cutout=0.2, speed=0.1, vtlp=0.1, time_mask=3, freq_mask=2, noise=0.1,
     source_token_dropout=0.2, tower_token_dropout=0.3, target_token_dropout=0.2,
@@ -60,12 +65,14 @@ def step_of(batch: Batch, device: torch.device, adapters: tuple[Lora, ...] = ())
     model.lock([name for name, p in model.named_parameters() if not p.is_floating_point()])
     model.augment = AUGMENT
     built = replace(toy_run().model, chat=ChatTemplate(), **CODECS)
-    step = Objectives(model.to(device), toy_run(model=built, generative=WRITING, chat=Chat(per="turn")))
+    run = toy_run(model=built, generative=WRITING, chat=Chat(per="turn"), distil=DISTIL)
+    teachers = {item.name: Teacher(toy_model(**CODECS).to(device)) for item in DISTIL}
+    step = Objectives(model.to(device), run, teachers=teachers)
     batch = batch.to(device)
     with Watched() as watched:
         step.total(step(batch)).backward()
     assert watched.asked == 0
-    assert watched.sent <= 100  # each of them small, and none waited for
+    assert watched.sent <= 120  # each of them small, and none waited for
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

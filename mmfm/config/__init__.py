@@ -9,6 +9,7 @@ from mmfm.config.base import LONGEST_MESSAGE, MODALITIES, Checked, UserError, on
 from mmfm.config.chat import CHATML, MESSAGES, Chat, ChatTemplate, Embedded
 from mmfm.config.codecs import AudioCodec, ImageCodec, KnownCodec
 from mmfm.config.data import Augment, Data, RemoteCache, Source, Text
+from mmfm.config.distil import Distil
 from mmfm.config.encoders import AudioPreprocess, EncoderSpec, ImagePreprocess, TokenizerSpec, Tower
 from mmfm.config.extend import Callback, Extension, Logger, Metric, Objective
 from mmfm.config.modalities import Modality, media_names, modality_names
@@ -33,6 +34,7 @@ __all__ = [
     "Conformer",
     "Contrastive",
     "Data",
+    "Distil",
     "Ema",
     "Embedded",
     "EncoderSpec",

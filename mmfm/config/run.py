@@ -8,6 +8,7 @@ from typing import Literal
 from mmfm.config.base import Checked, positive, require
 from mmfm.config.chat import Chat
 from mmfm.config.data import Data, Text
+from mmfm.config.distil import Distil
 from mmfm.config.extend import Callback, Logger, Objective
 from mmfm.config.modalities import require_known
 from mmfm.config.model import Model
@@ -195,6 +196,7 @@ class Run(Checked):
     generative: tuple[Generative, ...] = ()
     reconstruction: tuple[Reconstruction, ...] = ()
     chat: Chat | None = None  # conversations, of the sources that provide "messages"
+    distil: tuple[Distil, ...] = ()  # from teachers, which are no part of the model
     objectives: tuple[Objective, ...] = ()  # of one's own (mmfm/config/extend.py)
     callbacks: tuple[Callback, ...] = ()
     loggers: tuple[Logger, ...] = ()
@@ -233,6 +235,9 @@ class Run(Checked):
             "Run.chat learns conversations, and model.chat says nothing of how they become tokens; give a ChatTemplate"
         )
         require(self.chat is None or self.model.chat is not None, told)
+        for item in self.distil:
+            told = f"Distil.logits of {item.teacher} are of next tokens; add Generative(task='>text'), or a chat"
+            require(not item.logits or self.chat is not None or ">text" in [g.task for g in self.generative], told)
         dual = not self.model.trunk.depth and bool(self.model.towers)
         told = (
             "has no use for generative tasks, chat and augment.tower_token_dropout; leave them out, or give it a layer"
@@ -246,10 +251,10 @@ class Run(Checked):
         require(len(names) == len(set(names)), f"Run: an objective is listed twice: {', '.join(names)}")
 
     @property
-    def terms(self) -> "tuple[Contrastive | Generative | Reconstruction | Chat | Objective, ...]":
+    def terms(self) -> "tuple[Contrastive | Generative | Reconstruction | Chat | Distil | Objective, ...]":
         """All that the loss adds up, each with a name and a weight."""
         chat = () if self.chat is None else (self.chat,)
-        return (*self.contrastive, *self.generative, *self.reconstruction, *chat, *self.objectives)
+        return (*self.contrastive, *self.generative, *self.reconstruction, *chat, *self.distil, *self.objectives)
 
     @property
     def ranks(self) -> int:

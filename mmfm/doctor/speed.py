@@ -24,6 +24,7 @@ from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.devices import autocast
 from mmfm.runtime.machine import available_bytes, cores
 from mmfm.training.optimizer import Learning, optimizer_of, set_learning
+from mmfm.training.teachers import load_teachers
 
 BATCHES, SECONDS = 12, 12.0  # that are loaded, and that loading or stepping may take in all
 STEPS = 4
@@ -92,7 +93,8 @@ def measure(run: Run, tokenizer: Tokenizer, room: int) -> Measured:
     torch.set_num_threads(min(run.threads, cores()))
     torch.manual_seed(run.seed)
     model = build(run.model, tokenizer.size, run.contrastive, run.data.augment)
-    objectives, learning = Objectives(model, run), set_learning(model, run)
+    run, teachers = load_teachers(run, tokenizer)
+    objectives, learning = Objectives(model, run, teachers=teachers), set_learning(model, run)
     objectives.train()
     most = bearable(objectives, run, plan, room)
     tried = batches if most is None else [most]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmfm.config import Chat, Contrastive, Generative, Objective, Reconstruction, Run, require
+from mmfm.config import Chat, Contrastive, Distil, Generative, Objective, Reconstruction, Run, require
 from mmfm.config.task import Task, parse, parse_writing
 from mmfm.data.batch import Batch, Raw
 from mmfm.models.codecs import Trainable
@@ -17,6 +17,15 @@ from mmfm.models.varlen import take
 from mmfm.objectives.contrastive_loss import CONTRAST
 from mmfm.objectives.conversation import PlannedChats, plan_chats
 from mmfm.objectives.cross_entropy import linear_cross_entropy
+from mmfm.objectives.distil import (
+    Taught,
+    Teacher,
+    embedded_items,
+    embedding_loss,
+    logits_loss,
+    taught_chats,
+    taught_text,
+)
 from mmfm.objectives.roll_call import roll_call
 from mmfm.objectives.task_pass import PassOutput, PlannedPass, forward_passes, plan_task
 from mmfm.objectives.task_rows import check_codecs, check_towers, embeds
@@ -67,20 +76,25 @@ class PassOutputs(NamedTuple):
 class Objectives(nn.Module):
     """`forward(batch)` gives each objective's share of its loss, unweighted; the shares of all ranks add up.
 
-    It owns the model, so that DistributedDataParallel sees every parameter through one forward.
+    It owns the model, so that DistributedDataParallel sees every parameter through one forward. teachers: by the names
+    of `run.distil`, no part of it; an objective without its teacher is left out, which is for plans alone.
     """
 
-    def __init__(self, model: UnifiedModel, run: Run, ranks: Collective = ALONE) -> None:
+    def __init__(
+        self, model: UnifiedModel, run: Run, ranks: Collective = ALONE, teachers: Mapping[str, Teacher] | None = None
+    ) -> None:
         super().__init__()
         self.model, self.ranks = model, ranks
         self.sharded = False  # whether weights come by collectives, so that all ranks must enter all towers alike
         self.contrast, self.reconstruct, self.own = run.contrastive, run.reconstruction, run.objectives
-        self.chat = run.chat
+        self.chat, self.teachers = run.chat, dict(teachers or {})
+        self.distil = [item for item in run.distil if item.name in self.teachers]
         self.write = {parse_writing(item.task): item for item in run.generative}
         others = (task for item in run.objectives for task in map(parse, item.tasks) if task not in self.write)
         self.passes = {**self.write, **{task: Generative(task=str(task)) for task in others}}
         self.tile_mb = run.parallel.loss_tile_mb
-        self.weights = {item.name: item.weight for item in run.terms}
+        terms = (item for item in run.terms if not isinstance(item, Distil) or item.name in self.teachers)
+        self.weights = {item.name: item.weight for item in terms}
         self.alone = [Task((name,), None) for name in embedded_modalities(run, list(model.towers))]
         self.one_pass = run.passes == "one"  # else embeddings come from passes of their own (experiments/001-one-pass)
         self.embedded = [task.sources[0] for task in self.alone]
@@ -142,6 +156,8 @@ class Objectives(nn.Module):
         if self.chat is not None:
             tokens[self.chat.name] = _answers(self.chat, read.chat)
         items = {item.name: batch.items.get(item.modality) for item in self.reconstruct}
+        for item in (item for item in self.distil if item.logits):
+            tokens[item.name] = sum(len(taught.places) for _, taught in self._taught(item, batch, read))
         return tokens | {name: 0 if one is None else len(one.rows) for name, one in items.items()}
 
     def all_reduce_counts(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
@@ -151,7 +167,8 @@ class Objectives(nn.Module):
 
     def contrastive_losses(self, batch: Batch, embedded: Mapping[str, Embedded]) -> dict[str, Float[Tensor, ""]]:
         step = self._step(batch, PassOutputs({}, embedded))
-        return {item.name: self._contrast(item, step) for item in self.contrast}
+        losses = {item.name: self._contrast(item, step) for item in self.contrast}
+        return losses | {item.name: self._near(item, step) for item in self.distil if item.embeds}
 
     def summed_losses(
         self, batch: Batch, read: PassOutputs, counts: Mapping[str, Tensor]
@@ -160,6 +177,7 @@ class Objectives(nn.Module):
         losses = {item.name: self._write(read.outputs[task]) for task, item in self.write.items()}
         losses |= {} if self.chat is None else {self.chat.name: self._write(read.chat)}
         losses |= {item.name: self._reconstruct(item, batch) for item in self.reconstruct}
+        losses |= {item.name: self._likely(item, batch, read) for item in self.distil if item.logits}
         return {name: loss / counts[name].to(loss.dtype) for name, loss in losses.items()}
 
     def _step(self, batch: Batch, read: PassOutputs) -> StepOutputs:
@@ -211,6 +229,34 @@ class Objectives(nn.Module):
         self.model.read_counts.add_contrast(len(pairs.a), len(pairs.a) * self.ranks.size)
         return CONTRAST[item.loss](*pairs, scale, bias, self.ranks, self.tile_mb)
 
+    def _near(self, item: Distil, step: StepOutputs) -> Float[Tensor, ""]:
+        """How far embeddings are from the teacher's vectors of the same items."""
+        teacher, (mine, rows) = self.teachers[item.name].on(self.model.device), step.embedded[item.modality]
+        items, said = embedded_items(step.batch, item.modality, rows), step.batch.texts
+        theirs = mine.new_zeros(0, teacher.width(item.modality))
+        if items is not None:
+            theirs = teacher.embed(item.modality, items, [said[row] for row in rows.tolist()] if said else ())
+        return embedding_loss(item, mine, theirs, self.ranks, self.tile_mb)
+
+    def _taught(self, item: Distil, batch: Batch, read: PassOutputs) -> list[tuple[PassOutput, Taught]]:
+        """The student's passes of whose next tokens this teacher has an opinion."""
+        output = read.outputs.get(Task((), "text"))
+        found = [(output, taught_text(batch, output, self.teachers[item.name]))]
+        found.append((read.chat, taught_chats(batch, read.chat)))
+        return [(one, taught) for one, taught in found if one is not None and taught is not None]
+
+    def _likely(self, item: Distil, batch: Batch, read: PassOutputs) -> Float[Tensor, ""]:
+        """The sum over next tokens of how far they are from as likely as to the teacher."""
+        teacher, loss = self.teachers[item.name].on(self.model.device), self.model.output_weight[:0].sum()
+        for output, taught in self._taught(item, batch, read):
+            if taught.items is not None:
+                known = teacher.next_states(taught.items)
+            else:
+                assert taught.chats is not None and self.chat is not None
+                known = teacher.answer_states(batch, taught.chats, self.chat)
+            loss = loss + logits_loss(item, self.model, teacher, output.states, known, taught, self.tile_mb)
+        return loss
+
     def _reconstruct(self, item: Reconstruction, batch: Batch) -> Float[Tensor, ""]:
         """The sum over items of what the codec's losses add up to."""
         items = batch.items.get(item.modality)
@@ -241,6 +287,7 @@ def embedded_modalities(run: Run, towers: Sequence[str]) -> list[str]:
     """Those whose embeddings an objective compares; one of one's own, those of its modalities that have a tower."""
     wanted = dict.fromkeys(name for item in run.objectives for name in item.modalities if name in towers)
     wanted |= dict.fromkeys(name for item in run.contrastive for name in item.pair)
+    wanted |= dict.fromkeys(item.modality for item in run.distil if item.embeds)
     return sorted(wanted, key=[*towers, *wanted].index)
 
 

@@ -149,6 +149,7 @@ def left_out(run: Run) -> list[str]:
         f"each step has batch_size={run.data.batch_size} samples, whatever tokens_per_batch": run.data.tokens_per_batch,
         "compiled blocks are counted as if they were not": run.parallel.compile,
         "Muon's own products are not counted": run.optim.optimizer == "muon",
+        "teachers are not counted": bool(run.distil),
     }
     return [told for told, here in found.items() if here]
 

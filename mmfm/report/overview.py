@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from statistics import median
 
 from mmfm.config import Conformer, Embedded, Run, TextTower, Tower, Trunk, Vit
@@ -85,6 +86,8 @@ def _objectives(run: Run) -> Iterator[str]:
         yield "write " + listed([f"{w.task}{weights(w.weight)}" for w in run.generative])
     if run.chat:
         yield f"answer in conversations{weights(run.chat.weight)}"
+    if run.distil:
+        yield "learn from " + listed([f"{PurePath(d.teacher).name} ({d.name}){weights(d.weight)}" for d in run.distil])
     if run.reconstruction:
         yield "give back from codes " + listed([f"{PLURAL[r.modality]}{weights(r.weight)}" for r in run.reconstruction])
     if run.contrastive and run.generative:

@@ -62,6 +62,7 @@ def show(run: Run, html: str, samples: int = 16) -> Path:
 def page(run: Run, batch: Batch, tokenizer: Tokenizer, samples: int) -> Html:
     taking = {item.name: _rows(item, batch) for item in (*run.contrastive, *run.generative)}
     taking |= {item.name: set(_of(batch, item.modality)) for item in run.reconstruction}
+    taking |= {item.name: set(_of(batch, item.modality)) for item in run.distil}
     if run.chat is not None:
         taking[run.chat.name] = set() if batch.chats is None else set(batch.chats.rows.tolist())
     pictures, sounds = _pictures(run, batch), _sounds(run, batch)

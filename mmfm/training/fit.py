@@ -59,6 +59,7 @@ from mmfm.training.profiler import StepProfiler, check_window
 from mmfm.training.resume import clear_for_start, open_checkpoint, resume_step
 from mmfm.training.sharding import chosen_strategy, memory_of_rank
 from mmfm.training.strategy import DDP, Met, Sharded, UnwrappedDDP
+from mmfm.training.teachers import load_teachers
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed"] | None] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": None}
 ALONE, CPU = SingleProcess(), torch.device("cpu")
@@ -178,9 +179,10 @@ def _parts(
     check_compiler(run)
     torch.manual_seed(run.seed)
     run, tokenizer, model, before = _model(run, opened)
+    run, teachers = load_teachers(run, tokenizer)
     data = StreamData(run, tokenizer, fingerprints(run, model))
     data.open()
-    module = JointModule(run, model)
+    module = JointModule(run, model, teachers)
     left_out = None if before is None else LeftOut(model, model.vocabulary, run, before, made_of(run))
     if left_out is not None and not left_out.names:
         left_out = None

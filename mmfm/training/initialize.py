@@ -32,6 +32,7 @@ from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import Tokenizer, load_tokenizer, parse_reader
 from mmfm.pretrained import Resolved
 from mmfm.training.optimizer import learning
+from mmfm.training.teachers import keep_known
 
 Codec = ImageCodec | AudioCodec | KnownCodec
 
@@ -97,7 +98,7 @@ def adopt(run: Run, before: Run) -> Run:
         if isinstance(now, KnownCodec) and isinstance(old, KnownCodec) and not now.architecture:
             told = {"sizes": old.sizes, "length": old.length, "pixels": old.pixels, "sound": old.sound}
             made[f"{name}_codec"] = replace(now, architecture=old.architecture, **told)
-    return replace(run, model=replace(run.model, **made))
+    return keep_known(replace(run, model=replace(run.model, **made)), before)
 
 
 def begin(model: UnifiedModel, prepared: Prepared) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from mmfm.data.stream import TrainStream
 from mmfm.models.base_weights import NEW, place_new_rows
 from mmfm.models.checkpoint import Checkpoint
 from mmfm.models.model import UnifiedModel
+from mmfm.objectives.distil import Teacher
 from mmfm.objectives.grad_cache import as_it_is, grad_cache_backward, reduce_gradients
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -45,9 +46,11 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class JointModule(L.LightningModule):
-    def __init__(self, run: Run, model: UnifiedModel) -> None:
+    def __init__(self, run: Run, model: UnifiedModel, teachers: Mapping[str, Teacher] | None = None) -> None:
         super().__init__()
-        self.run, self.objectives = run, Objectives(model, run)
+        missing = [item.name for item in run.distil if item.name not in (teachers or {})]
+        assert not missing, f"no teacher for {missing}; load_teachers gives them"
+        self.run, self.objectives = run, Objectives(model, run, teachers=teachers)
         self.learning = set_learning(model, run)
         model.set_grad_checkpointing(run.parallel.activation_checkpointing)
         model.set_compile("inductor" if run.parallel.compile else None)

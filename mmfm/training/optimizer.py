@@ -104,7 +104,7 @@ def tied(model: UnifiedModel, factor: Mapping[str, float], held: Collection[str]
 def unasked(model: UnifiedModel, run: Run) -> list[str]:
     """Parameters that no objective trains: codecs that are not reconstructed, and all else where only they are."""
     learned = tuple(f"codecs.{item.modality}." for item in run.reconstruction)
-    alone = not (run.contrastive or run.generative or run.objectives or run.chat)
+    alone = not (run.contrastive or run.generative or run.objectives or run.chat or run.distil)
     names = [name for name, _ in model.named_parameters()]
     return [name for name in names if not name.startswith(learned) and (alone or name.startswith("codecs."))]
 

@@ -46,6 +46,10 @@ def objectives(run: Run) -> Iterator[Term]:
         yield Term(name=item.name, weight=item.weight, sources=(), needs=frozenset((item.modality,)))
     if run.chat is not None:
         yield Term(name=run.chat.name, weight=run.chat.weight, sources=(), needs=frozenset((MESSAGES,)))
+    for item in run.distil:
+        talks = item.logits and ">text" not in [one.task for one in run.generative]
+        needs = frozenset((MESSAGES if talks else item.modality,))
+        yield Term(name=item.name, weight=item.weight, sources=(item.modality,) if item.embeds else (), needs=needs)
     for item in run.objectives:
         sources = tuple(name for task in item.tasks for name in parse(task).sources)
         yield Term(name=item.name, weight=item.weight, sources=sources, needs=frozenset(item.modalities))
@@ -119,6 +123,9 @@ def check(run: Run, opener: Opener = open_here) -> list[SourceSummary]:
     require(bool(run.data.train), f"run {run.name!r} has no training data; list sources in `data.train`")
     for objective in wanted:
         _check_towers(run.model, objective)
+    for item in run.distil:
+        told = f"Distil.teacher: there is no folder {item.teacher}"
+        require(Path(item.teacher).is_dir(), f"{told}; mmfm import SOURCE {item.teacher} makes it")
     _check_tokenizer(run.model.tokenizer)
     check_window(run)
     check_place(run.folder)
@@ -247,6 +254,8 @@ def _told(saved: str) -> object:
         tree = json.loads(saved)
         for name in MODALITIES:
             (tree["model"][name] or {}).pop("blueprint", None)
+        for item in tree.get("distil", ()):
+            item.pop("sha256", None)
         return tree
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
