@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfm.config import Contrastive, Data, Generative, Optim, Run, Source, UserError
+from mmfm.config import CHATML, Chat, Contrastive, Data, Generative, Model, Optim, Run, Source, UserError
 from mmfm.config.serialization import to_json
 from mmfm.evals.records import SplitDetails
 from mmfm.report import charts, examples, heatmap, mistakes, run_record, scores
@@ -174,6 +174,24 @@ def test_tiles_show_the_results_with_interval_and_chance(tmp_path: Path) -> None
     assert lanes[1].one("span", "value").text == "50.0\N{NO-BREAK SPACE}%"
     assert "81.2\N{NO-BREAK SPACE}% of the images named right" in page.one("p", "summary").text
     assert "37.5\N{NO-BREAK SPACE}% of the words of the sounds' texts written wrong" in page.one("p", "summary").text
+
+
+def test_a_run_of_conversations_is_summed_up_in_words(tmp_path: Path) -> None:
+    """What it was trained on, and the score of all questions, not that of each kind, which would read the same."""
+    rows = [row("test", f"messages>text{kind}", "exact_match", 0.25) for kind in ("", ":colour", ":count")]
+    data = Data(train=(Source(shards="d/chat.tar", modalities=("messages",)),), val="d/val", batch_size=8)
+    folder = make(
+        tmp_path,
+        rows=rows,
+        lines=[line(100)],
+        data=data,
+        contrastive=(),
+        generative=(),
+        chat=Chat(),
+        model=Model(chat=CHATML),
+    )
+    said = page_of(folder).one("p", "summary").text
+    assert "trained on conversations for" in said and said.count("of the conversations") == 1
 
 
 def test_value_interval_and_chance_are_drawn_in_their_places(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from statistics import median
 
 from mmfm.config import Conformer, Embedded, Run, TextTower, Tower, Trunk, Vit
+from mmfm.config.chat import MESSAGES
 from mmfm.evals.metrics_table import metric_of
 from mmfm.evals.records import Row
 from mmfm.report import scores
@@ -14,8 +15,8 @@ from mmfm.report.charts import round_figure
 from mmfm.report.markup import Html, tag
 from mmfm.report.run_record import Record
 
-PLURAL = {"image": "images", "audio": "sounds", "text": "texts"}
-SINGULAR = {"image": "image", "audio": "sound", "text": "text"}
+PLURAL = {"image": "images", "audio": "sounds", "text": "texts", MESSAGES: "conversations"}
+SINGULAR = {"image": "image", "audio": "sound", "text": "text", MESSAGES: "conversation"}
 
 
 def duration(seconds: float) -> str:
@@ -50,8 +51,10 @@ def _achievements(record: Record) -> str:
     if not record.rows:
         return "It has not been evaluated yet."
     split, clauses = scores.splits_of(record.rows)[0], []
-    for task, metric in scores.leading(record.rows):
-        for row in scores.find(record.rows, task, metric, split):
+    whole = {row.task for row in record.rows}
+    rows = [row for row in record.rows if ":" not in row.task or row.task.partition(":")[0] not in whole]  # no kinds
+    for task, metric in scores.leading(rows):
+        for row in scores.find(rows, task, metric, split):
             apart = ", though the two never met in training" if scores.never_met(record.run, task) else ""
             clauses.append(_clause(row) + apart)
     return f"On {split}: {listed(clauses)}." if clauses else ""
