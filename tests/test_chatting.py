@@ -154,11 +154,19 @@ def test_a_text_is_continued_without_a_template() -> None:
         model.chat(talks()[0])
 
 
+def test_tuples_are_read_as_lists() -> None:
+    model, one = model_of(), talks()[1]
+    (turn,) = one
+    assert model.chat(({**turn, "content": tuple(turn["content"])},), max_tokens=4) == model.chat(one, max_tokens=4)
+
+
 def test_what_cannot_be_answered_says_so() -> None:
     model = model_of(audio=None)
     user = {"role": "user", "content": "hi"}
     for messages, words in (
         ([user, {"role": "assistant", "content": "yo"}], "end with one of the user"),
+        ([], "no messages; give"),
+        ([{"role": "user", "content": None}], "must be a text, or a list"),
         ([{"role": "user", "content": [{"type": "image"}]}], "holds nothing"),
         ([{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}], "no audio tower"),
     ):

@@ -42,7 +42,8 @@ class Chatting:
         `Sound`. UserError for what is no conversation that can be answered, or mentions what the model cannot read."""
         require(isinstance(messages, Sequence) and not isinstance(messages, str), 'give a list of {"role", "content"}')
         template = template_of(self.run.model)
-        parsed = parse_messages([dict(message) for message in messages], "messages")
+        require(len(messages) > 0, "there are no messages; give at least one of the user")
+        parsed = parse_messages(list(messages), "messages")
         require(parsed[-1].role == "user", f"the last message is of the {parsed[-1].role}; end with one of the user")
         ids = encode_chat(parsed, template, self.tokenizer, reply=True, where="messages")
         things = {kind: _given(messages, kind) for kind in PARTS}

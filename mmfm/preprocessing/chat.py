@@ -67,7 +67,7 @@ def _message(tree: Any, where: str) -> Message:
     _check(isinstance(learn, bool), "messages_content", f'{where}: "learn" is {learn!r}, and not true or false')
     content = tree.get("content")
     pieces = [content] if isinstance(content, str) else content
-    _check(isinstance(pieces, list), "messages_content", f"{where}: its content is no {CONTENT}")
+    _check(isinstance(pieces, list | tuple), "messages_content", f"{where}: its content must be {CONTENT}")
     return Message(role, tuple(_piece(piece, where) for piece in pieces), learn)
 
 
@@ -78,7 +78,7 @@ def _piece(piece: Any, where: str) -> str | Part:
     if kind == "text" and isinstance(piece.get("text"), str):
         return piece["text"]
     if kind not in ("image", "audio"):
-        told = f"{where}: a piece of its content is {str(piece)[:80]}; it is no {CONTENT}"
+        told = f"{where}: a piece of its content is {str(piece)[:80]}; content is {CONTENT}"
         raise BadSample("messages_content", told)
     return Part(kind)
 
