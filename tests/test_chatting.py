@@ -1,5 +1,6 @@
 """Answers to conversations: those that whole passes give, one by one or many at once, and how they end."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,6 +123,16 @@ def test_a_template_s_own_end_ends_an_answer_and_is_never_written() -> None:
         assert model.chat(question, max_tokens=4) == ""
     longer = model.chat(question, max_tokens=4, min_tokens=2)
     assert len(longer) >= 1 and end not in longer
+
+
+def test_a_picture_is_given_as_its_file_holds_it() -> None:
+    model, out = model_of(), io.BytesIO()
+    picture(40).save(out, "PNG")
+    said = [[{"type": "image", "image": thing}, "what?"] for thing in (picture(40), out.getvalue())]
+    one, other = model.chat_many([[{"role": "user", "content": content}] for content in said], max_tokens=4)
+    assert one == other
+    with pytest.raises(UserError, match="the picture: "):
+        model.chat([{"role": "user", "content": [{"type": "image", "image": b"no picture"}]}])
 
 
 def test_an_answer_comes_in_pieces_and_says_how_it_ended() -> None:
@@ -253,11 +264,20 @@ def test_a_question_a_folder_and_a_file_of_messages(capsys, tmp_path: Path) -> N
 
 def test_lines_are_turns_of_one_conversation(capsys, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    lines = iter(["one", f"/image {tmp_path / 'a.png'}", "two", "/image none.png", "/new", "three", "/quit", "four"])
+    shown = f"/image {tmp_path / 'a.png'}"
+    lines = iter(["one", shown, "two", "/image none.png", "/imgae a.png", "/new", "three", "/quit", "four"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     out, err = said(capsys)
     counts = [line.split()[0] for line in out.splitlines()]
     assert counts == ["1", "3", "1"] and "a.png" in out.splitlines()[1] and "'none.png'" in err
+    assert "there is no /imgae" in err
+
+    def ended(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ended)
+    out, err = said(capsys, image=(str(tmp_path / "a.png"),))
+    assert not out and "nothing was said about" in err and "a.png" in err
 
 
 GAP = "\n\n"

@@ -136,9 +136,14 @@ def _lines(model: Answers, args: ChatArgs, options: Mapping[str, Any], shelf: Sh
                 held[word[1:]].append(file)
             else:
                 print(f"mmfm: there is no file {file!r}", file=sys.stderr)
+        elif word.startswith("/") and word[1:].isalpha():
+            print(f"mmfm: there is no {word}. {HELP}", file=sys.stderr)
         elif line.strip() or any(held.values()):
             messages = _answered(model, messages, user(line.strip(), held["image"], held["audio"]), options, shelf)
             held = {"image": [], "audio": []}
+    unsaid = [file for files in held.values() for file in files]
+    if unsaid:
+        print(f"mmfm: nothing was said about {', '.join(unsaid)}; ask by --text, or on a line", file=sys.stderr)
 
 
 def _answered(

@@ -20,7 +20,7 @@ from mmfm.preprocessing.tokenizer import Tokenizer
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp"),
-    "audio": (".wav", ".flac", ".ogg", ".mp3"),
+    "audio": (".wav", ".flac", ".ogg", ".opus", ".mp3"),
 }
 WORDS = {"image": "picture", "audio": "sound", "text": "text"}
 
@@ -56,7 +56,7 @@ class Sound(NamedTuple):
         return len(self.wave) / self.rate_hz
 
 
-Picture = str | Path | Image.Image | np.ndarray
+Picture = str | Path | bytes | Image.Image | np.ndarray
 Clip = str | Path | Sound
 Made = str | Image.Image | Sound
 Things = Mapping[str, Sequence[Any]]  # for each modality what one sample holds, in order of mention
@@ -64,8 +64,12 @@ Things = Mapping[str, Sequence[Any]]  # for each modality what one sample holds,
 
 def kind_of(name: str, thing: Any) -> None:
     """UserError where a thing cannot be of this modality at all."""
-    kinds = {"image": (str, Path, Image.Image, np.ndarray), "audio": (str, Path, Sound), "text": (str,)}[name]
-    told = {"image": "a path, a picture of Pillow or an array", "audio": "a path or a Sound", "text": "a string"}[name]
+    kinds = {"image": (str, Path, bytes, Image.Image, np.ndarray), "audio": (str, Path, Sound), "text": (str,)}[name]
+    told = {
+        "image": "a path, a file's bytes, a picture of Pillow or an array",
+        "audio": "a path or a Sound",
+        "text": "a string",
+    }[name]
     require(isinstance(thing, kinds), f"{name}: {type(thing).__name__} is no {WORDS[name]}; give {told}")
     if name == "text" or not isinstance(thing, str | Path):
         return

@@ -157,7 +157,7 @@ def resize(
 
 
 def load_picture(
-    given: str | Path | Image.Image,
+    given: str | Path | bytes | Image.Image,
     *,
     channels: int,
     height_px: int,
@@ -169,7 +169,7 @@ def load_picture(
     odd: Odd = "even",
     exact: bool = True,
 ) -> UInt8[Tensor, "channels height_px width_px"]:
-    """`picture` of a file of the user, which every error names, or of a picture that Pillow holds."""
+    """`picture` of a file of the user, which every error names, of its bytes, or of a picture that Pillow holds."""
     how = {
         "resize_mode": resize_mode,
         "crop_pct": crop_pct,
@@ -181,11 +181,13 @@ def load_picture(
     return of_given(given, lambda data: picture(data, channels=channels, height_px=height_px, width_px=width_px, **how))
 
 
-def of_given(given: str | Path | Image.Image, make: Callable[[bytes], Made]) -> Made:
+def of_given(given: str | Path | bytes | Image.Image, make: Callable[[bytes], Made]) -> Made:
     """What `make` makes of the bytes of a user's picture, whose name is in every error."""
-    name = "the picture" if isinstance(given, Image.Image) else given
+    if isinstance(given, Image.Image):
+        given = _png(given)
+    name = "the picture" if isinstance(given, bytes) else given
     try:
-        return make(_png(given) if isinstance(given, Image.Image) else Path(given).read_bytes())
+        return make(given if isinstance(given, bytes) else Path(given).read_bytes())
     except BadSample as why:
         raise BadSample(why.code, f"{name}: {why}") from None
     except OSError as why:

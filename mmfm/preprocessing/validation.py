@@ -59,9 +59,10 @@ def _range(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of {low:g} to {high:g}"
 
 
-def picture_given(thing: Any) -> str | Path | Image.Image:
-    """A path or a picture of Pillow as it is; an array uint8 [height, width] or [height, width, channels] as one."""
-    if isinstance(thing, str | Path | Image.Image):
+def picture_given(thing: Any) -> str | Path | bytes | Image.Image:
+    """A path, a file's bytes or a picture of Pillow as it is; an array uint8 [height, width] or [height, width,
+    channels] as one."""
+    if isinstance(thing, str | Path | bytes | Image.Image):
         return thing
     require(isinstance(thing, np.ndarray), f"{type(thing).__name__} is no picture; give a path, Pillow's, or an array")
     many = thing.ndim == 3 and thing.shape[2] in (1, 3, 4) and thing.size > 0
