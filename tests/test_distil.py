@@ -36,7 +36,7 @@ from mmfm.objectives.linear_kl import linear_kl
 from mmfm.preprocessing.tokenizer import load_tokenizer
 from mmfm.runtime.distributed import SingleProcess
 from mmfm.training import fit
-from mmfm.training.teachers import load_teachers, sha256_of
+from mmfm.training.teachers import load_teachers, reading, sha256_of
 
 ALONE = SingleProcess()
 FEATURES = Distil(modality="image", teacher="t", features=0.7, similarities=0.3, weight=2.0)
@@ -240,7 +240,7 @@ def test_a_teacher_reads_what_a_text_says_by_its_own_tokenizer() -> None:
     texts = ["a cat", "a longer text about dogs", "ab"]
     theirs = collate([Example(key="", text=text) for text in texts], words)
     model = build(toy_config(), words.size).double()
-    teacher = Teacher(model, tokenizer=words)
+    teacher = Teacher(model, items_of=reading(words))
     expected = Teacher(model).embed("text", theirs.items["text"])
     mine = toy_batch(4).items["text"].take(torch.arange(3))
     torch.testing.assert_close(teacher.embed("text", mine, texts), expected)

@@ -6,6 +6,8 @@ from typing import Literal
 from mmfm.config.base import Checked, require
 
 ROLES = ("system", "user", "assistant")
+PARTS = {"image": -1, "audio": -2}  # in ids of a conversation: all tokens of a part, in order of mention
+END = -3  # and the vocabulary's own end mark
 MESSAGES = "messages"  # what a source provides, and a model reads, where samples are conversations
 
 

@@ -151,7 +151,7 @@ def _each(value: Any, apply: Callable[[Tensor], Tensor]) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
     """n conversations, of the samples `rows`, which rise. ids: local ones of texts, or below zero what
-    `mmfm.preprocessing.chat.PARTS` has. learn: what is predicted. turns: of each id its message. seeds: of dropout, one
+    `mmfm.config.chat.PARTS` has. learn: what is predicted. turns: of each id its message. seeds: of dropout, one
     for each; None: as torch draws.
     """
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mmfm.config import require
+from mmfm.config.chat import END
 from mmfm.data.batch import Batch, Tokens
 from mmfm.generation.decoding_state import DecodingState, check_room
 from mmfm.generation.generate import Begun
@@ -16,7 +17,6 @@ from mmfm.models.model import UnifiedModel
 from mmfm.models.transformer import Segment
 from mmfm.objectives.conversation import lay_out, plan_chats
 from mmfm.objectives.task_pass import source_segments
-from mmfm.preprocessing.chat import END
 from mmfm.runtime.transfer import to_device
 
 

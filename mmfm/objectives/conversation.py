@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmfm.config import Chat
+from mmfm.config.chat import END, PARTS
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Conversations, Items, Tokens
 from mmfm.models.model import UnifiedModel
 from mmfm.models.packing import pad_packed
 from mmfm.models.transformer import Segment, Sentences
 from mmfm.models.varlen import take
-from mmfm.preprocessing.chat import END, PARTS
 from mmfm.runtime.transfer import to_device
 
 

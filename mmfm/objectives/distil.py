@@ -6,7 +6,7 @@ the student sees, resized where it takes another size (the same view for both, a
 augmentation that the student's tower makes of it. Letters: n items or tokens, d and u dims of student and teacher.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from mmfm.config import Chat, Distil, require
+from mmfm.config.chat import PARTS
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Conversations, ItemFacts, Items, Tokens
-from mmfm.data.decode import Example, collate
 from mmfm.models.imported import Kept, mean
 from mmfm.models.model import UnifiedModel
 from mmfm.models.packing import real_places
@@ -27,20 +27,18 @@ from mmfm.objectives.conversation import plan_chats
 from mmfm.objectives.linear_kl import linear_kl
 from mmfm.objectives.task_pass import PassOutput, forward_passes, forward_task
 from mmfm.objectives.task_rows import item_places
-from mmfm.preprocessing.chat import PARTS
-from mmfm.preprocessing.tokenizer import Tokenizer
 from mmfm.runtime.distributed import Collective
 from mmfm.runtime.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A model that is only read. tokenizer: by which it reads texts; None: it takes the student's ids. size_px: height
+    """A model that is only read. items_of: texts, as it reads them; None: it takes the student's ids. size_px: height
     and width of its pictures; None: the student's. marked: whether a text that it writes begins with the mark of the
     vocabulary, as after training here; a language model's bundle never saw that mark."""
 
     core: UnifiedModel
-    tokenizer: Tokenizer | None = None
+    items_of: Callable[[Sequence[str]], Items] | None = None
     size_px: tuple[int, int] | None = None
     marked: bool = True
     kept: Kept | None = None
@@ -85,12 +83,11 @@ class Teacher:
         return read.embedding
 
     def _read(self, modality: str, items: Items, texts: Sequence[str | None]) -> Items:
-        if modality == "text" and self.tokenizer is not None:
+        if modality == "text" and self.items_of is not None:
             told = "a teacher with its own tokenizer reads one text of each sample; give samples without further texts"
             said = [text for text in texts if text is not None]
             require(len(said) == len(items.facts.rows), told)
-            read = collate([Example(key="", text=text) for text in said], self.tokenizer).items["text"]
-            return replace(read, written=None, cut=None).to(self.core.device)
+            return replace(self.items_of(said), written=None, cut=None).to(self.core.device)
         x = items.x if self.size_px is None or modality != "image" else resized(items.x, self.size_px)
         return _alone(x, items.keep, items.facts.lengths)
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from mmfm.config import ChatTemplate, require
+from mmfm.config.chat import END as END
+from mmfm.config.chat import PARTS as PARTS
 from mmfm.config.chat import ROLES
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.tokenizer import Tokenizer
 
-PARTS = {"image": -1, "audio": -2}  # what stands for all tokens of a part, in order of mention
-END = -3  # the vocabulary's own end mark
 CONTENT = 'a text, or a list of {"type": "text", "text": ...}, {"type": "image"} and {"type": "audio"}'
 
 

@@ -1,6 +1,7 @@
 """The teachers of a run: read before its first step, or again before it goes on, and proved to be those of before."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from mmfm.config import MODALITIES, Distil, Model, Run, require
+from mmfm.data.batch import Items
+from mmfm.data.decode import Example, collate
 from mmfm.inference.bundle.contents import is_bundle, is_trunk, read_bundle
 from mmfm.inference.bundle.load import load_encoder, open_whole
 from mmfm.models.imported import Kept
@@ -74,7 +77,7 @@ def _encoder(run: Run, item: Distil) -> Teacher:
         require(mine == theirs, f"{told}; give the student that rate")
     kept = Kept(Path(item.feature_cache_dir), "teacher") if item.feature_cache_dir else None
     words = found.tokenizer.limited(found.run) if name == "text" else None
-    teacher = Teacher(found.core, tokenizer=words, size_px=size, kept=kept)
+    teacher = Teacher(found.core, items_of=None if words is None else reading(words), size_px=size, kept=kept)
     told = f"Distil.features: the vectors of {item.teacher} are {teacher.width(name)} wide, Model.embed_dim is"
     fits = not item.features or teacher.width(name) == student.embed_dim
     require(fits, f"{told} {student.embed_dim}; set embed_dim={teacher.width(name)}, or learn similarities alone")
@@ -89,3 +92,8 @@ def _size(student: Model, teacher: Model) -> tuple[int, int] | None:
     require(mine.channels == theirs.channels, f"{told}; give the student as many")
     size = theirs.height_px, theirs.width_px
     return None if size == (mine.height_px, mine.width_px) else size
+
+
+def reading(tokenizer: Tokenizer) -> Callable[[Sequence[str]], Items]:
+    """Texts, as a teacher with this tokenizer reads them."""
+    return lambda texts: collate([Example(key="", text=text) for text in texts], tokenizer).items["text"]
