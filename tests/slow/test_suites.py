@@ -17,6 +17,7 @@ from PIL import Image
 from mmfm import config
 from mmfm.__main__ import main
 from mmfm.config.serialization import to_json
+from mmfm.evals.suite import Answer, read_suite
 from mmfm.models.checkpoint import save
 from mmfm.models.model import build
 from mmfm.preprocessing.tokenizer import load_tokenizer
@@ -169,9 +170,14 @@ def test_a_shipped_suite_runs(name: str, run: Path, tmp_path: Path, capsys: pyte
 
 
 def test_every_shipped_suite_is_tried() -> None:
-    """All but ImageNet's thousand folders, whose layout is that of `folders`."""
+    """All but ImageNet's thousand folders, whose layout is that of `folders`, and those of conversations, whose tasks
+    tests/test_answering.py asks: these are read."""
+    talks = {"answers", "documents", "scenes", "scenes_spoken", "texts"}
     shipped = {path.stem for path in (ROOT / "configs" / "suites").glob("*.py")}
-    assert shipped == {*LAYOUTS, "imagenet"}
+    assert shipped == {*LAYOUTS, "imagenet", *talks}
+    for name in talks:
+        tasks = read_suite(ROOT / "configs" / "suites" / f"{name}.py").tasks
+        assert tasks and all(isinstance(task, Answer) for task in tasks)
 
 
 def test_imagenet_has_a_thousand_classes(run: Path, tmp_path: Path) -> None:
