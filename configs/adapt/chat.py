@@ -9,8 +9,8 @@
 
 The eyes are locked, and each picture goes through them once; what it gives is averaged to 4 x 4 tokens and mapped into
 the trunk's width. The trunk rests in bf16 under low-rank adapters; a processor without instructions for bf16 is several
-times faster with `--optim.precision fp32 --model.adapters.0.base fp32`. The same recipe takes larger names: another trunk
-(`mmfm import hf:NAME`), another tower, `--devices 8`. Cost and scores: experiments/009-chat/README.md.
+times faster with `--optim.precision fp32 --model.adapters.0.base fp32`. The same recipe takes larger names: another
+trunk (`mmfm import hf:NAME`), another tower, `--devices 8`. Cost and scores: experiments/009-chat/README.md.
 """
 
 from dataclasses import replace
