@@ -19,7 +19,8 @@ from mmfm.doctor.scan import lengths, presence, scan
 from mmfm.doctor.shard_integrity import look, sets_of
 from mmfm.evals.config import EvalConfig
 from mmfm.generation import GenerationConfig, fill, write
-from mmfm.inference.interface import Interface, in_parts
+from mmfm.inference.interface import Interface
+from mmfm.inference.likelihood import in_parts
 from mmfm.models.model import build
 from mmfm.models.transformer import UnifiedTransformer
 from mmfm.objectives.task_pass import forward_task
@@ -266,7 +267,7 @@ def test_many_long_texts_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -
     texts = ["a", "b" * 40, "cc", "d" * 39, ""]
     batch = collate([Example(key=text, text=text) for text in texts[:4]], BYTES)
     whole, nats = model.encode_text(texts), model.nats(">text", batch)
-    monkeypatch.setattr("mmfm.inference.interface.AT_ONCE", 60)
+    monkeypatch.setattr("mmfm.inference.likelihood.AT_ONCE", 60)
     torch.testing.assert_close(model.encode_text(texts), whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.nats(">text", batch), nats, atol=1e-3, rtol=1e-4)
 

@@ -15,7 +15,7 @@ from mmfm.__main__ import report
 from mmfm.data import waiting, worker_transfer
 from mmfm.data.batch import Batch, Ids, Items
 from mmfm.data.open_files import OpenFiles
-from mmfm.data.stream import Loaded
+from mmfm.data.stream_plan import Loaded
 from mmfm.runtime import machine
 
 HERE = Path(__file__).parent.parent

@@ -16,13 +16,14 @@ from mmfm.__main__ import report
 from mmfm.config import MODALITIES, Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
 from mmfm.data import index, order, waiting
 from mmfm.data import shards as shards_module
+from mmfm.data.augment import DRAWS
 from mmfm.data.batch import NO_TEXT, Batch
 from mmfm.data.decode import Decode, Example, collate, decode_of, read_example, text_hash
 from mmfm.data.example_cache import Cache
 from mmfm.data.sample import Sample, label_of
 from mmfm.data.shard_specs import expand
 from mmfm.data.shards import Shards
-from mmfm.data.stream import DRAWS, TrainStream
+from mmfm.data.stream import TrainStream
 from mmfm.data.worker_transfer import tensors
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.audio import decode_audio

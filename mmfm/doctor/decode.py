@@ -20,7 +20,7 @@ from mmfm.data.decode import OF_ITEMS, decode_of
 from mmfm.data.example_cache import Cache
 from mmfm.data.index import MODALITY
 from mmfm.data.sample import Sample
-from mmfm.data.stream import Plan
+from mmfm.data.stream_plan import Plan
 from mmfm.doctor.findings import Finding, Section, Table, distribution, finding, plural, table
 from mmfm.doctor.scan import ScanStats
 from mmfm.doctor.shard_integrity import TRAIN, Proven, Set, but_for

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mmfm.config import Conformer, Model, Run, TextTower, Vit
 from mmfm.data.batch import Batch
-from mmfm.data.stream import PREFETCH, Loaded, Plan, TrainStream
+from mmfm.data.stream import PREFETCH, TrainStream
+from mmfm.data.stream_plan import Loaded, Plan
 from mmfm.models.model import build
 from mmfm.objectives.joint import Objectives
 from mmfm.preprocessing.tokenizer import Tokenizer

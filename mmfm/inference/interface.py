@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -23,8 +22,9 @@ from mmfm.generation import Finish, GenerationConfig, write
 from mmfm.inference.chat import Chatting, Messages, answering
 from mmfm.inference.infill import MaskSpec
 from mmfm.inference.known_tasks import links_of, trained
+from mmfm.inference.likelihood import in_parts, nats_of
 from mmfm.inference.modality_options import check_names
-from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick, of_rows
+from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick
 from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, kind_of, thing_of
 from mmfm.inference.processor import Processor
 from mmfm.inference.validation import check_hiding, each_of, given_of, has_own
@@ -32,25 +32,7 @@ from mmfm.models.model import UnifiedModel
 from mmfm.objectives.task_pass import forward_task
 from mmfm.preprocessing.tokenizer import Tokenizer
 
-AT_ONCE = 1 << 16  # tokens of texts, padding included, in one pass: a long text among many would fill the memory
-
 __all__ = ["GeneratedCodes", "Interface", "Made", "Picture", "Sound"]
-
-
-def in_parts(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
-    """Places in groups of like length, each with its longest: no group times its longest is over `most`, but alone,
-    and none is padded to more than twice its length.
-
-    All together where they fit so; then they are in their order.
-    """
-    if not lengths or len(lengths) * max(lengths) <= most:
-        return [(list(range(len(lengths))), max(lengths, default=0))] if lengths else []
-    parts: list[tuple[list[int], int]] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if not parts or (len(parts[-1][0]) + 1) * parts[-1][1] > most or 2 * lengths[place] < parts[-1][1]:
-            parts.append(([], lengths[place]))
-        parts[-1][0].append(place)
-    return [(sorted(part), longest) for part, longest in parts]
 
 
 class Interface(nn.Module):
@@ -119,7 +101,7 @@ class Interface(nn.Module):
             return torch.cat([self.encode_text(part, normalize) for part in parts])
         items = self.processor.items("text", texts)
         out = torch.zeros(len(items.rows), self.embed_dim, dtype=self.core.dtype, device=self.core.device)
-        for part, longest in in_parts(items.keep.sum(1).tolist(), AT_ONCE):
+        for part, longest in in_parts(items.keep.sum(1).tolist()):
             rows = torch.arange(len(part), device=items.rows.device)
             some = Items(x=items.x[part, :longest], keep=items.keep[part, :longest], rows=rows)
             out[part] = self._encode("text", some).to(out.dtype)
@@ -317,27 +299,7 @@ class Interface(nn.Module):
     def nats(self, task: str, batch: Batch) -> Float[Tensor, " size"]:
         """Negative log-likelihood of each sample's target and its end mark; nan without target or source, and where
         only the beginning of the target is held."""
-        trained, text = self._task(task), batch.items.get("text")
-        if text is None or batch.size * text.keep.shape[1] <= AT_ONCE:
-            return self._nats(trained, batch)
-        lengths = torch.zeros(batch.size, dtype=torch.int64).index_add(0, text.rows.cpu(), text.keep.sum(1).cpu())
-        out = torch.full((batch.size,), torch.nan)
-        for part, _ in in_parts(lengths.tolist(), AT_ONCE):
-            out[part] = self._nats(trained, of_rows(batch, torch.tensor(part, device=text.rows.device)))
-        return out
-
-    def _nats(self, task: Task, batch: Batch) -> Float[Tensor, " size"]:
-        out = torch.full((batch.size,), torch.nan)
-        reading = forward_task(self.core, task, batch.to(self.core.device))
-        if reading is None or not len(reading.labels):
-            return out
-        each = F.cross_entropy(self.core.logits(reading.states).float(), reading.labels, reduction="none").cpu()
-        owners = reading.sample_ids.unique()
-        out[owners] = torch.zeros(batch.size).index_add(0, reading.sample_ids, each)[owners]
-        cut = None if task.target is None or task.target not in batch.items else batch.items[task.target].cut
-        if cut is not None:  # of a text that was cut not all has been asked
-            out[batch.items[str(task.target)].rows[cut].cpu()] = torch.nan
-        return out
+        return nats_of(self.core, self._task(task), batch)
 
     @property
     def maker(self) -> Pipeline:

@@ -11,7 +11,7 @@ from mmfm.inference.bundle import golden
 from mmfm.inference.bundle.encoder import BundledEncoder
 from mmfm.inference.interface import Interface
 from mmfm.models import adapters
-from mmfm.models.model import EmbeddedText
+from mmfm.models.towers import EmbeddedText
 
 MOST = 1e-5  # difference of what a layer gives, as a part of its largest number
 THROUGH = golden.TOLERANCE  # of what all layers give, which rounding grows through

@@ -32,6 +32,7 @@ from mmfm.models.projectors import Projector, connect, connected, connector
 from mmfm.models.read_counts import ReadCounts
 from mmfm.models.text_transformer import TextTransformer
 from mmfm.models.token_dropout import keep_mask, patch_subset
+from mmfm.models.towers import EmbeddedText, OwnTower, Tower, make_tower
 from mmfm.models.transformer import Segment, UnifiedTransformer
 from mmfm.models.vit import VisionTransformer, normalise
 from mmfm.runtime.distributed import full_tensor
@@ -41,31 +42,6 @@ START = {"softmax": (1 / 0.07, 0.0), "sigmoid": (10.0, -10.0)}  # (scale, bias),
 
 # Bounds of the logarithm of an inverse temperature: CLIP's; SigLIP's learns without, and ends above 100.
 LOG_SCALES = {"softmax": (0.0, math.log(100)), "sigmoid": (-math.inf, math.inf)}
-
-
-class OwnTower(nn.Module):
-    """The tower of a modality of one's own: whatever module gives tokens of the width that it said."""
-
-    def __init__(self, part: config.Modality) -> None:
-        super().__init__()
-        self.inner, self.width = part.tower(), part.width
-
-    def forward(self, x: Tensor, keep: Bool[Tensor, "n time"]) -> Tokens:
-        tokens = Tokens(*self.inner(x, keep))
-        told = f"a tower of one's own gave tokens {tuple(tokens.x.shape)}, and not [n, tokens, width={self.width}]"
-        config.require(tokens.x.ndim == 3 and tokens.x.shape[2] == self.width, told)
-        return tokens
-
-
-class EmbeddedText(nn.Module):
-    """Texts as the trunk's own table has them, read in the trunk alone: `config.Embedded`."""
-
-    def __init__(self, causal: bool, width: int) -> None:
-        super().__init__()
-        self.causal, self.width = causal, width
-
-
-Tower = VisionTransformer | AudioConformer | TextTransformer | ImportedTower | OwnTower | EmbeddedText
 
 
 class UnifiedModel(nn.Module):
@@ -351,7 +327,7 @@ def build(
 ) -> UnifiedModel:
     """The module of a configuration, freshly initialised. `text_size`: how many ids the tokenizer has."""
     vocabulary = Vocabulary(text=text_size, image=cfg.codes("image"), audio=cfg.codes("audio"))
-    towers = {name: _tower(part, text_size, cfg) for name, part in cfg.towers.items()}
+    towers = {name: make_tower(part, text_size, cfg) for name, part in cfg.towers.items()}
     trunk = UnifiedTransformer(cfg.trunk, cfg.dropout)
     codecs = {name: make_codec(part) for name, part in cfg.codecs.items()}
     known = [codecs[name] for name, part in cfg.codecs.items() if isinstance(part, config.KnownCodec)]
@@ -365,23 +341,3 @@ def build(
     adapt(model, cfg.adapters)
     number_dropouts(model)
     return model
-
-
-def _tower(
-    part: config.Vit | config.Conformer | config.TextTower | config.Tower | config.Embedded | config.Modality,
-    text_size: int,
-    cfg: config.Model,
-) -> Tower:
-    match part:
-        case config.Vit():
-            return VisionTransformer(part, cfg.dropout)
-        case config.Conformer():
-            return AudioConformer(part, cfg.dropout)
-        case config.TextTower():
-            return TextTransformer(part, part.vocabulary or text_size, cfg.dropout)
-        case config.Tower():
-            return ImportedTower(part)
-        case config.Embedded():
-            return EmbeddedText(part.causal, cfg.trunk.width)
-        case config.Modality():
-            return OwnTower(part)

@@ -13,7 +13,8 @@ from mmfm.config import Conformer, Contrastive, Generative, Run
 from mmfm.config.task import parse_writing
 from mmfm.data.augment import augment_frames, augment_images, hide_tokens
 from mmfm.data.batch import Batch, Ids, Items
-from mmfm.data.stream import Loaded, TrainStream
+from mmfm.data.stream import TrainStream
+from mmfm.data.stream_plan import Loaded
 from mmfm.inference.media_files import encoded
 from mmfm.inference.processing import Sound
 from mmfm.models.conformer import AudioConformer
