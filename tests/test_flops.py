@@ -1,6 +1,7 @@
 """FLOPs by formula: what torch counts on the real step; and what is counted of padding, parts and locked towers."""
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy_encoders import hf_folder
 from toys import PAIRS, WRITES, padded, toy_batch, toy_config, toy_model, toy_run
 
-from mmfm.config import Conformer, Mel, Model, Run, TextTower, Tower, Trunk, Vit
+from mmfm.config import Conformer, Lora, Mel, Model, Run, TextTower, Tower, Trunk, Vit
 from mmfm.data.batch import Batch, Items
+from mmfm.models.adapters import is_adapter
 from mmfm.models.flops import step_flops
 from mmfm.models.model import UnifiedModel, build
 from mmfm.models.read_counts import ReadCounts
@@ -76,6 +78,19 @@ def test_a_locked_tower_has_no_backward(modality: str) -> None:
     model.lock([name for name, _ in model.named_parameters() if name.startswith(f"towers.{modality}.")])
     ours, theirs = both(model, run, whole_batch())
     assert ours < before and ours == pytest.approx(theirs, rel=0.03)
+
+
+@pytest.mark.parametrize("base", ["fp32", "int8"])
+@pytest.mark.parametrize("locked", [("trunk.*",), ("trunk.*", "towers.*", "embedding*")])
+def test_under_adapters_locked_weights_have_no_gradient_of_their_own(base: str, locked: tuple[str, ...]) -> None:
+    """Gradients go through them to what learns below: two forwards of theirs, three of the adapters'. A packed weight
+    is as many numbers as it stands for."""
+    run = toy_run(model=wide(adapters=(Lora(pattern="trunk.*", rank=4, base=base),)))
+    model = build(run.model, 256, PAIRS)
+    names = [name for name, _ in model.named_parameters() if not is_adapter(name)]
+    model.lock([name for name in names if any(fnmatchcase(name, pattern) for pattern in locked)])
+    ours, theirs = both(model, run, whole_batch())
+    assert ours == pytest.approx(theirs, rel=0.03)
 
 
 def test_an_imported_encoder_counts_too(tmp_path: Path) -> None:

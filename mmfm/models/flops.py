@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
+from mmfm.models.adapters import LoraLinear
 from mmfm.models.conformer import Subsample
 from mmfm.models.layers import Attention
 from mmfm.models.mel import KaldiMel, LogMel
@@ -23,26 +24,34 @@ BACKWARD = 3  # a forward and a backward are three forwards: gradients of inputs
 class Cost(NamedTuple):
     """FLOPs of a part's forward. token: for each; pair: for each two tokens of a sentence, in attention; wanted: for
     each token whose state is used, beside `token`; once: for each token, and never in a backward; item: for each
-    picture, sound or text. learns: whether there is a backward."""
+    picture, sound or text. passes: whether gradients go through it; learned: the share of its products whose weights
+    learn, all but none where it is locked under low-rank adapters."""
 
     token: float
     pair: float
     wanted: float = 0.0
     once: float = 0.0
     item: float = 0.0
-    learns: bool = True
+    passes: bool = True
+    learned: float = 1.0
 
     def flops(self, counts: Mapping[str, int]) -> float:
-        whole = self.token * counts[TOKENS] + self.pair * counts[PAIRS] + self.wanted * counts[WANTED]
-        whole += self.item * counts[ITEMS]
-        return float(whole * (BACKWARD if self.learns else 1) + self.once * counts[TOKENS])
+        products = self.token * counts[TOKENS] + self.wanted * counts[WANTED] + self.item * counts[ITEMS]
+        pairs = self.pair * counts[PAIRS] * (BACKWARD if self.passes else 1)
+        return float(products * (1 + self.passes + self.learned) + pairs + self.once * counts[TOKENS])
 
 
 def costs_of(model: UnifiedModel) -> list[tuple[str, Cost]]:
     """Of each tower and each connector, by its modality, and of the trunk."""
-    towers = [(name, _tower(tower)) for name, tower in model.towers.items()]
-    connectors = [(name, _connector(part)) for name, part in model.connectors.items()]
-    return [*towers, *connectors, ("trunk", _trunk(model))]
+    towers = [(name, _trained(_tower(tower), tower, _learns(tower))) for name, tower in model.towers.items()]
+    connectors = [(name, _trained(_connector(part), part, _learns(part))) for name, part in model.connectors.items()]
+    return [*towers, *connectors, ("trunk", _trained(_trunk(model), model.trunk, _learns(model)))]
+
+
+def _trained(cost: Cost, part: nn.Module, passes: bool) -> Cost:
+    """passes: whether it, or what it reads, learns."""
+    whole = _products([part])
+    return cost._replace(passes=passes, learned=_products([part], learned=True) / whole if whole else 0.0)
 
 
 def step_flops(model: UnifiedModel, counts: Mapping[str, Mapping[str, int]], embeddings: int) -> float:
@@ -50,13 +59,20 @@ def step_flops(model: UnifiedModel, counts: Mapping[str, Mapping[str, int]], emb
     how many products of two embeddings the contrasts took. Codecs are not counted."""
     parts = sum(cost.flops(counts[name]) for name, cost in costs_of(model))
     table = 2 * model.output_weight.numel() * counts["target"][TOKENS]
-    return float(parts + BACKWARD * (table + 2 * model.embed_dim * embeddings))
+    written = table * (1 + _learns(model) + model.output_weight.requires_grad)
+    return float(parts + written + BACKWARD * 2 * model.embed_dim * embeddings)
 
 
-def _products(modules: Sequence[nn.Module]) -> int:
-    """FLOPs for a token that passes each linear map and each convolution of stride one once."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    return sum(2 * m.weight.numel() for module in modules for m in module.modules() if isinstance(m, kinds))
+def _products(modules: Sequence[nn.Module], learned: bool = False) -> int:
+    """FLOPs for a token that passes each linear map and each convolution of stride one once; `learned`: of those alone
+    whose weights learn. A packed weight has as many numbers as it stands for, and an adapter is two maps beside it."""
+    total = 0
+    for m in (m for module in modules for m in module.modules()):
+        if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d) and (m.weight.requires_grad or not learned):
+            total += 2 * (m.in_features * m.out_features if isinstance(m, nn.Linear) else m.weight.numel())
+        if isinstance(m, LoraLinear):
+            total += 2 * (m.lora_a.numel() + m.lora_b.numel())
+    return total
 
 
 def _trunk(model: UnifiedModel) -> Cost:
@@ -65,26 +81,25 @@ def _trunk(model: UnifiedModel) -> Cost:
     if not blocks:
         return Cost(0, 0)
     last = _products(blocks[-1:])
-    of_all = sum(2 * part.qkv.weight.numel() for part in blocks[-1].modules() if isinstance(part, Attention))
+    of_all = sum(_products([part.qkv]) for part in blocks[-1].modules() if isinstance(part, Attention))
     pair = _pairs(blocks, model.trunk.width)
-    return Cost(_products(blocks[:-1]) + of_all, pair, last - of_all, learns=_learns(model.trunk))
+    return Cost(_products(blocks[:-1]) + of_all, pair, last - of_all)
 
 
 def _connector(part: nn.Module) -> Cost:
     """A projector reads all tokens of its tower, or maps only those that it gives."""
-    learns = _learns(part)
     if not isinstance(part, Projector):
-        return Cost(_products([part]), 0, learns=learns)
+        return Cost(_products([part]), 0)
     if part.cfg.kind != "resampler":
         each = _products([part])
         if part.cfg.grid:
-            return Cost(0, 0, item=each * (part.cfg.grid**2 + 1), learns=learns)
-        return Cost(each / max(1, part.cfg.pixel_shuffle) ** 2, 0, learns=learns)
+            return Cost(0, 0, item=each * (part.cfg.grid**2 + 1))
+        return Cost(each / max(1, part.cfg.pixel_shuffle) ** 2, 0)
     queries, layers = part.cfg.queries, [m for m in part.modules() if isinstance(m, PerceiverLayer)]
     read = sum(2 * layer.kv.weight.numel() + 4 * layer.q.out_features * queries for layer in layers)
     asked = _products([part.resampler, part.out]) + sum(4 * layer.q.out_features * queries for layer in layers)
     places = _products([part.places]) if part.picture is None else 0  # of a picture, once for all pictures
-    return Cost(_products([part.enter]) + places + read, 0, item=queries * asked, learns=learns)
+    return Cost(_products([part.enter]) + places + read, 0, item=queries * asked)
 
 
 def _tower(tower: nn.Module) -> Cost:
@@ -94,7 +109,7 @@ def _tower(tower: nn.Module) -> Cost:
     rest = [part for part in tower.modules() if part not in inner]
     linear = sum(2 * m.weight.numel() for m in rest if isinstance(m, nn.Linear))
     token = _products(blocks) + linear + _stem(rest)
-    return Cost(token, _pairs(blocks, cast(int, tower.width)), once=_mel(tower), learns=_learns(tower))
+    return Cost(token, _pairs(blocks, cast(int, tower.width)), once=_mel(tower))
 
 
 def _pairs(blocks: Sequence[nn.Module], width: int) -> int:
