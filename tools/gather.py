@@ -62,10 +62,12 @@ def render(readme: str, results: str) -> str:
     return between(readme, BEGIN, END, table(found["runs"], found.get("columns", COLUMNS)))
 
 
-def fresh(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run. SystemExit in one line where they are not of its last weights, or do not say of which."""
-    rows = json.loads((run / "results.json").read_text())
-    if found := doubt(run, "results.json", read_rows(run / "results.json")):
+def fresh(run: Path, name: str = "results.json") -> list[dict[str, Any]]:
+    """The rows of a run. SystemExit in one line where there are none of this name, or none of its last weights."""
+    if not (run / name).exists():
+        raise SystemExit(f"{run} has no {name}; score it with mmfm eval, as the experiment's README says")
+    rows = json.loads((run / name).read_text())
+    if found := doubt(run, name, read_rows(run / name)):
         raise SystemExit(found.told)
     return rows
 

@@ -1,0 +1,50 @@
+"""Scores of answers over seeds: what stands in which cell of an experiment's table."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return runpy.run_path(str(ROOT / "tools" / "answers.py"))
+
+
+def row(task: str, value: float, metric: str = "exact", split: str = "scenes") -> dict[str, Any]:
+    about = {"split": split, "task": f"messages>text{task}", "metric": metric}
+    return {**about, "value": value, "low": value - 0.1, "high": value + 0.1, "n": 160}
+
+
+def test_kinds_and_controls_have_cells_of_their_own(tool: dict[str, Any]) -> None:
+    """A mean over seeds, each seed and the widest interval; a control beside its arm, said once where seeds agree; what
+    was not scored is a dash; other metrics are left out."""
+    seeds = [
+        [row("", 0.5), row(":count", 0.7), row(":count (blind)", 0.25), row(":count", 0.9, "contains")],
+        [row("", 0.7), row(":count", 0.8), row(":count (blind)", 0.25)],
+    ]
+    runs = [{"arm": "heard", "rows": rows} for rows in seeds] + [{"arm": "seen", "rows": [row(":count", 0.6)]}]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tool["table"](runs, ["exact"]).splitlines()]
+    assert lines[0] == ["asked", "of", "score", "n", "heard", "heard, blind", "seen"]
+    assert lines[2] == ["scenes", "all", "exact", "160", "0.600 (.500 .700) [0.400, 0.800]", "-", "-"]
+    count = ["0.750 (.700 .800) [0.600, 0.900]", "0.250 [0.150, 0.350]", "0.600 [0.500, 0.700]"]
+    assert lines[3] == ["scenes", "count", "exact", "160", *count]
+    assert len(lines) == 4
+
+
+def test_a_run_without_scores_is_said(tool: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"has no results.scenes.json; score it with mmfm eval"):
+        tool["fresh"](tmp_path, "results.scenes.json")
+
+
+def test_tables_of_experiments_are_generated(tool: dict[str, Any]) -> None:
+    """What stands in an experiment's README is what the tool makes of its results."""
+    pages = [page for page in sorted((ROOT / "experiments").glob("*/README.md")) if tool["BEGIN"] in page.read_text()]
+    for page in pages:
+        text, results = (page.with_name(name).read_text("utf-8") for name in ("README.md", "results.json"))
+        assert json.loads(results)["runs"] and tool["render"](text, results) == text

@@ -1,0 +1,91 @@
+"""Puts the scores of answers beside each other, over seeds: results.json of an experiment, and the table in its README.
+
+    python tools/answers.py experiments/009-chat heard=runs/heard-0,runs/heard-1,runs/heard-2 \
+        --suites scenes scenes_spoken --metrics exact shared_word
+
+Each run was trained by `mmfm train` and scored by `mmfm eval RUN SUITE` before, as the experiment's README says. A cell
+is the mean over seeds, each of them, and the widest interval that they span.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from experiment import setting
+from gather import fresh
+from readme import between
+
+BEGIN, END = "<!-- results: written by tools/answers.py -->", "<!-- end of results -->"
+TASK = re.compile(r"(?P<name>[^()]+?)(?: \((?P<control>[^()]+)\))?")
+Row = Mapping[str, Any]
+
+
+def named(task: str) -> tuple[str, str]:
+    """The question's kind and the control: "messages>text:count (blind)" is ("count", "blind")."""
+    match = TASK.fullmatch(task)
+    assert match is not None
+    return match["name"].partition(":")[2] or "all", match["control"] or ""
+
+
+def cell(rows: Sequence[Row]) -> str:
+    """Over seeds. What does not depend on the seed is said once."""
+    values = [row["value"] for row in rows]
+    if not rows:
+        return "-"
+    each = " ".join(f"{value:.3f}".removeprefix("0") for value in values)
+    seeds = f" ({each})" if len(set(values)) > 1 else ""
+    return f"{mean(values):.3f}{seeds} [{min(row['low'] for row in rows):.3f}, {max(row['high'] for row in rows):.3f}]"
+
+
+def table(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """A line for each question that was asked and each metric; a column for each arm, and for each of its controls."""
+    found: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    for run in runs:
+        for row in run["rows"]:
+            kind, control = named(row["task"])
+            if row["metric"] in metrics:
+                arm = f"{run['arm']}, {control}" if control else run["arm"]
+                found.setdefault((row["split"], kind, row["metric"]), {}).setdefault(arm, []).append(row)
+    arms = list(dict.fromkeys(arm for cells in found.values() for arm in cells))
+    lines = [["asked", "of", "score", "n", *arms], ["---"] * (4 + len(arms))]
+    for (split, kind, metric), cells in found.items():
+        n = max(row["n"] for rows in cells.values() for row in rows)
+        lines.append([split, kind, metric, str(n), *(cell(cells.get(arm, ())) for arm in arms)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(readme: str, results: str) -> str:
+    """The README with the table that belongs to the text of results.json."""
+    found = json.loads(results)
+    return between(readme, BEGIN, END, table(found["runs"], found["metrics"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("arms", nargs="+", help="NAME=RUN,RUN,...: an arm's runs, one of each seed")
+    parser.add_argument("--suites", nargs="+", required=True, help="names of suites that the runs were scored with")
+    parser.add_argument("--metrics", nargs="+", default=["exact"])
+    chosen = parser.parse_args()
+    runs = []
+    for arm, _, folders in (item.partition("=") for item in chosen.arms):
+        for run in map(Path, folders.split(",")):
+            curves = run / "metrics.jsonl"  # which an imported model does not have
+            last = json.loads(curves.read_text().splitlines()[-1]) if curves.exists() else {"step": 0, "seconds": 0.0}
+            about = {"arm": arm, "run": run.name, "steps": last["step"], "seconds": last["seconds"]}
+            rows = [row for suite in chosen.suites for row in fresh(run, f"results.{suite}.json")]
+            runs.append({**about, "rows": rows})
+    words = [*(f"{item.partition('=')[0]}=RUNS" for item in chosen.arms), "--suites", *chosen.suites]
+    told = setting(["tools/answers.py", str(chosen.folder), *words, "--metrics", *chosen.metrics])
+    results = json.dumps({**told, "metrics": chosen.metrics, "runs": runs}, indent=1) + "\n"
+    (chosen.folder / "results.json").write_text(results)
+    readme = chosen.folder / "README.md"
+    readme.write_text(render(readme.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
