@@ -5,9 +5,10 @@
     mmfm eval runs/descriptions-prefix configs/suites/texts.py --root data/descriptions
     mmfm generate runs/descriptions-prefix 'text>text' --text 'Translate into French: a small editor'
 
-One trunk is both (a prefix language model, section 3.2.1 of T5, arXiv 1910.10683): tokens of the source see all of the source, tokens
-of the answer see the source and what was written. There are no turns and no template; begin and end of the answer are
-marks of the vocabulary, whose rows are new. The loss is of the answer, as it is in the conversations.
+One trunk is both (a prefix language model, section 3.2.1 of T5, arXiv 1910.10683): a token of the source sees all of
+the source, and one of the answer sees the source and what was written. There are no turns and no template; what begins
+and ends an answer are marks of the vocabulary, whose rows are new and learn. The loss is of the answer, as it is in the
+conversations.
 """
 
 from dataclasses import replace

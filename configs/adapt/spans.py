@@ -4,9 +4,9 @@
     mmfm train configs/adapt/spans.py
     mmfm train configs/adapt/descriptions_prefix.py --start runs/spans --name descriptions-after
 
-15 % of the tokens are masked, in runs of three (T5, arXiv 1910.10683, section 3.1.4), in paragraphs of
-descriptions, English ones and their translations, each alone. T5 replaces a run by one mark and writes what was there; here
-every token has a mask in its place, and `text~` asks for it where it stood.
+15 % of the tokens are masked, in runs of three (T5, arXiv 1910.10683, section 3.1.4), in paragraphs of descriptions,
+English ones and translations, each alone. T5 puts one mark for a run and writes what was there; here each token has a
+mask in its place, and `text~` asks for it where it stood.
 """
 
 from dataclasses import replace

@@ -43,6 +43,7 @@ from mmfm.evals.suite import (
     task_name,
 )
 from mmfm.evals.text_normalizers import Normalizer, normalizer
+from mmfm.evals.text_pairs import answer_pairs, check_pairs, reads_pairs
 from mmfm.evals.writing import cut, transcription_scores
 from mmfm.evals.zero_shot import class_scores, class_vectors, classify
 
@@ -253,6 +254,9 @@ def labelled(known: ClassSet, split: Split, modality: str) -> tuple[Any, Any, An
 
 
 def answer_conversations(task: suite.Answer, context: Context) -> Answer:
+    """By a model that reads conversations, or one that reads a text and writes one."""
+    if reads_pairs(context.model):
+        return answer_pairs(task, context)
     return answer_with_documents(task, context) if task.documents else answer_questions(task, context)
 
 
@@ -275,7 +279,10 @@ def check_able(model: Evaluable, asked: Suite, task: Task) -> None:
         return
     told = f"suite {asked.name}: {type(task).__name__} {task_name(asked, task)}"
     if isinstance(task, suite.Answer):
-        check_chats(told, model)
+        if reads_pairs(model):
+            check_pairs(told, task)
+        else:
+            check_chats(told, model)
         return
     needs = task.pair if isinstance(task, Retrieve) else (task.modality,)
     needs = (*needs, "text") if isinstance(task, Classify | MultiLabel) else needs

@@ -45,6 +45,7 @@ CODES = {
     "messages_unanswered": "a conversation that asks nothing, or has no answer to hold what is written against",
     "messages_answers": "answers of a conversation that are no list of texts",
     "messages_choices": "choices of a conversation that are no list of texts",
+    "messages_no_pair": "a conversation of more than a question in words, where a text is read and one written",
 }
 
 

@@ -1,0 +1,176 @@
+"""Questions of conversations for a model without turns: one of "text>text" reads what the user says, and writes.
+
+An encoder-decoder, or a trunk that reads a text from both sides, so answers the questions that a chat model answers,
+and is scored as it is: figures have the same names, so that both are compared question by question. What is no text
+alone, or more than one question, is not asked and is counted.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mmfm.config import require
+from mmfm.config.task import parse
+from mmfm.data.batch import Batch
+from mmfm.data.decode import Example
+from mmfm.data.sample import Sample, meta_of
+from mmfm.evals.answering import Put, Row, answered, baselines, left_out, questions_of, scores_of, texts_of
+from mmfm.evals.answers import Answer, Context, Result
+from mmfm.evals.heads import LEAST_WRITTEN
+from mmfm.evals.predict import Loaded, SplitReader, able_rows, predict
+from mmfm.evals.questions import Questions, asking, question_of
+from mmfm.evals.reading import Read, Reader
+from mmfm.evals.split import Evaluable, SampleInfo, Split, batches, device_of, spread
+from mmfm.evals.suite import Answer as AnswerTask
+from mmfm.inference.interface import Interface
+from mmfm.inference.pipeline import without_last
+from mmfm.objectives.task_pass import forward_task
+from mmfm.preprocessing import BadSample
+from mmfm.preprocessing.chat import parse_messages
+from mmfm.preprocessing.tokenizer import Tokenizer
+
+TASK = "text>text"
+STATES_AT_ONCE = 2_048  # times the vocabulary is what the logits take
+
+
+def reads_pairs(model: Evaluable) -> bool:
+    """Whether questions are put to it so: it has no turns, and was trained to write a text behind one."""
+    return isinstance(model, Interface) and model.config.chat is None and TASK in model.tasks
+
+
+def check_pairs(told: str, task: AnswerTask) -> None:
+    """UserError for what only a model of conversations can be asked."""
+    named = next((name for name in ("documents", "blind") if getattr(task, name)), "")
+    require(not named, f"{told}: {named} is for a model that reads conversations, and this reads {TASK}; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairReader(Reader):
+    """Reads a conversation of one question as two texts, the question and the reference."""
+
+    tokenizer: Tokenizer
+
+    def read(self, sample: Sample) -> Read:
+        """Raises BadSample, also where one of the texts is longer than is read."""
+        question, messages = question_of(sample), parse_messages(meta_of(asking(sample))["messages"], sample.where)
+        parts = [piece for message in messages for piece in message.content if not isinstance(piece, str)]
+        if [message.role for message in messages] != ["user", "assistant"] or parts:
+            why = f"is no single question of words alone, which is what {TASK} reads"
+            raise BadSample("messages_no_pair", f"{sample.where} {why}; ask a model with a chat template")
+        texts = (question.question, question.reference)
+        held = [self.tokenizer.held(text) for text in texts]
+        if held[0].read_cut or held[1].written_cut:
+            told = f"{sample.where}: its question or answer is longer than is read"
+            raise BadSample("messages_too_long", f"{told}; {self.tokenizer.limits.remedy}")
+        asked, answer = (Example(key=sample.key, text=text) for text in texts)
+        return Read(replace(answer, before=(asked,)), (question.reference,), False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Of a batch, whose rows count from its first sample."""
+
+    infos: tuple[SampleInfo, ...]
+    bad: dict[int, str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The questions of a batch, put."""
+
+    model: Interface
+    one_pass: bool
+    max_tokens: int
+
+    def __call__(self, loaded: Loaded) -> Part:
+        batch = loaded.batch.to(device_of(self.model))
+        able = sorted(able_rows(parse(TASK), batch))
+        known = likelihood(self.model, batch) if self.one_pass and able else {}
+        said = self.written(batch) if self.max_tokens and able else {}
+        rows = [Row(row, *known.get(row, (None, None)), *said.get(row, (None, False)), []) for row in able]
+        return Part(infos=loaded.infos, bad=loaded.bad, rows=rows)
+
+    def written(self, batch: Batch) -> dict[int, tuple[str, bool]]:
+        """By row what is written greedily, and whether it was cut."""
+        rows, texts = self.model.write(TASK, without_last(batch, "text")[0], self.max_tokens)
+        ends = [getattr(text, "finish", "stop") for text in texts]
+        return {row: (str(text), end == "length") for row, text, end in zip(rows, texts, ends, strict=True)}
+
+
+@torch.no_grad()
+def likelihood(model: Interface, batch: Batch) -> dict[int, tuple[float, bool]]:
+    """By row the nats of the answer and its end, and whether each token of it is the likeliest that may be written."""
+    output = forward_task(model.core, parse(TASK), batch)
+    if output is None:
+        return {}
+    vocabulary = model.core.vocabulary
+    allowed = torch.zeros(vocabulary.size, dtype=torch.bool, device=model.core.device)
+    allowed[[*vocabulary.span("text"), vocabulary.end]] = True
+    nats, right = [], []
+    for states, labels in zip(output.states.split(STATES_AT_ONCE), output.labels.split(STATES_AT_ONCE), strict=True):
+        logits = model.core.logits(states).float()
+        nats.append(F.cross_entropy(logits, labels, reduction="none").double().cpu())
+        right.append((logits.masked_fill(~allowed, -torch.inf).argmax(-1) == labels).cpu())
+    zeros = torch.zeros(batch.size, dtype=torch.float64)
+    sums = zeros.index_add(0, output.sample_ids, torch.cat(nats)).tolist()
+    wrong = zeros.index_add(0, output.sample_ids, (~torch.cat(right)).double()).tolist()
+    return {row: (sums[row], wrong[row] == 0) for row in output.rows.tolist()}
+
+
+def put_pairs(task: AnswerTask, questions: Questions, context: Context) -> Put:
+    """Ask the model every question once."""
+    model, config = context.model, context.config
+    assert isinstance(model, Interface)
+    places = spread(len(questions), config.limit)
+    lengths = [len(model.tokenizer.encode(one.reference)) for at in places if (one := questions.asked[at]) is not None]
+    most = config.max_tokens or max([LEAST_WRITTEN, *(2 * length for length in lengths)])
+    reader = PairReader(model=model.config, decode=config.decode, tokenizer=model.tokenizer)
+    at: dict[str, Any] = {"samples": questions, "places": places, "own": len(places)}
+    parts = predict(
+        SplitReader(reader=reader, tokenizer=model.tokenizer, **at),
+        batches(0, len(places), config.batch_size),
+        Head(model=model, one_pass=task.one_pass, max_tokens=most if task.write else 0),
+        Part,
+        num_workers=config.num_workers,
+        ranks=context.ranks,
+        watch=context.watch,
+    )
+    split = Split(name=questions.source, source=questions.source, max_tokens=most, reader=reader, **at)
+    return _joined(split, questions, parts)
+
+
+def _joined(split: Split, questions: Questions, parts: Sequence[Part]) -> Put:
+    infos, bad, rows = list[SampleInfo](), dict[int, str](), list[Row]()
+    for part in parts:
+        rows += [one._replace(row=len(infos) + one.row) for one in part.rows]
+        bad |= {len(infos) + row: code for row, code in part.bad.items()}
+        infos += part.infos
+    told = f"{split.source}: not one of its {len(split)} conversations can be used ({', '.join(set(bad.values()))})"
+    require(bool(rows), told)
+    digests = json.dumps([len(infos), *(info.digest for info in infos)]).encode()
+    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
+    found = replace(split, infos=tuple(infos), bad=bad, digest=digest)
+    return Put(split=found, questions=questions, said={"": rows}, alone=0)
+
+
+def answer_pairs(task: AnswerTask, context: Context) -> Answer:
+    """The scores of `suite.Answer` of a model that reads pairs; `quick` ones are of one pass alone."""
+    if context.config.quick and task.one_pass:
+        task = replace(task, write=False, baselines=())
+    found = put_pairs(task, questions_of(task, context), context)
+
+    def result() -> Result:
+        controls, details = baselines(task, found, context)
+        scores = scores_of(task, found, "", found.said[""])
+        for name, written in controls.items():
+            scores += texts_of(task, found, f" ({name})", found.said[""], written)
+        details = {**details, "reads": TASK, "answers": answered(found)}
+        return Result(scores=scores, details=details, left_out=left_out(task, found))
+
+    return Answer(splits=(found.split,), result=result)
