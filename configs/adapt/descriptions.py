@@ -42,6 +42,6 @@ def config() -> Run:
         ),
         data=Data(train=train, batch_size=8, num_workers=1),
         chat=Chat(),
-        optim=Optim(steps=360, lr=1e-3, warmup_steps=20, weight_decay=0.0, precision="bf16"),
-        save_every_steps=120,
+        optim=Optim(steps=320, lr=1e-3, warmup_steps=20, weight_decay=0.0, precision="bf16"),
+        save_every_steps=160,
     )

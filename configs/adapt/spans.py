@@ -26,7 +26,7 @@ def config() -> Run:
     return replace(
         run,
         name="spans",
-        data=replace(run.data, train=(source,), batch_size=4),
+        data=replace(run.data, train=(source,)),
         generative=(Generative(task="text~", mask_ratio=(0.15, 0.15), mask_span=3),),
-        optim=replace(run.optim, steps=180),
+        optim=replace(run.optim, steps=160),
     )
