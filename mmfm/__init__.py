@@ -5,10 +5,23 @@ Torch is imported by what needs it, when it is called, so that `import mmfm` and
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmfm.inference.processing import Sound as Sound
 
 os.environ.setdefault("WDS_SECURE", "1")  # webdataset then refuses pickles and `pipe:` addresses
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`mmfm.Sound`, which needs torch."""
+    if name != "Sound":
+        raise AttributeError(f"module 'mmfm' has no attribute {name!r}")
+    from mmfm.inference.processing import Sound
+
+    return Sound
 
 
 def load(run: str | Path, step: int | str | None = None, *, device: str = "auto", dtype=None, extensions=(), ema=False):

@@ -143,7 +143,9 @@ class Generate(GenerateArgs):
         self.check(written_by(Path(self.run)))
         import mmfm
         from mmfm.inference.generate_command import produce
+        from mmfm.runtime.devices import tell_slow_products
 
+        tell_slow_products(self.dtype, self.device)
         model = mmfm.load(self.run, device=self.device, dtype=self.dtype, **({"ema": True} if self.ema else {}))
         produce(model, self)
 
@@ -188,7 +190,9 @@ class Chat(ChatArgs):
         self.check()
         import mmfm
         from mmfm.inference.chat_command import converse
+        from mmfm.runtime.devices import tell_slow_products
 
+        tell_slow_products(self.dtype, self.device)
         model = mmfm.load(self.run, device=self.device, dtype=self.dtype, **({"ema": True} if self.ema else {}))
         converse(model, self)
 

@@ -16,7 +16,17 @@ from toys import PAIRS, toy_config, toy_run
 
 import mmfm
 from mmfm import pretrained
-from mmfm.config import MODALITIES, AudioPreprocess, EncoderSpec, ImagePreprocess, Tower, UserError, serialization
+from mmfm.config import (
+    MODALITIES,
+    AudioPreprocess,
+    Embedded,
+    EncoderSpec,
+    ImageCodec,
+    ImagePreprocess,
+    Tower,
+    UserError,
+    serialization,
+)
 from mmfm.export import bundle as saving
 from mmfm.inference.bundle import contents, golden
 from mmfm.inference.bundle.without_paths import TOKENIZER as TOKENIZER_FILE
@@ -469,3 +479,17 @@ def test_no_pair_of_what_is_absent(model):
     """The weights of a choice of modalities name no pair and no tower outside of it."""
     parts = saving.split(model.core, ("image",), [])
     assert set(parts) == {"image", "trunk", "vocabulary"} and list(parts["vocabulary"]) == ["embedding.weight"]
+
+
+def test_a_text_without_a_tower_is_a_bundle_too(tmp_path: Path) -> None:
+    """Its encoder has of the table the rows of texts, in a bundle of it alone, of all, and of a model with codecs."""
+    codec = ImageCodec(height_px=8, width_px=16, patch_px=4, channels=1, width=8, levels=(3, 3))
+    model, texts = trained(text=Embedded(), image_codec=codec), ["forty-two", "a"]
+    expected = model.encode_text(texts)
+    for place, chosen in (("all", None), ("text", ("text",))):
+        folder = mmfm.save_bundle(model, tmp_path / place, chosen)
+        torch.testing.assert_close(mmfm.from_pretrained(folder).encode_text(texts), expected)
+        encoder = mmfm.load_encoder("text", folder)
+        torch.testing.assert_close(encoder.embed(texts), expected)
+        assert len(encoder.core.embedding.weight) < len(model.core.embedding.weight)
+    assert not len(mmfm.load_encoder("image", tmp_path / "all").core.embedding.weight)

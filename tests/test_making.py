@@ -293,6 +293,18 @@ MISTAKES = {
         "num_beams=2 means nothing",
     ),
     "length of a picture": ("text>image", {"text": "x", "max_tokens": 3}, "a picture always has as many codes"),
+    "least of a picture": ("text>image", {"text": "x", "min_tokens": 3}, "min_tokens=3: a picture always has"),
+    "chances of a picture": (
+        "text>image",
+        {"text": "x", "logprobs": True},
+        "logprobs=True is of texts, and text>image",
+    ),
+    "chances of a sound": ("text>audio", {"text": "x", "logprobs": True}, "makes a sound, which holds none; leave it"),
+    "chances of beams": (
+        "image>text",
+        {"image": "{files}/a.png", "logprobs": True, "num_beams": 2},
+        "leave out logprobs, or the beams",
+    ),
     "stop of a sound": ("text>audio", {"text": "x", "stop": (".",)}, "ends texts, and text>audio makes a sound"),
     "one stop": ("image>text", {"image": "{files}/a.png", "stop": "."}, "is one string; give several as a tuple"),
     "greedy draws": ("image>text", {"image": "{files}/a.png", "best_of": 2}, "written greedily; give temperature=1"),
@@ -333,6 +345,8 @@ def test_a_stream_takes_no_other_names_either(model, picture):
     for given, words in (({"img": picture}, "no option 'img'; try image"), ({"n": 2}, "no option 'n'; use image")):
         with pytest.raises(UserError, match=words):
             list(model.stream("image>text", **given))
+    with pytest.raises(UserError, match="pieces of a text hold none; take generate"):
+        list(model.stream("image>text", image=picture, logprobs=True))
 
 
 def test_a_prompt_beyond_the_context_is_refused(picture):

@@ -15,7 +15,8 @@ from mmfm.models.layers import apply_rotary, rotary_cos_sin
 from mmfm.objectives import joint
 from mmfm.objectives.grad_cache import grad_cache_backward
 from mmfm.objectives.joint import Objectives
-from mmfm.runtime.devices import autocast, inference_dtype
+from mmfm.runtime import devices
+from mmfm.runtime.devices import autocast, inference_dtype, slow_products, tell_slow_products
 from mmfm.training.module import JointModule, ScaledPrecision
 
 RUN = toy_run(generative=(Generative(task="image>text"), Generative(task=">text")))
@@ -139,3 +140,36 @@ def test_a_model_that_only_reads_is_in_its_runs_precision_on_a_gpu() -> None:
     found = {name: inference_dtype(name, gpu) for name in ("fp32", "bf16", "fp16")}
     assert found == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     assert inference_dtype("bf16", CPU) == torch.float32
+
+
+PROCESSORS = {  # what torch tells of it, and which types have no products there
+    "AVX2": ({"avx2": True, "avx512_bw": False, "avx512_bf16": False, "bf16": False}, {"bf16", "fp16"}),
+    "AVX-512": ({"avx2": True, "avx512_bw": True, "avx512_bf16": False}, {"fp16"}),
+    "AMX": ({"avx512_bw": True, "amx_bf16": True, "amx_fp16": False, "avx512_fp16": True}, set()),
+    "ARM": ({"neon": True, "bf16": True, "fp16_arith": True}, set()),
+    "not told": ({}, set()),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_slow_products_are_told_by_what_the_processor_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of no GPU, and of no type of whole precision."""
+    found, slow = PROCESSORS[name]
+    monkeypatch.setattr(devices, "processor", lambda: found)
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert {one for one, kind in kinds.items() if slow_products(kind, CPU)} == slow
+    assert not any(slow_products(kind, torch.device("meta")) for kind in kinds.values())
+
+
+def test_a_command_tells_slow_products_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they are asked for, with what helps."""
+    monkeypatch.setattr(devices, "processor", lambda: {"avx2": True})
+    tell_slow_products("auto", "cpu")
+    tell_slow_products("float32", "cpu")
+    assert capsys.readouterr().err == ""
+    tell_slow_products("bfloat16", "cpu")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mmfm: this processor has no instructions for products in bfloat16")
+    assert line.endswith("leave out --dtype bfloat16")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from test_dropout import drawn
@@ -18,10 +19,11 @@ from toys import PAIRS, TEXT_IDS, pick, random_batch, toy_batch, toy_chats, toy_
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
-from mmfm.config import CHATML, Augment, Chat, Projector, Run, Tower, Trunk, UserError, Vit
+from mmfm.config import CHATML, Augment, Chat, Data, Projector, Run, Tower, Trunk, UserError, Vit
 from mmfm.config.serialization import from_json, parse, to_json
 from mmfm.config.task import parse as task_of
 from mmfm.data.batch import Tokens
+from mmfm.data.token_counts import TokenCounts
 from mmfm.export.graphs import graphs
 from mmfm.export.program import trace
 from mmfm.models.dropout import Dropout
@@ -30,6 +32,7 @@ from mmfm.models.model import UnifiedModel, build
 from mmfm.models.projectors import Grid, Map, Resampler, connect, grid_of, grid_pool, pixel_shuffle
 from mmfm.objectives.joint import Objectives
 from mmfm.objectives.task_pass import forward_passes, forward_task
+from mmfm.preprocessing.text_limits import _tokens as tokens_of
 from mmfm.training.initialize import check_augment
 
 CPU = torch.device("cpu")
@@ -247,6 +250,34 @@ def test_its_flops_by_formula_are_what_torch_counts(kind: str) -> None:
             connect(module, tokens)
         flops = costs[name].flops({"items": 4, "tokens": 32, "pairs": 0, "wanted": 0})
         assert flops == pytest.approx(counter.get_total_flops(), rel=0.12), name
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "none"])
+def test_tokens_are_counted_before_they_are_read(kind: str) -> None:
+    """Of a picture and a sound as many as the trunk is given, for budgets and for the room that the window leaves."""
+    projectors = KINDS.get(kind, ())
+    model, batch = toy_model(image=PREFIXED, projectors=projectors), toy_batch()
+    run = toy_run(model=toy_config(image=PREFIXED, projectors=projectors))
+    counts = TokenCounts(run, ())
+    given = {name: model.source(name, batch.items[name]).tokens.keep.sum(1) - 1 for name in ("image", "audio")}
+    assert {counts._of_image, tokens_of(run, "image")} == set(given["image"].tolist())
+    seconds = batch.items["audio"].keep.sum(1) / run.model.towers["audio"].mel.rate_hz
+    found = [round(counts._of_sound(float(one))) for one in seconds]
+    np.testing.assert_allclose(found, given["audio"].tolist(), atol=1)
+    longest = replace(run, data=Data(max_seconds=float(seconds.max())))
+    assert tokens_of(longest, "audio") == int(given["audio"].max())
+
+
+@pytest.mark.parametrize(("changes", "image", "second"), [({}, 196, 50), ({"pool": "mean"}, 1, 1)])
+def test_tokens_of_other_libraries_are_guessed(changes: dict[str, Any], image: int, second: int) -> None:
+    """A tower that gives one token counts as one, and what is made of its tokens as what it makes."""
+    tower = Tower(source="timm:x", **changes)
+    counts = TokenCounts(toy_run(model=toy_config(image=tower, audio=replace(tower, source="hf:y"))), ())
+    assert (counts._of_image, counts._of_sound(1.0)) == (image, second)
+    made = toy_config(image=Tower(source="timm:x"), projectors=(Projector(kind="resampler", queries=3),))
+    assert TokenCounts(toy_run(model=made), ())._of_image == 3
+    stacked = toy_config(audio=Tower(source="hf:y", frame_stack=5))
+    assert TokenCounts(toy_run(model=stacked), ())._of_sound(2.0) == 20
 
 
 def test_a_model_without_projectors_is_what_it_was() -> None:

@@ -354,6 +354,15 @@ def test_the_seed_decides_everything(run):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+@pytest.mark.parametrize(("has", "told"), [({"avx2": True}, 1), ({"avx2": True, "avx512_bw": True}, 0)])
+def test_a_run_whose_products_are_slow_here_says_so_once(run, monkeypatch, capsys, has, told):
+    monkeypatch.setattr("mmfm.runtime.devices.processor", lambda: has)
+    fit.train(replace(run, optim=replace(run.optim, precision="bf16", steps=2)))
+    said = capsys.readouterr().err
+    assert said.count("no instructions for products in bfloat16") == told
+    assert said.count("--optim.precision fp32 is faster") == told
+
+
 def test_half_precision_follows_fp32(run):
     """bf16 and fp16 train: losses stay within a tenth of those in fp32 after twenty steps."""
     run = replace(run, optim=MANY, save_every_steps=20)

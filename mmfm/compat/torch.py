@@ -1,8 +1,9 @@
 """torch: what its exporter, its modules and its quantised kernels keep to themselves."""
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.fx.experimental._config as symbols
@@ -53,3 +54,8 @@ def quantised_rows(weight: Tensor, scale: Tensor) -> Tensor:
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     make = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
     return make(weight, scale.double(), zeros, 0)
+
+
+def processor() -> Mapping[str, Any]:
+    """What instructions torch finds on this machine, by name; empty where a release does not tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()

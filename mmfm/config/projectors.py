@@ -52,6 +52,20 @@ class Projector(Checked):
         """Whether it asks where a token stands in a picture."""
         return self.modality == "image" and bool(self.grid or self.pixel_shuffle or self.kind == "resampler")
 
+    def given(self, tokens: int | float, prefix: int = 0) -> int | float:
+        """How many tokens it gives of so many, of which `prefix` stand before a picture's map."""
+        if self.kind == "resampler":
+            return self.queries
+        if self.grid:
+            return self.grid**2 + 1
+        return (tokens - prefix) / self.pixel_shuffle**2 if self.pixel_shuffle else tokens
+
+
+def given_tokens(projectors: tuple[Projector, ...], modality: str, tokens: int | float, prefix: int = 0) -> int | float:
+    """How many tokens the trunk is given of a tower's so many, of which `prefix` stand before a picture's map."""
+    own = next((one for one in projectors if one.modality == modality), None)
+    return tokens if own is None else own.given(tokens, prefix)
+
 
 def check_projectors(projectors: tuple[Projector, ...], towers: dict[str, Part], trunk_width: int) -> None:
     """UserError for one without a tower, two of one modality, or a map that cannot be cut as is asked."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmfm.config import MESSAGES, MODALITIES, Conformer, Run, UserError, Vit
+from mmfm.config import MESSAGES, MODALITIES, Conformer, Run, Tower, UserError, Vit
+from mmfm.config.projectors import given_tokens
 from mmfm.data import index
 from mmfm.data.index import modality_of, numbered
 from mmfm.data.sample import Sample, meta_of, text_of
@@ -57,7 +58,8 @@ def _is_text(extension: str) -> bool:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """(source, sample) -> tokens that the towers give of it; each of its items once. most: of a text; 0: any number."""
+    """(source, sample) -> tokens that the trunk is given of it, but for marks and pools; each of its items once, and a
+    picture that is read in tiles as one. most: of a text; 0: any number."""
 
     run: Run
     sources: Sequence[Shards]
@@ -75,7 +77,7 @@ class TokenCounts:
         if "audio" in wanted:
             data = self.run.data
             heard = min(max(0.0, lies.seconds[place]), data.crop_seconds or data.max_seconds)
-            count += round(heard * self._of_second)
+            count += round(self._of_sound(heard)) if heard else 0
         if "text" in wanted:
             read = self._of_text(lies, place)
             count += min(read, self.most) if self.most else read
@@ -95,13 +97,21 @@ class TokenCounts:
 
     @property
     def _of_image(self) -> int:
-        tower = self.run.model.image
-        return tower.prefix + tower.tokens if isinstance(tower, Vit) else FOREIGN_IMAGE
+        tower, prefix, count = self.run.model.image, 0, FOREIGN_IMAGE
+        if isinstance(tower, Vit):
+            prefix, count = tower.prefix, tower.prefix + tower.tokens
+        elif isinstance(tower, Tower):
+            count = 1 if tower.pool != "none" else -(-FOREIGN_IMAGE // tower.frame_stack)
+        return int(given_tokens(self.run.model.projectors, "image", count, prefix))
 
-    @property
-    def _of_second(self) -> float:
-        tower = self.run.model.audio
-        return 1000 / tower.mel.hop_ms / STEMS[tower.stem] if isinstance(tower, Conformer) else FOREIGN_SECOND
+    def _of_sound(self, seconds: float) -> int | float:
+        tower, rate = self.run.model.audio, float(FOREIGN_SECOND)
+        if isinstance(tower, Conformer):
+            rate = 1000 / tower.mel.hop_ms / STEMS[tower.stem]
+        elif isinstance(tower, Tower):
+            rate = FOREIGN_SECOND / tower.frame_stack
+        pooled = isinstance(tower, Tower) and tower.pool != "none"
+        return given_tokens(self.run.model.projectors, "audio", 1 if pooled else seconds * rate)
 
 
 def require_counted(sources: Sequence[tuple[str, Shards]], tokenizer: str) -> None:

@@ -8,6 +8,7 @@ import tyro
 
 from mmfm.config import require
 from mmfm.config.extend import given_words
+from mmfm.runtime.launch import first_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,10 @@ class Evaluate:
             from mmfm.runtime.devices import device_of
 
             device_of(self.device)
+        if self.dtype != "auto" and first_process():
+            from mmfm.runtime.devices import tell_slow_products
+
+            tell_slow_products(self.dtype, self.device)
         options = {name: value for name in ("best_of", "guidance") if (value := getattr(self, name)) != 1}
         judges = tuple(name for word in self.judges for name in word.split(",") if name)
         chosen["generation"] = GenerationEvalConfig(

@@ -62,6 +62,7 @@ class GenerationConfig(Checked):
             penalty, least = self.repetition_penalty, self.min_tokens
             require(penalty == 1, f"{told} repetition_penalty={penalty}, or the beams")
             require(not least, f"{told} min_tokens={least}, or the beams")
+            require(not self.logprobs, f"{told} logprobs, or the beams")
 
     @property
     def guided(self) -> bool:

@@ -9,6 +9,7 @@ from mmfm.data.batch import Batch
 from mmfm.data.conversations import conversations_of, repeated, template_of
 from mmfm.generation import Finish, GenerationConfig, stream_on, write_on
 from mmfm.generation.chat import read_chats
+from mmfm.inference.message_parts import own_parts
 from mmfm.inference.modality_options import check_names
 from mmfm.inference.processing import Text, kind_of
 from mmfm.inference.processor import Processor
@@ -38,12 +39,14 @@ class Chatting:
 
     def asked(self, messages: Messages) -> Asked:
         """Messages as OpenAI has them: {"role", "content"}, the content a text or a list of {"type": "text", "text"},
-        {"type": "image", "image"} and {"type": "audio", "audio"}, each a path, a picture of Pillow, an array or a
-        `Sound`. UserError for what is no conversation that can be answered, or mentions what the model cannot read."""
+        {"type": "image", "image"} and {"type": "audio", "audio"}, each a path, a file's bytes, a picture of Pillow, an
+        array of pixels or a `Sound`; or of the API's own parts (`message_parts`). UserError for what is no conversation
+        that can be answered, or mentions what the model cannot read."""
         require(isinstance(messages, Sequence) and not isinstance(messages, str), 'give a list of {"role", "content"}')
         template = template_of(self.run.model)
         require(len(messages) > 0, "there are no messages; give at least one of the user")
-        parsed = parse_messages(list(messages), "messages")
+        messages = own_parts(messages)
+        parsed = parse_messages(messages, "messages")
         require(parsed[-1].role == "user", f"the last message is of the {parsed[-1].role}; end with one of the user")
         ids = encode_chat(parsed, template, self.tokenizer, reply=True, where="messages")
         things = {kind: _given(messages, kind) for kind in PARTS}

@@ -11,6 +11,7 @@ from mmfm.data.conversations import template_of
 from mmfm.inference.chat_args import SUFFIXES, ChatArgs, files_in
 from mmfm.inference.chat_documents import Shelf, shelf_of, tell
 from mmfm.inference.generate_command import shown
+from mmfm.inference.message_parts import own_parts
 
 HELP = "/image FILE and /audio FILE add to what you say next, /new begins again, /quit or Ctrl-D ends."
 
@@ -60,7 +61,7 @@ def read_messages(file: Path) -> list[dict[str, Any]]:
     listed = isinstance(tree, list) and all(isinstance(one, Mapping) for one in tree)
     require(listed, f'--messages: {file} holds no list of {{"role", "content"}}')
     assert isinstance(tree, list)
-    return [{**one, "content": _placed(one.get("content"), file.parent)} for one in tree]
+    return [{**one, "content": _placed(one.get("content"), file.parent)} for one in own_parts(tree)]
 
 
 def _placed(content: Any, folder: Path) -> Any:

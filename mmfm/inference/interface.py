@@ -23,7 +23,7 @@ from mmfm.inference.chat import Chatting, Messages, answering
 from mmfm.inference.infill import MaskSpec
 from mmfm.inference.known_tasks import links_of, trained
 from mmfm.inference.likelihood import in_parts, nats_of
-from mmfm.inference.modality_options import check_names
+from mmfm.inference.modality_options import check_names, check_streamed
 from mmfm.inference.pipeline import GeneratedCodes, Pipeline, Tick
 from mmfm.inference.processing import Clip, Made, Picture, Sound, Text, able_to_write, kind_of, thing_of
 from mmfm.inference.processor import Processor
@@ -213,7 +213,9 @@ class Interface(nn.Module):
 
     def chat(self, messages: Messages, *, seed: int = 0, **options: Any) -> Text:
         """The answer to a conversation, a `Text`: [{"role": "user", "content": "What is this?"}]; a content may be
-        a list of {"type": "text", "text": ...}, {"type": "image", "image": ...} and {"type": "audio", "audio": ...}.
+        a list of {"type": "text", "text": ...}, {"type": "image", "image": ...} and {"type": "audio", "audio": ...},
+        each a path, a file's bytes, a picture of Pillow, an array of pixels, or `mmfm.Sound(wave, rate_hz)`. The parts
+        "image_url", of a data: URL or a path, and "input_audio" of OpenAI's API are taken too. Nothing is fetched.
 
         options: max_tokens, temperature, top_k, top_p, min_p, num_beams, length_penalty, repetition_penalty,
         min_tokens, stop, logprobs. By default the likeliest tokens, up to 256.
@@ -227,6 +229,7 @@ class Interface(nn.Module):
 
     def stream_chat(self, messages: Messages, *, seed: int = 0, **options: Any) -> Generator[str, None, Finish]:
         """`chat`, piece by piece. What the generator returns is "length" where the answer was cut at max_tokens."""
+        check_streamed(options)
         return (yield from self.chatting.stream(self.chatting.asked(messages), answering(options, seed)))
 
     def complete(self, text: str | Sequence[str], *, seed: int = 0, batch_size: int = 0, **options: Any) -> list[Text]:

@@ -66,6 +66,12 @@ def decoding(task: Task, run: Run, turn_seconds: float, books: int, options: Map
     return how
 
 
+def check_streamed(options: Mapping[str, Any]) -> None:
+    """UserError for what pieces of a text cannot say."""
+    told = "logprobs=True: pieces of a text hold none; take generate, or chat, or leave it out"
+    require(not options.get("logprobs"), told)
+
+
 def check_names(options: Iterable[str]) -> None:
     """UserError for a name that is no option, told before what it meant is missed."""
     names = (*MODALITIES, "mask", "seed", *OPTIONS)
@@ -84,8 +90,11 @@ def _check(task: Task, chosen: Mapping[str, Any]) -> None:
         require("num_steps" not in chosen, f"rounds are for tasks that fill in, such as {task.target}~; leave them out")
     text, image = task.target == "text", task.target == "image"
     require(text or "stop" not in chosen, f"stop={chosen.get('stop')} ends texts, and {task} makes a {what}; leave it")
-    told = f"max_tokens={chosen.get('max_tokens')}: a picture always has as many codes as it needs; leave it out"
-    require(not image or "max_tokens" not in chosen, told)
+    for name in ("max_tokens", "min_tokens"):
+        told = f"{name}={chosen.get(name)}: a picture always has as many codes as it needs; leave it out"
+        require(not image or name not in chosen, told)
+    told = f"logprobs=True is of texts, and {task} makes a {what}, which holds none; leave it out"
+    require(text or not chosen.get("logprobs"), told)
     if isinstance(chosen.get("stop"), str):
         raise UserError(f"stop={chosen['stop']!r} is one string; give several as a tuple, even if it is one")
     beams, best_of = chosen.get("num_beams", 1), chosen.get("best_of", 1)

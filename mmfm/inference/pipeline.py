@@ -27,7 +27,7 @@ from mmfm.generation import (
     write,
 )
 from mmfm.inference.infill import MaskSpec, masked, with_marks
-from mmfm.inference.modality_options import decoding
+from mmfm.inference.modality_options import check_streamed, decoding
 from mmfm.inference.processing import Made, Sound, Text, Things, rate_of, thing_of, whole_turns
 from mmfm.inference.processor import Processor
 from mmfm.inference.validation import has_own
@@ -218,6 +218,7 @@ class Pipeline:
 
     def stream(self, task: Task, held: Things, seed: int, options: Mapping[str, Any]) -> Generator[str, None, Finish]:
         """A text, piece by piece; returns whether it came to its end."""
+        check_streamed(options)
         finish: Finish = "stop"
         how, batch, decode = self.how(task, options), self.batched([held]), self.tokenizer.decode
         judge = self._judge(task, batch) if how.best_of > 1 else None

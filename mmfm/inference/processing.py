@@ -41,7 +41,8 @@ class Text(str):
 
 
 class Sound(NamedTuple):
-    """A mono sound in -1..1. start: the sample from which on it was made; before that it repeats what was given.
+    """A mono sound in -1..1, publicly `mmfm.Sound(wave, rate_hz)`, whose wave may be an array where it is given. start:
+    the sample from which on it was made; before that it repeats what was given.
 
     finish: "length" where it was cut at `max_tokens`.
     """
@@ -57,17 +58,19 @@ class Sound(NamedTuple):
 
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
-Clip = str | Path | Sound
+Clip = str | Path | bytes | Sound
 Made = str | Image.Image | Sound
 Things = Mapping[str, Sequence[Any]]  # for each modality what one sample holds, in order of mention
 
 
 def kind_of(name: str, thing: Any) -> None:
     """UserError where a thing cannot be of this modality at all."""
-    kinds = {"image": (str, Path, bytes, Image.Image, np.ndarray), "audio": (str, Path, Sound), "text": (str,)}[name]
+    kinds = {"image": (str, Path, bytes, Image.Image, np.ndarray), "audio": (str, Path, bytes, Sound), "text": (str,)}[
+        name
+    ]
     told = {
         "image": "a path, a file's bytes, a picture of Pillow or an array",
-        "audio": "a path or a Sound",
+        "audio": "a path, a file's bytes, or mmfm.Sound(wave, rate_hz) of an array",
         "text": "a string",
     }[name]
     require(isinstance(thing, kinds), f"{name}: {type(thing).__name__} is no {WORDS[name]}; give {told}")

@@ -38,7 +38,7 @@ def read_thing(contract: ImagePreprocess | AudioPreprocess, thing: Any, data: Da
     if isinstance(contract, ImagePreprocess):
         return load_picture(picture_given(thing), **shape_of(contract), exact=data.exact_decode)
     length = {"rate_hz": contract.rate_hz, "max_seconds": data.max_seconds, "crop_seconds": data.crop_seconds}
-    if isinstance(thing, str | Path):
+    if isinstance(thing, str | Path | bytes):
         return load_audio(thing, **length)
     wave, from_hz = (thing.wave, thing.rate_hz) if isinstance(thing, Sound) else (thing, contract.rate_hz)
     return clip_given(wave, from_hz=from_hz, **length)
@@ -90,7 +90,7 @@ class Processor:
     def _pixels(self, images: Any) -> tuple[Tensor, Tensor]:
         contract = self._tower("image").pixels
         if not isinstance(images, Tensor):
-            given = one_or_many(images, (str, Path, Image.Image))
+            given = one_or_many(images, (str, Path, bytes, Image.Image))
             made = [one if isinstance(one, Tensor) else self.transform(one) for one in given]
             empty = torch.zeros(0, contract.channels, contract.height_px, contract.width_px)
             images = torch.stack(made) if made else empty
@@ -102,7 +102,7 @@ class Processor:
             return check_waves(sounds, keep)
         require(keep is None, "keep is given with a tensor only: of other inputs the lengths are known")
         contract = self._tower("audio").sound
-        return padded([self._read(contract, one) for one in one_or_many(sounds, (str, Path, Sound))])
+        return padded([self._read(contract, one) for one in one_or_many(sounds, (str, Path, bytes, Sound))])
 
     def _ids(self, texts: Any) -> tuple[Tensor, Tensor]:
         reader = self.tokenizer.reader

@@ -84,16 +84,17 @@ def decode_audio(
 
 
 def load_audio(
-    path: str | Path, *, rate_hz: int, max_seconds: float, crop_seconds: float = 0.0
+    given: str | Path | bytes, *, rate_hz: int, max_seconds: float, crop_seconds: float = 0.0
 ) -> Float[Tensor, " samples"]:
-    """`decode_audio` of a file of the user; every error names the file."""
+    """`decode_audio` of a file of the user, which every error names, or of its bytes."""
+    name = "the sound" if isinstance(given, bytes) else given
     try:
-        data = Path(path).read_bytes()
+        data = given if isinstance(given, bytes) else Path(given).read_bytes()
         return decode_audio(data, rate_hz=rate_hz, max_seconds=max_seconds, crop_seconds=crop_seconds)
     except BadSample as why:
-        raise BadSample(why.code, f"{path}: {why}") from None
+        raise BadSample(why.code, f"{name}: {why}") from None
     except OSError as why:
-        raise UserError(f"{path}: {why.strerror}; give the path of a WAV, FLAC, OGG or MP3 file") from None
+        raise UserError(f"{name}: {why.strerror}; give the path of a WAV, FLAC, OGG or MP3 file") from None
 
 
 def resample(wave: Float[np.ndarray, " n"], from_hz: int, to_hz: int) -> Float[np.ndarray, " m"]:

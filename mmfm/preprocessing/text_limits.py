@@ -7,6 +7,7 @@ room that the trunk's window leaves beside the rest of the sentence. Standard li
 from dataclasses import dataclass
 
 from mmfm.config import AudioCodec, Conformer, Model, Run, TextTower, Tower, Vit, require
+from mmfm.config.projectors import given_tokens
 from mmfm.config.task import Task, parse_writing
 
 WHY = {
@@ -96,8 +97,14 @@ def _seconds(run: Run) -> float:
 
 
 def _tokens(run: Run, name: str) -> int:
-    """That a tower gives of one item, at the most."""
+    """That the trunk is given of one item, at the most."""
     tower = getattr(run.model, name)
+    prefix = tower.prefix if isinstance(tower, Vit) else 0
+    return int(given_tokens(run.model.projectors, name, _of_tower(run, tower), prefix))
+
+
+def _of_tower(run: Run, tower: object) -> int:
+    """Tokens of one item, at the most; 0: not known before it runs."""
     if isinstance(tower, Vit):
         return tower.prefix + tower.tokens
     if isinstance(tower, Conformer):

@@ -1,12 +1,20 @@
 """Where a model computes, and in which precision, by the names that people give."""
 
+import sys
+
 import torch
 
+from mmfm.compat.torch import processor
 from mmfm.config import UserError, require
 from mmfm.runtime.rendezvous import device_of_rank
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by a run's precision
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# Any of these, as torch names them, has kernels of oneDNN for products of the type; others go number by number.
+PRODUCTS = {
+    torch.bfloat16: ("avx512_bw", "avx_ne_convert", "amx_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("avx512_fp16", "avx_ne_convert", "amx_fp16", "fp16_arith"),
+}
 
 
 def device_of(name: str | torch.device = "auto") -> torch.device:
@@ -52,3 +60,20 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Activations in a run's precision, weights as they are. In fp32 what surrounds it stays."""
     kind = AUTOCAST.get(precision)
     return torch.autocast(device.type, kind, enabled=kind is not None or torch.is_autocast_enabled(device.type))
+
+
+def slow_products(dtype: torch.dtype, device: torch.device) -> str:
+    """What is to be said where a processor has no instructions for products of this type; else, or where torch does not
+    tell, nothing."""
+    found, wanted = processor(), PRODUCTS.get(dtype)
+    if device.type != "cpu" or wanted is None or not found or any(found.get(name) for name in wanted):
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    return f"this processor has no instructions for products in {name}: they take several times as long as in float32"
+
+
+def tell_slow_products(dtype: str, device: str) -> None:
+    """One line on the standard error where these two of a command's options ask for slow products."""
+    slow = "" if dtype in ("auto", "int8") else slow_products(dtype_of(dtype), device_of(device))
+    if slow:
+        print(f"mmfm: {slow}; leave out --dtype {dtype}", file=sys.stderr, flush=True)

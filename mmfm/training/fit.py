@@ -36,6 +36,7 @@ from mmfm.models.checkpoint import (
 from mmfm.models.codecs.fingerprint import fingerprint
 from mmfm.models.model import UnifiedModel, build
 from mmfm.preprocessing.tokenizer import Tokenizer
+from mmfm.runtime.devices import AUTOCAST, slow_products
 from mmfm.runtime.distributed import Collective, SingleProcess, agree, each, from_first, nothing
 from mmfm.runtime.files import locked
 from mmfm.runtime.foreign import refuse_foreign, refuse_unsafe
@@ -147,6 +148,9 @@ def _fit(
     run, module, data, files, device = each(ranks, lambda: _parts(run, start, opened, ranks))
     agree(ranks, _facts(run, start, data, device), "all ranks must be given the same")
     each(ranks, nothing if ranks.rank else lambda: clear_for_start(run, start, position_in(opened, run)))
+    slow = slow_products(AUTOCAST.get(run.optim.precision, torch.float32), device)
+    if slow and ranks.rank == 0:
+        console.print(f"training {run.name}: {slow}; --optim.precision fp32 is faster", soft_wrap=True, highlight=False)
     metrics, agreed = MetricsLogger(run), StopConsensus(run, data, signals)
     callbacks = [
         StepProfiler(run),

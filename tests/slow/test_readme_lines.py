@@ -20,6 +20,7 @@ import soundfile
 from exported import export, full_run
 from PIL import Image
 from shared_exports import classification, pictures, png, retrieval
+from toy_wholes import clip_with_its_tokenizer
 
 from mmfm.config import Data, Source
 
@@ -81,6 +82,7 @@ def here(tmp_path_factory, write_shard) -> Path:
     write_numbers(where / "data" / "numbers", where / "a.flac", write_shard)
     write_pets(where / "data" / "pets")
     write_tasks(where / "tasks")
+    clip_with_its_tokenizer(where / "downloads" / "clip")
     for language, code in BLOCKS:
         if language == "python" and (name := re.match(r'"""(\w+\.py): ', code)):
             (where / name[1]).write_text(code)

@@ -13,6 +13,7 @@ from mmfm import config
 from mmfm.config import UserError, require
 from mmfm.config.task import Task
 from mmfm.data.batch import Batch, Items, Tokens
+from mmfm.data.vocabulary import Vocabulary
 from mmfm.inference.processor import Processor
 from mmfm.models.model import UnifiedModel, build
 from mmfm.objectives.task_pass import forward_task
@@ -93,9 +94,26 @@ class BundledEncoder(nn.Module):
 def bare(run: config.Run, modality: str, text_size: int) -> UnifiedModel:
     """What one modality's embedding needs: tower, connector, pool, head and trunk, fresh. Nothing to write with."""
     core = build(replace(run.model.reading((modality,)), image_codec=None, audio_codec=None), text_size)
-    core.embedding = nn.Embedding(0, core.trunk.width)  # with no row it still tells device and type
+    if not reads_table(run, modality):
+        core.embedding = nn.Embedding(0, core.trunk.width)  # with no row it still tells device and type
     core.output = None
     return core
+
+
+def reads_table(run: config.Run, modality: str) -> bool:
+    """Whether it is a text without a tower of its own, which the trunk's table reads."""
+    return isinstance(getattr(run.model, modality), config.Embedded)
+
+
+def texts_of_table(
+    core: UnifiedModel, run: config.Run, table: Float[Tensor, "vocabulary width"]
+) -> Float[Tensor, "fewer width"]:
+    """Of the whole model's table what `bare` reads: the rows of texts, where they stand without those of codes."""
+    whole = Vocabulary(text=core.vocabulary.text, **{name: run.model.codes(name) for name in ("image", "audio")})
+    there, here = whole.span("text"), core.vocabulary.span("text")
+    out = table.new_zeros(core.vocabulary.size, table.shape[1])
+    out[here.start : here.stop] = table[there.start : there.stop]
+    return out
 
 
 def lone(run: config.Run, modality: str, text_size: int) -> UnifiedModel:

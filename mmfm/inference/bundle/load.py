@@ -19,7 +19,7 @@ from mmfm.inference.bundle.contents import (
     read_bundle,
     read_manifest,
 )
-from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone
+from mmfm.inference.bundle.encoder import BundledEncoder, bare, lone, reads_table, texts_of_table
 from mmfm.inference.bundle.hub import find
 from mmfm.inference.bundle.tensors import read_weights, verified_tensors
 from mmfm.inference.bundle.without_paths import TOKENIZER
@@ -57,6 +57,8 @@ def load_encoder(
     require(modality in there, f"{folder} holds no {modality} encoder; it holds {', '.join(there)}")
     core = bare(model.run, modality, model.tokenizer.size)
     wanted, found = core.state_dict(), model.core.state_dict()
+    if reads_table(model.run, modality):
+        found["embedding.weight"] = texts_of_table(core, model.run, found["embedding.weight"])
     core.load_state_dict({name: found[name] for name in wanted if name in found} | _empty(core), strict=True)
     return BundledEncoder(core, modality, model.run, model.tokenizer).to(device).eval()
 
@@ -155,6 +157,9 @@ def _open(folder: Path, modality: str, check: bool) -> BundledEncoder:
     check_size(run.model, weights, str(folder))
     make = bare if bundle.whole else lone
     core = make(run, modality, tokenizer.size if modality == "text" else 0)
+    if bundle.whole and reads_table(run, modality):
+        table = read_weights(folder, ("vocabulary",))["embedding.weight"]
+        weights["embedding.weight"] = texts_of_table(core, run, table)
     weights |= _empty(core)
     adopt(core, weights, str(folder))
     encoder = BundledEncoder(core, modality, run, tokenizer).eval()

@@ -39,7 +39,7 @@ def _part(part: Any) -> Any:
         return replace(part, feature_cache_dir="", source=unpinned(part.source))
     if isinstance(part, KnownCodec):
         return replace(part, source=unpinned(part.source))
-    return None if part is None else replace(part, weights="")
+    return replace(part, weights="") if getattr(part, "weights", "") else part  # text of the trunk's own table has none
 
 
 def unpinned(source: str) -> str:
