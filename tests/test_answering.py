@@ -3,11 +3,11 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from ranks import on_ranks
 from test_chat_template import SMOLLM, language_folder
 from test_leaderboard import board
 from torch import Tensor
+from whole_passes import slow_texts
 
 from mmfm import config
 from mmfm.config import Chat, ChatTemplate, Run, UserError
@@ -26,7 +27,7 @@ from mmfm.evals import run
 from mmfm.evals.answering import first_sentence, majority, right_choices
 from mmfm.evals.questions import QuestionReader, asking, open_questions, question_of
 from mmfm.evals.records import Scores
-from mmfm.evals.replies import blinded, chosen, likelihood, prompts, written
+from mmfm.evals.replies import Replies, blinded, questions, replies
 from mmfm.evals.run import evaluate_run
 from mmfm.evals.suite import Answer, Suite
 from mmfm.export.importer import import_source
@@ -99,6 +100,17 @@ def counting(root: Path) -> Interface:
     return model.eval()
 
 
+def shaken(model: Interface, seed: int) -> Interface:
+    """The same, away from what it has learned."""
+    other = fresh()
+    other.load_state_dict(model.state_dict())
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in other.core.trunk.parameters():
+            weight += 0.1 * seed * torch.randn_like(weight)
+    return other
+
+
 def by_key(scores: Scores) -> dict[str, str]:
     return {one.key: one.written for one in scores.details.answers}
 
@@ -130,22 +142,20 @@ def test_answers_are_scored_by_kind_beside_the_blind_and_the_commonest(root: Pat
     assert "4 of 8 questions have several answers: one pass is of the reference alone" in scores.details.left_out
 
 
+def said(model: Interface, batch: Batch, choices: Sequence[Sequence[str]] = (), most: int = 16) -> Replies:
+    """With one pass and writing; choices: of each sample."""
+    return replies(model, batch, choices or [()] * batch.size, one_pass=True, max_tokens=most)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_pass_says_what_greedy_writes(root: Path, counting: Interface, seed: int) -> None:
     """For a trained model, and for ones whose answers are partly or never right: bytes can be spelled in one way."""
-    model = counting
-    if seed:
-        model = fresh()
-        model.load_state_dict(counting.state_dict())
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for weight in model.core.trunk.parameters():
-                weight += 0.1 * seed * torch.randn_like(weight)
+    model = counting if not seed else shaken(counting, seed)
     batch = batch_of(model, root)
-    texts, cut = written(model, batch, 16)
+    written = slow_texts(model, batch, 16)
     references = [answer for n in range(4) for answer in (WORDS[n % 2], "yes")]
-    equal = [a == b and not c for a, b, c in zip(texts, references, cut, strict=True)]
-    assert likelihood(model, batch).exact.tolist() == equal
+    equal = [a == b and not c for (a, c), b in zip(written, references, strict=True)]
+    assert said(model, batch).exact == equal
     assert all(equal) if not seed else not all(equal)
 
 
@@ -169,27 +179,14 @@ def test_bits_per_byte_are_of_the_reference_and_its_end(root: Path, counting: In
     states = core.trunk.run(x, seen[None, None], torch.arange(x.shape[1])[None])[0]
     logits = core.logits(states[-len(answer) - 1 : -1])
     nats = float(F.cross_entropy(logits, answer, reduction="sum"))
-    found = likelihood(counting, batch)
-    assert float(found.nats[0]) == pytest.approx(nats, rel=1e-4) and found.tokens.tolist() == [len(answer)]
+    assert said(counting, batch).nats == [pytest.approx(nats, rel=1e-4)]
     scores = asked(counting, root, Answer(shards="dots", write=False))
     assert not scores.details.answers and {row.metric for row in scores.rows if "(" not in row.task} == {
         "exact_one_pass", "bits_per_byte", "choice_acc", "choice_acc_per_token"
     }  # fmt: skip
-    total = sum(likelihood(counting, batch_of(counting, root, key)).nats.sum() for key in ("n", "k"))
-    bits = float(total) / math.log(2) / len("onetwoonetwo" + 4 * "yes")
+    total = sum(sum(said(counting, batch_of(counting, root, key)).nats) for key in ("n", "k"))
+    bits = total / math.log(2) / len("onetwoonetwo" + 4 * "yes")
     assert value(scores, "messages>text", "bits_per_byte") == pytest.approx(bits, rel=1e-5)
-
-
-def test_a_choice_has_the_likelihood_that_it_has_as_the_answer(root: Path) -> None:
-    """Of a model that has learned nothing; the true answer among its choices, longer ones too."""
-    model = fresh(3)
-    batch = batch_of(model, root)
-    told = likelihood(model, batch)
-    references = [answer for n in range(4) for answer in (WORDS[n % 2], "yes")]
-    found = chosen(model, batch, [["a longer one", text, "x"][: 2 + at % 2] for at, text in enumerate(references)])
-    assert [len(one) for one in found] == [2, 3] * 4
-    np.testing.assert_allclose([one[1][0] for one in found], told.nats, rtol=1e-5)
-    assert [one[1][1] for one in found] == told.tokens.tolist() == [4] * 8
 
 
 def test_swapped_pictures_are_of_other_samples(root: Path) -> None:
@@ -221,19 +218,24 @@ def test_figures_do_not_depend_on_batches_or_ranks(root: Path, counting: Interfa
 
 
 def test_what_cannot_be_asked_is_counted(tmp_path: Path) -> None:
-    """A conversation without an answer, one that lacks its picture, and a sample that is none; what follows the answer
-    is not asked, and the answers before it are not scored."""
+    """A conversation without an answer, one that lacks its picture, one whose answer holds one, and a sample that is
+    none; what follows the answer is not asked, and the answers before it are not scored."""
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
     talk = {"messages": [{"role": role, "content": text} for role, text in turns]}
     lacking = {"json": conversation("what?", "x", 1)["json"]}
     unanswered = json.dumps({"messages": [{"role": "user", "content": "?"}]})
-    shard(
-        tmp_path / "t" / "0.tar",
-        {"a": {"json": json.dumps(talk)}, "b": lacking, "c": {"json": unanswered}, "d": {"txt": "x"}},
-    )
+    shown = json.loads(conversation("?", "x", 1)["json"])["messages"]
+    shown[1]["content"] = ["so", *shown[0]["content"]]
+    shown = {"json": json.dumps({"messages": [{"role": "user", "content": "?"}, shown[1]]}), "0.png": image_bytes(1)}
+    samples = {"a": {"json": json.dumps(talk)}, "b": lacking, "c": {"json": unanswered}, "d": {"txt": "x"}, "e": shown}
+    shard(tmp_path / "t" / "0.tar", samples)
     scores = asked(fresh(), tmp_path, Answer(shards="t"))
     assert value(scores, "messages>text", "exact_match", "n") == 1
-    assert scores.details.unusable == {"b": "messages_parts", "c": "messages_unanswered"}
+    assert scores.details.unusable == {
+        "b": "messages_parts",
+        "c": "messages_unanswered",
+        "e": "messages_answer",
+    }
     assert "files that are not read: samples without messages (1)" in scores.details.left_out
     (first, *_) = scores.details.answers
     assert (first.question, first.answers) == ("c", ("d",))
@@ -301,10 +303,9 @@ def test_mistakes_are_told_before_the_work(root: Path, tmp_path: Path) -> None:
 
 def test_prompts_end_with_the_opening_of_the_answer(root: Path) -> None:
     model = fresh()
-    found = prompts(batch_of(model, root, "n1"))
-    assert found is not None
-    ids = [index for index in found.ids[0].tolist() if index >= 0]
-    assert model.tokenizer.decode(ids) == "Q: How many?\nA: "
+    (found,) = questions(model, batch_of(model, root, "n1"), [()])
+    ids = [index for index in found.prompt.ids if index >= 0]
+    assert model.tokenizer.decode(ids) == "Q: How many?\nA: " and model.tokenizer.decode(found.reference) == "two"
 
 
 def test_a_run_of_conversations_is_asked_them_without_a_suite(root: Path, tmp_path: Path) -> None:

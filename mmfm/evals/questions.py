@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mmfm.config import MESSAGES, RemoteCache, require
 from mmfm.data.conversations import with_chat
-from mmfm.data.decode import read_example
+from mmfm.data.decode import Example, read_example
 from mmfm.data.sample import Sample, meta_of
 from mmfm.data.shard_specs import parts_of
 from mmfm.data.sources import open_shards
@@ -157,4 +157,14 @@ class QuestionReader(Reader):
                 f"{sample.where}: a conversation of more than the {self.tokenizer.limits.written} tokens that are read"
             )
             raise BadSample("messages_too_long", f"{told}; {self.tokenizer.limits.remedy}")
+        if _interrupted(example):
+            told = f"{sample.where}: its answer holds a picture or a sound between its words, which nothing can write"
+            raise BadSample("messages_answer", f"{told}; ask for a text")
         return Read(example, (), False)
+
+
+def _interrupted(example: Example) -> bool:
+    """Whether something else lies between the first and the last token that is learned."""
+    assert example.chat is not None
+    places = [at for at, learned in enumerate(example.chat.learn) if learned]
+    return len(places) <= places[-1] - places[0]

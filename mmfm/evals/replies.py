@@ -1,8 +1,9 @@
 """What a model says to the questions of a batch: the likelihood of the reference, what it writes, and what it chooses.
 
-One pass over the references tells more than their likelihood: where every token, the end included, is the likeliest of
-those that may be written, greedy writes exactly the reference. So exact match costs no writing; but greedy may spell
-the same text in other tokens, so that it is a lower bound, close to it for short answers. Letters: n questions.
+A question is read once, into a cache; the reference and all choices are continuations of it, scored by one pass. That
+pass also tells what greedy writes, where this is one of them: only other texts are written, from the same cache. But
+greedy may spell the reference in other tokens, so that exact match by one pass is a lower bound, close to it for short
+answers. Letters: n questions.
 """
 
 from collections.abc import Sequence
@@ -10,29 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from mmfm.data.batch import Batch, Conversations, Items, Tokens
 from mmfm.data.conversations import conversations_of
-from mmfm.generation import GenerationConfig, write_on
+from mmfm.generation import Begun, GenerationConfig, write_on
 from mmfm.generation.chat import read_chats
+from mmfm.generation.continuations import Scored, Tree, score_continuations
 from mmfm.inference.interface import Interface
-from mmfm.models.model import UnifiedModel
-from mmfm.objectives.conversation import plan_chats
-from mmfm.objectives.task_pass import forward_passes
-from mmfm.preprocessing.chat import END, PARTS, ChatIds
+from mmfm.preprocessing.chat import PARTS, ChatIds
 
-STATES_AT_ONCE = 2_048  # times the vocabulary is what the logits take
-
-
-class Likelihood(NamedTuple):
-    """Of the learned tokens of each conversation: their nats, how many they are, and whether each is the likeliest."""
-
-    nats: Float[Tensor, " n"]
-    tokens: Int[Tensor, " n"]
-    exact: Bool[Tensor, " n"]
+ROWS_AT_ONCE = 16  # questions of like length: what is padded costs what is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,107 +35,109 @@ class Replies:
     choices: list[list[tuple[float, int]]]
 
 
+class Asked(NamedTuple):
+    """A question of the sample `row`. prompt: all before the answer, whose opening comes last. reference, choices: the
+    local ids of answers, without their end."""
+
+    row: int
+    prompt: ChatIds
+    reference: list[int]
+    choices: list[list[int]]
+
+
+class Reply(NamedTuple):
+    """What a model says to one question; None is what it was not asked."""
+
+    nats: float | None
+    exact: bool | None
+    text: str | None
+    cut: bool
+    choices: list[tuple[float, int]]
+
+
 def replies(
     model: Interface, batch: Batch, choices: Sequence[Sequence[str]], *, one_pass: bool, max_tokens: int
 ) -> Replies:
     """To the conversations of a batch. choices: of each of its samples. max_tokens: of what is written; 0: nothing."""
-    if batch.chats is None:
-        return Replies(rows=[], nats=[], exact=[], texts=[], cut=[], choices=[])
-    rows = batch.chats.rows.tolist()
-    found = likelihood(model, batch) if one_pass else None
-    texts, cut = written(model, batch, max_tokens) if max_tokens else ([], [])
+    asked = questions(model, batch, choices)
+    found: dict[int, Reply] = {}
+    for some in in_groups(asked):
+        said = _replies(model, batch, some, one_pass, max_tokens)
+        found |= {one.row: reply for one, reply in zip(some, said, strict=True)}
+    ordered = [found[one.row] for one in asked]
     return Replies(
-        rows=rows,
-        nats=[] if found is None else found.nats.tolist(),
-        exact=[] if found is None else found.exact.tolist(),
-        texts=texts,
-        cut=cut,
-        choices=chosen(model, batch, list(map(choices.__getitem__, rows))),
+        rows=[one.row for one in asked],
+        nats=[one.nats for one in ordered if one.nats is not None],
+        exact=[one.exact for one in ordered if one.exact is not None],
+        texts=[one.text for one in ordered if one.text is not None],
+        cut=[one.cut for one in ordered if one.text is not None],
+        choices=[one.choices for one in ordered],
     )
 
 
-@torch.no_grad()
-def likelihood(model: Interface, batch: Batch) -> Likelihood:
-    """Of what the conversations of a batch have learned, among the ids that an answer may have."""
-    planned = plan_chats(batch)
-    assert planned is not None
-    (output,) = forward_passes(model.core, [planned])
-    parts = [
-        _compared(model.core, states, labels, may_follow(model))
-        for states, labels in zip(output.states.split(STATES_AT_ONCE), output.labels.split(STATES_AT_ONCE), strict=True)
-    ]
-    nats, right = (torch.cat(column) for column in zip(*parts, strict=True))
-    place = torch.searchsorted(planned.rows, output.sample_ids)
-    zeros = torch.zeros(len(planned.rows), dtype=torch.float64)
-    wrong = zeros.index_add(0, place, (~right).double())
-    counts = zeros.index_add(0, place, torch.ones_like(nats))
-    return Likelihood(zeros.index_add(0, place, nats), counts.long(), wrong == 0)
-
-
-def _compared(
-    core: UnifiedModel, states: Float[Tensor, "m width"], labels: Int[Tensor, " m"], allowed: Bool[Tensor, " v"]
-) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """Nats of each label, and whether it is the likeliest that may follow; on the CPU."""
-    logits = core.logits(states).float()
-    nats = F.cross_entropy(logits, labels, reduction="none")
-    right = logits.masked_fill(~allowed, -torch.inf).argmax(-1) == labels
-    return nats.double().cpu(), right.cpu()
-
-
-def may_follow(model: Interface) -> Bool[Tensor, " v"]:
-    """The ids of the vocabulary that an answer may have: those of texts, and its end."""
-    core, end = model.core, model.chatting.end
-    span = core.vocabulary.span("text")
-    allowed = torch.zeros(core.vocabulary.size, dtype=torch.bool, device=core.device)
-    allowed[span.start : span.stop] = True
-    allowed[core.vocabulary.end] |= end == END
-    return allowed
-
-
-def written(model: Interface, batch: Batch, max_tokens: int) -> tuple[list[str], list[bool]]:
-    """What is written greedily for each conversation, and whether it was cut."""
-    asked = replace(batch, chats=prompts(batch))
-    begun = read_chats(model.core, asked, GenerationConfig(max_tokens=max_tokens), model.chatting.end)
-    found = write_on(begun, GenerationConfig(max_tokens=max_tokens), decode=model.tokenizer.decode)
-    assert found.texts is not None
-    return list(found.texts), [finish == "length" for finish in found.finish]
-
-
-def prompts(batch: Batch) -> Conversations | None:
-    """The conversations up to what is learned of them: the opening of the answer comes last."""
-    return conversations_of([(row, ChatIds(ids, [False] * len(ids), turns)) for row, ids, turns, _ in _asked(batch)])
-
-
-def _asked(batch: Batch) -> list[tuple[int, list[int], list[int], int]]:
-    """Of each conversation its sample, the ids before what is learned and their turns, and the id that ends it."""
-    chats = batch.chats
-    assert chats is not None
-    found = []
-    for row, ids, learn, turns in zip(chats.rows.tolist(), chats.ids, chats.learn, chats.turns, strict=True):
-        learned = learn.nonzero().flatten().tolist()
-        start, end = learned[0], int(ids[learned[-1]])
-        found.append((row, ids[:start].tolist(), turns[:start].tolist(), end))
+def questions(model: Interface, batch: Batch, choices: Sequence[Sequence[str]]) -> list[Asked]:
+    """The conversations of a batch, each up to what is learned of it, which is the reference and its end."""
+    chats, found = batch.chats, []
+    for row, ids, learn, turns in [] if chats is None else _rows(chats):
+        learned = [at for at, flag in enumerate(learn) if flag]
+        start, end = learned[0], learned[-1]
+        prompt = ChatIds(ids[:start], [False] * start, turns[:start])
+        found.append(Asked(row, prompt, ids[start:end], [model.tokenizer.encode(text) for text in choices[row]]))
     return found
 
 
-def chosen(model: Interface, batch: Batch, choices: Sequence[Sequence[str]]) -> list[list[tuple[float, int]]]:
-    """The nats and tokens of each choice as the answer, its end included. choices: of each conversation."""
-    found: list[list[tuple[float, int]]] = [[] for _ in choices]
-    asked = _asked(batch) if any(choices) else []
-    for number in range(max(map(len, choices), default=0)):
-        places = [at for at, some in enumerate(choices) if number < len(some)]
-        talks = [(asked[at][0], _answered(asked[at], model.tokenizer.encode(choices[at][number]))) for at in places]
-        told = likelihood(model, replace(batch, chats=conversations_of(talks)))
-        for at, nats, tokens in zip(places, told.nats.tolist(), told.tokens.tolist(), strict=True):
-            found[at].append((nats, tokens))
-    return found
+def _rows(chats: Conversations) -> list[tuple[int, list[int], list[bool], list[int]]]:
+    columns = (chats.rows, chats.ids, chats.learn, chats.turns)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def _answered(asked: tuple[int, list[int], list[int], int], answer: list[int]) -> ChatIds:
-    _, ids, turns, end = asked
-    own = [*answer, end]
-    turn = max(turns, default=-1) + 1
-    return ChatIds([*ids, *own], [False] * len(ids) + [True] * len(own), [*turns, *[turn] * len(own)])
+def in_groups(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """Questions of like length together, after which as much is scored; those of a group in their order."""
+    sizes = {one.row: (len(Tree.of([one.reference, *one.choices]).ids), len(one.prompt.ids)) for one in asked}
+    order = sorted(asked, key=lambda one: sizes[one.row])
+    starts = range(0, len(order), ROWS_AT_ONCE)
+    return [sorted(order[start : start + ROWS_AT_ONCE], key=lambda one: one.row) for start in starts]
+
+
+def _replies(model: Interface, batch: Batch, asked: Sequence[Asked], one_pass: bool, max_tokens: int) -> list[Reply]:
+    trees = [Tree.of([*[one.reference] * one_pass, *one.choices]) for one in asked]
+    room = max(max_tokens, *(tree.longest for tree in trees))
+    begun = read(model, batch, asked, room)
+    scored = score_continuations(begun.state, trees)
+    texts: Sequence[tuple[str | None, bool]] = [(None, False)] * len(asked)
+    if max_tokens:
+        texts = written(model, begun, [one.greedy for one in scored], max_tokens)
+    return [_reply(*each, one_pass) for each in zip(asked, scored, texts, strict=True)]
+
+
+def _reply(asked: Asked, scored: Scored, text: tuple[str | None, bool], one_pass: bool) -> Reply:
+    nats, rest = (scored.nats[0], scored.nats[1:]) if one_pass else (None, scored.nats)
+    exact = scored.greedy == asked.reference if one_pass else None
+    choices = [(own, len(ids) + 1) for own, ids in zip(rest, asked.choices, strict=True)]
+    return Reply(nats, exact, *text, choices)
+
+
+def read(model: Interface, batch: Batch, asked: Sequence[Asked], room: int) -> Begun:
+    """The questions in a cache, up to the opening of the answer, of which so many tokens may follow."""
+    prompts = replace(batch, chats=conversations_of([(one.row, one.prompt) for one in asked]))
+    return read_chats(model.core, prompts, GenerationConfig(max_tokens=room), model.chatting.end)
+
+
+def written(
+    model: Interface, begun: Begun, known: Sequence[list[int] | None], max_tokens: int
+) -> list[tuple[str, bool]]:
+    """The text that is written greedily behind each row, and whether it was cut. known: its ids, where they are."""
+    decode, how = model.tokenizer.decode, GenerationConfig(max_tokens=max_tokens)
+    found = {at: (decode(ids), False) for at, ids in enumerate(known) if ids is not None and len(ids) < max_tokens}
+    rest = [at for at in range(len(known)) if at not in found]
+    if rest:
+        index = torch.tensor(rest, device=begun.seeds.device)
+        begun.state.select(index)
+        said = write_on(Begun([begun.rows[at] for at in rest], begun.seeds[index], begun.state), how, decode=decode)
+        assert said.texts is not None
+        cut = [finish == "length" for finish in said.finish]
+        found |= dict(zip(rest, zip(said.texts, cut, strict=True), strict=True))
+    return [found[at] for at in range(len(known))]
 
 
 def blinded(batch: Batch, how: Literal["zeros", "swapped"], media: Sequence[str]) -> tuple[Batch, int]:
