@@ -234,7 +234,7 @@ def test_what_cannot_be_asked_is_counted(tmp_path: Path) -> None:
     assert scores.details.unusable == {
         "b": "messages_parts",
         "c": "messages_unanswered",
-        "e": "messages_answer",
+        "e": "messages_content",
     }
     assert "files that are not read: samples without messages (1)" in scores.details.left_out
     (first, *_) = scores.details.answers

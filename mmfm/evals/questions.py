@@ -159,7 +159,7 @@ class QuestionReader(Reader):
             raise BadSample("messages_too_long", f"{told}; {self.tokenizer.limits.remedy}")
         if _interrupted(example):
             told = f"{sample.where}: its answer holds a picture or a sound between its words, which nothing can write"
-            raise BadSample("messages_answer", f"{told}; ask for a text")
+            raise BadSample("messages_content", f"{told}; ask for a text")
         return Read(example, (), False)
 
 
