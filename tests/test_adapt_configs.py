@@ -19,6 +19,7 @@ from mmfm.datasets.apt_lists import Package
 from mmfm.evals.run import evaluate_run
 from mmfm.export.importer import import_source
 from mmfm.inference.load import load_model
+from mmfm.preprocessing.tokenizer import train_tokenizer
 from mmfm.training.fit import train
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,7 @@ def place(
         for kind in ("synopsis", "en>fr", "en>de", "en>it", "en>fr paragraph", "en>de paragraph", "en>it paragraph"):
             path = folder / "data" / "descriptions" / split / f"{kind.replace('>', '-').replace(' ', '-')}-000000.tar"
             write_shard(path, described(kind, split))
+    teachers(folder / "bundles")
     return folder
 
 
@@ -63,6 +65,14 @@ def described(kind: str, split: str) -> dict[str, dict[str, bytes]]:
     pairs = [descriptions.Pair(kind, f"the text of {n} words", f"a text {n}", package) for n in range(16)]
     samples = [descriptions.sample(pair, split) for pair in pairs]
     return {f"t{n}": {"json": json.dumps(sample).encode()} for n, sample in enumerate(samples)}
+
+
+def teachers(folder: Path) -> None:
+    """Folders where `mmfm import` would put encoders, which a check does not open, and the tokenizer of one of them."""
+    for name in ("minilm", "efficientnet"):
+        (folder / name).mkdir()
+    words = train_tokenizer(["a long text 0123456789"], 300)
+    (folder / "minilm" / "mmfm_reader.json").write_text(words.to_json(), "utf-8")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

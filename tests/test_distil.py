@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from ranks import on_ranks
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 from toys import pick, random_batch, toy_batch, toy_chats, toy_config, toy_model, toy_run
 
 from mmfm.config import (
@@ -30,7 +29,7 @@ from mmfm.data.batch import Batch
 from mmfm.data.decode import Example, collate
 from mmfm.models import checkpoint
 from mmfm.models.model import UnifiedModel, build
-from mmfm.objectives.distil import Teacher, resized
+from mmfm.objectives.distil import Teacher
 from mmfm.objectives.grad_cache import grad_cache_backward
 from mmfm.objectives.joint import Objectives
 from mmfm.objectives.linear_kl import linear_kl
@@ -45,6 +44,7 @@ NEAR = Distil(modality="text", teacher="t", similarities=1.0, similarity_tempera
 LIKELY = Distil(modality="text", teacher="t", logits=1.0, temperature=2.0)
 TASK = Task((), "text")
 ALL = (FEATURES, NEAR, LIKELY)
+CENTERED = (replace(FEATURES, center="batch"), replace(NEAR, center="batch"))
 
 
 def student_run(*items: Distil, **changes: object) -> Run:
@@ -178,11 +178,13 @@ def test_a_language_model_reads_a_text_without_the_mark_before_it() -> None:
     assert distilled(whole, batch)["distil >text"].item() > 0  # the student has the mark before it
 
 
-@pytest.mark.parametrize("shares", [(5, 7), (0, 12), (3, 4, 5)])
-def test_any_ranks_are_one_process(shares: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shares", "items"), [((5, 7), ALL), ((0, 12), ALL), ((3, 4, 5), ALL), ((5, 7), CENTERED), ((0, 12), CENTERED)]
+)
+def test_any_ranks_are_one_process(shares: tuple[int, ...], items: tuple[Distil, ...]) -> None:
     """Shares add up to the loss of the whole batch, and mean gradients are its gradients."""
     whole = toy_chats(random_batch(12, 4))
-    owner = taught()
+    owner = taught(items)
     losses = owner(whole)
     owner.total(losses).backward()
     expected = {name: p.grad.clone() for name, p in owner.model.named_parameters() if p.grad is not None}
@@ -191,7 +193,7 @@ def test_any_ranks_are_one_process(shares: tuple[int, ...]) -> None:
 
     def work(joined):
         mine = pick(whole, list(range(bounds[joined.rank], bounds[joined.rank + 1])))
-        one = taught(ALL, *models[joined.rank], joined)
+        one = taught(items, *models[joined.rank], joined)
         found = one(mine)
         one.total(found).backward()
         return {name: loss.detach() for name, loss in found.items()}
@@ -208,8 +210,9 @@ def test_any_ranks_are_one_process(shares: tuple[int, ...]) -> None:
         torch.testing.assert_close(mean, gradient, rtol=1e-6, atol=1e-8, msg=name)
 
 
-def test_parts_of_a_batch_and_the_whole_have_one_gradient() -> None:
-    batch, owner, parts = toy_chats(random_batch(10, 2)), taught(), taught()
+@pytest.mark.parametrize("items", [ALL, CENTERED], ids=["plain", "centered"])
+def test_parts_of_a_batch_and_the_whole_have_one_gradient(items: tuple[Distil, ...]) -> None:
+    batch, owner, parts = toy_chats(random_batch(10, 2)), taught(items), taught(items)
     losses = owner(batch)
     owner.total(losses).backward()
     found = grad_cache_backward(parts, batch, 3)
@@ -220,7 +223,7 @@ def test_parts_of_a_batch_and_the_whole_have_one_gradient() -> None:
             torch.testing.assert_close(mine, parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("item", [replace(FEATURES, features=1.0, similarities=0.0), NEAR, LIKELY])
+@pytest.mark.parametrize("item", [replace(FEATURES, features=1.0, similarities=0.0), NEAR, LIKELY, CENTERED[1]])
 def test_a_student_comes_near_its_teacher(item: Distil) -> None:
     """A few steps on one batch take away half of what is between them, at least."""
     owner, batch = taught((item,)), toy_chats(toy_batch(12))
@@ -247,14 +250,6 @@ def test_a_teacher_reads_what_a_text_says_by_its_own_tokenizer() -> None:
     torch.testing.assert_close(teacher.embed("text", mine, texts), expected)
     with pytest.raises(UserError, match="one text of each sample"):
         teacher.embed("text", mine, [*texts[:2], None])
-
-
-def test_pictures_of_another_size_are_resized_as_torchvision_does() -> None:
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (2, 3, 24, 32), generator=draw, dtype=torch.uint8)
-    for size in ([12, 20], [48, 64]):
-        expected = functional.resize_image(x, size, antialias=True).int()
-        assert int((resized(x, (size[0], size[1])).int() - expected).abs().max()) <= 1
 
 
 def test_what_cannot_be_learned_is_said_in_one_line() -> None:

@@ -1,6 +1,7 @@
 """Distillation: a part of the model learns from another model, which is at rest and in none of its checkpoints."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mmfm.config.base import Checked, positive, require
 from mmfm.config.modalities import require_known
@@ -22,6 +23,10 @@ class Distil(Checked):
     # 2307.12732)
     similarities: float = 0.0
     similarity_temperature: float = 0.05  # of those distributions
+    # "batch": the mean over all items of a step is taken from the teacher's vectors and, for similarities, from the
+    # student's (arXiv 1702.01417, without its principal components). Vectors of an encoder share a direction, and a
+    # student that gives every item that one direction has most of what the loss asks for
+    center: Literal["none", "batch"] = "none"
     # next tokens as likely as to a language model of the same tokenizer (arXiv 1503.02531), in ">text" and in chat
     logits: float = 0.0
     temperature: float = 1.0  # of those logits; losses and gradients are scaled by its square

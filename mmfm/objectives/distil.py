@@ -30,6 +30,8 @@ from mmfm.objectives.task_rows import item_places
 from mmfm.runtime.distributed import Collective
 from mmfm.runtime.transfer import to_device
 
+LEAST = 1e-4  # of the length of a vector without the mean of all
+
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
@@ -73,8 +75,10 @@ class Teacher:
 
     def _vectors(self, modality: str, items: Items) -> Float[Tensor, "n u"]:
         if modality not in self.core.heads:
-            tokens = mean(self.core.tokens(modality, items))
-            return F.normalize(tokens.x[:, 0].to(self.core.exact_dtype), dim=-1)
+            parts = of_like_length(items.facts.lengths) if modality == "text" else [torch.arange(len(items.rows))]
+            found = torch.cat([mean(self.core.tokens(modality, items.take(part))).x[:, 0] for part in parts])
+            found = take(found, to_device(torch.cat(parts).argsort(), found.device))
+            return F.normalize(found.to(self.core.exact_dtype), dim=-1)
         rows = items.facts.rows
         read = forward_task(
             self.core, Task((modality,), None), Batch(size=len(rows), items={modality: items}, positive_ids=rows)
@@ -125,6 +129,17 @@ def table_of_texts(core: UnifiedModel) -> Float[Tensor, "v width"]:
     return core.output_weight[span.start : span.stop]
 
 
+def of_like_length(lengths: Int[Tensor, " n"]) -> list[Int[Tensor, " some"]]:
+    """Places of texts in groups, the longest first: none is padded to more than twice its length, as an encoder of
+    another library computes its padding too."""
+    parts, rest = [], lengths.argsort(descending=True, stable=True)
+    while len(rest):
+        long = 2 * lengths[rest] >= lengths[rest[0]]
+        parts.append(rest[long])
+        rest = rest[~long]
+    return parts
+
+
 def _alone(x: Tensor, keep: Bool[Tensor, "n time"], lengths: Int[Tensor, " n"]) -> Items:
     """Items without augmentation, each a sample of its own."""
     rows = torch.arange(len(x))
@@ -155,19 +170,28 @@ def embedding_loss(
     """This rank's share of: the mean of 1 - cosine, and of KL(teacher || student) between the similarities of each item
     to all others of all ranks. All ranks enter alike, whatever they hold."""
     counts = ranks.all_gather(torch.tensor([len(student)]), [1] * ranks.size).tolist()
-    whole = max(1, sum(counts))
-    loss = student.sum() * 0
+    whole, own = max(1, sum(counts)), sum(counts[: ranks.rank])
+    mine = slice(own, own + len(student))
+    loss, theirs = student.sum() * 0, ranks.all_gather(teacher.to(student.dtype), counts)
+    if item.center == "batch":
+        theirs = centered(theirs)
     if item.features:
         told = f"Distil.features of {item.teacher} needs Model.embed_dim={teacher.shape[1]}, the width of its vectors"
         require(student.shape[1] == teacher.shape[1], f"{told}; set it, or learn its similarities")
-        loss = loss + item.features * (1 - (student * teacher).sum(1)).sum() / whole
+        loss = loss + item.features * (1 - (student * theirs[mine]).sum(1)).sum() / whole
     if item.similarities:
-        teacher = teacher.to(student.dtype)
-        tables = ranks.all_gather(student, counts), ranks.all_gather(teacher, counts)
-        own, heat = sum(counts[: ranks.rank]), item.similarity_temperature
-        found = linear_kl(student, tables[0], teacher, tables[1], heat, tile_mb, own)
+        table = ranks.all_gather(student, counts)
+        if item.center == "batch":
+            table = centered(table)
+        found = linear_kl(table[mine], table, theirs[mine], theirs, item.similarity_temperature, tile_mb, own)
         loss = loss + item.similarities * found / whole
     return loss
+
+
+def centered(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Unit vectors of what is left of each without their mean; zeros where nothing is. What is shorter than LEAST stays
+    short, as its direction is that of rounding errors."""
+    return F.normalize(x - x.mean(0, keepdim=True), dim=1, eps=LEAST) if len(x) else x
 
 
 def embedded_items(batch: Batch, modality: str, rows: Int[Tensor, " n"]) -> Items | None:
