@@ -190,11 +190,13 @@ class Chat(ChatArgs):
         self.check()
         import mmfm
         from mmfm.inference.chat_command import converse
+        from mmfm.inference.chat_documents import read_documents
         from mmfm.runtime.devices import tell_slow_products
 
+        documents = read_documents(self)
         tell_slow_products(self.dtype, self.device)
         model = mmfm.load(self.run, device=self.device, dtype=self.dtype, **({"ema": True} if self.ema else {}))
-        converse(model, self)
+        converse(model, self, documents)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from mmfm.inference import chat_command
 from mmfm.inference.chat import Asked, answering
 from mmfm.inference.chat_args import ChatArgs
 from mmfm.inference.chat_command import user
+from mmfm.inference.chat_documents import read_documents
+from mmfm.inference.documents import Document, readable
 from mmfm.inference.interface import Interface
 from mmfm.inference.processing import Sound, Text
 from mmfm.models.model import build
@@ -226,7 +228,7 @@ def test_a_small_model_learns_to_answer_about_what_it_sees() -> None:
 class Parrot:
     """A model that says what it was asked."""
 
-    config = Model(chat=TEMPLATE)
+    config = Model(image=None, chat=TEMPLATE)
 
     def chat_many(self, chats, **options):
         return [Text(json.dumps(messages[-1]["content"])) for messages in chats]
@@ -242,7 +244,7 @@ class Parrot:
 def said(capsys, **args) -> tuple[str, str]:
     asked = ChatArgs(run="runs/x", **args)
     asked.check()
-    chat_command.converse(Parrot(), asked)
+    chat_command.converse(Parrot(), asked, read_documents(asked))
     out = capsys.readouterr()
     return out.out, out.err
 
@@ -298,7 +300,7 @@ def test_documents_stand_before_a_question_and_are_its_sources(capsys, tmp_path:
 
 
 def test_documents_of_a_folder_messages_and_lines(capsys, monkeypatch, tmp_path: Path) -> None:
-    """Before the last question alone: what was said before has none, and its own words are not looked for."""
+    """Before the last question alone: what was said before has none."""
     documents = shard(tmp_path / "d" / "0.tar", {key: {"txt": text} for key, text in TEXTS.items()})
     (tmp_path / "p").mkdir()
     for name in ("a.png", "b.png"):
@@ -317,11 +319,49 @@ def test_documents_of_a_folder_messages_and_lines(capsys, monkeypatch, tmp_path:
     assert err == "sources: cat\nsources: dog\n" and "the cat sat" not in out.splitlines()[1]
 
 
+def test_a_question_that_follows_is_looked_up_by_those_before_it(capsys, monkeypatch, tmp_path: Path) -> None:
+    """By its own words first, and in a new conversation by these alone."""
+    texts = {"cat": "the cat sat", "dog": "the dog ran", "bird": "a bird sang"}
+    documents = shard(tmp_path / "d" / "0.tar", {key: {"txt": text} for key, text in texts.items()})
+    lines = iter(["dog?", "was it loud?", "no, cat?", "/new", "was it loud?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    _, err = said(capsys, documents=documents, k=1)
+    assert err.splitlines()[:3] == ["sources: dog", "sources: dog", "sources: cat"]
+    assert err.splitlines()[3].startswith("sources: none")
+
+
+def test_a_mistake_in_the_documents_is_told_before_a_model_is_loaded(capsys, tmp_path: Path) -> None:
+    """There is no run either, and it is not asked for."""
+    for more in (["--documents", str(tmp_path / "none")], ["--documents", str(tmp_path), "--retriever", "bm52"]):
+        assert main(["chat", str(tmp_path / "run"), "--text", "x", *more]) == 2
+        told = capsys.readouterr().err
+        assert ("bm52" if "bm52" in more else "none") in told and "run" not in told.replace("folder of a run", "")
+
+
+def test_a_document_may_be_a_picture(capsys, tmp_path: Path) -> None:
+    """It stands before the question as one that is given does; a model that reads none has its caption."""
+    asked = ChatArgs(run="x", text="dog?", documents="d", k=1, max_tokens=6)
+    file = io.BytesIO()
+    picture(200).save(file, "PNG")
+    shelf = [Document("dog", "a dog", file.getvalue()), Document("cat", "a cat", file.getvalue())]
+    model = model_of()
+    chat_command.converse(model, asked, shelf)
+    turn = [{"type": "image", "image": picture(200)}, f"a dog{GAP}dog?"]
+    whole = model.chat([{"role": "user", "content": turn}], max_tokens=6)
+    blind = model.chat([{"role": "user", "content": f"a dog{GAP}dog?"}], max_tokens=6)
+    out = capsys.readouterr()
+    assert out.out == f"{whole}\n" != f"{blind}\n" and out.err.startswith("sources: dog\n")
+    chat_command.converse(Parrot(), asked, shelf)
+    assert capsys.readouterr().out == f"1 {json.dumps(f'a dog{GAP}dog?')}\n"
+    with pytest.raises(UserError, match=r"1 of 2 documents are pictures without a text, such as \['dog'\]"):
+        readable([Document("dog", "", b"x"), shelf[1]], sees=False)
+
+
 def test_a_model_reads_what_is_found(capsys, tmp_path: Path) -> None:
     """The answer is the one to the documents and the question in one turn."""
     documents = shard(tmp_path / "0.tar", {key: {"txt": text} for key, text in TEXTS.items()})
     model, asked = model_of(), ChatArgs(run="x", text="dog?", documents=documents, k=1, max_tokens=6)
-    chat_command.converse(model, asked)
+    chat_command.converse(model, asked, read_documents(asked))
     whole = model.chat([{"role": "user", "content": f"{TEXTS['dog']}{GAP}dog?"}], max_tokens=6)
     assert capsys.readouterr().out == f"{whole}\n" != f"{model.chat([user('dog?')], max_tokens=6)}\n"
 

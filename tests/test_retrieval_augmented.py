@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import QUICK, asked, shard, value
-from test_answering import MODEL, conversation, fresh
+from planted import QUICK, asked, image_bytes, shard, value
+from test_answering import MODEL, WORDS, conversation, fresh
 
 from mmfm.config import UserError
 from mmfm.data.decode import collate
 from mmfm.data.sample import Sample
-from mmfm.evals.questions import QuestionReader
+from mmfm.evals.questions import QuestionReader, asking
 from mmfm.evals.suite import Answer
+from mmfm.inference.documents import Document, documents_of
 from mmfm.inference.interface import Interface
 from mmfm.objectives.joint import Objectives
 
@@ -37,7 +38,7 @@ def reading(root: Path) -> Interface:
     """Trained on other names, whose colours are drawn anew each time, so that only the document can tell; and to say
     "none" where there is no document."""
     model, draw = fresh(), np.random.default_rng(0)
-    reader = QuestionReader(tokenizer=model.tokenizer, before=lambda key: [key] if key else [], **READER)
+    reader = QuestionReader(tokenizer=model.tokenizer, before=lambda key: [Document("", key)] if key else [], **READER)
     objectives, optimiser = Objectives(model.core, model.run), torch.optim.AdamW(model.parameters(), 4e-3)
 
     def example(number: int):
@@ -115,3 +116,68 @@ def test_questions_without_a_document_are_told(tmp_path: Path, reading: Interfac
     shard(tmp_path / "twice" / "1.tar", {"x": some["y"]})
     with pytest.raises(UserError, match="1 of 2 questions have the key of another"):
         asked(reading, tmp_path, Answer(shards="twice", documents="docs"))
+
+
+def test_a_follow_up_is_looked_up_by_what_was_asked_before(tmp_path: Path, reading: Interface) -> None:
+    shard(tmp_path / "docs" / "0.tar", {name: {"txt": f"{name} is {colour}"} for name, colour in FACTS.items()})
+    turns = json.loads(conversation("And now?", "blue", document="tovi")["json"])
+    turns["messages"] = [
+        {"role": "user", "content": "Of tovi?"},
+        {"role": "assistant", "content": "well"},
+        *turns["messages"],
+    ]
+    shard(tmp_path / "asked" / "0.tar", {"x": {"json": json.dumps(turns)}})
+    scores = asked(reading, tmp_path, Answer(shards="asked", documents="docs", beside=("no",)))
+    assert value(scores, "questions->document", "R@1") == 1.0
+    assert scores.details.answers[0].documents == ("tovi",)
+    assert {row.task for row in scores.rows} == {
+        "messages>text",
+        "messages>text (no document)",
+        "questions->document",
+    }
+
+
+def test_found_pictures_are_read_before_the_question_s_own(root: Path) -> None:
+    """In the order in which they are mentioned, also where an earlier turn shows one."""
+    picture, sound = {"type": "image"}, {"type": "audio"}
+    turns = [
+        {"role": "user", "content": [picture, sound, "a"]},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": [picture, {"type": "text", "text": "who?"}]},
+        {"role": "assistant", "content": "c"},
+    ]
+    parts = {"json": json.dumps({"messages": turns}).encode(), "0.png": b"one", "1.wav": b"two", "2.png": b"three"}
+    found = asking(Sample("k", parts, "here"), [Document("d", "found", b"four"), Document("e", "more", b"five")])
+    files = {name: data for name, data in found.parts.items() if name != "json"}
+    assert files == {"0.png": b"one", "1.wav": b"two", "2.jpg": b"four", "3.jpg": b"five", "4.png": b"three"}
+    said = json.loads(found.parts["json"])["messages"][2]["content"]
+    texts = [{"type": "text", "text": text} for text in ("found\n\n", "more\n\n", "who?")]
+    assert said == [picture, texts[0], picture, texts[1], picture, texts[2]]
+
+
+def test_a_model_answers_by_the_picture_that_is_found(tmp_path: Path) -> None:
+    """Which has learned to say whether the picture before the question shows one dot or two; each question names one by
+    its caption, and the answer is in its picture alone."""
+    model = fresh()
+    seen = {f"d{n}": {"png": image_bytes(n), "txt": f"mela{n}"} for n in range(4)}
+    shard(tmp_path / "docs" / "0.tar", seen)
+    asks = {f"q{n}": conversation(f"Of mela{n}?", WORDS[n % 2], document=f"d{n}") for n in range(4)}
+    shard(tmp_path / "asked" / "0.tar", asks)
+    documents = {one.key: one for one in documents_of(str(tmp_path / "docs"))}
+    reader = QuestionReader(tokenizer=model.tokenizer, before=lambda key: [documents[key]], **READER)
+    examples = [
+        reader.read(Sample(f"d{n}", {"json": parts["json"].encode()}, "here")).example
+        for n, parts in enumerate(asks.values())
+    ]
+    batch = collate(examples, model.tokenizer)
+    objectives, optimiser = Objectives(model.core, model.run), torch.optim.AdamW(model.parameters(), 5e-3)
+    with torch.enable_grad():
+        for _ in range(100):
+            optimiser.zero_grad()
+            objectives.total(objectives(batch)).backward()
+            optimiser.step()
+    scores = asked(model.eval(), tmp_path, Answer(shards="asked", documents="docs", metrics=("exact",)))
+    shares = {name: value(scores, f"messages>text{name}", "exact_match") for name in ("", " (right document)")}
+    assert shares == {"": 1.0, " (right document)": 1.0}
+    assert value(scores, "questions->document", "R@1") == 1.0
+    assert value(scores, "messages>text (no document)", "exact_match") < 1.0

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import mmfm
 from mmfm.config import Data, Distil, Embedded, Generative, Model, Optim, Run, Source, Trunk
-from mmfm.inference.documents import bm25
+from mmfm.inference.retrievers import bm25
 from mmfm.preprocessing.tokenizer import train_tokenizer
 from mmfm.training import fit
 

@@ -28,6 +28,7 @@ from mmfm.evals.replies import Replies, blinded, replies
 from mmfm.evals.split import SampleInfo, Split, batches, device_of, spread
 from mmfm.evals.suite import Answer as AnswerTask
 from mmfm.evals.suite import keys_of
+from mmfm.inference.documents import Document
 from mmfm.inference.interface import Interface
 from mmfm.preprocessing.chat import PARTS
 
@@ -109,9 +110,9 @@ def put(
     task: AnswerTask,
     questions: Questions,
     context: Context,
-    before: Callable[[str], Sequence[str]] = lambda key: (),
+    before: Callable[[str], Sequence[Document]] = lambda key: (),
 ) -> Put:
-    """Ask the model every question once, and once more blind. before: texts before a question, by its key."""
+    """Ask the model every question once, and once more blind. before: documents before a question, by its key."""
     model, config = context.model, context.config
     assert isinstance(model, Interface)
     places = spread(len(questions), config.limit)

