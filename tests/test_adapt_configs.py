@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_chat_template import CHATML_PLAIN, language_folder
 
 from mmfm.__main__ import main
@@ -19,6 +20,7 @@ from mmfm.datasets.apt_lists import Package
 from mmfm.evals.run import evaluate_run
 from mmfm.export.importer import import_source
 from mmfm.inference.load import load_model
+from mmfm.models.adapters import merge
 from mmfm.preprocessing.tokenizer import train_tokenizer
 from mmfm.training.fit import train
 
@@ -34,8 +36,8 @@ def place(
     encode_audio: Callable,
     sine: Callable,
 ) -> Path:
-    """A folder as the configurations' commands leave it: a bundle, and conversations written, spoken, without a
-    picture."""
+    """A folder as the configurations' commands leave it: a bundle, conversations written, spoken, without a picture and
+    with shots, questions about records, and the run of the chat recipe."""
     folder = tmp_path_factory.mktemp("adapt")
     import_source(f"hf:{language_folder(folder / 'llama', CHATML_PLAIN)}", folder / "bundles" / "smol")
     picture = encode_image(np.full((8, 8, 3), 90, np.uint8), "JPEG")
@@ -55,8 +57,35 @@ def place(
         for kind in ("synopsis", "en>fr", "en>de", "en>it", "en>fr paragraph", "en>de paragraph", "en>it paragraph"):
             path = folder / "data" / "descriptions" / split / f"{kind.replace('>', '-').replace(' ', '-')}-000000.tar"
             write_shard(path, described(kind, split))
+        write_shard(folder / "data" / "scenes" / split / "shots-000000.tar", with_shots(picture))
+        for use in ("open", "closed"):
+            write_shard(folder / "data" / "packages" / split / f"{use}-000000.tar", texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        one_step(read_run(ROOT / "configs" / "adapt" / "chat.py"))
     teachers(folder / "bundles")
     return folder
+
+
+def with_shots(picture: bytes) -> dict[str, dict[str, bytes]]:
+    """A picture and its name, which is not learned, and another one."""
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]},
+        {"role": "assistant", "content": "grey"},
+    ]
+    shot = [turns[0], {**turns[1], "learn": False}]
+    parts = {"json": json.dumps({"messages": [*shot, *turns], "kind": "shots-1"}).encode()}
+    return {f"d{n}": parts | {"0.jpg": picture, "1.jpg": picture} for n in range(16)}
+
+
+def one_step(run: Run) -> Path:
+    """The folder of the run after its first two steps, with a tower of random weights; in fp32, as a processor without
+    instructions for bf16 takes minutes."""
+    optim = replace(run.optim, steps=2, warmup_steps=1, precision="fp32")
+    tower = replace(run.model.image, weights="random", feature_cache_dir="") if run.model.image else None
+    return train(
+        replace(run, optim=optim, model=replace(run.model, image=tower), data=replace(run.data, num_workers=0))
+    )
 
 
 def described(kind: str, split: str) -> dict[str, dict[str, bytes]]:
@@ -85,14 +114,9 @@ def test_it_is_read_checked_and_kept(path: Path, place: Path, monkeypatch, capsy
     assert "cannot be used" not in told and (run.chat is None or ("learned (" in told and "[[" in told))
 
 
-def test_one_step_of_the_chat_recipe_and_an_answer(place: Path, monkeypatch) -> None:
+def test_the_chat_recipe_answers(place: Path, monkeypatch) -> None:
     monkeypatch.chdir(place)
-    run: Run = read_run(ROOT / "configs" / "adapt" / "chat.py")
-    optim = replace(run.optim, steps=2, warmup_steps=1)
-    tower = replace(run.model.image, weights="random", feature_cache_dir="")
-    run = replace(run, optim=optim, model=replace(run.model, image=tower), data=replace(run.data, num_workers=0))
-    folder = train(run)
-    model = load_model(folder)
+    model = load_model("runs/chat")
     picture = np.full((8, 8, 3), 90, np.uint8)
     said = model.chat([{"role": "user", "content": [{"type": "image", "image": picture}, "which?"]}], max_tokens=3)
     assert isinstance(said, str)
@@ -117,3 +141,24 @@ def test_pairs_are_learned_behind_spans_and_answered(place: Path, monkeypatch) -
     one, other = ([(row.task, row.metric, row.n) for row in found] for found in rows.values())
     assert one == other and ("messages>text:en>fr (source)", "chrf", 2) in one
     assert any(row.metric == "rougeL" and row.task == "messages>text:synopsis" for row in rows["descriptions"])
+
+
+def test_shots_go_on_from_the_chat_run(place: Path, monkeypatch) -> None:
+    """With its projector, and on its trunk with the adapters in it: only what the step has changed is another."""
+    monkeypatch.chdir(place)
+    before = load_model("runs/chat")
+    merge(before.core)
+    after = load_model(one_step(read_run(ROOT / "configs" / "adapt" / "shots.py")))
+    merged = before.core.state_dict()
+    for name, weight in after.core.state_dict().items():
+        if name.startswith("trunk") and "lora" not in name:
+            torch.testing.assert_close(
+                weight.float(), merged[name.replace(".base.", ".")].float(), atol=1e-2, rtol=1e-2
+            )
+    assert any("lora_b" in name and bool(p.any()) for name, p in after.core.named_parameters())
+
+
+def test_documents_are_read_without_a_tower(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    model = load_model(one_step(read_run(ROOT / "configs" / "adapt" / "documents.py")))
+    assert not model.core.towers and isinstance(model.chat([{"role": "user", "content": "hm?"}], max_tokens=3), str)
