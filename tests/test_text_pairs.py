@@ -114,6 +114,8 @@ def test_it_is_asked_what_a_chat_model_is_asked(root: Path, knowing: Interface) 
     other = asked(chat, root, task)
     assert [(a.task, a.metric, a.n) for a in scores.rows] == [(b.task, b.metric, b.n) for b in other.rows]
     assert value(other, "messages>text", "exact_match") == 0.0
+    some = replace(QUICK, limit=4)
+    assert by_key(asked(knowing, root, task, config=some)).keys() == by_key(asked(chat, root, task, config=some)).keys()
 
 
 @torch.no_grad()
