@@ -25,7 +25,7 @@ from mmfm.data.writer import Item
 from mmfm.datasets import debian, scene_pictures, scenes, shots
 from mmfm.datasets.build_check import check_item
 from mmfm.datasets.scene_pictures import COLOURS, KINDS, CutOut, Shelf, compose, emoji_shelf, stamp_shelves
-from mmfm.datasets.scene_questions import CORNERS, COUNTS, WORDINGS, Question, plan, plan_text
+from mmfm.datasets.scene_questions import CORNERS, COUNTS, WORDINGS, Question, plan, plan_described, plan_text
 from mmfm.datasets.scenes import PACKAGE, STYLE
 from mmfm.datasets.stamps_read import read_tree
 from mmfm.preprocessing.chat import parse_messages
@@ -110,9 +110,31 @@ def test_the_answer_is_what_the_picture_shows(shelf: Shelf) -> None:
     assert set(counted.values()) == {24}
 
 
+def test_a_description_is_what_the_picture_shows(shelf: Shelf) -> None:
+    """Its numbers, ground and places are those of the pixels, its kinds those of the plan; a thing alone has a name."""
+    sizes: Counter[int] = Counter()
+    for question in plan_described("test", shelf, 3, 60):
+        assert question.scene is not None
+        middles, ground = seen(question, shelf)
+        found = re.fullmatch(r"(\w+) things? on a (\w+) ground: (.+)", question.answers[0])
+        assert found is not None and found[1] == COUNTS[len(middles) - 1]
+        assert min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - ground).sum()) == found[2]
+        things = [shelf.things[thing.number] for thing in question.scene.things]
+        told = dict.fromkeys(found[3].split("; "))
+        if ", " in found[3]:
+            assert told == {f"{things[0].kind}, {things[0].called}": None} and len(things) == 1
+        else:
+            corners = [CORNERS[2 * (thing.y > 112) + (thing.x > 112)] for thing in question.scene.things]
+            assert told == {f"{a.kind} at the {b}": None for a, b in zip(things, corners, strict=True)}
+            assert {CORNERS[2 * (y > 112) + (x > 112)] for x, y in middles} == set(corners)
+        sizes[len(things)] += 1
+    assert sizes == {1: 24, 2: 12, 3: 12, 4: 12}
+
+
 def test_the_held_out_wording_is_of_test_alone(shelf: Shelf) -> None:
     for split in ("train", "val", "test", "test-style"):
         questions = [*plan(split, shelf, 0, 240), *plan_text(split, shelf, 0, 120)]
+        questions += plan_described(split, shelf, 0, 60)
         new = {question.kind for question in questions if question.new}
         assert new == ({question.kind for question in questions} if split.startswith("test") else set())
     said = {q.text for q in plan("train", shelf, 0, 240)} & {q.text for q in plan("test", shelf, 0, 240) if q.new}

@@ -57,6 +57,10 @@ ABOUT = {  # of a name alone, without a picture
         "Does {} count as an animal?",
     ),
 }
+DESCRIBED = (
+    *("Describe the picture.", "Say all that is in the picture, and where.", "What does the whole picture look like?"),
+    "Tell me everything about the picture.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,30 @@ def plan_text(split: str, shelf: Shelf, seed: int, count: int) -> list[Question]
         made.append(
             _asked("text-animal", wordings(split, "text-animal"), number // 2, other.called, truth, ("yes", "no"), None)
         )
+    return made
+
+
+def plan_described(split: str, shelf: Shelf, seed: int, count: int) -> list[Question]:
+    """`count` pictures of which everything is to be said that other questions ask: how many things, on which ground, of
+    which kinds, and where; of a fifth, which show one thing, its name instead of its place."""
+    texts = DESCRIBED if split.startswith("test") else DESCRIBED[:-1]
+    made = []
+    for number in range(count):
+        random = Random(f"{seed} {split} described {number}")
+        colour, kinds = random.choice(list(COLOURS)), shelf.kinds()
+        if number % 5 == 4:
+            thing = shelf.draw(random, kinds[number // 5 % len(kinds)], colour)
+            scene = Scene(ground_of(random, colour), (alone(random, thing),))
+            seen = [f"{shelf.things[thing].kind}, {shelf.things[thing].called}"]
+        else:
+            places = sorted(random.sample(range(4), number % 5 + 1))
+            shown = [random.choice(kinds) for _ in places]
+            scene = Scene(ground_of(random, colour), _placed(shelf, random, colour, shown, places))
+            seen = [f"{kind} at the {CORNERS[place]}" for kind, place in zip(shown, places, strict=True)]
+        things = f"{COUNTS[len(seen) - 1]} thing{'s'[: len(seen) > 1]} on a {colour} ground"
+        text = texts[number // 5 % len(texts)]
+        told = {"answers": (f"{things}: {'; '.join(seen)}",), "choices": (), "new": text == DESCRIBED[-1]}
+        made.append(Question(kind="described", text=text, scene=scene, **told))
     return made
 
 

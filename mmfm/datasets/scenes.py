@@ -30,7 +30,7 @@ from mmfm.datasets.shots import ASKED, Shots
 from mmfm.datasets.stamps import PACKAGE
 from mmfm.datasets.stamps_read import read_tree
 
-FORMAT = 1  # raised when the same packages and arguments give other bytes
+FORMAT = 2  # raised when the same packages and arguments give other bytes
 STYLE = debian.Package(
     name="fonts-noto-color-emoji",
     size_mb=10,
@@ -38,7 +38,7 @@ STYLE = debian.Package(
     option="--emoji-deb",
 )
 SPLITS = ("train", "val", "test", "test-style")
-USES = ("scene", "spoken", "control", "text", "shots")
+USES = ("scene", "described", "spoken", "control", "text", "shots")
 SHARD_SAMPLES, SHARD_BYTES = 1_000, 64 << 20
 
 README = """\
@@ -48,6 +48,7 @@ Conversations about pictures that were made here, with exact answers. WebDataset
 parts that its messages mention, counted in that order (`.0.jpg .1.flac`):
 
 - `scene-*.tar`: a written question and its picture, 224 px.
+- `described-*.tar`: a picture and all of it in one answer: how many things, the ground, their kinds and places.
 - `spoken-*.tar`: the picture, and the question as a sound. Those of test are among `scene`'s of test.
 - `control-*.tar` (test): as `spoken`, but the sound asks another question; who listens cannot be right but by chance.
 - `text-*.tar`: a question without a picture, about a name of the split.
@@ -176,6 +177,7 @@ class Plan:
 
     split: str
     written: list[Question]
+    described: list[Question]
     spoken: list[Question]
     utterances: list[Utterance]
     text: list[Question]
@@ -183,7 +185,7 @@ class Plan:
 
     def __len__(self) -> int:
         control = len(self.spoken) * (self.split == "test")
-        return sum(map(len, (self.written, self.spoken, self.text, self.shots))) + control
+        return sum(map(len, (self.written, self.described, self.spoken, self.text, self.shots))) + control
 
 
 def plan(split: str, shelf: Shelf, seed: int, train: int, evals: int) -> Plan:
@@ -200,10 +202,13 @@ def plan(split: str, shelf: Shelf, seed: int, train: int, evals: int) -> Plan:
     for name, made in (("written", written), ("spoken", spoken)):
         Random(f"{seed} {split} order {name}").shuffle(made)
     text = scene_questions.plan_text(split, shelf, seed, count // 2) if split != "test-style" else []
+    described = scene_questions.plan_described(split, shelf, seed, 2 * count)
+    Random(f"{seed} {split} order described").shuffle(described)
     few = shots.plan(split, shelf, seed, part)
     Random(f"{seed} {split} order shots").shuffle(few)
     utterances = spoken_questions.plan(split, spoken, seed) if spoken else []
-    return Plan(split=split, written=written, spoken=spoken, utterances=utterances, text=text, shots=few)
+    asked = {"written": written, "described": described, "spoken": spoken, "text": text}
+    return Plan(split=split, utterances=utterances, shots=few, **asked)
 
 
 def _write(
@@ -248,6 +253,7 @@ class Sample:
 
 def _uses(plan: Plan, shelf: Shelf, flacs: Iterator[bytes]) -> Iterator[tuple[str, Iterator[Sample]]]:
     yield "scene", (_asked(question, shelf) for question in plan.written)
+    yield "described", (_asked(question, shelf) for question in plan.described)
     spoken = [next(flacs) for _ in plan.utterances]
     told = list(zip(plan.utterances, spoken, strict=True))
     yield "spoken", (_heard(question, shelf, *said) for question, said in zip(plan.spoken, told, strict=True))
