@@ -7,7 +7,8 @@
     mmfm chat runs/chat-spoken --image picture.png --audio question.wav
 
 Eight frames of Whisper's, side by side, become a token: six a second. Of 16 conversations seven show a picture and ask
-in writing, three ask aloud, four want all of the picture described, and two have no picture. Cost and scores: experiments/009-chat/README.md.
+in writing, three ask aloud, four want all of the picture described, and two have no picture. Cost and scores:
+experiments/009-chat/README.md.
 """
 
 from dataclasses import replace
