@@ -50,8 +50,10 @@ def place(
     heard = {"messages": [*asked, {"role": "assistant", "content": "grey"}], "kind": "spoken-colour"}
     sound = encode_audio(sine(300.0, 0.3))
     spoken = {f"c{n}": {"json": json.dumps(heard).encode(), "0.jpg": picture, "1.wav": sound} for n in range(16)}
+    whole = {f"d{n}": parts for n, parts in enumerate(samples.values())}
     for split in ("train", "val", "test"):
         write_shard(folder / "data" / "scenes" / split / "scene-000000.tar", samples)
+        write_shard(folder / "data" / "scenes" / split / "described-000000.tar", whole)
         write_shard(folder / "data" / "scenes" / split / "text-000000.tar", texts)
         write_shard(folder / "data" / "scenes" / split / "spoken-000000.tar", spoken)
         for kind in ("synopsis", "en>fr", "en>de", "en>it", "en>fr paragraph", "en>de paragraph", "en>it paragraph"):
