@@ -1,4 +1,4 @@
-"""`configs/adapt/chat_spoken.py` without pictures that are described: questions alone, each answered in a word or two."""
+"""`configs/adapt/chat_spoken.py` without described pictures: questions alone, each answered in a word or so."""
 
 from dataclasses import replace
 from pathlib import Path
