@@ -17,6 +17,8 @@ from mmfm.config.load import read_run
 from mmfm.config.serialization import from_json, to_json
 from mmfm.datasets import descriptions
 from mmfm.datasets.apt_lists import Package
+from mmfm.datasets.function_source import functions_in, gap_of
+from mmfm.datasets.python_functions import sample_of
 from mmfm.evals.run import evaluate_run
 from mmfm.export.importer import import_source
 from mmfm.inference.load import load_model
@@ -62,6 +64,8 @@ def place(
         write_shard(folder / "data" / "scenes" / split / "shots-000000.tar", with_shots(picture))
         for use in ("open", "closed"):
             write_shard(folder / "data" / "packages" / split / f"{use}-000000.tar", texts)
+        for kind in ("psm", "spm", "next"):
+            write_shard(folder / "data" / "code" / split / f"{kind}-000000.tar", filled(kind))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         one_step(read_run(ROOT / "configs" / "adapt" / "chat.py"))
@@ -104,6 +108,14 @@ def teachers(folder: Path) -> None:
         (folder / name).mkdir()
     words = train_tokenizer(["a long text 0123456789"], 300)
     (folder / "minilm" / "mmfm_reader.json").write_text(words.to_json(), "utf-8")
+
+
+def filled(kind: str) -> dict[str, dict[str, bytes]]:
+    """Samples of a kind of the data set `code`."""
+    (function,) = functions_in("def add(a):\n    b = a\n    c = b\n    d = c\n    return d\n", "sums")
+    gap = gap_of(function, 0, 5) if kind == "next" else gap_of(function, 2)
+    sample = json.dumps(sample_of(function, kind, gap, 2)).encode()
+    return {f"{kind}{n}": {"json": sample} for n in range(16)}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -149,7 +149,7 @@ def test_scores_have_entries_and_lengths_stand_beside_rouge() -> None:
     """All that can be asked for, with planted lengths; intervals draw whole pictures."""
     told = Told(["cat", "a red car"], [["cat"] * 4, ["car"]], items=("q1", "q2"), clusters=("p", "p"))
     scores = {score.metric: score for score in answer_scores("answer", told, ANSWER_METRICS)}
-    assert all(entry_of(name) for name in scores) and len(scores) == 14
+    assert all(entry_of(name) for name in scores) and len(scores) == 15
     assert (scores["words_written"].value, scores["length_ratio"].value) == (2.0, 2.0)
     assert scores["exact_match"].value == 0.5 and scores["contains"].value == 1.0
     assert np.isnan(scores["exact_match"].interval(Bootstrap())).all()  # both questions are about one picture

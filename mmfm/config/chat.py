@@ -22,6 +22,7 @@ class ChatTemplate(Checked):
     user: tuple[str, str] = ("", "\n")
     assistant: tuple[str, str] = ("", "\n")
     end: str = ""  # ends an answer, as one id, and begins what is after it; empty: the vocabulary's own end mark
+    strip: bool = True  # take white space off both ends of each message; False where it says something, as in code
     default_system: str | None = None  # the text of a system turn that is put before a conversation without one
 
     def __post_init__(self) -> None:

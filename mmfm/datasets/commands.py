@@ -127,6 +127,28 @@ class Packages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """Functions of Python's standard library with a line hidden, as conversations; some are tested by what they give.
+
+    Of the Python that runs this; each function is run with limits, without network, and writes nothing.
+    """
+
+    folder: tyro.conf.Positional[str]
+    """Where it is written, such as data/code."""
+    library: str = ""
+    """A folder of Python modules; else the standard library of the Python that runs this."""
+    tests: int = 200
+    """Functions of test at most, those first that can be tested."""
+
+    def __call__(self) -> None:
+        from mmfm.datasets import python_functions
+
+        python_functions.build(
+            Path(self.folder), library=Path(self.library) if self.library else None, tests=self.tests
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """Write the indexes that tars below a folder lack (X.idx.json beside X.tar), and each folder's shards.json."""
 
@@ -263,6 +285,7 @@ DATA: dict[str, type[Any]] = {
     "corpus": Corpus,
     "descriptions": Descriptions,
     "packages": Packages,
+    "code": Code,
     "build": Build,
     "index": Index,
     "encode": Encode,

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mmfm.evals.metrics import Score, edit_distance, letters, mean, normalised, ratio
+from mmfm.evals.pass_at import Program, passes
 from mmfm.evals.suite import ANSWER_METRICS
 from mmfm.evals.text_overlap import bleu, chrf, rouge_l, rouge_n, rouge_words
 
@@ -129,6 +130,11 @@ def exact_line(written: str, answers: Answers) -> float:
     return float(_first_line(written) in set(map(_first_line, answers)))
 
 
+def line_similarity(written: str, answers: Answers) -> float:
+    """`edit_similarity` of these lines alone."""
+    return edit_similarity(_first_line(written), [_first_line(answer) for answer in answers])
+
+
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
@@ -140,11 +146,11 @@ ITEMS: dict[str, dict[str, Callable[[str, Answers], float]]] = {
     "f1": {"token_f1": token_f1},
     "rouge": {"rouge1": rouge_n(1), "rouge2": rouge_n(2), "rougeL": rouge_l},
     "edit": {"edit_similarity": edit_similarity},
-    "line": {"exact_line": exact_line},
+    "line": {"exact_line": exact_line, "line_similarity": line_similarity},
 }
 CORPORA = {"bleu": bleu, "chrf": chrf}
 RULES = {"exact_match": "vqa", "vqa_accuracy": "vqa", "contains": "vqa", "bleu": "13a"}
-assert {*ITEMS, "vqa", *CORPORA} == set(ANSWER_METRICS)
+assert {*ITEMS, "vqa", "pass", *CORPORA} == set(ANSWER_METRICS)
 
 
 class Told(NamedTuple):
@@ -154,22 +160,25 @@ class Told(NamedTuple):
     answers: Sequence[Answers]
     items: Sequence[str] = ()
     clusters: Sequence[str] = ()
+    programs: Sequence[Program | None] = ()
 
     def take(self, rows: Sequence[int]) -> "Told":
         def some(column: Sequence[Any]) -> list[Any]:
             return [column[row] for row in rows] if column else []
 
-        return Told(some(self.written), some(self.answers), some(self.items), some(self.clusters))
+        return Told(*map(some, self))
 
 
 def answer_scores(task: str, told: Told, metrics: Collection[str]) -> list[Score]:
     """The scores that are asked for, in the order of ANSWER_METRICS; `vqa` only of the items with answers of enough
-    people, and none where there are none. Every item has an answer. Beside ROUGE stand the lengths: it rises where
-    less is written."""
+    people, `pass` of those with a program, and none where there are none. Every item has an answer. Beside ROUGE stand
+    the lengths: it rises where less is written."""
     found = []
     for name in (name for name in ANSWER_METRICS if name in metrics):
         if name == "vqa":
             found += vqa_scores(task, told)
+        elif name == "pass":
+            found += pass_scores(task, told)
         elif name in CORPORA:
             found.append(score_of(task, name, CORPORA[name](told.written, told.answers), told))
         else:
@@ -187,6 +196,17 @@ def vqa_scores(task: str, told: Told) -> list[Score]:
     asked = told.take(rows)
     values = [vqa_accuracy(*pair) for pair in zip(asked.written, asked.answers, strict=True)]
     return [score_of(task, "vqa_accuracy", mean(np.array(values, float)), asked)]
+
+
+def pass_scores(task: str, told: Told) -> list[Score]:
+    """Over the items that can be run."""
+    rows = [row for row, program in enumerate(told.programs) if program is not None]
+    if not rows:
+        return []
+    asked = told.take(rows)
+    pairs = zip(asked.written, asked.programs, strict=True)
+    values = [passes(written, program) for written, program in pairs if program is not None]
+    return [score_of(task, "pass_at_1", mean(np.array(values, float)), asked)]
 
 
 def length_scores(task: str, told: Told) -> list[Score]:

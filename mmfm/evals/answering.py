@@ -103,7 +103,8 @@ class Put:
     def told(self, rows: Sequence[Row], written: Sequence[str]) -> Told:
         at = [one.row for one in rows]
         answers = [self.question(row).answers for row in at]
-        return Told(written, answers, self.split.names(at), self.split.clusters(at))
+        programs = [self.question(row).program for row in at]
+        return Told(written, answers, self.split.names(at), self.split.clusters(at), programs)
 
 
 def put(

@@ -116,6 +116,10 @@ METRICS: dict[str, Metric] = {
     "token_f1": headline("F1", "words that an answer has too, precision and recall", WRITING, chance=SILENCE),
     "edit_similarity": headline("edit similarity", "letters that need no edit", WRITING, chance=SILENCE),
     "exact_line": headline("exact line", "the first line written letter for letter", WRITING, chance=SILENCE),
+    "line_similarity": Metric(
+        "line similarity", "letters of the first line that need no edit", WRITING, chance=SILENCE
+    ),
+    "pass_at_1": headline("pass@1", "the function so filled gives what it should", WRITING, chance=SILENCE),
     "rouge1": Metric("ROUGE-1", "words in common with the answer, F1", WRITING, chance=SILENCE),
     "rouge2": Metric("ROUGE-2", "runs of 2 words in common with the answer, F1", WRITING, chance=SILENCE),
     "rougeL": headline("ROUGE-L F1", "longest common run of words, F1 as rouge_score has it", WRITING, chance=SILENCE),

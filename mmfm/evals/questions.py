@@ -3,7 +3,8 @@
 The last answer of the assistant is the reference, and what stands behind it is not asked. Further keys of the .json:
 "kind", by which scores are told apart; "answers", all that are right, where they are more than the reference (for VQA
 accuracy those of several people); "choices" to choose among; "text", what is translated or summarised, where the
-question holds more; "document", the key of the document that holds the answer.
+question holds more; "document", the key of the document that holds the answer; "program", by which an answer of code is
+run (`mmfm.evals.pass_at`).
 """
 
 import json
@@ -20,6 +21,7 @@ from mmfm.data.sample import Sample, meta_of
 from mmfm.data.shard_specs import parts_of
 from mmfm.data.sources import open_shards
 from mmfm.evals.collection import Item, Opened
+from mmfm.evals.pass_at import Program, program_of
 from mmfm.evals.reading import Read, Reader
 from mmfm.inference.documents import Document, with_documents
 from mmfm.preprocessing import BadSample
@@ -43,6 +45,7 @@ class Question(NamedTuple):
     choices: tuple[str, ...]
     document: str
     earlier: tuple[str, ...] = ()
+    program: Program | None = None
 
     @property
     def turns(self) -> tuple[str, ...]:
@@ -116,6 +119,7 @@ def question_of(sample: Sample) -> Question:
         name: meta[name] if isinstance(meta.get(name), str) else "" for name in ("kind", "text", "document")
     }
     plain["source"] = plain.pop("text") or question
+    plain["program"] = program_of(meta.get("program"), sample.where)
     told: dict[str, Any] = {"reference": said or answers[0], "answers": answers, "choices": given["choices"]}
     return Question(key=sample.key, question=question, earlier=tuple(earlier), **told, **plain)
 

@@ -15,7 +15,7 @@ from mmfm.config import MESSAGES, Checked, Metric, UserError, media_names, modal
 from mmfm.config.load import executed
 from mmfm.evals.metrics_table import OWN, entry_of
 
-ANSWER_METRICS = ("exact", "vqa", "contains", "shared_word", "f1", "rouge", "bleu", "chrf", "edit", "line")
+ANSWER_METRICS = ("exact", "vqa", "contains", "shared_word", "f1", "rouge", "bleu", "chrf", "edit", "line", "pass")
 SPELLINGS = ("verbatim", "plain", "letters", "whisper_basic", "whisper_english")  # see mmfm.evals.text_normalizers
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 

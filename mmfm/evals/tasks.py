@@ -46,6 +46,7 @@ from mmfm.evals.text_normalizers import Normalizer, normalizer
 from mmfm.evals.text_pairs import answer_pairs, check_pairs, reads_pairs
 from mmfm.evals.writing import cut, transcription_scores
 from mmfm.evals.zero_shot import class_scores, class_vectors, classify
+from mmfm.runtime.limited import refuse_unconfined
 
 
 def items_of(split: Split) -> list[Item]:
@@ -283,6 +284,8 @@ def check_able(model: Evaluable, asked: Suite, task: Task) -> None:
             check_pairs(told, task)
         else:
             check_chats(told, model)
+        if "pass" in task.metrics and task.write:
+            refuse_unconfined()
         return
     needs = task.pair if isinstance(task, Retrieve) else (task.modality,)
     needs = (*needs, "text") if isinstance(task, Classify | MultiLabel) else needs

@@ -46,6 +46,7 @@ CODES = {
     "messages_answers": "answers of a conversation that are no list of texts",
     "messages_choices": "choices of a conversation that are no list of texts",
     "messages_no_pair": "a conversation of more than a question in words, where a text is read and one written",
+    "messages_program": "a program by which answers of code are run that is none",
 }
 
 

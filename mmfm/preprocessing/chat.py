@@ -1,7 +1,8 @@
 """Conversations as token ids: messages, a template around them, and which ids are learned. No torch in it.
 
 A message's text is encoded as text alone, so that nothing in it can be a mark of the template; it stands without white
-space at its ends, as tokens would else run across the marks. An id below zero stands for what is no text.
+space at its ends, as tokens would else run across the marks, but where the template says `strip=False`. An id below
+zero stands for what is no text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def _turn(
         told = f"{where}: message {number} is of the {message.role}, which this model's chat template has no turn for"
         raise BadSample("messages_role", f"{told}; put its text into the first turn of the user")
     before, after = around
-    pieces = _stripped(message.content)
+    pieces = _stripped(message.content) if template.strip else [piece for piece in message.content if piece != ""]
     learn = message.role == "assistant" and message.learn and bool(pieces)  # not that an answer is nothing
     _put(found, tokenizer.with_marks(before), False, number)
     for piece in pieces:

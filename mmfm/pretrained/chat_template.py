@@ -228,7 +228,7 @@ def _text(draw: random.Random, without: Sequence[str]) -> str:
 
 
 def jinja(template: ChatTemplate, end: str = "") -> str:
-    """The structure as a template of transformers, whose texts are trimmed as ours are.
+    """The structure as a template of transformers, whose texts are trimmed where ours are.
 
     end: what stands for `template.end` where that is empty.
     """
@@ -237,12 +237,14 @@ def jinja(template: ChatTemplate, end: str = "") -> str:
     roles["assistant"] = (opening, after if template.end else end + after)
     lines = [f"{{{{- {_literal(template.prefix)} }}}}"] * bool(template.prefix)
     if template.system is not None and template.default_system is not None:
-        said = template.default_system.strip().join(template.system)
+        text = template.default_system
+        said = (text.strip() if template.strip else text).join(template.system)
         lines.append(f"{{%- if messages[0]['role'] != 'system' %}}{{{{- {_literal(said)} }}}}{{%- endif %}}")
     lines.append("{%- for message in messages %}")
+    trim = " | trim" if template.strip else ""
     for number, (role, (before, behind)) in enumerate(roles.items()):
         lines.append(f"{{%- {'elif' if number else 'if'} message['role'] == '{role}' %}}")
-        lines.append(f"{{{{- {_literal(before)} + message['content'] | trim + {_literal(behind)} }}}}")
+        lines.append(f"{{{{- {_literal(before)} + message['content']{trim} + {_literal(behind)} }}}}")
     lines.append("{%- else %}{{- raise_exception('there is no role ' + message['role']) }}{%- endif %}{%- endfor %}")
     lines.append(f"{{%- if add_generation_prompt %}}{{{{- {_literal(opening)} }}}}{{%- endif %}}")
     return "\n".join(lines)

@@ -172,7 +172,7 @@ def test_a_shipped_suite_runs(name: str, run: Path, tmp_path: Path, capsys: pyte
 def test_every_shipped_suite_is_tried() -> None:
     """All but ImageNet's thousand folders, whose layout is that of `folders`, and those of conversations, whose tasks
     tests/test_answering.py asks: these are read."""
-    talks = {"answers", "documents", "documents_meaning", "scenes", "scenes_spoken", "shots", "texts"}
+    talks = {"answers", "code", "documents", "documents_meaning", "scenes", "scenes_spoken", "shots", "texts"}
     shipped = {path.stem for path in (ROOT / "configs" / "suites").glob("*.py")}
     assert shipped == {*LAYOUTS, "imagenet", *talks}
     for name in talks:
