@@ -190,6 +190,16 @@ def programs() -> dict[str, Program]:
     return {"line": line[1], "function": body}
 
 
+def test_nothing_is_tested_that_asks_the_clock_or_does_not_miss_its_line() -> None:
+    """Two runs of the first agree, within a second; of the second all outcomes are one."""
+    clock = CLAMP.replace("value = low", "value = time.time() // 1e9")
+    (asks, same) = (next(functions_in(text, "time")) for text in (clock, CLAMP.replace("return value", "return 1")))
+    assert known(asks) is None and known(same) is None
+    (idle,) = functions_in(CLAMP.replace("value = low", "value = value"), "math")
+    told = known(idle)
+    assert told is not None and checked_line(told, 0) is None and checked_body(told) is not None
+
+
 def test_the_right_line_passes_and_pass_or_a_wrong_one_does_not(programs: dict[str, Program]) -> None:
     line = programs["line"]
     assert passes("\n        value = low", line) == 1.0

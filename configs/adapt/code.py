@@ -44,8 +44,9 @@ def config() -> Run:
             chat=FILLED,
             adapters=(Lora(pattern="trunk.*", rank=8, alpha=16.0, base="bf16"),),
         ),
-        data=Data(train=(gaps, whole), val=shards("val", "psm", "spm"), batch_size=16, num_workers=1),
+        data=Data(train=(gaps, whole), val=shards("val", "psm", "spm"), batch_size=8, num_workers=1),
+        # a line counts as much as a whole function, whose many tokens would else be most of what is learned
         chat=Chat(per="turn"),
-        optim=Optim(steps=120, lr=1e-3, warmup_steps=10, weight_decay=0.0, precision="bf16"),
-        save_every_steps=60,
+        optim=Optim(steps=150, lr=1e-3, warmup_steps=10, weight_decay=0.0, precision="bf16"),
+        save_every_steps=50,
     )
