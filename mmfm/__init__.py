@@ -36,13 +36,10 @@ def load(run: str | Path, step: int | str | None = None, *, device: str = "auto"
     they are executed. ema: the moving average of the weights, which a run with `optim.ema` keeps.
     """
     from mmfm.config.extend import give
-    from mmfm.inference.bundle import is_bundle
-    from mmfm.inference.load import load_model
+    from mmfm.inference.bundle.load import open_whole
 
     give(extensions)
-    if step is None and not ema and is_bundle(run):
-        return from_pretrained(run, device=device, dtype=dtype)
-    return _placed(load_model(run, step, ema=ema), device, dtype)
+    return _placed(open_whole(run, step, ema=ema), device, dtype)
 
 
 def _placed(model, device: str, dtype):

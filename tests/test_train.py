@@ -412,6 +412,8 @@ def test_a_moving_average_is_saved_resumed_and_read(run, tmp_path):
     assert all(torch.equal(x, bundle[key]) for key, x in average.items() if key in bundle)
     with pytest.raises(UserError, match="is a bundle, which keeps no moving average"):
         export(tmp_path / "bundle", "hf", tmp_path / "other", ema=True)
+    with pytest.raises(UserError, match="is a bundle, which keeps no moving average"):
+        mmfm.load(tmp_path / "bundle", device="cpu", ema=True)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(run, tmp_path):

@@ -42,7 +42,8 @@ class ChatArgs:
     audio: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A sound to play after the pictures, such as a spoken question; or a folder, as with --image."""
     messages: str = ""
-    """A .json of a whole conversation, [{"role": "user", "content": ...}, ...]; its paths begin at its folder."""
+    """A .json of a whole conversation, [{"role": "user", "content": ...}, ...], also with OpenAI's own parts; its paths
+    begin at its folder."""
     system: str = ""
     """What stands above all; else what the model's template has by default."""
     documents: str = ""
