@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from toys import random_batch, toy_batch, toy_config, toy_model, toy_run
 
 import mmfm
-from mmfm.config import Lora, Optim, ParamGroup, Run, Tower, UserError
+from mmfm.config import Ema, Lora, Optim, ParamGroup, Run, Tower, UserError
 from mmfm.models.adapters import AdapterDropout, LoraLinear, adapters_of, is_adapter
 from mmfm.models.dropout import Dropout, DropoutKey
 from mmfm.models.model import build
@@ -303,6 +303,32 @@ def test_what_came_from_nowhere_is_saved_whole(tmp_path: Path) -> None:
     held = load_file(step / "model.safetensors")
     assert not (step / "base.json").exists() and held["trunk.blocks.0.attn.qkv.weight"].dtype == torch.uint8
     assert all(torch.equal(held[name], x) for name, x in mmfm.load(fresh.folder).core.state_dict().items())
+
+
+def test_a_table_that_learns_whole_is_saved_whole(tmp_path: Path) -> None:
+    """Adapters of a tower alone, under which a language model learns with its table: what is read back is trained."""
+    lora = Lora(rank=2, pattern="towers.image.blocks.*.qkv")
+    run = adapted_run(tmp_path, lora, optim=replace(SHORT, steps=2))
+    fit.train(run)
+    held = weights_at(run, 2)
+    core = mmfm.load(run.folder).core
+    span, table = core.vocabulary.span("text"), core.embedding.weight
+    assert "embedding.weight.new" not in held and torch.equal(held["embedding.weight"], table)
+    begun = load_file(Path(run.model.trunk.weights) / "vocabulary.safetensors")["core.embedding.weight"]
+    assert not torch.equal(table[span.start : span.stop], begun[: len(span)])
+    assert (table[span.start : span.stop] - begun[: len(span)]).abs().max() < 0.1
+
+
+def test_an_average_has_the_new_rows_of_a_table(tmp_path: Path) -> None:
+    """Of a table of which a checkpoint holds these alone: marks are averaged, and rows of text are the base's."""
+    run = adapted_run(tmp_path, optim=replace(SHORT, steps=3, ema=Ema(decay=0.5)))
+    fit.train(run)
+    plain, average = (mmfm.load(run.folder, ema=ema).core for ema in (False, True))
+    state = load_file(run.folder / "checkpoints/step-00000003/train.safetensors")
+    (kept,) = [x for name, x in state.items() if name.endswith("state/embedding.weight/ema")]
+    text = slice(plain.vocabulary.span("text").start, plain.vocabulary.span("text").stop)
+    assert torch.equal(average.embedding.weight, kept) and not torch.equal(plain.embedding.weight, kept)
+    assert torch.equal(average.embedding.weight[text], plain.embedding.weight[text])
 
 
 def test_adapters_of_a_started_run_go_on(trained: dict[str, Run], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mmfm.config.serialization import from_json
 from mmfm.inference import base
 from mmfm.inference.bundle.contents import require_folder
 from mmfm.inference.interface import Interface
+from mmfm.models.base_weights import NEW
 from mmfm.models.best import best_step
 from mmfm.models.checkpoint import (
     BASE,
@@ -60,11 +61,16 @@ def built(cfg: Model, text_size: int, contrastive: Sequence[Contrastive] = ()) -
 
 
 def moving_average(checkpoint: Path, weights: Collection[str]) -> dict[str, Tensor]:
-    """Of the weights of these names what `Optim.ema` keeps in the state of training: of all that some step moved."""
+    """Of the weights of these names what `Optim.ema` keeps in the state of training: of all that some step moved. Of a
+    table whose new rows alone are among the names it is the whole table."""
     found = Checkpoint(checkpoint)
     state = found.tensors[TRAIN]
     found.listed.verify([path.name for path in state.paths])
-    kept = {match[1]: path for path in state.parts if (match := AVERAGE.fullmatch(path)) and match[1] in weights}
+    kept = {
+        match[1]: path
+        for path in state.parts
+        if (match := AVERAGE.fullmatch(path)) and {match[1], match[1] + NEW} & set(weights)
+    }
     require(bool(kept), f"{checkpoint} keeps no moving average; train with optim.ema, or leave out --ema")
     return {name: state.read(path) for name, path in kept.items()}
 
@@ -103,7 +109,8 @@ def load_model(
             files, weights = read_model(checkpoint_of(folder, step))
         where = folder_of(folder, step)
     if ema:
-        weights |= moving_average(where, weights)
+        averages = moving_average(where, weights)
+        weights = {name: x for name, x in weights.items() if name.removesuffix(NEW) not in averages} | averages
     cfg = from_json(read_text(files, RUN, where), str(where / RUN))
     tokenizer = read_tokenizer(files, cfg.model, where)
     core = _core(cfg, tokenizer, files, weights, where)

@@ -68,15 +68,23 @@ def _print(tensor: Tensor) -> tuple[int, bytes]:
 
 
 class LeftOut:
-    """What this run's checkpoints leave out. before: the fingerprints of the model before any weights were loaded."""
+    """What this run's checkpoints leave out. before: the fingerprints of the model before any weights were loaded.
+    held: tables that learn, but for their rows of text; one that learns whole is saved whole."""
 
     def __init__(
-        self, model: nn.Module, vocabulary: Vocabulary, run: Run, before: Prints, made_of: Mapping[str, str]
+        self,
+        model: nn.Module,
+        vocabulary: Vocabulary,
+        run: Run,
+        before: Prints,
+        made_of: Mapping[str, str],
+        held: Collection[str] = (),
     ) -> None:
         after, sources = prints(model), sources_of(run)
         locked = {name for name, p in model.named_parameters() if not p.requires_grad and not is_adapter(name)}
-        held = {name for name in TABLES if name in after and run.model.trunk.weights}
-        self.names = {name for name in locked | held if after[name] != before.get(name) and base_part(name) in sources}
+        self.names = {
+            name for name in locked.union(held) if after[name] != before.get(name) and base_part(name) in sources
+        }
         self.vocabulary = vocabulary
         digests = digests_of(model, vocabulary, self.names)
         self.bases = Bases(

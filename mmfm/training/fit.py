@@ -187,7 +187,8 @@ def _parts(
     data = StreamData(run, tokenizer, fingerprints(run, model))
     data.open()
     module = JointModule(run, model, teachers)
-    left_out = None if before is None else LeftOut(model, model.vocabulary, run, before, made_of(run))
+    held = module.learning.held
+    left_out = None if before is None else LeftOut(model, model.vocabulary, run, before, made_of(run), held)
     if left_out is not None and not left_out.names:
         left_out = None
     return run, module, data, FolderCheckpoints(run, tokenizer, ranks, opened, left_out), device
