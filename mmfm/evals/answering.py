@@ -23,6 +23,7 @@ from mmfm.evals.heads import LEAST_WRITTEN
 from mmfm.evals.metrics import Score, bits_per_byte, mean
 from mmfm.evals.predict import Loaded, SplitReader, predict
 from mmfm.evals.questions import Question, QuestionReader, Questions, open_questions
+from mmfm.evals.reading import Reader
 from mmfm.evals.records import Answered
 from mmfm.evals.replies import Replies, blinded, replies
 from mmfm.evals.split import SampleInfo, Split, batches, device_of, spread
@@ -114,25 +115,38 @@ def put(
     before: Callable[[str], Sequence[Document]] = lambda key: (),
 ) -> Put:
     """Ask the model every question once, and once more blind. before: documents before a question, by its key."""
+    model = context.model
+    assert isinstance(model, Interface)
+    reader = QuestionReader(model=model.config, decode=context.config.decode, tokenizer=model.tokenizer, before=before)
+
+    def head(asked: Sequence[Question | None], max_tokens: int) -> Head:
+        choices = {row: one.choices for row, one in enumerate(asked) if one is not None and one.choices}
+        about = {"choices": choices, "blind": task.blind, "one_pass": task.one_pass}
+        return Head(model=model, max_tokens=max_tokens, **about)
+
+    return put_by(reader, head, task, questions, context)
+
+
+def put_by(
+    reader: Reader,
+    head: Callable[[Sequence[Question | None], int], Callable[[Loaded], Part]],
+    task: AnswerTask,
+    questions: Questions,
+    context: Context,
+) -> Put:
+    """Ask as many questions as the limit says, as `reader` reads them. head: of what is asked, None where it is no
+    question, and of how many tokens are written at most, 0 where nothing is; what it makes of a batch."""
     model, config = context.model, context.config
     assert isinstance(model, Interface)
     places = spread(len(questions), config.limit)
     asked = [questions.asked[place] for place in places]
     lengths = [len(model.tokenizer.encode(one.reference)) for one in asked if one is not None]
     most = config.max_tokens or max([LEAST_WRITTEN, *(2 * length for length in lengths)])
-    reader = QuestionReader(model=model.config, decode=config.decode, tokenizer=model.tokenizer, before=before)
-    head = Head(
-        model=model,
-        choices={row: one.choices for row, one in enumerate(asked) if one is not None and one.choices},
-        blind=task.blind,
-        one_pass=task.one_pass,
-        max_tokens=most if task.write else 0,
-    )
-    at = {"samples": questions, "places": places, "own": len(places)}
+    at: dict[str, Any] = {"samples": questions, "places": places, "own": len(places)}
     parts = predict(
         SplitReader(reader=reader, tokenizer=model.tokenizer, **at),
         batches(0, len(places), config.batch_size),
-        head,
+        head(asked, most if task.write else 0),
         Part,
         num_workers=config.num_workers,
         ranks=context.ranks,

@@ -5,11 +5,8 @@ and is scored as it is: figures have the same names, so that both are compared q
 alone, or more than one question, is not asked and is counted.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +16,23 @@ from mmfm.config.task import parse
 from mmfm.data.batch import Batch
 from mmfm.data.decode import Example
 from mmfm.data.sample import Sample, meta_of
-from mmfm.evals.answering import Put, Row, answered, baselines, left_out, questions_of, scores_of, texts_of
+from mmfm.evals.answering import (
+    Part,
+    Put,
+    answered,
+    baselines,
+    left_out,
+    put_by,
+    questions_of,
+    scores_of,
+    texts_of,
+)
 from mmfm.evals.answers import Answer, Context, Result
-from mmfm.evals.heads import LEAST_WRITTEN
-from mmfm.evals.predict import Loaded, SplitReader, able_rows, predict
-from mmfm.evals.questions import Questions, asking, question_of
+from mmfm.evals.predict import Loaded, able_rows
+from mmfm.evals.questions import Question, Questions, asking, question_of
 from mmfm.evals.reading import Read, Reader
-from mmfm.evals.split import Evaluable, SampleInfo, Split, batches, device_of, spread
+from mmfm.evals.replies import Replies
+from mmfm.evals.split import Evaluable, device_of
 from mmfm.evals.suite import Answer as AnswerTask
 from mmfm.inference.interface import Interface
 from mmfm.inference.pipeline import without_last
@@ -72,15 +79,6 @@ class PairReader(Reader):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Of a batch, whose rows count from its first sample."""
-
-    infos: tuple[SampleInfo, ...]
-    bad: dict[int, str]
-    rows: list[Row]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Head:
     """The questions of a batch, put."""
 
@@ -93,8 +91,15 @@ class Head:
         able = sorted(able_rows(parse(TASK), batch))
         known = likelihood(self.model, batch) if self.one_pass and able else {}
         said = self.written(batch) if self.max_tokens and able else {}
-        rows = [Row(row, *known.get(row, (None, None)), *said.get(row, (None, False)), []) for row in able]
-        return Part(infos=loaded.infos, bad=loaded.bad, rows=rows)
+        given = Replies(
+            rows=able,
+            nats=[known[row][0] for row in able if known],
+            exact=[known[row][1] for row in able if known],
+            texts=[said[row][0] for row in able if said],
+            cut=[said[row][1] for row in able if said],
+            choices=[[] for _ in able],
+        )
+        return Part(infos=loaded.infos, bad=loaded.bad, given=given, blind=None, alone=0)
 
     def written(self, batch: Batch) -> dict[int, tuple[str, bool]]:
         """By row what is written greedily, and whether it was cut."""
@@ -125,38 +130,14 @@ def likelihood(model: Interface, batch: Batch) -> dict[int, tuple[float, bool]]:
 
 def put_pairs(task: AnswerTask, questions: Questions, context: Context) -> Put:
     """Ask the model every question once."""
-    model, config = context.model, context.config
+    model = context.model
     assert isinstance(model, Interface)
-    places = spread(len(questions), config.limit)
-    lengths = [len(model.tokenizer.encode(one.reference)) for at in places if (one := questions.asked[at]) is not None]
-    most = config.max_tokens or max([LEAST_WRITTEN, *(2 * length for length in lengths)])
-    reader = PairReader(model=model.config, decode=config.decode, tokenizer=model.tokenizer)
-    at: dict[str, Any] = {"samples": questions, "places": places, "own": len(places)}
-    parts = predict(
-        SplitReader(reader=reader, tokenizer=model.tokenizer, **at),
-        batches(0, len(places), config.batch_size),
-        Head(model=model, one_pass=task.one_pass, max_tokens=most if task.write else 0),
-        Part,
-        num_workers=config.num_workers,
-        ranks=context.ranks,
-        watch=context.watch,
-    )
-    split = Split(name=questions.source, source=questions.source, max_tokens=most, reader=reader, **at)
-    return _joined(split, questions, parts)
+    reader = PairReader(model=model.config, decode=context.config.decode, tokenizer=model.tokenizer)
 
+    def head(asked: Sequence[Question | None], max_tokens: int) -> Head:
+        return Head(model=model, one_pass=task.one_pass, max_tokens=max_tokens)
 
-def _joined(split: Split, questions: Questions, parts: Sequence[Part]) -> Put:
-    infos, bad, rows = list[SampleInfo](), dict[int, str](), list[Row]()
-    for part in parts:
-        rows += [one._replace(row=len(infos) + one.row) for one in part.rows]
-        bad |= {len(infos) + row: code for row, code in part.bad.items()}
-        infos += part.infos
-    told = f"{split.source}: not one of its {len(split)} conversations can be used ({', '.join(set(bad.values()))})"
-    require(bool(rows), told)
-    digests = json.dumps([len(infos), *(info.digest for info in infos)]).encode()
-    digest = hashlib.blake2b(digests, digest_size=16).hexdigest()
-    found = replace(split, infos=tuple(infos), bad=bad, digest=digest)
-    return Put(split=found, questions=questions, said={"": rows}, alone=0)
+    return put_by(reader, head, task, questions, context)
 
 
 def answer_pairs(task: AnswerTask, context: Context) -> Answer:
