@@ -17,6 +17,7 @@ from mmfm.inference.chat_command import read_messages
 from mmfm.inference.interface import Interface
 from mmfm.inference.message_parts import own_parts
 from mmfm.inference.processing import Sound
+from mmfm.preprocessing.validation import clip_given
 
 WAVE = (0.5 * np.sin(np.arange(2_400) / 9)).astype(np.float32)
 
@@ -96,3 +97,10 @@ def test_bytes_that_are_no_sound_and_an_array_without_a_rate_say_so() -> None:
         model_of().chat(ours(picture(1), WAVE))
     with pytest.raises(UserError, match="the sound: "):
         model_of().chat(ours(picture(1), b"no sound at all"))
+
+
+@pytest.mark.parametrize("rate_hz", [0, -16_000, 10**9])
+def test_a_sound_of_no_rate_is_refused(rate_hz: int) -> None:
+    with pytest.raises(UserError, match=f"a sound of {rate_hz} Hz is none of 1000 to 384000 Hz; give its samples"):
+        clip_given(WAVE, from_hz=rate_hz, rate_hz=16_000, max_seconds=9.0, crop_seconds=0.0)
+    assert len(clip_given(WAVE, from_hz=8_000, rate_hz=16_000, max_seconds=9.0, crop_seconds=0.0)) == 2 * len(WAVE)

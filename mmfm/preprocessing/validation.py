@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfm.config import ImagePreprocess, require
 from mmfm.preprocessing import BadSample
-from mmfm.preprocessing.audio import resample
+from mmfm.preprocessing.audio import RATES_HZ, resample
 
 SCALED = "of values in 0..1 give (x * 255).round() as torch.uint8"
 NOT_FINITE = "a sound holds values that are not finite; repair it"
@@ -97,6 +97,8 @@ def clip_given(
     x = wave.detach().cpu() if isinstance(wave, Tensor) else torch.as_tensor(np.asarray(wave))
     require(x.ndim == 1, f"a waveform has one dimension, its samples, not {list(x.shape)}; give its channels' mean")
     require(len(x) > 0, EMPTY)
+    (low, high), told = RATES_HZ, f"a sound of {from_hz} Hz is none of {RATES_HZ[0]} to {RATES_HZ[1]} Hz"
+    require(from_hz == rate_hz or low <= from_hz <= high, f"{told}; give its samples a second")
     _check_floats(x)
     require(bool(x.isfinite().all()), NOT_FINITE)
     found = resample(x.float().numpy(), from_hz, rate_hz)
