@@ -1,18 +1,23 @@
 """Answers scored as continuations of what was read once: they are those of whole passes, one by one."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from planted import shard
+from test_answering import conversation
 from test_chatting import TEMPLATE, TOKENIZER, model_of, talks
 from whole_passes import slow_nats, slow_texts
 
-from mmfm.config import Trunk, UserError
+from mmfm.config import RemoteCache, Trunk, UserError
 from mmfm.data.batch import Batch
 from mmfm.data.conversations import conversations_of
 from mmfm.evals import replies as module
+from mmfm.evals.questions import open_questions, spread_over_kinds
 from mmfm.evals.replies import Replies, blinded, in_groups, questions, read, replies
 from mmfm.generation import GenerationConfig, write_on
 from mmfm.generation.continuations import Scored, Tree, score_continuations
@@ -150,3 +155,17 @@ def test_answers_that_do_not_fit_and_scores_that_are_no_numbers_say_so() -> None
         said(broken, asked_of(broken))
     found = said(broken, asked_of(broken), max_tokens=0)
     assert not any(found.exact) and all(nats != nats for nats in found.nats)
+
+
+def test_a_limit_takes_of_each_kind_its_share(tmp_path: Path) -> None:
+    """Also where kinds take turns, and where one comes last; without a limit all come in their order."""
+    kinds = ["a", "b"] * 10 + ["c"] * 10
+    samples = {f"{at:02}": conversation("?", "x", kind=kind) for at, kind in enumerate(kinds)}
+    shard(tmp_path / "t" / "0.tar", samples)
+    questions = open_questions("t", tmp_path, RemoteCache())
+    for limit in (3, 6, 15, 29):
+        places = spread_over_kinds(questions, limit)
+        counts = Counter(kinds[place] for place in places)
+        assert len(places) == limit and list(places) == sorted(set(places))
+        assert max(counts.values()) - min(counts.values()) <= (limit % 3 > 0)
+    assert spread_over_kinds(questions, None) == spread_over_kinds(questions, 99) == tuple(range(30))

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from mmfm.data import progress as folders
-from mmfm.data.progress import Pace, ticker
+from mmfm.data.progress import Pace, ticker, watched
 
 
 def test_a_line_says_how_far_a_work_is() -> None:
@@ -36,3 +36,20 @@ def test_lines_come_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with ticker("out", 4, False) as tick:
         tick("x")
     assert not told and not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_pieces_of_a_work_are_told_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are, in their order; while each is at work a line may come, and none where it is not wanted."""
+    told, said = list[str](), threading.Event()
+
+    def write(text: str) -> int:
+        told.append(text)
+        said.set()
+        return len(text)
+
+    monkeypatch.setattr(folders, "EVERY_S", 0.001)
+    monkeypatch.setattr("sys.stderr.write", write)
+    assert [(one, said.wait(60)) for one in watched("scenes", True, "batches")([3, 1])] == [(3, True), (1, True)]
+    assert told[0].startswith("scenes: 0 of 2 batches")
+    told.clear()
+    assert [*watched("scenes", False)([3, 1])] == [3, 1] and not told

@@ -3,14 +3,16 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 EVERY_S = 10.0  # between two lines where there is no terminal
+Item = TypeVar("Item")
 
 
 class _Speed(ProgressColumn):
@@ -77,3 +79,15 @@ def ticker(name: str, total: int, shown: bool, unit: str = "samples") -> Iterato
             bar.update(task, advance=count, description=f"{name}: {what}" if what else name)
 
         yield tick
+
+
+def watched(name: str, shown: bool, unit: str = "samples") -> Callable[[Sequence[Item]], Iterator[Item]]:
+    """What goes through pieces of a work, and ticks when each is done."""
+
+    def watch(pieces: Sequence[Item]) -> Iterator[Item]:
+        with ticker(name, len(pieces), shown, unit) as tick:
+            for one in pieces:
+                yield one
+                tick("")
+
+    return watch

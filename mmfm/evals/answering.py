@@ -22,11 +22,11 @@ from mmfm.evals.answers import Answer, Context, Result
 from mmfm.evals.heads import LEAST_WRITTEN
 from mmfm.evals.metrics import Score, bits_per_byte, mean
 from mmfm.evals.predict import Loaded, SplitReader, predict
-from mmfm.evals.questions import Question, QuestionReader, Questions, open_questions
+from mmfm.evals.questions import Question, QuestionReader, Questions, open_questions, spread_over_kinds
 from mmfm.evals.reading import Reader
 from mmfm.evals.records import Answered
 from mmfm.evals.replies import Replies, blinded, replies
-from mmfm.evals.split import SampleInfo, Split, batches, device_of, spread
+from mmfm.evals.split import SampleInfo, Split, batches, device_of
 from mmfm.evals.suite import Answer as AnswerTask
 from mmfm.evals.suite import keys_of
 from mmfm.inference.documents import Document
@@ -138,7 +138,7 @@ def put_by(
     question, and of how many tokens are written at most, 0 where nothing is; what it makes of a batch."""
     model, config = context.model, context.config
     assert isinstance(model, Interface)
-    places = spread(len(questions), config.limit)
+    places = spread_over_kinds(questions, config.limit)
     asked = [questions.asked[place] for place in places]
     lengths = [len(model.tokenizer.encode(one.reference)) for one in asked if one is not None]
     most = config.max_tokens or max([LEAST_WRITTEN, *(2 * length for length in lengths)])

@@ -23,6 +23,7 @@ from mmfm.data.sources import open_shards
 from mmfm.evals.collection import Item, Opened
 from mmfm.evals.pass_at import Program, program_of
 from mmfm.evals.reading import Read, Reader
+from mmfm.evals.split import spread
 from mmfm.inference.documents import Document, with_documents
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.chat import PARTS, Message, parse_messages
@@ -87,6 +88,13 @@ def open_questions(shards: str, root: Path, store: RemoteCache) -> Questions:
         source=f"conversations of {shards}",
         asked=tuple(asked),
     )
+
+
+def spread_over_kinds(questions: Questions, limit: int | None) -> tuple[int, ...]:
+    """As `spread`, but of each kind its share, whatever their order; those that cannot be used count as one."""
+    kinds = ["" if one is None else one.kind for one in questions.asked]
+    order = sorted(range(len(kinds)), key=kinds.__getitem__)
+    return tuple(sorted(order[place] for place in spread(len(order), limit)))
 
 
 def rooted(shards: str, root: Path) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from mmfm.config import MESSAGES, Run, UserError, require
+from mmfm.data.progress import watched
 from mmfm.data.sources import check_there, open_shards
 from mmfm.data.splits import asked_and_more, named, named_splits, splits_of
 from mmfm.evals.answers import Context, Result
@@ -112,8 +112,11 @@ def evaluate_run(
         scores[name] = found
         write(scores, results, origin, partial=True)
 
+    def watches(name: str) -> Watch:
+        return watched(name, not console.quiet, "batches")
+
     with kept(scores, results, console):
-        evaluate(model, asked, config, root=place, watches=lambda name: progress(name, console), ranks=ranks, keep=keep)
+        evaluate(model, asked, config, root=place, watches=watches, ranks=ranks, keep=keep)
     return [] if ranks.rank else finish(scores, results, console, origin)
 
 
@@ -347,7 +350,3 @@ def load_shared(
     if ranks.size > 1 and step is None and not (folder / MANIFEST).is_file():
         step = from_first(ranks, lambda: newest_step(folder) if steps_of(folder) else None)
     return each(ranks, lambda: open_whole(folder, step, ema=ema, device=mine))
-
-
-def progress(name: str, console: Console) -> Watch:
-    return lambda batches: track(batches, name, console=console, transient=True, disable=not console.is_terminal)
