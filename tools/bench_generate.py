@@ -70,7 +70,8 @@ def prompt(model: UnifiedModel, rows: int) -> Tensor:
 def pen_for(model: UnifiedModel, ids: Tensor, new: int) -> DecodingState:
     cache = model.trunk.new_cache(PROMPT + new)
     model.trunk([model.target(ids[:, :-1], torch.ones_like(ids[:, :-1], dtype=torch.bool))], cache)
-    return DecodingState(model=model, target="text", cache=cache, weights=(1.0,))
+    begin, end = ids[:, -1], model.vocabulary.end
+    return DecodingState(model=model, target="text", cache=cache, weights=(1.0,), begin=begin, end=end)
 
 
 def by_us(model: UnifiedModel, ids: Tensor, new: int) -> Tensor:

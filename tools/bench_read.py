@@ -30,7 +30,7 @@ from bench_loader import CROP, SIDE_PX, write_photos
 from measure import in_turns, on_cores, ratios, row, seconds, write_report
 
 from mmfm.config import Augment, Data, Model, Optim, Run, Source, Vit
-from mmfm.data import index, stream
+from mmfm.data import decode, index, stream, stream_plan
 from mmfm.data.augment import DRAWS
 from mmfm.data.order import Order
 from mmfm.data.shard_specs import expand
@@ -128,7 +128,7 @@ def seek(paths: list[Path], rounds: int) -> list[dict[str, Any]]:
 # What is not decoding
 
 
-def plan_of(folder: Path) -> stream.Plan:
+def plan_of(folder: Path) -> stream_plan.Plan:
     source = Source(shards=str(folder), modalities=("image", "text"))
     run = Run(
         name="bench",
@@ -155,8 +155,8 @@ def engine(folder: Path, rounds: int) -> list[dict[str, Any]]:
             picture(sample.parts["jpg"], **shape, draws=own, exact=exact)
 
     def batch() -> None:
-        with patch.object(stream, "_picture", lambda *_: small):
-            assert isinstance(plan[next(numbers)], stream.Loaded)
+        with patch.object(decode, "picture", lambda *_, **__: small):
+            assert isinstance(plan[next(numbers)], stream_plan.Loaded)
 
     pixels = [torch.zeros(3, SIDE_PX, SIDE_PX, dtype=torch.uint8) for _ in names]
     parts = {
@@ -185,7 +185,7 @@ def engine(folder: Path, rounds: int) -> list[dict[str, Any]]:
 def spans_of(shards: Shards, sample: int) -> list[tuple[int, int, int]]:
     """(file, bytes, offset) of each part, to be read as it is."""
     shard, place = shards.find(sample)
-    lies, file = shards._index(shard), shards._file(shard)
+    lies, file = shards._index(shard), shards._open(shard)
     return [(file, lies.size[name][place], lies.offset[name][place]) for name in lies.extensions(place)]
 
 
