@@ -243,7 +243,7 @@ def test_its_flops_by_formula_are_what_torch_counts(kind: str) -> None:
     """Of each projector alone, its forward, on four items of eight tokens."""
     cfg = toy_config(image=replace(PREFIXED, prefix=0), projectors=KINDS[kind], trunk=WIDE)
     model = build(cfg, TEXT_IDS)
-    costs = {name: cost._replace(learns=False) for name, cost in costs_of(model)[len(model.towers) : -1]}
+    costs = {name: cost._replace(passes=False, learned=0.0) for name, cost in costs_of(model)[len(model.towers) : -1]}
     for name, module in model.connectors.items():
         tokens = Tokens(torch.randn(4, 8, 16), torch.ones(4, 8, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
