@@ -16,7 +16,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "tools" / "answers.py"))
 
 
-def row(task: str, value: float, metric: str = "exact", split: str = "scenes") -> dict[str, Any]:
+def row(task: str, value: float, metric: str = "exact_match", split: str = "scenes") -> dict[str, Any]:
     about = {"split": split, "task": f"messages>text{task}", "metric": metric}
     return {**about, "value": value, "low": value - 0.1, "high": value + 0.1, "n": 160}
 
@@ -25,16 +25,20 @@ def test_kinds_and_controls_have_cells_of_their_own(tool: dict[str, Any]) -> Non
     """A mean over seeds, each seed and the widest interval; a control beside its arm, said once where seeds agree; what
     was not scored is a dash; other metrics are left out."""
     seeds = [
-        [row("", 0.5), row(":count", 0.7), row(":count (blind)", 0.25), row(":count", 0.9, "contains")],
+        [row("", 0.5), row(":count", 0.7), row(":count (blind)", 0.25), row(":count", 0.9, "f1"), row("", 0.9, "f1")],
         [row("", 0.7), row(":count", 0.8), row(":count (blind)", 0.25)],
     ]
     runs = [{"arm": "heard", "rows": rows} for rows in seeds] + [{"arm": "seen", "rows": [row(":count", 0.6)]}]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tool["table"](runs, ["exact"]).splitlines()]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tool["table"](runs, ["exact_match", "count:f1"]).splitlines()
+    ]
     assert lines[0] == ["asked", "of", "score", "n", "heard", "heard, blind", "seen"]
-    assert lines[2] == ["scenes", "all", "exact", "160", "0.600 (.500 .700) [0.400, 0.800]", "-", "-"]
+    assert lines[2] == ["scenes", "all", "exact_match", "160", "0.600 (.500 .700) [0.400, 0.800]", "-", "-"]
     count = ["0.750 (.700 .800) [0.600, 0.900]", "0.250 [0.150, 0.350]", "0.600 [0.500, 0.700]"]
-    assert lines[3] == ["scenes", "count", "exact", "160", *count]
-    assert len(lines) == 4
+    assert lines[3] == ["scenes", "count", "exact_match", "160", *count]
+    assert lines[4][:5] == ["scenes", "count", "f1", "160", "0.900 [0.800, 1.000]"]
+    assert len(lines) == 5
 
 
 def test_a_run_without_scores_is_said(tool: dict[str, Any], tmp_path: Path) -> None:

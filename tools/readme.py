@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,7 @@ BENCH = ROOT / "tools" / "bench_step.json"
 ENGINE = [ROOT / "tools" / f"bench_{name}.json" for name in ("loader", "decode", "read", "memory", "resume")]
 GENERATE = ROOT / "tools" / "bench_generate.json"
 ANY = ROOT / "experiments" / "006-any-to-any" / "results.json"
+CHAT = ROOT / "experiments" / "009-chat" / "results.json"
 COST = ROOT / "tools" / "quickstart_cost.json"
 PARITY = ROOT / "tools" / "parity.json"
 PARITY_PAGE = PARITY.with_name("PARITY.md")
@@ -33,6 +35,7 @@ LINES = (
     ("audio>text", "wer", "the same, word error rate (less is better)"),
     (">text", "bits_per_byte", "captions predicted, bits per byte (less is better)"),
 )
+FEW = [LINES[at] for at in (0, 1, 2, 4, 5)]
 PARITY_TEXT = """# Encoders of other libraries, there and here
 
 Written by tools/readme.py from tools/parity.json, which `{command}` wrote; what the columns are is said in
@@ -50,14 +53,18 @@ Two items each, on {cpu}, {date}, commit {commit}; {versions}.
 ANY_LINES = (
     ("text>image", "digits/right", "a number drawn, both digits"),
     ("best of 8: text>image", "digits/right", "the best of eight, by the model's own embeddings"),
-    ("image, decoded", "digits/right", "real ones of val, through the codec, read by the same judge"),
     ("text>audio", "speech/right", "a number spoken"),
-    ("image>text>audio", "speech/right", "a picture, spoken"),
     ("audio>text>image", "digits/right", "a voice, drawn"),
     ("audio>audio", "speech/number", "half a clip continued: the whole is a number"),
-    ("audio>audio", "speaker/nearer", "and its voice nearer to the prompt's than to nine of ten others"),
-    ("image~", "two readers agree on the right half", "half a picture filled in, so that two readers see one digit"),
-    ("audio, decoded", "speech/right", "real ones through the codec, read by the same judge"),
+)
+CHAT_LINES = (
+    ("kind", "exact_match", "what kind of thing is it, of ten"),
+    ("count", "exact_match", "how many things, one to four"),
+    ("animal", "exact_match", "is there an animal"),
+    ("colour", "exact_match", "the ground's colour, of six"),
+    ("where", "exact_match", "in which corner"),
+    ("side", "exact_match", "what is on the left, or right"),
+    ("name", "shared_word", "its name, open: a word of it"),
 )
 DECODE_GOALS = {"seek": ">= 10"}  # of tools/bench_decode.json, which states none
 
@@ -69,11 +76,11 @@ def cell(row: Mapping[str, Any] | None) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}), chance {row['chance']:.3g}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], shown: Sequence[tuple[str, str, str]] = LINES) -> str:
     found = {(row["split"], row["task"], row["metric"]): row for row in rows}
     head = ["", "task", "metric", *SPLITS.values()]
     lines = [head, ["---"] * len(head)]
-    for task, metric, words in LINES:
+    for task, metric, words in shown:
         lines.append([words, f"`{task}`", metric, *(cell(found.get((split, task, metric))) for split in SPLITS)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -111,6 +118,41 @@ def any_table(results: str) -> str:
     shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     told = f'Of the first drawing the model writes "{report["sentence"]}"; in the sound, the best of eight by its own'
     return f'{shown}\n\n{told} embeddings, the recogniser hears "{report["heard"]}".'
+
+
+def chat_table(results: str) -> str:
+    """Shares of right answers over seeds, of the first arm: written and spoken, blind, and the commonest answer."""
+    runs = json.loads(results)["runs"]
+    runs = [run for run in runs if run["arm"] == runs[0]["arm"]]
+
+    def cells(split: str, task: str, metric: str) -> str:
+        rows = [row for run in runs for row in run["rows"]]
+        return mean_of([row for row in rows if (row["split"], row["task"], row["metric"]) == (split, task, metric)])
+
+    asked = {
+        "written": lambda kind, metric: cells("scenes", f"messages>text:{kind}", metric),
+        "spoken": lambda kind, metric: cells("spoken", f"messages>text:spoken-{kind}", metric),
+        "written, no picture": lambda kind, metric: cells("scenes", f"messages>text:{kind} (blind)", metric),
+        "the commonest answer": lambda kind, metric: cells("scenes", f"messages>text:{kind} (majority)", metric),
+    }
+    lines = [["", *(words for *_, words in CHAT_LINES)], ["---"] * (1 + len(CHAT_LINES))]
+    lines += [[name, *(of(kind, metric) for kind, metric, _ in CHAT_LINES)] for name, of in asked.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Over seeds, and the widest interval that they span; a dash where nothing was measured."""
+    if not rows:
+        return "-"
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    return f"{mean(row['value'] for row in rows):.2f} ({low:.2f} to {high:.2f})"
+
+
+def talk(text: str) -> str:
+    """The turns of a conversation."""
+    turns = json.loads(text)["turns"]
+    said = [f"*{turn['asked']}*{' (spoken)' * turn['spoken']} **{turn['answered']}**" for turn in turns]
+    return " ".join(said)
 
 
 def parity_summary(report: Mapping[str, Any]) -> str:
@@ -248,7 +290,10 @@ def minutes(seconds: float) -> str:
 TABLES = {
     "cost": lambda: cost(read(COST)),
     "scores": lambda: table(read(RESULTS)),
+    "few": lambda: table(read(RESULTS), FEW),
     "any": lambda: any_table(ANY.read_text("utf-8")),
+    "chat": lambda: chat_table(CHAT.read_text("utf-8")),
+    "talk": lambda: talk(CHAT.with_name("talk.json").read_text("utf-8")),
     "speed": lambda: speed_table(read(BENCH)),
     "data": lambda: engine_table([read(path) for path in ENGINE]),
     "packing": lambda: engine_table(
