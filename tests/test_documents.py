@@ -13,13 +13,14 @@ import torch
 
 from mmfm.config import Conformer, Data, Mel, Model, Optim, Run, Source, Text, UserError, Vit
 from mmfm.data import index, order
+from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch
 from mmfm.data.decode import Decode, Example, collate, read_example, text_hash
 from mmfm.data.documents import items_of, joined
 from mmfm.data.index import numbered
 from mmfm.data.sample import last_part
 from mmfm.data.shards import Shards
-from mmfm.data.stream import DRAWS, TrainStream
+from mmfm.data.stream import TrainStream
 from mmfm.preprocessing import BadSample
 from mmfm.preprocessing.tokenizer import load_tokenizer
 

@@ -137,8 +137,9 @@ def test_damaged_tars_are_named_after_the_others_are_done(shards: Path, capsys: 
     data = (shards / "one" / "b.tar").read_bytes()
     (shards / "one" / "b.tar").write_bytes(data[:700])
     assert main(["data", "index", str(shards), "--workers", "2"]) == 2
-    told = capsys.readouterr().err
-    assert f"1 of 3 tars cannot be indexed: {shards / 'one' / 'b.tar'} is cut at byte" in told and told.count("\n") == 1
+    # a busy machine is told how far it is, too
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("index: ")]
+    assert f"1 of 3 tars cannot be indexed: {shards / 'one' / 'b.tar'} is cut at byte" in told
     assert names(shards / "one") == ["a.idx.json", "a.tar", "b.tar"]
     assert names(shards / "two") == ["c.idx.json", "c.tar", "shards.json"]
     (shards / "one" / "b.tar").write_bytes(data)
