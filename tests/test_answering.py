@@ -16,7 +16,7 @@ from ranks import on_ranks
 from test_chat_template import SMOLLM, language_folder
 from test_leaderboard import board
 from torch import Tensor
-from whole_passes import slow_texts
+from whole_passes import by_key, shaken, slow_texts
 
 from mmfm import config
 from mmfm.config import Chat, ChatTemplate, Run, UserError
@@ -24,9 +24,9 @@ from mmfm.data.batch import Batch
 from mmfm.data.decode import collate
 from mmfm.data.sample import Sample
 from mmfm.evals import run
-from mmfm.evals.answering import first_sentence, majority, right_choices
+from mmfm.evals.answer_baselines import first_sentence, majority
+from mmfm.evals.answering import right_choices
 from mmfm.evals.questions import QuestionReader, asking, open_questions, question_of
-from mmfm.evals.records import Scores
 from mmfm.evals.replies import Replies, blinded, questions, replies
 from mmfm.evals.run import evaluate_run
 from mmfm.evals.suite import Answer, Suite
@@ -100,21 +100,6 @@ def counting(root: Path) -> Interface:
     return model.eval()
 
 
-def shaken(model: Interface, seed: int) -> Interface:
-    """The same, away from what it has learned."""
-    other = fresh()
-    other.load_state_dict(model.state_dict())
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for weight in other.core.trunk.parameters():
-            weight += 0.1 * seed * torch.randn_like(weight)
-    return other
-
-
-def by_key(scores: Scores) -> dict[str, str]:
-    return {one.key: one.written for one in scores.details.answers}
-
-
 def test_answers_are_scored_by_kind_beside_the_blind_and_the_commonest(root: Path, counting: Interface) -> None:
     """It answers all by the pictures; blind it says one thing to each kind, as the commonest answer does, which is
     right for half of the counts. Four pictures are drawn, and not eight questions."""
@@ -150,7 +135,7 @@ def said(model: Interface, batch: Batch, choices: Sequence[Sequence[str]] = (), 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_pass_says_what_greedy_writes(root: Path, counting: Interface, seed: int) -> None:
     """For a trained model, and for ones whose answers are partly or never right: bytes can be spelled in one way."""
-    model = counting if not seed else shaken(counting, seed)
+    model = counting if not seed else shaken(fresh(), counting, 0.1 * seed)
     batch = batch_of(model, root)
     written = slow_texts(model, batch, 16)
     references = [answer for n in range(4) for answer in (WORDS[n % 2], "yes")]

@@ -26,8 +26,9 @@ from mmfm.evals.codec import (
     sound_values,
 )
 from mmfm.evals.config import EvalConfig
+from mmfm.evals.left_out import lines_of_split
 from mmfm.evals.metrics import Bootstrap, Score
-from mmfm.evals.run import lines_of_split, scores_during_training
+from mmfm.evals.run import scores_during_training
 from mmfm.inference.load import load_model
 from mmfm.models import checkpoint
 from mmfm.models.codecs import make_codec

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from planted import QUICK, asked, pets, shard, value
 from ranks import on_ranks
+from whole_passes import by_key, shaken
 
 from mmfm import config
 from mmfm.config import Chat, ChatTemplate, Embedded, Generative, Run, UserError
@@ -19,7 +20,6 @@ from mmfm.data.batch import Batch
 from mmfm.data.decode import collate
 from mmfm.evals import run
 from mmfm.evals.questions import open_questions
-from mmfm.evals.records import Scores
 from mmfm.evals.suite import Answer, Suite
 from mmfm.evals.text_pairs import TASK, PairReader, likelihood
 from mmfm.inference.interface import Interface
@@ -84,21 +84,6 @@ def knowing(root: Path) -> Interface:
     return model.eval()
 
 
-def disturbed(model: Interface, seed: int) -> Interface:
-    """A copy whose weights are off by more, the higher the seed."""
-    other = fresh()
-    other.load_state_dict(model.state_dict())
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for weight in other.core.trunk.parameters():
-            weight += 0.05 * seed * torch.randn_like(weight)
-    return other
-
-
-def by_key(scores: Scores) -> dict[str, str]:
-    return {one.key: one.written for one in scores.details.answers}
-
-
 def test_it_is_asked_what_a_chat_model_is_asked(root: Path, knowing: Interface) -> None:
     """All is right; every figure of a chat model stands there under the same name, of the same samples."""
     task = Answer(shards="words", metrics=METRICS, baselines=("majority", "source"))
@@ -152,7 +137,7 @@ def test_bits_are_those_of_one_forward_by_hand(root: Path) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_one_pass_says_what_greedy_writes(root: Path, knowing: Interface, seed: int) -> None:
     """Also of models whose answers are partly or never right; bytes can be spelled in one way."""
-    model = disturbed(knowing, seed)
+    model = shaken(fresh(), knowing, 0.05 * seed)
     batch = batch_of(model, root)
     rows, texts = model.write(TASK, without_last(batch, "text")[0], 16)
     answers = [*PAIRS.values(), "one", "two"]
@@ -162,7 +147,7 @@ def test_one_pass_says_what_greedy_writes(root: Path, knowing: Interface, seed: 
 
 
 def test_figures_do_not_depend_on_batches_or_ranks(root: Path, knowing: Interface) -> None:
-    model, task = disturbed(knowing, 1), Answer(shards="words", metrics=METRICS)
+    model, task = shaken(fresh(), knowing, 0.05), Answer(shards="words", metrics=METRICS)
     whole = asked(model, root, task, config=replace(QUICK, batch_size=6))
     small = asked(model, root, task, config=replace(QUICK, batch_size=2))
     assert by_key(whole) == by_key(small)

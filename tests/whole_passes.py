@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mmfm.data.batch import Batch
 from mmfm.data.conversations import conversations_of
+from mmfm.evals.records import Scores
 from mmfm.evals.replies import Asked, questions
 from mmfm.generation import GenerationConfig, write_on
 from mmfm.generation.chat import read_chats
@@ -38,3 +39,18 @@ def slow_texts(model: Interface, batch: Batch, most: int) -> list[tuple[str, boo
     )
     assert found.texts is not None
     return [(text, finish == "length") for text, finish in zip(found.texts, found.finish, strict=True)]
+
+
+def shaken(other: Interface, model: Interface, by: float) -> Interface:
+    """`other` with the weights of the model, off by so much where the trunk is; by: also its seed."""
+    other.load_state_dict(model.state_dict())
+    torch.manual_seed(round(100 * by))
+    with torch.no_grad():
+        for weight in other.core.trunk.parameters():
+            weight += by * torch.randn_like(weight)
+    return other
+
+
+def by_key(scores: Scores) -> dict[str, str]:
+    """What was written to each question."""
+    return {one.key: one.written for one in scores.details.answers}

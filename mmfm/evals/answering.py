@@ -7,9 +7,8 @@ with. Intervals draw whole pictures: questions about one picture are no independ
 
 import hashlib
 import json
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -17,12 +16,13 @@ import numpy as np
 
 from mmfm.config import MESSAGES, UserError, require
 from mmfm.data.batch import Batch
+from mmfm.evals.answer_baselines import baselines
 from mmfm.evals.answer_metrics import FEWEST_PEOPLE, Choices, Told, answer_scores, choice_scores, exact, vqa_text
 from mmfm.evals.answers import Answer, Context, Result
 from mmfm.evals.heads import LEAST_WRITTEN
 from mmfm.evals.metrics import Score, bits_per_byte, mean
 from mmfm.evals.predict import Loaded, SplitReader, predict
-from mmfm.evals.questions import Question, QuestionReader, Questions, open_questions, spread_over_kinds
+from mmfm.evals.questions import Question, QuestionReader, Questions, spread_over_kinds
 from mmfm.evals.reading import Reader
 from mmfm.evals.records import Answered
 from mmfm.evals.replies import Replies, blinded, replies
@@ -34,7 +34,6 @@ from mmfm.inference.interface import Interface
 from mmfm.preprocessing.chat import PARTS
 
 TASK = "messages>text"
-SENTENCE = re.compile(r"(?s)(.+?[.!?])(?=\s|$)")
 BLIND = "blind"
 
 
@@ -180,19 +179,28 @@ def _rows(one: Replies, start: int) -> list[Row]:
 
 
 def answer_questions(task: AnswerTask, context: Context) -> Answer:
-    """The scores of `suite.Answer`, but for documents; `quick` ones are of one pass alone."""
-    if context.config.quick and task.one_pass:
-        task = replace(task, write=False, blind="", baselines=())
-    found = put(task, questions_of(task, context), context)
+    """The scores of `suite.Answer`, but for documents."""
+    task = quick(task, context)
+    return answer_of(task, put(task, questions_of(task, context), context), context)
+
+
+def quick(task: AnswerTask, context: Context) -> AnswerTask:
+    """What is asked while a run trains: one pass alone."""
+    return replace(task, write=False, blind="", baselines=()) if context.config.quick and task.one_pass else task
+
+
+def answer_of(task: AnswerTask, found: Put, context: Context, **about: Any) -> Answer:
+    """The scores of what was said, beside the baselines. about: what else the details say."""
 
     def result() -> Result:
-        controls, details = baselines(task, found, context)
+        controls, details = baselines(task, {one.row: found.question(one.row) for one in found.said[""]}, context)
         scores = scores_of(task, found, "", found.said[""])
         if task.blind:
             scores += scores_of(task, found, f" ({BLIND})", found.said[BLIND])
         for name, written in controls.items():
             scores += texts_of(task, found, f" ({name})", found.said[""], written)
-        return Result(scores=scores, details={**details, "answers": answered(found)}, left_out=left_out(task, found))
+        details = {**details, **about, "answers": answered(found)}
+        return Result(scores=scores, details=details, left_out=left_out(task, found))
 
     return Answer(splits=(found.split,), result=result)
 
@@ -276,42 +284,6 @@ def right_choices(question: Question) -> frozenset[int]:
 def _score(name: str, metric: str, statistic: Any, told: Told) -> Score:
     named: dict[str, Any] = {"items": tuple(told.items), "clusters": tuple(told.clusters)}
     return Score(task=name, metric=metric, statistic=statistic, n=len(told.answers), chance=0.0, **named)
-
-
-def baselines(task: AnswerTask, found: Put, context: Context) -> tuple[dict[str, dict[int, str]], dict[str, Any]]:
-    """What each would write, by name and by row; and what results say of it."""
-    asked = {one.row: found.question(one.row) for one in found.said[""]}
-    made: dict[str, dict[int, str]] = {}
-    details: dict[str, Any] = {}
-    if "majority" in task.baselines:
-        known: Iterable[Question | None] = asked.values()
-        if task.majority_of:
-            known = open_questions(task.majority_of, context.root, context.config.store).asked
-        commonest = majority([one for one in known if one is not None])
-        made["majority"] = {row: commonest.get(one.kind, "") for row, one in asked.items()}
-        details["majority"] = {"of": task.majority_of or f"the split itself, {task.shards}", "answers": commonest}
-    if "source" in task.baselines:
-        made["source"] = {row: one.source for row, one in asked.items()}
-    if "first_sentence" in task.baselines:
-        made["first sentence"] = {row: first_sentence(one.source) for row, one in asked.items()}
-    return made, details
-
-
-def majority(questions: Sequence[Question]) -> dict[str, str]:
-    """The commonest reference of each kind, as it is first spelled; among equals the first."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    spelled: dict[str, str] = {}
-    for one in questions:
-        plain = vqa_text(one.reference)
-        counts[one.kind][plain] += 1
-        spelled.setdefault(plain, one.reference)
-    return {kind: spelled[own.most_common(1)[0][0]] for kind, own in counts.items()}
-
-
-def first_sentence(text: str) -> str:
-    """Up to the first full stop, ! or ? before white space."""
-    match = SENTENCE.match(text.strip())
-    return match[1] if match else text.strip()
 
 
 def answered(

@@ -17,7 +17,8 @@ from mmfm.data.urls import beside, folder_of, shown
 from mmfm.evals.collection import Label, Opened
 from mmfm.evals.metrics import normalised
 from mmfm.evals.split import Split
-from mmfm.evals.suite import Classify, MultiLabel, Names
+from mmfm.evals.suite import Classify, MultiLabel
+from mmfm.evals.suite_data import Names
 from mmfm.evals.tables import read_names, read_names_table
 
 MOST_BYTES = 1 << 24  # of a list

@@ -16,7 +16,7 @@ from mmfm.config import RemoteCache, UserError, require
 from mmfm.data.index import MAX_PART, MODALITY
 from mmfm.data.sample import Sample, meta_of, text_of
 from mmfm.data.sources import open_shards
-from mmfm.evals.suite import ClassFolders, Coco, Data, Table, Tars, Transcripts
+from mmfm.evals.suite_data import ClassFolders, Coco, Data, Table, Tars, Transcripts
 from mmfm.evals.tables import Place, read_coco, read_table, read_transcripts
 from mmfm.preprocessing import BadSample
 

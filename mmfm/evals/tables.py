@@ -9,7 +9,7 @@ from typing import Any
 
 from mmfm.config import UserError, require
 from mmfm.data.index import MODALITY
-from mmfm.evals.suite import Coco, Names, Table
+from mmfm.evals.suite_data import Coco, Names, Table
 
 MAX_FIELD = 1 << 17  # characters of one cell
 

@@ -16,18 +16,8 @@ from mmfm.config.task import parse
 from mmfm.data.batch import Batch
 from mmfm.data.decode import Example
 from mmfm.data.sample import Sample, meta_of
-from mmfm.evals.answering import (
-    Part,
-    Put,
-    answered,
-    baselines,
-    left_out,
-    put_by,
-    questions_of,
-    scores_of,
-    texts_of,
-)
-from mmfm.evals.answers import Answer, Context, Result
+from mmfm.evals.answering import Part, Put, answer_of, put_by, questions_of, quick
+from mmfm.evals.answers import Answer, Context
 from mmfm.evals.predict import Loaded, able_rows
 from mmfm.evals.questions import Question, Questions, asking, question_of
 from mmfm.evals.reading import Read, Reader
@@ -141,17 +131,6 @@ def put_pairs(task: AnswerTask, questions: Questions, context: Context) -> Put:
 
 
 def answer_pairs(task: AnswerTask, context: Context) -> Answer:
-    """The scores of `suite.Answer` of a model that reads pairs; `quick` ones are of one pass alone."""
-    if context.config.quick and task.one_pass:
-        task = replace(task, write=False, baselines=())
-    found = put_pairs(task, questions_of(task, context), context)
-
-    def result() -> Result:
-        controls, details = baselines(task, found, context)
-        scores = scores_of(task, found, "", found.said[""])
-        for name, written in controls.items():
-            scores += texts_of(task, found, f" ({name})", found.said[""], written)
-        details = {**details, "reads": TASK, "answers": answered(found)}
-        return Result(scores=scores, details=details, left_out=left_out(task, found))
-
-    return Answer(splits=(found.split,), result=result)
+    """The scores of `suite.Answer` of a model that reads pairs."""
+    task = quick(task, context)
+    return answer_of(task, put_pairs(task, questions_of(task, context), context), context, reads=TASK)
