@@ -26,6 +26,7 @@ from mmfm.data.batch import Tokens
 from mmfm.data.token_counts import TokenCounts
 from mmfm.export.graphs import graphs
 from mmfm.export.program import trace
+from mmfm.models import projectors
 from mmfm.models.dropout import Dropout
 from mmfm.models.flops import costs_of
 from mmfm.models.model import UnifiedModel, build
@@ -43,6 +44,12 @@ KINDS = {
     "mlp": (Projector(kind="mlp", hidden=24, norm=True, start_rms=0.2), Projector(modality="audio", kind="mlp")),
     "grid": (Projector(kind="mlp", grid=2, norm=True),),
     "shuffle": (Projector(pixel_shuffle=2),),
+    "places": (
+        Projector(kind="mlp", grid=2, positions=True),
+        Projector(modality="audio", positions=True),
+        Projector(modality="text", kind="mlp", positions=True),
+    ),
+    "whole": (Projector(positions=True),),
     "resampler": (
         Projector(kind="resampler", queries=3, heads=2),
         Projector(modality="audio", kind="resampler", queries=5, depth=1, hidden=24),
@@ -166,11 +173,36 @@ def test_padded_in_a_batch_is_as_alone(kind: str, task: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_cpu_knows_is_what_the_device_has(kind: str) -> None:
     model, batch = projected(kind), drawn(toy_batch(9))
-    counts = {"linear": 11, "mlp": 11, "grid": 5, "shuffle": 2, "resampler": 3}
+    counts = {"linear": 11, "mlp": 11, "grid": 5, "shuffle": 2, "places": 5, "whole": 11, "resampler": 3}
     for name, items in batch.items.items():
         segment = model.source(name, items)
         assert segment.known is not None and torch.equal(segment.known, segment.tokens.keep)
     assert model.source("image", batch.items["image"]).tokens.x.shape[1] == counts[kind] + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "size"), [({}, 3, (2, 4)), ({"pixel_shuffle": 2}, 0, (1, 2)), ({"grid": 2}, 0, (2, 2))]
+)
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_positions_tell_equal_tokens_of_a_map_apart(
+    kind: Any, changes: dict[str, Any], first: int, size: tuple[int, int]
+) -> None:
+    """At first not at all. What is no part of the map (before it, or its mean behind it) is as it was."""
+    cfg = toy_config(image=PREFIXED, projectors=(Projector(kind=kind, norm=True, positions=True, **changes),))
+    part = build(cfg, TEXT_IDS, PAIRS).double().connectors["image"]
+    assert isinstance(part, projectors.Projector)
+    tokens = Tokens(torch.randn(1, 1, 16).double().expand(2, 11, 16), torch.ones(2, 11, dtype=torch.bool))
+    before = part(tokens).x
+    torch.testing.assert_close(before, before[:, :1].expand_as(before))
+    torch.nn.init.normal_(part.places.weight.weight)
+    after = part(tokens).x
+    places, (rows, columns) = torch.arange(after.shape[1]), size
+    inside = (places >= first) & (places < first + rows * columns)
+    assert torch.equal(after[:, ~inside], before[:, ~inside])
+    of = after[0, inside].unflatten(0, size)
+    assert torch.pdist(of.flatten(0, 1)).min() > 0.01
+    if kind == "linear":
+        torch.testing.assert_close(of[0, 0] + of[-1, -1], of[0, -1] + of[-1, 0])  # a row and a column are added
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,6 +259,7 @@ def test_a_toy_run_learns_which_picture_is_which(kind: str) -> None:
         Projector(norm=True, start_rms=0.2),
         Projector(kind="mlp", norm=True, start_rms=0.2),
         Projector(kind="mlp", grid=2, norm=True, start_rms=0.2),
+        Projector(kind="mlp", grid=2, norm=True, start_rms=0.2, positions=True),
         Projector(kind="resampler", start_rms=0.2),
     ],
 )
@@ -240,15 +273,15 @@ def test_it_begins_with_the_size_that_is_asked(projector: Projector) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_flops_by_formula_are_what_torch_counts(kind: str) -> None:
-    """Of each projector alone, its forward, on four items of eight tokens."""
+    """Of each projector alone, its forward, on 64 items of eight tokens: positions of a map are made once."""
     cfg = toy_config(image=replace(PREFIXED, prefix=0), projectors=KINDS[kind], trunk=WIDE)
     model = build(cfg, TEXT_IDS)
     costs = {name: cost._replace(passes=False, learned=0.0) for name, cost in costs_of(model)[len(model.towers) : -1]}
     for name, module in model.connectors.items():
-        tokens = Tokens(torch.randn(4, 8, 16), torch.ones(4, 8, dtype=torch.bool))
+        tokens = Tokens(torch.randn(64, 8, 16), torch.ones(64, 8, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             connect(module, tokens)
-        flops = costs[name].flops({"items": 4, "tokens": 32, "pairs": 0, "wanted": 0})
+        flops = costs[name].flops({"items": 64, "tokens": 512, "pairs": 0, "wanted": 0})
         assert flops == pytest.approx(counter.get_total_flops(), rel=0.12), name
 
 

@@ -90,15 +90,16 @@ def _connector(part: nn.Module) -> Cost:
     """A projector reads all tokens of its tower, or maps only those that it gives."""
     if not isinstance(part, Projector):
         return Cost(_products([part]), 0)
+    # of a picture, positions are made once for all pictures
+    places = _products([part.places]) if part.cfg.places and part.picture is None else 0
     if part.cfg.kind != "resampler":
-        each = _products([part])
+        each = _products([part.enter, part.out]) + places
         if part.cfg.grid:
             return Cost(0, 0, item=each * (part.cfg.grid**2 + 1))
         return Cost(each / max(1, part.cfg.pixel_shuffle) ** 2, 0)
     queries, layers = part.cfg.queries, [m for m in part.modules() if isinstance(m, PerceiverLayer)]
     read = sum(2 * layer.kv.weight.numel() + 4 * layer.q.out_features * queries for layer in layers)
     asked = _products([part.resampler, part.out]) + sum(4 * layer.q.out_features * queries for layer in layers)
-    places = _products([part.places]) if part.picture is None else 0  # of a picture, once for all pictures
     return Cost(_products([part.enter]) + places + read, 0, item=queries * asked)
 
 

@@ -29,11 +29,16 @@ OF_GELU = 0.652  # root mean square of GELU(z), z normal
 
 
 class Grid(NamedTuple):
-    """A picture's tokens: `prefix` before its map of rows x columns, row by row."""
+    """A picture's tokens: `prefix` before its map of rows x columns, row by row, and `rest` behind it."""
 
     prefix: int
     rows: int
     columns: int
+    rest: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.rows * self.columns + self.rest
 
 
 class Map(NamedTuple):
@@ -107,7 +112,7 @@ def averages(size: int, side: int, like: Tensor) -> Float[Tensor, "side size"]:
 
 class Places(nn.Module):
     """Learned positions of any number of tokens: a linear map of sinusoids of a token's row and column in its picture,
-    or of its number among the real ones. A token before a map has none."""
+    or of its number among the real ones. A token before a map or behind it has none."""
 
     def __init__(self, width: int, axes: int) -> None:
         super().__init__()
@@ -118,7 +123,7 @@ class Places(nn.Module):
             return self.weight(sinusoids(positions_of(tokens.keep)).to(tokens.x.dtype))
         at = torch.arange(grid.rows * grid.columns, device=tokens.x.device)
         both = torch.cat([sinusoids(at // grid.columns), sinusoids(at % grid.columns)], dim=-1)
-        return F.pad(self.weight(both.to(tokens.x.dtype)), (0, 0, grid.prefix, 0))[None]
+        return F.pad(self.weight(both.to(tokens.x.dtype)), (0, 0, grid.prefix, grid.rest))[None]
 
 
 def sinusoids(places: Int[Tensor, "*any"]) -> Float[Tensor, "*any features"]:
@@ -182,35 +187,37 @@ class Projector(nn.Module):
         width, inner = width * max(1, cfg.pixel_shuffle) ** 2, cfg.hidden or out
         self.norm = nn.LayerNorm(width) if cfg.norm else nn.Identity()
         self.enter = nn.Identity() if cfg.kind == "linear" else nn.Linear(width, inner)
+        if cfg.places:
+            self.places = Places(width if cfg.kind == "linear" else inner, 1 if self.picture is None else 2)
         if cfg.kind == "resampler":
-            self.places = Places(inner, 1 if self.picture is None else 2)
             self.resampler = Resampler(inner, cfg.queries, cfg.depth, cfg.heads or _heads(inner))
         self.out = nn.Linear(width if cfg.kind == "linear" else inner, out)
 
     @torch.no_grad()
     def scale_start(self) -> None:
-        """Of fresh weights, each of which keeps the size of what it reads: the output begins with `start_rms`."""
+        """Of fresh weights, each of which keeps the size of what it reads: the output begins with `start_rms`, and
+        without positions where it can do without."""
+        if self.cfg.places and self.cfg.kind != "resampler":
+            self.places.weight.weight.zero_()
         if self.cfg.start_rms:
             self.out.weight *= self.cfg.start_rms / (OF_GELU if self.cfg.kind == "mlp" else 1)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """In the trunk's width. Padding changes nothing that is real."""
-        grid, keep = self._grid(tokens.keep), self.real(tokens.keep)
+        grid = self._grid(tokens.keep)
+        x = self.enter(self.norm(self._smaller(tokens.x, grid)))
+        if self.cfg.places:
+            x = x + self.places(Tokens(x, tokens.keep), self._smaller_grid(grid))
         if self.cfg.kind == "resampler":
-            x = self.enter(self.norm(tokens.x))
-            x = x + self.places(tokens, grid)
-            return Tokens(self.out(self.resampler(Tokens(x, tokens.keep))), keep)
-        x = self.norm(self._smaller(tokens.x, grid))
-        return Tokens(self.out(x if self.cfg.kind == "linear" else F.gelu(self.enter(x))), keep)
+            x = self.resampler(Tokens(x, tokens.keep))
+        return Tokens(self.out(F.gelu(x) if self.cfg.kind == "mlp" else x), self.real(tokens.keep))
 
     def real(self, keep: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch fewer"]:
         """Which of its tokens are real, by which of the tower's are; on the device that this lies on."""
-        count, grid = self.cfg.queries, self._grid(keep)
-        if self.cfg.kind != "resampler":
-            if grid is None:
-                return keep
-            side, by = self.cfg.grid, self.cfg.pixel_shuffle
-            count = side * side + 1 if side else grid.rows * grid.columns // (by * by)
+        grid = self._smaller_grid(self._grid(keep))
+        if grid is None and self.cfg.kind != "resampler":
+            return keep
+        count = grid.tokens if grid is not None and self.cfg.kind != "resampler" else self.cfg.queries
         return torch.ones(keep.shape[0], count, dtype=torch.bool, device=keep.device)
 
     def _grid(self, keep: Bool[Tensor, "batch time"]) -> Grid | None:
@@ -221,11 +228,16 @@ class Projector(nn.Module):
         return grid
 
     def _smaller(self, x: Float[Tensor, "batch time width"], grid: Grid | None) -> Float[Tensor, "batch fewer wider"]:
-        if grid is None:
-            return x
-        if self.cfg.grid:
+        if grid is not None and self.cfg.grid:
             return grid_pool(x, grid, self.cfg.grid)
-        return pixel_shuffle(x, grid, self.cfg.pixel_shuffle)
+        return pixel_shuffle(x, grid, self.cfg.pixel_shuffle) if grid is not None and self.cfg.pixel_shuffle else x
+
+    def _smaller_grid(self, grid: Grid | None) -> Grid | None:
+        """Of the tokens that `_smaller` gives."""
+        side, by = self.cfg.grid, self.cfg.pixel_shuffle
+        if grid is None or not (side or by):
+            return grid
+        return Grid(0, side, side, 1) if side else Grid(0, grid.rows // by, grid.columns // by)
 
 
 def _heads(width: int) -> int:
