@@ -44,7 +44,7 @@ def config() -> Run:
             tokenizer=f"{SMOL}/mmfm_tokenizer.json",
             # the source's own system turn would be half of the words of a short question
             chat=replace(mmfm.chat_template(SMOL), default_system=None),
-            projectors=(Projector(modality="image", kind="mlp", norm=True, grid=4, start_rms=0.2),),
+            projectors=(Projector(modality="image", kind="mlp", norm=True, grid=4, positions=True, start_rms=0.2),),
             adapters=(Lora(pattern="trunk.*", rank=8, alpha=16.0, base="bf16"),),
         ),
         data=Data(train=sources(WEIGHTS), val=f"{SCENES}/val/scene-*.tar", batch_size=16, num_workers=1),
@@ -55,7 +55,10 @@ def config() -> Run:
             warmup_steps=40,
             weight_decay=0.0,
             precision="bf16",
-            param_groups=(ParamGroup(pattern="towers.*", lr_scale=0.0),),
+            param_groups=(
+                ParamGroup(pattern="towers.*", lr_scale=0.0),
+                ParamGroup(pattern="connectors.*", lr_scale=5.0),
+            ),
         ),
         save_every_steps=120,
     )

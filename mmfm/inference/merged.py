@@ -14,7 +14,7 @@ from mmfm.models import adapters
 from mmfm.models.towers import EmbeddedText
 
 MOST = 1e-5  # difference of what a layer gives, as a part of its largest number
-THROUGH = golden.TOLERANCE  # of what all layers give, which rounding grows through
+THROUGH = 1e-3  # of what all layers give: rounding grows to 2e-4 through the 30 blocks of SmolLM2
 
 
 class Merged(NamedTuple):
@@ -40,8 +40,10 @@ def merged(model: Interface) -> Merged:
     after = outputs(plain)
     difference = max((_apart(after[name], x) for name, x in before.items()), default=0.0)
     found = Merged(plain, len(each), max(each, default=0.0), difference)
-    told = f"above {MOST} and {THROUGH}; merge them in float32, not {model.core.dtype}"
-    require(found.of_a_layer <= MOST and difference <= THROUGH, f"{found.line()}, {told}")
+    half = model.core.dtype not in (torch.float32, torch.float64)
+    remedy = f"load the run in float32, not {model.core.dtype}" if half else "the run stays as it is; ask it unmerged"
+    told = f"{found.line()}, above {MOST} and {THROUGH}; {remedy}"
+    require(found.of_a_layer <= MOST and difference <= THROUGH, told)
     return found
 
 
