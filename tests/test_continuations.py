@@ -89,6 +89,19 @@ def test_many_at_once_are_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without.texts == whole.texts and without.nats == pytest.approx(whole.nats, rel=1e-5)
 
 
+def test_an_answer_that_nothing_is_asked_before_is_foretold_by_its_first_token() -> None:
+    """As a template without marks has it: the rest of it is what the same question with that token asks."""
+    model, end, text = model_of(), model_of().chatting.end, [*TOKENIZER.encode("hello")]
+
+    def one(begin: int) -> Batch:
+        flags = [False] * begin + [True] * (len(text) + 1 - begin)
+        return replace(asked_of(model), items={}, chats=conversations_of([(0, ChatIds([*text, end], flags, [9] * 6))]))
+
+    alone, given = (said(model, one(begin), [()] * 4) for begin in (0, 1))
+    assert alone.nats == given.nats and alone.texts == given.texts
+    assert questions(model, one(0), [()] * 4)[0].reference == text[1:]
+
+
 def test_what_greedy_writes_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference, and a choice, that are just what is written: no step is taken for them. Cut texts are none."""
     model = model_of()

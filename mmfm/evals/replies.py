@@ -76,11 +76,12 @@ def replies(
 
 
 def questions(model: Interface, batch: Batch, choices: Sequence[Sequence[str]]) -> list[Asked]:
-    """The conversations of a batch, each up to what is learned of it, which is the reference and its end."""
+    """The conversations of a batch, each up to what is learned of it, which is the reference and its end. Of one that
+    begins with its answer, the first token is given: nothing stands before it that could foretell it."""
     chats, found = batch.chats, []
     for row, ids, learn, turns in [] if chats is None else _rows(chats):
         learned = [at for at, flag in enumerate(learn) if flag]
-        start, end = learned[0], learned[-1]
+        start, end = max(1, learned[0]), learned[-1]
         prompt = ChatIds(ids[:start], [False] * start, turns[:start])
         found.append(Asked(row, prompt, ids[start:end], [model.tokenizer.encode(text) for text in choices[row]]))
     return found
