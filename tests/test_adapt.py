@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import tokenizers
@@ -19,6 +20,8 @@ from mmfm.config.task import Task, parse
 from mmfm.data.augment import DRAWS
 from mmfm.data.batch import Batch, Ids
 from mmfm.data.decode import Example, collate
+from mmfm.export import program
+from mmfm.export.graphs import graphs
 from mmfm.generation import GenerationConfig, fill
 from mmfm.models.imported import ImportedTower
 from mmfm.models.model import build
@@ -225,6 +228,18 @@ def test_kept_tokens_are_the_same_and_are_made_once(run, tmp_path):
             next((tmp_path / "image").rglob("*.safetensors")).write_bytes(b"cut")
     assert sorted(asked) == ["audio", "image", "image", "text"]
     assert len(list((tmp_path / "audio").rglob("*.safetensors"))) == 6
+
+
+def test_an_exported_graph_keeps_no_tokens(run, tmp_path, monkeypatch):
+    """It is traced, which no file could be written or read in, and the model goes on keeping."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # while it is traced its sizes are symbols
+    image = replace(run.model.image, feature_cache_dir=str(tmp_path / "image"))
+    prepared, model = prepared_model(replace(run, model=replace(run.model, image=image)))
+    (graph,) = graphs(model.eval(), prepared.run.model, ("image",), prepared.tokenizer.size)
+    traced = program.trace(graph).module()
+    pixels = graph.example(graph.checked[0])
+    torch.testing.assert_close(traced(*pixels), graph.module(*pixels), rtol=0, atol=1e-4)
+    assert not list(tmp_path.iterdir()) and model.towers["image"].kept is not None
 
 
 @pytest.mark.parametrize("task", ["image>text~", "audio>text~", "image,audio>text~"])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jaxtyping
@@ -12,7 +13,7 @@ import pytest
 import torch
 from toys import PAIRS, toy_config, toy_run
 
-from mmfm.config import UserError
+from mmfm.config import Embedded, Generative, UserError
 from mmfm.export import program, tensors
 from mmfm.export.command import export
 from mmfm.export.graphs import Graph, Size, free_sizes, graphs
@@ -127,6 +128,26 @@ def test_what_is_no_graph_is_refused_in_words(module):
         UserError, match=r"image path is no graph of free batch and length .*leave it out by --modality"
     ):
         program.trace(graph_of(module))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"text": Embedded()},
+            "table reads this model's text, .*; give --modality image audio, or take --to hf --part",
+        ),
+        (dict.fromkeys(("image", "audio", "text")), "writes what towers read, and this model has none; take --to hf"),
+    ],
+)
+def test_a_language_model_is_no_graph_of_a_tower(changes, told, tmp_path):
+    cfg = toy_config(**changes)
+    core = build(cfg, TOKENIZER.size)
+    run = replace(toy_run(model=cfg), contrastive=(), generative=(Generative(task=">text"),))
+    checkpoint.save(tmp_path / "toy", 1, run, TOKENIZER, core.state_dict(), {"step": 1})
+    with pytest.raises(UserError, match=f"--to onnx.* {told}"):
+        export(tmp_path / "toy", "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

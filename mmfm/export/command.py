@@ -9,6 +9,7 @@ from mmfm.export.folder import ABOUT, export_folder, refuse, write_json
 from mmfm.export.open_source import open_model, whole
 from mmfm.inference.bundle.contents import is_trunk
 from mmfm.inference.interface import Interface
+from mmfm.models.towers import EmbeddedText
 
 
 def export(
@@ -73,6 +74,12 @@ def chosen_of(model: Interface, modalities: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tensors(model: Interface, to: str, folder: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    language = "take --to hf --part trunk for the language model"
+    require(bool(modalities), f"--to {to} writes what towers read, and this model has none; {language}")
+    if "text" in modalities and isinstance(model.core.towers["text"], EmbeddedText):
+        others = " ".join(name for name in model.modalities if name != "text")
+        told = f"--to {to}: the trunk's own table reads this model's text, which is no graph of its own"
+        raise UserError(f"{told}; {f'give --modality {others}, or ' if others else ''}{language}")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

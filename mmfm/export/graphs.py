@@ -99,7 +99,10 @@ def encoder_of(core: UnifiedModel) -> Encoder:
 def only(core: UnifiedModel, modality: str) -> UnifiedModel:
     """The same model with nothing in it that this modality's embedding does not need; it shares the weights."""
     part = parted(core)
-    part.towers = nn.ModuleDict({modality: core.towers[modality]})
+    tower = parted(core.towers[modality])
+    if isinstance(tower, ImportedTower):
+        tower.kept = None  # a cache on disk is no part of a graph
+    part.towers = nn.ModuleDict({modality: tower})
     if modality in core.heads:
         part.connectors = nn.ModuleDict({modality: core.connectors[modality]})
         part.heads = nn.ModuleDict({modality: core.heads[modality]})
