@@ -41,6 +41,13 @@ def test_kinds_and_controls_have_cells_of_their_own(tool: dict[str, Any]) -> Non
     assert len(lines) == 5
 
 
+def test_arms_that_are_kept_say_of_which_commit_they_are(tool: dict[str, Any]) -> None:
+    """The first that they had; those that are scored anew are not among them."""
+    runs = [{"arm": "a", "run": "a-0"}, {"arm": "b", "run": "b-0"}, {"arm": "c", "run": "c-0", "commit": "old"}]
+    kept = tool["others"]({"commit": "new", "runs": runs}, ["a"])
+    assert [(run["run"], run["commit"]) for run in kept] == [("b-0", "new"), ("c-0", "old")]
+
+
 def test_a_run_without_scores_is_said(tool: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"has no results.scenes.json; score it with mmfm eval"):
         tool["fresh"](tmp_path, "results.scenes.json")

@@ -71,6 +71,11 @@ def render(readme: str, results: str) -> str:
     return between(readme, BEGIN, END, table(found["runs"], found["metrics"]))
 
 
+def others(before: Mapping[str, Any], arms: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs of arms that are not scored now, each with the commit that it was scored at."""
+    return [{"commit": before["commit"], **run} for run in before["runs"] if run["arm"] not in arms]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -81,8 +86,14 @@ def main() -> None:
     parser.add_argument(
         "--metrics", nargs="+", default=["exact_match"], help="METRIC, or KIND:METRIC of one kind alone"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="what results.json holds of other arms stays, with the commit it is of"
+    )
     chosen = parser.parse_args()
-    runs = []
+    results = chosen.folder / "results.json"
+    runs = (
+        others(json.loads(results.read_text()), [item.partition("=")[0] for item in chosen.arms]) if chosen.keep else []
+    )
     for arm, _, rest in (item.partition("=") for item in chosen.arms):
         folders, _, own = rest.partition("@")
         suites = own.split(",") if own else chosen.suites
@@ -95,10 +106,10 @@ def main() -> None:
             runs.append({**about, "rows": kept})
     words = [*(f"{item.partition('=')[0]}=RUNS" for item in chosen.arms), "--suites", *chosen.suites]
     told = setting(["tools/answers.py", f"experiments/{chosen.folder.name}", *words, "--metrics", *chosen.metrics])
-    results = json.dumps({**told, "metrics": chosen.metrics, "runs": runs}, indent=1) + "\n"
-    (chosen.folder / "results.json").write_text(results)
+    text = json.dumps({**told, "metrics": chosen.metrics, "runs": runs}, indent=1) + "\n"
+    results.write_text(text)
     readme = chosen.folder / "README.md"
-    readme.write_text(render(readme.read_text(), results))
+    readme.write_text(render(readme.read_text(), text))
 
 
 if __name__ == "__main__":
