@@ -26,9 +26,7 @@ class Projector(Checked):
     norm: bool = False  # a LayerNorm of what is read, before anything is learned of it
     grid: int = 0  # 4: a picture's map averaged to 4 x 4 tokens, and its mean as one more; 0: the map as it is
     pixel_shuffle: int = 0  # 2: each 2 x 2 tokens of a picture's map as one, side by side (Idefics3, InternVL); 0: none
-    positions: bool = (
-        False  # learned: a picture's tokens know their row and column, others their number; a resampler's do
-    )
+    positions: bool = False  # learned, by row and column, or by number; a resampler always has them
     queries: int = 64  # tokens that a resampler gives
     depth: int = 2  # layers of a resampler
     heads: int = 0  # of a resampler's attention; 0: as many as divide its width, one for 64 channels
