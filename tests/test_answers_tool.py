@@ -59,3 +59,12 @@ def test_tables_of_experiments_are_generated(tool: dict[str, Any]) -> None:
     for page in pages:
         text, results = (page.with_name(name).read_text("utf-8") for name in ("README.md", "results.json"))
         assert json.loads(results)["runs"] and tool["render"](text, results) == text
+
+
+def test_first_runs_are_lines_of_their_own_results(tool: dict[str, Any]) -> None:
+    """Of the first recipes of the chat experiment the README shows some lines."""
+    folder = ROOT / "experiments" / "009-chat"
+    first = json.loads((folder / "first.json").read_text("utf-8"))
+    shown = (folder / "README.md").read_text("utf-8").partition("<!-- first: ")[2].partition("<!-- end of first")[0]
+    lines = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(lines) > 2 and {*lines} <= {*tool["table"](first["runs"], first["metrics"]).splitlines()}

@@ -342,7 +342,7 @@ def unwatched():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.parametrize("kind", ["grid", "resampler"])
+@pytest.mark.parametrize("kind", ["grid", "places", "resampler"])
 def test_an_exported_graph_has_it(kind: str, unwatched) -> None:
     """torch.export of the way of pictures and of sounds: other batch sizes give what the model gives."""
     model = projected(kind).float()

@@ -14,7 +14,7 @@ from mmfm.models import adapters
 from mmfm.models.towers import EmbeddedText
 
 MOST = 1e-5  # difference of what a layer gives, as a part of its largest number
-THROUGH = 1e-3  # of what all layers give: rounding grows to 2e-4 through the 30 blocks of SmolLM2
+THROUGH = 1e-3  # of what all layers give: through the 30 blocks of SmolLM2 rounding grew to 1.4e-4
 
 
 class Merged(NamedTuple):

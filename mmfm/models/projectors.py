@@ -214,10 +214,11 @@ class Projector(nn.Module):
 
     def real(self, keep: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch fewer"]:
         """Which of its tokens are real, by which of the tower's are; on the device that this lies on."""
-        grid = self._smaller_grid(self._grid(keep))
-        if grid is None and self.cfg.kind != "resampler":
-            return keep
-        count = grid.tokens if grid is not None and self.cfg.kind != "resampler" else self.cfg.queries
+        count, grid = self.cfg.queries, self._smaller_grid(self._grid(keep))
+        if self.cfg.kind != "resampler":
+            if grid is None:
+                return keep
+            count = grid.tokens
         return torch.ones(keep.shape[0], count, dtype=torch.bool, device=keep.device)
 
     def _grid(self, keep: Bool[Tensor, "batch time"]) -> Grid | None:
